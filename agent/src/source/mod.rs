@@ -1,0 +1,29 @@
+//! One stream of typed changes, whichever the source: manifests on disk or the
+//! Kubernetes API.
+
+use compiler::model::objects::{Change, Kind};
+use tokio::sync::mpsc;
+
+/// What a source tells the sync loop, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// A complete list of one kind begins: what is not applied between this and
+    /// [`Event::ListCompleted`] no longer exists. Sent before the first list
+    /// and before every relist.
+    ListStarted(Kind),
+    /// Everything that exists of this kind has been applied.
+    ListCompleted(Kind),
+    /// Objects added, changed or gone. What arrives together is meant to be
+    /// programmed together.
+    Changes(Vec<Change>),
+    /// Every kind that the source follows has been listed once: the rule set
+    /// may be programmed. Sent exactly once.
+    Synced,
+    /// A source can't be reached or is slow; for the log and for health. The
+    /// source goes on trying.
+    Degraded(String),
+}
+
+/// Where a source sends its events. Bounded, so that a large first list does
+/// not pile up in memory before it is compiled.
+pub type EventSender = mpsc::Sender<Event>;

@@ -1,0 +1,19 @@
+//! Plain validated types, and the store of what the sources told us.
+//!
+//! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
+//! * [`types`]: validated types; whoever holds one need not check it again;
+//! * [`config`]: what the proxy is configured to do on this node;
+//! * [`convert`]: from objects to types: what cannot be programmed is reported
+//!   by name and left out, never fatal;
+//! * [`store`]: all Services and slices, and which of them changed.
+
+pub mod config;
+pub mod convert;
+pub mod objects;
+pub mod store;
+pub mod types;
+
+pub use config::{NodeInfo, ProxyConfig};
+pub use objects::{Change, Object, ObjectRef};
+
+pub use types::{Endpoint, Protocol};

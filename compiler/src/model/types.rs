@@ -1,0 +1,195 @@
+//! Validated types: parse at the edge, then trust the type.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A transport protocol that Services can use. TCP, UDP and SCTP are all first
+/// class: one map serves the three of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Protocol 6.
+    Tcp,
+    /// Protocol 17.
+    Udp,
+    /// Protocol 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    /// The number in the IP header (`IPPROTO_*`).
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// From the number in the IP header.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)
+    }
+
+    /// nft's word for it.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    /// Kubernetes' spelling.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// Address and port of an endpoint: where a connection is translated to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The pod's (or, with host network, the node's) address.
+    pub address: IpAddr,
+    /// The port of the slice, never 0.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(f)
+    }
+}
+
+/// Namespace and name of a Service, as one interned text `namespace/name`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// Joins the two parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        self.0.split_once('/').map_or(&*self.0, |(_, name)| name)
+    }
+
+    /// The shared text `namespace/name`.
+    pub fn text(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One Service in one family, with everything that decides its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `creationTimestamp`, in seconds since the epoch; the older of two
+    /// Services that claim one address and port wins. 0: unknown.
+    pub created: i64,
+    /// Its cluster IP of this family.
+    pub cluster_ip: IpAddr,
+    /// `externalIPs` of this family.
+    pub external_ips: Vec<IpAddr>,
+    /// Load balancer ingress addresses of this family with `ipMode: VIP`.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges` of this family, merged; empty: no firewall.
+    pub source_ranges: Vec<IpNet>,
+    /// `externalTrafficPolicy: Local`, where the type lets it count.
+    pub external_policy_local: bool,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_policy_local: bool,
+    /// Session affinity by client address, and its timeout in seconds.
+    pub affinity: Option<u32>,
+    /// `healthCheckNodePort`, where one has to be served.
+    pub health_check_node_port: Option<u16>,
+    /// The ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The name that endpoints join by; may be empty.
+    pub name: Arc<str>,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The port of the cluster IP, external IPs and load balancer addresses.
+    pub port: u16,
+    /// The NodePort, if there is one.
+    pub node_port: Option<u16>,
+}
+
+impl Service {
+    /// Whether anything outside the cluster can reach this port.
+    pub fn externally_accessible(&self, port: &ServicePort) -> bool {
+        port.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
+
+    /// Whether some traffic may go to endpoints anywhere in the cluster.
+    pub fn uses_cluster_endpoints(&self, port: &ServicePort) -> bool {
+        !self.internal_policy_local || self.externally_accessible(port)
+    }
+
+    /// Whether some traffic may only go to endpoints of this node.
+    pub fn uses_local_endpoints(&self, port: &ServicePort) -> bool {
+        self.internal_policy_local || (self.external_policy_local && self.externally_accessible(port))
+    }
+}
+
+/// One endpoint of a slice, with the conditions that selection looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// The first address of the endpoint.
+    pub address: IpAddr,
+    /// Condition `ready`; absent counts as true.
+    pub ready: bool,
+    /// Condition `serving`; absent counts as true.
+    pub serving: bool,
+    /// Condition `terminating`; absent counts as false.
+    pub terminating: bool,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// Topology hints, shared among endpoints; `None`: no hint at all.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// `hints` of an endpoint: for whom it is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Hints {
+    /// `forZones`
+    pub zones: Vec<String>,
+    /// `forNodes`
+    pub nodes: Vec<String>,
+}

@@ -1,0 +1,297 @@
+//! The chains: where they hook, and the few families of them that are made
+//! for each *distinct* endpoint count or affinity timeout in use.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// Which of the two endpoint lists of a frontend a balancing chain reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pool {
+    /// The endpoints a frontend serves to everybody: map `endpoints`.
+    Main,
+    /// The cluster-wide list of a frontend with `externalTrafficPolicy: Local`,
+    /// for pods of this node and the node itself: map `short-circuit-endpoints`.
+    ShortCircuit,
+}
+
+/// Whether a frontend is named by address, protocol and port, or is a NodePort,
+/// named by protocol and port alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Domain {
+    /// Cluster IPs, external IPs and load balancer addresses.
+    Service,
+    /// NodePorts, on whichever addresses of this node serve them.
+    NodePort,
+}
+
+/// Every chain there can be. The first group hooks into the kernel, the second
+/// is the fixed skeleton, the last two exist once per distinct number in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Chain {
+    /// Source ranges, before DNAT so that they see the load balancer address.
+    FilterPreroutingPreDnat,
+    /// The same for packets of this node's own processes.
+    FilterOutputPreDnat,
+    /// DNAT of packets that arrive.
+    NatPrerouting,
+    /// DNAT of packets of this node's own processes.
+    NatOutput,
+    /// Learns session affinity right behind DNAT, for packets that arrive.
+    LearnPrerouting,
+    /// Learns session affinity right behind DNAT, for this node's processes.
+    LearnOutput,
+    /// Rejects or drops what has no endpoint, for packets to this node.
+    FilterInput,
+    /// The same for forwarded packets, and undefined ports on cluster IPs.
+    FilterForward,
+    /// The same for packets of this node's own processes.
+    FilterOutput,
+    /// Masquerade.
+    NatPostrouting,
+
+    /// `loadBalancerSourceRanges`.
+    FirewallCheck,
+    /// Finds the frontend of a packet.
+    Services,
+    /// Finds the NodePort of a packet.
+    NodePorts,
+    /// Decides, for a frontend with `externalTrafficPolicy: Local`, between the
+    /// cluster-wide and the local endpoints.
+    LocalPolicy,
+    /// The same for NodePorts.
+    NodePortLocalPolicy,
+    /// Finds the affinity timeout of a translated connection.
+    Learn,
+    /// Decides which translated connections are masqueraded.
+    Masquerading,
+    /// Frontends without a usable endpoint.
+    ServiceEndpointsCheck,
+    /// NodePorts without a usable endpoint.
+    NodePortEndpointsCheck,
+    /// Undefined ports on cluster IPs, unallocated cluster IPs.
+    ClusterIpsCheck,
+    /// Holds the `reject`: the kernel does not take it as a map's verdict.
+    Reject,
+
+    /// Spreads connections over `endpoints` endpoints.
+    Balance {
+        /// Frontends by address, or NodePorts.
+        domain: Domain,
+        /// Which endpoint list.
+        pool: Pool,
+        /// With session affinity (`sticky-N`) or without (`lb-N`).
+        sticky: bool,
+        /// How many endpoints, at least 1.
+        endpoints: u32,
+    },
+    /// Remembers a client's endpoint for this many seconds.
+    LearnFor {
+        /// The timeout of `sessionAffinityConfig.clientIP`.
+        seconds: u32,
+    },
+}
+
+/// A netfilter hook of the `ip` and `ip6` families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Every packet that arrives, before routing.
+    Prerouting,
+    /// Packets for this node.
+    Input,
+    /// Packets that pass through.
+    Forward,
+    /// Packets of this node's processes.
+    Output,
+    /// Every packet that leaves, after routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// `enum nf_inet_hooks` of the kernel (`include/uapi/linux/netfilter.h`).
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// nft's word for the hook.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
+        }
+    }
+}
+
+/// How a base chain hooks in. The priorities are kube-proxy's, and a contract
+/// with CNIs and firewalls (kube-proxy's `pkg/proxy/nftables/README.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `true` for a chain of type `nat`, `false` for type `filter`.
+    pub nat: bool,
+    /// The hook.
+    pub hook: Hook,
+    /// The priority: lower runs earlier.
+    pub priority: i32,
+}
+
+/// nft's `dstnat` priority.
+const DSTNAT: i32 = -100;
+/// nft's `srcnat` priority.
+const SRCNAT: i32 = 100;
+
+impl Chain {
+    /// The chains that always exist, in the order in which they are listed.
+    pub const FIXED: [Chain; 21] = [
+        Chain::FilterPreroutingPreDnat,
+        Chain::FilterOutputPreDnat,
+        Chain::NatPrerouting,
+        Chain::NatOutput,
+        Chain::LearnPrerouting,
+        Chain::LearnOutput,
+        Chain::FilterInput,
+        Chain::FilterForward,
+        Chain::FilterOutput,
+        Chain::NatPostrouting,
+        Chain::FirewallCheck,
+        Chain::Services,
+        Chain::NodePorts,
+        Chain::LocalPolicy,
+        Chain::NodePortLocalPolicy,
+        Chain::Learn,
+        Chain::Masquerading,
+        Chain::ServiceEndpointsCheck,
+        Chain::NodePortEndpointsCheck,
+        Chain::ClusterIpsCheck,
+        Chain::Reject,
+    ];
+
+    /// Where the chain hooks in; `None` for a chain that is only jumped to.
+    pub fn base(self) -> Option<BaseChain> {
+        let (nat, hook, priority) = match self {
+            Chain::FilterPreroutingPreDnat => (false, Hook::Prerouting, DSTNAT - 10),
+            Chain::FilterOutputPreDnat => (false, Hook::Output, DSTNAT - 10),
+            Chain::NatPrerouting => (true, Hook::Prerouting, DSTNAT),
+            Chain::NatOutput => (true, Hook::Output, DSTNAT),
+            Chain::LearnPrerouting => (false, Hook::Prerouting, DSTNAT + 10),
+            Chain::LearnOutput => (false, Hook::Output, DSTNAT + 10),
+            Chain::FilterInput => (false, Hook::Input, 0),
+            Chain::FilterForward => (false, Hook::Forward, 0),
+            Chain::FilterOutput => (false, Hook::Output, 0),
+            Chain::NatPostrouting => (true, Hook::Postrouting, SRCNAT),
+            _ => return None,
+        };
+        Some(BaseChain { nat, hook, priority })
+    }
+
+    /// Reads a chain's name back. `None` for a name that is not ours.
+    pub fn parse(name: &str) -> Option<Chain> {
+        if let Some(fixed) = Chain::FIXED.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
+            return Some(fixed);
+        }
+        let (stem, digits) = name.rsplit_once('-')?;
+        let number: u32 = digits.parse().ok().filter(|n: &u32| *n > 0 && n.to_string() == digits)?;
+        if stem == "learn" {
+            return Some(Chain::LearnFor { seconds: number });
+        }
+        let (stem, domain) = match stem.strip_prefix("nodeport-") {
+            Some(rest) => (rest, Domain::NodePort),
+            None => (stem, Domain::Service),
+        };
+        let (stem, pool) = match stem.strip_prefix("short-circuit-") {
+            Some(rest) => (rest, Pool::ShortCircuit),
+            None => (stem, Pool::Main),
+        };
+        let sticky = match stem {
+            "lb" => false,
+            "sticky" => true,
+            _ => return None,
+        };
+        Some(Chain::Balance { domain, pool, sticky, endpoints: number })
+    }
+
+    fn fixed_name(self) -> Option<&'static str> {
+        Some(match self {
+            Chain::FilterPreroutingPreDnat => "filter-prerouting-pre-dnat",
+            Chain::FilterOutputPreDnat => "filter-output-pre-dnat",
+            Chain::NatPrerouting => "nat-prerouting",
+            Chain::NatOutput => "nat-output",
+            Chain::LearnPrerouting => "learn-prerouting",
+            Chain::LearnOutput => "learn-output",
+            Chain::FilterInput => "filter-input",
+            Chain::FilterForward => "filter-forward",
+            Chain::FilterOutput => "filter-output",
+            Chain::NatPostrouting => "nat-postrouting",
+            Chain::FirewallCheck => "firewall-check",
+            Chain::Services => "services",
+            Chain::NodePorts => "nodeports",
+            Chain::LocalPolicy => "local-policy",
+            Chain::NodePortLocalPolicy => "nodeport-local-policy",
+            Chain::Learn => "learn",
+            Chain::Masquerading => "masquerading",
+            Chain::ServiceEndpointsCheck => "service-endpoints-check",
+            Chain::NodePortEndpointsCheck => "nodeport-endpoints-check",
+            Chain::ClusterIpsCheck => "cluster-ips-check",
+            Chain::Reject => "reject-chain",
+            Chain::Balance { .. } | Chain::LearnFor { .. } => return None,
+        })
+    }
+}
+
+impl fmt::Display for Chain {
+    /// The chain's name in the kernel.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = self.fixed_name() {
+            return f.write_str(name);
+        }
+        match self {
+            Chain::Balance { domain, pool, sticky, endpoints } => {
+                if *domain == Domain::NodePort {
+                    f.write_str("nodeport-")?;
+                }
+                if *pool == Pool::ShortCircuit {
+                    f.write_str("short-circuit-")?;
+                }
+                write!(f, "{}-{endpoints}", if *sticky { "sticky" } else { "lb" })
+            }
+            Chain::LearnFor { seconds } => write!(f, "learn-{seconds}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Serialize for Chain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_reads_back_as_its_chain() {
+        let mut chains = Chain::FIXED.to_vec();
+        for domain in [Domain::Service, Domain::NodePort] {
+            for pool in [Pool::Main, Pool::ShortCircuit] {
+                for sticky in [false, true] {
+                    chains.push(Chain::Balance { domain, pool, sticky, endpoints: 17 });
+                }
+            }
+        }
+        chains.push(Chain::LearnFor { seconds: 10800 });
+        for chain in chains {
+            assert_eq!(Chain::parse(&chain.to_string()), Some(chain), "{chain}");
+        }
+    }
+
+    #[test]
+    fn foreign_names_are_not_ours() {
+        for name in ["lb-0", "lb-01", "lb-", "lb-x", "input", "service-P4ZYZVCF", ""] {
+            assert_eq!(Chain::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Typed elements of the sets and maps.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::chains::Chain;
+use super::maps::Map;
+use crate::model::{Endpoint, Protocol};
+
+/// A frontend as the kernel knows it: where a client connects to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendKey {
+    /// A cluster IP, external IP or load balancer address.
+    pub address: IpAddr,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The service port.
+    pub port: u16,
+}
+
+/// A NodePort as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodePortKey {
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The node port.
+    pub port: u16,
+}
+
+/// The key of an element; its shape follows from the map (see [`Map::key`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// `cluster-ips`, `nodeport-ips`
+    Address(IpAddr),
+    /// `service-cidrs`: an interval set, one element a prefix.
+    Prefix(IpNet),
+    /// Maps and sets of frontends.
+    Frontend(FrontendKey),
+    /// `endpoints`, `short-circuit-endpoints`
+    FrontendSlot(FrontendKey, u32),
+    /// Maps and sets of NodePorts.
+    NodePort(NodePortKey),
+    /// `nodeport-endpoints`, `nodeport-short-circuit-endpoints`
+    NodePortSlot(NodePortKey, u32),
+    /// `hairpin-connections`: a local endpoint against itself.
+    Hairpin(Endpoint, Protocol),
+    /// `source-ranges`: a frontend and a prefix of clients that may use it.
+    SourceRange(FrontendKey, IpNet),
+    /// `affinity`: a client and the frontend it used.
+    Affinity(IpAddr, FrontendKey),
+}
+
+/// What a verdict map's element says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// `goto CHAIN`
+    Goto(Chain),
+    /// `drop`
+    Drop,
+}
+
+/// What an element holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Data {
+    /// A set's element holds nothing.
+    Nothing,
+    /// An element of a verdict map.
+    Verdict(Verdict),
+    /// An element of an endpoint map.
+    Endpoint(Endpoint),
+}
+
+/// One element of one set or map.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Element {
+    /// The set or map it belongs to.
+    pub map: Map,
+    /// Its key, of the shape [`Map::key`] says.
+    pub key: Key,
+    /// What it holds, of the kind [`Map::data`] says.
+    pub data: Data,
+    /// `namespace/name:port`, at most [`MAX_COMMENT`] bytes: what an operator
+    /// reads behind the element.
+    pub comment: Option<Arc<str>>,
+}
+
+/// The longest comment that the kernel takes on an element, in bytes: nft and
+/// libnftnl refuse more than 128 including the terminating zero.
+pub const MAX_COMMENT: usize = 127;
+
+/// Shortens a comment to what the kernel takes, at a character boundary, with
+/// `...` in place of what is lost.
+pub fn fit_comment(text: &str) -> String {
+    if text.len() <= MAX_COMMENT {
+        return text.to_owned();
+    }
+    let mut end = MAX_COMMENT - 3;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_comments_are_shortened_at_a_character() {
+        assert_eq!(fit_comment("shop/cart:http"), "shop/cart:http");
+        let long = fit_comment(&"é".repeat(100));
+        assert!(long.len() <= MAX_COMMENT && long.ends_with("..."), "{long}");
+    }
+}
