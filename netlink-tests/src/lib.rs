@@ -1,1 +1,5 @@
-//! tests
+//! Tests of vmap-proxy that need more than the compiler alone: a reference
+//! model of kube-proxy, conformance vectors, a real kernel.
+
+pub mod model;
+pub mod vectors;

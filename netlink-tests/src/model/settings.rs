@@ -1,0 +1,195 @@
+//! What the configuration and the Node object say about this node.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::address::{self, Family};
+use super::{Packet, ReferenceModel, json};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// How traffic of this node's pods is told from other traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LocalDetector {
+    /// Not at all.
+    None,
+    /// By source address.
+    Source(IpNet),
+    /// By the name of the interface it arrives on.
+    Interface(String),
+    /// By the first letters of that name.
+    InterfacePrefix(String),
+}
+
+/// The node's addresses that serve NodePorts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NodePortAddresses {
+    /// Every local address.
+    All,
+    /// These.
+    Only(BTreeSet<IpAddr>),
+}
+
+impl ReferenceModel {
+    /// Whether the node itself sends packets with this source; also "local" in
+    /// the sense of the kernel's address type.
+    pub(super) fn is_local_address(&self, address: IpAddr) -> bool {
+        address.is_loopback()
+            || self.node.local_addresses.contains(&address)
+            || self.node.primary_ips.contains(&address)
+    }
+
+    /// The zone label of this node; absent or empty matches no hint.
+    pub(super) fn zone(&self) -> Option<&str> {
+        let zone = match self.node_object() {
+            Some(node) => json::label(node, ZONE_LABEL),
+            None => self.node.zone.as_deref(),
+        };
+        zone.filter(|zone| !zone.is_empty())
+    }
+
+    /// The node's primary address of a family: `bindAddress` if it is specific,
+    /// else the Node's addresses, else loopback.
+    pub(super) fn primary_ip(&self, family: Family) -> IpAddr {
+        let bound = json::text(&self.config, "/bindAddress")
+            .and_then(|text| address::parse_of_family(text, family))
+            .filter(|address| !address.is_unspecified());
+        bound
+            .or_else(|| {
+                self.node_ips()
+                    .into_iter()
+                    .find(|ip| Family::of(*ip) == family)
+            })
+            .unwrap_or(match family {
+                Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            })
+    }
+
+    /// Whether cluster IP traffic is masqueraded whatever its source.
+    pub(super) fn masquerade_all(&self) -> bool {
+        json::flag(&self.config, "/nftables/masqueradeAll").unwrap_or(false)
+    }
+
+    /// The local-traffic detector of a family.
+    pub(super) fn local_detector(&self, family: Family) -> LocalDetector {
+        let text = |pointer| json::text(&self.config, pointer).unwrap_or_default();
+        match text("/detectLocalMode") {
+            "" | "ClusterCIDR" => first_of_family(text("/clusterCIDR").split(','), family),
+            "NodeCIDR" => match self.node_object() {
+                Some(node) => first_of_family(json::texts(node, "/spec/podCIDRs"), family),
+                None => self
+                    .node
+                    .pod_cidrs
+                    .iter()
+                    .find(|cidr| Family::of(cidr.addr()) == family)
+                    .map_or(LocalDetector::None, |cidr| LocalDetector::Source(*cidr)),
+            },
+            "BridgeInterface" => {
+                LocalDetector::Interface(text("/detectLocal/bridgeInterface").to_owned())
+            }
+            "InterfaceNamePrefix" => {
+                LocalDetector::InterfacePrefix(text("/detectLocal/interfaceNamePrefix").to_owned())
+            }
+            _ => LocalDetector::None,
+        }
+    }
+
+    /// Which addresses of a family serve NodePorts.
+    ///
+    /// No list means `primary` in nftables mode. A list without any range of
+    /// the family, also because its primary address is unknown, means all.
+    pub(super) fn node_port_addresses(&self, family: Family) -> NodePortAddresses {
+        let configured = json::texts(&self.config, "/nodePortAddresses");
+        let ranges: Vec<IpNet> = if configured.is_empty() || configured == ["primary"] {
+            let ip = self.primary_ip(family);
+            if ip.is_loopback() {
+                Vec::new()
+            } else {
+                vec![IpNet::from(ip)]
+            }
+        } else {
+            configured
+                .iter()
+                .filter_map(|text| address::parse_prefix(text))
+                .filter(|range| Family::of(range.addr()) == family)
+                .collect()
+        };
+        if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+            return NodePortAddresses::All;
+        }
+        let on_interfaces = self
+            .node
+            .local_addresses
+            .iter()
+            .chain(&self.node.primary_ips);
+        NodePortAddresses::Only(
+            on_interfaces
+                .copied()
+                .filter(|ip| !ip.is_loopback() && ranges.iter().any(|range| range.contains(ip)))
+                .collect(),
+        )
+    }
+
+    /// Whether an address lies in a range of any ServiceCIDR.
+    pub(super) fn in_service_cidr(&self, ip: IpAddr) -> bool {
+        self.objects_of_kind("ServiceCIDR")
+            .flat_map(|object| json::texts(object, "/spec/cidrs"))
+            .filter_map(address::parse_prefix)
+            .any(|range| range.contains(&ip))
+    }
+
+    fn node_object(&self) -> Option<&Value> {
+        self.objects_of_kind("Node")
+            .find(|node| json::text(node, "/metadata/name") == Some(&self.node.name))
+    }
+
+    /// Internal addresses come before external ones; names do not count.
+    fn node_ips(&self) -> Vec<IpAddr> {
+        let addresses = self
+            .node_object()
+            .map_or(&[][..], |node| json::list(node, "/status/addresses"));
+        let of_type = |wanted| {
+            addresses
+                .iter()
+                .filter(move |entry| json::text(entry, "/type") == Some(wanted))
+                .filter_map(|entry| address::parse(json::text(entry, "/address")?))
+        };
+        let ips: Vec<IpAddr> = of_type("InternalIP").chain(of_type("ExternalIP")).collect();
+        if ips.is_empty() {
+            self.node.primary_ips.clone()
+        } else {
+            ips
+        }
+    }
+}
+
+impl LocalDetector {
+    /// Whether there is any way to tell; kube-proxy leaves rules out if not.
+    pub(super) fn is_implemented(&self) -> bool {
+        *self != Self::None
+    }
+
+    /// Whether the packet comes from a pod of this node. In the output hook
+    /// (`local`) the name of the arriving interface is empty.
+    pub(super) fn is_from_local_pod(&self, packet: &Packet, local: bool) -> bool {
+        let iif = packet.iif.as_deref().filter(|_| !local).unwrap_or_default();
+        match self {
+            Self::None => false,
+            Self::Source(range) => range.contains(&packet.from),
+            Self::Interface(name) => iif == name,
+            Self::InterfacePrefix(prefix) => iif.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+fn first_of_family<'a>(texts: impl IntoIterator<Item = &'a str>, family: Family) -> LocalDetector {
+    texts
+        .into_iter()
+        .filter_map(|text| address::parse_prefix(text.trim()))
+        .find(|range| Family::of(range.addr()) == family)
+        .map_or(LocalDetector::None, LocalDetector::Source)
+}

@@ -1,0 +1,16 @@
+//! Conformance vectors: cluster states, changes to them, packets, and what has
+//! to happen to each packet. The files are in `netlink-tests/vectors`, their
+//! format is described in `docs/vectors.md`.
+//!
+//! * [`schema`]: the format, and a strict loader;
+//! * [`run_model`]: a vector against the reference model.
+
+pub mod run_model;
+pub mod schema;
+
+use std::path::PathBuf;
+
+/// The folder of the vectors in this repository.
+pub fn repository_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors")
+}

@@ -1,0 +1,191 @@
+//! A vector against the reference model.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::schema::{Expect, ObjectRef, Probe, TransportProtocol, Vector, VectorNode, Verdict};
+use crate::model::{Node, ObjectKey, Outcome, Packet, Protocol, ReferenceModel};
+
+/// A packet whose outcome is not the expected one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Name of the vector.
+    pub vector: String,
+    /// 0 is the start, 1 the first step.
+    pub phase: usize,
+    /// The packet's place in its phase, from 0.
+    pub index: usize,
+    /// The packet.
+    pub packet: Packet,
+    /// What had to happen.
+    pub expected: Outcome,
+    /// What happened.
+    pub actual: Outcome,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            vector,
+            phase,
+            index,
+            packet,
+            expected,
+            actual,
+        } = self;
+        write!(
+            f,
+            "{vector}, phase {phase}, packet {index}: {packet}\n  expected: {expected}\n  actual:   {actual}"
+        )
+    }
+}
+
+/// Runs every phase of a vector; none in the answer means that it passed.
+pub fn run(vector: &Vector) -> Vec<Mismatch> {
+    run_with(vector, |model, packet| model.outcome(packet))
+}
+
+/// As [`run`], but with another judge of the packet: given the model at that
+/// point, it says what happens. For implementations that are rebuilt from the
+/// model's objects at every phase.
+pub fn run_with(
+    vector: &Vector,
+    mut judge: impl FnMut(&ReferenceModel, &Packet) -> Outcome,
+) -> Vec<Mismatch> {
+    let mut mismatches = Vec::new();
+    let mut model = start(vector);
+    for (phase, (step, probes)) in vector.phases().enumerate() {
+        if let Some(step) = step {
+            step.delete
+                .iter()
+                .for_each(|object| model.delete(&object_key(object)));
+            step.apply
+                .iter()
+                .for_each(|manifest| model.apply(manifest.clone()));
+        }
+        for (index, probe) in probes.iter().enumerate() {
+            let packet = packet(probe);
+            let expected = outcome(&probe.expect);
+            let actual = judge(&model, &packet);
+            if !expected.same_on_the_wire(&actual) {
+                let vector = vector.name.clone();
+                mismatches.push(Mismatch {
+                    vector,
+                    phase,
+                    index,
+                    packet,
+                    expected,
+                    actual,
+                });
+            }
+        }
+    }
+    mismatches
+}
+
+/// The model with the objects that exist before the proxy starts.
+pub fn start(vector: &Vector) -> ReferenceModel {
+    let config = Value::Object(vector.config.clone());
+    let mut model = ReferenceModel::new(node(&vector.node), config);
+    vector
+        .objects
+        .iter()
+        .for_each(|manifest| model.apply(manifest.clone()));
+    model
+}
+
+/// The node as the model wants it.
+pub fn node(node: &VectorNode) -> Node {
+    Node {
+        name: node.name.clone(),
+        zone: Some(node.zone.clone()).filter(|zone| !zone.is_empty()),
+        primary_ips: node.primary_ips().collect(),
+        local_addresses: node.addresses(),
+        pod_cidrs: node.pod_cidrs.clone(),
+    }
+}
+
+/// The packet of a probe.
+pub fn packet(probe: &Probe) -> Packet {
+    Packet {
+        from: probe.from.ip,
+        iif: probe.from.iif.clone(),
+        to: probe.to.ip,
+        port: probe.to.port,
+        protocol: match probe.to.proto {
+            TransportProtocol::Tcp => Protocol::Tcp,
+            TransportProtocol::Udp => Protocol::Udp,
+            TransportProtocol::Sctp => Protocol::Sctp,
+        },
+    }
+}
+
+/// The expectation as an outcome.
+pub fn outcome(expect: &Expect) -> Outcome {
+    match expect.verdict {
+        Verdict::Dnat => Outcome::Dnat {
+            endpoints: expect.endpoints.clone(),
+            masquerade: expect.masquerade.unwrap_or(false),
+            hairpin: expect.hairpin.clone(),
+        },
+        Verdict::Drop => Outcome::Drop,
+        Verdict::Reject => Outcome::Reject,
+        Verdict::Pass => Outcome::Pass,
+    }
+}
+
+fn object_key(object: &ObjectRef) -> ObjectKey {
+    ObjectKey {
+        kind: object.kind.clone(),
+        namespace: object.namespace.clone(),
+        name: object.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
+    use super::*;
+    use crate::vectors::{repository_dir, schema};
+
+    fn report(mismatches: &[Mismatch]) -> String {
+        let lines: Vec<String> = mismatches.iter().map(ToString::to_string).collect();
+        lines.join("\n")
+    }
+
+    #[test]
+    fn model_passes_every_vector() {
+        let vectors = schema::load_dir(&repository_dir()).unwrap();
+        let mismatches: Vec<Mismatch> = vectors.iter().flat_map(run).collect();
+        assert!(mismatches.is_empty(), "{}", report(&mismatches));
+    }
+
+    fn unmasquerade_or_masquerade(outcome: Outcome) -> Outcome {
+        let masquerade = outcome.masqueraded().is_empty();
+        match outcome {
+            Outcome::Dnat { endpoints, .. } => Outcome::Dnat {
+                endpoints,
+                masquerade,
+                hairpin: [].into(),
+            },
+            other => other,
+        }
+    }
+
+    /// A comparison that accepts anything would pass every vector too.
+    #[test]
+    fn a_wrong_answer_is_noticed_in_every_vector() {
+        for vector in schema::load_dir(&repository_dir()).unwrap() {
+            let packets: usize = vector.phases().map(|(_, probes)| probes.len()).sum();
+            let wrong = run_with(&vector, |model, packet| match model.outcome(packet) {
+                right @ Outcome::Dnat { .. } => unmasquerade_or_masquerade(right),
+                Outcome::Drop => Outcome::Reject,
+                Outcome::Reject => Outcome::Pass,
+                Outcome::Pass => Outcome::Drop,
+            });
+            assert_eq!(wrong.len(), packets, "{}: {}", vector.name, report(&wrong));
+        }
+    }
+}
