@@ -2,5 +2,7 @@
 //!
 //! `source` reads Services and EndpointSlices, the pure `compiler` crate turns
 //! them into elements of nftables maps, and `netlink` submits the difference.
+//! `lab` is a cluster of network namespaces to try it all in.
 
+pub mod lab;
 pub mod source;

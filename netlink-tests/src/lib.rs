@@ -1,5 +1,6 @@
 //! Tests of vmap-proxy that need more than the compiler alone: a reference
 //! model of kube-proxy, conformance vectors, a real kernel.
 
+pub mod harness;
 pub mod model;
 pub mod vectors;

@@ -1,0 +1,70 @@
+//! What every test on a real kernel needs: permission to make namespaces, had before any thread exists.
+//!
+//! The namespaces themselves, the echo servers and the probes are [`agent::lab`].
+
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+use agent::lab::{LabError, NetNs};
+
+/// Moves the whole test binary into namespaces of its own before `main`, and so before any thread: the
+/// only time at which an ordinary user can become root in a user namespace. Write it once in each file below
+/// `tests/`.
+///
+/// Where namespaces are forbidden the process ends there and then: status 1 with the environment variable `CI`,
+/// else status 0 after a loud line, since nothing could be tested.
+#[macro_export]
+macro_rules! in_own_namespaces {
+    () => {
+        #[used]
+        // SAFETY: the C runtime calls each pointer in this section once, before `main`; the function has its
+        // signature (its arguments may be ignored) and needs nothing that `main` would set up.
+        #[unsafe(link_section = ".init_array")]
+        static ENTER_NAMESPACES: extern "C" fn() = $crate::harness::enter_namespaces_or_exit;
+    };
+}
+
+/// The work of [`in_own_namespaces!`](crate::in_own_namespaces).
+pub extern "C" fn enter_namespaces_or_exit() {
+    if let Err(error) = agent::lab::enter_user_namespace() {
+        let strict = std::env::var_os("CI").is_some();
+        eprintln!("SKIPPED, nothing was tested: {error}");
+        std::process::exit(i32::from(strict));
+    }
+}
+
+/// Loads rules as nft text into a namespace by the `nft` program: for tests of the harness itself, and as an
+/// independent writer.
+///
+/// # Errors
+///
+/// The program is absent, or what it says about the text.
+pub fn load_nft(namespace: &NetNs, text: &str) -> Result<(), NftError> {
+    let outcome = namespace.run(|| {
+        let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        if let Some(mut input) = child.stdin.take() {
+            input.write_all(text.as_bytes())?;
+        }
+        child.wait_with_output()
+    });
+    let output = outcome?.map_err(NftError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(NftError::Refused(complaint))
+}
+
+/// Why nft text could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Namespace(#[from] LabError),
+    /// The program did not run; install the package `nftables`.
+    #[error("can't run nft: {0}")]
+    Run(#[source] io::Error),
+    /// The program or the kernel refused the text.
+    #[error("nft: {0}")]
+    Refused(String),
+}
