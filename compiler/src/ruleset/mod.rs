@@ -10,7 +10,8 @@
 //! * [`rule`]: the closed vocabulary that rules are made of;
 //! * [`skeleton`]: which rules stand in which chain;
 //! * [`element`]: typed elements of the sets and maps;
-//! * [`service`]: the elements that one Service contributes.
+//! * [`service`]: the elements that one Service contributes;
+//! * [`table`]: all of it as one value.
 
 pub mod chains;
 pub mod element;
@@ -18,6 +19,7 @@ pub mod maps;
 pub mod rule;
 pub mod service;
 pub mod skeleton;
+pub mod table;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,0 +1,107 @@
+//! JSON of the rule set: the same texts as nft's, in a structure that scripts
+//! can take apart.
+
+use serde::{Serialize, Serializer};
+
+use super::table::{data, declaration, elements_of, key, kind, properties};
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::Element;
+use crate::ruleset::maps::Map;
+use crate::ruleset::rule::InFamily;
+use crate::ruleset::table::{Ruleset, Table};
+use crate::ruleset::{Family, TABLE};
+
+/// The rule set as indented JSON, elements sorted by key.
+///
+/// # Errors
+///
+/// None in practice: the values are all texts and numbers. The error is passed
+/// on for want of a proof.
+pub fn json(ruleset: &Ruleset) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(ruleset)
+}
+
+#[derive(Serialize)]
+struct RulesetView<'a> {
+    tables: Vec<TableView<'a>>,
+}
+
+#[derive(Serialize)]
+struct TableView<'a> {
+    family: Family,
+    name: &'static str,
+    maps: Vec<MapView<'a>>,
+    chains: Vec<ChainView<'a>>,
+}
+
+#[derive(Serialize)]
+struct MapView<'a> {
+    name: Map,
+    kind: &'static str,
+    declaration: String,
+    properties: Vec<String>,
+    elements: Vec<ElementView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ElementView<'a> {
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ChainView<'a> {
+    name: Chain,
+    #[serde(flatten)]
+    base: Option<BaseView>,
+    rules: Vec<InFamily<'a>>,
+}
+
+#[derive(Serialize)]
+struct BaseView {
+    r#type: &'static str,
+    hook: &'static str,
+    priority: i32,
+}
+
+impl Serialize for Ruleset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RulesetView { tables: self.tables.iter().map(table_view).collect() }.serialize(serializer)
+    }
+}
+
+fn table_view(table: &Table) -> TableView<'_> {
+    TableView {
+        family: table.family,
+        name: TABLE,
+        maps: Map::ALL.into_iter().map(|map| map_view(table, map)).collect(),
+        chains: table.chains.keys().map(|chain| chain_view(table, *chain)).collect(),
+    }
+}
+
+fn map_view(table: &Table, map: Map) -> MapView<'_> {
+    MapView {
+        name: map,
+        kind: kind(map),
+        declaration: declaration(table.family, map),
+        properties: properties(map),
+        elements: elements_of(table, map).into_iter().map(element_view).collect(),
+    }
+}
+
+fn element_view(element: &Element) -> ElementView<'_> {
+    ElementView { key: key(&element.key), data: data(&element.data), comment: element.comment.as_deref() }
+}
+
+fn chain_view(table: &Table, chain: Chain) -> ChainView<'_> {
+    let base = chain.base().map(|base| BaseView {
+        r#type: if base.nat { "nat" } else { "filter" },
+        hook: base.hook.keyword(),
+        priority: base.priority,
+    });
+    let rules = table.chains.get(&chain).map(Vec::as_slice).unwrap_or_default();
+    ChainView { name: chain, base, rules: rules.iter().map(|rule| InFamily(table.family, rule)).collect() }
+}

@@ -1,0 +1,166 @@
+//! Statements and rules as nft text.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use crate::ruleset::Family;
+use crate::ruleset::maps::Map;
+use crate::ruleset::rule::{CLIENT_HASH_SEED, KeyPart, Op, Rule, Side, Statement};
+
+/// One rule as nft text, without the line's end.
+pub fn rule(family: Family, rule: &Rule) -> String {
+    rule.0.iter().map(|statement| self::statement(family, statement)).collect::<Vec<_>>().join(" ")
+}
+
+fn statement(family: Family, statement: &Statement) -> String {
+    let ip = family.keyword();
+    match statement {
+        Statement::CtStateNew => "ct state new".to_owned(),
+        Statement::CtStatusDnat => "ct status dnat".to_owned(),
+        Statement::Protocol(protocol) => format!("meta l4proto {}", protocol.keyword()),
+        Statement::Address(side, op, net) => format!("{ip} {}{} {}", side_word(*side), op_word(*op), prefix(*net)),
+        Statement::Interface(op, name) => format!("iifname{} \"{}\"", op_word(*op), interface(name)),
+        Statement::InterfacePrefix(op, name) => format!("iifname{} \"{}*\"", op_word(*op), quotable(name)),
+        Statement::FibLocal(side) => format!("fib {} type local", side_word(*side)),
+        Statement::Lookup(key, op, map) => format!("{}{} @{map}", concatenation(family, key), op_word(*op)),
+        Statement::Vmap(key, map) => format!("{} vmap @{map}", concatenation(family, key)),
+        Statement::Dnat(key, map) => format!("dnat {ip} to {} map @{map}", concatenation(family, key)),
+        Statement::LearnAffinity { seconds } => format!(
+            "update @{} {{ {ip} saddr . ct original {ip} daddr . meta l4proto . ct original proto-dst \
+             timeout {} : ct reply {ip} saddr . ct reply proto-src }}",
+            Map::Affinity,
+            duration(*seconds),
+        ),
+        Statement::Jump(chain) => format!("jump {chain}"),
+        Statement::Goto(chain) => format!("goto {chain}"),
+        Statement::Return => "return".to_owned(),
+        Statement::Drop => "drop".to_owned(),
+        Statement::Reject => "reject".to_owned(),
+        Statement::Masquerade => "masquerade fully-random".to_owned(),
+    }
+}
+
+fn concatenation(family: Family, key: &[KeyPart]) -> String {
+    key.iter().map(|part| key_part(family, *part)).collect::<Vec<_>>().join(" . ")
+}
+
+fn key_part(family: Family, part: KeyPart) -> String {
+    let ip = family.keyword();
+    match part {
+        KeyPart::Address(side) => format!("{ip} {}", side_word(side)),
+        KeyPart::Protocol => "meta l4proto".to_owned(),
+        KeyPart::Port => "th dport".to_owned(),
+        KeyPart::TcpPort => "tcp dport".to_owned(),
+        KeyPart::OriginalDestination => format!("ct original {ip} daddr"),
+        KeyPart::OriginalPort => "ct original proto-dst".to_owned(),
+        KeyPart::Random(modulus) => format!("numgen random mod {modulus}"),
+        KeyPart::ClientHash(modulus) => format!("jhash {ip} saddr mod {modulus} seed {CLIENT_HASH_SEED:#x}"),
+    }
+}
+
+fn side_word(side: Side) -> &'static str {
+    match side {
+        Side::Source => "saddr",
+        Side::Destination => "daddr",
+    }
+}
+
+/// The operator with the space before it; equality is not written.
+fn op_word(op: Op) -> &'static str {
+    match op {
+        Op::Is => "",
+        Op::IsNot => " !=",
+    }
+}
+
+/// A prefix; nft leaves the length out where it is the whole address.
+pub(super) fn prefix(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        address(net.addr())
+    } else {
+        format!("{}/{}", address(net.network()), net.prefix_len())
+    }
+}
+
+/// An address as the C library's `inet_ntop` writes it, which nft prints with.
+/// Unlike Rust it writes `::a.b.c.d` for addresses in `::/96`.
+pub(super) fn address(address: IpAddr) -> String {
+    if let IpAddr::V6(v6) = address {
+        let [.., high, low] = v6.segments();
+        let embeds_ipv4 = v6.segments()[..6] == [0; 6] && high != 0;
+        if embeds_ipv4 {
+            let embedded = Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+            return format!("::{embedded}");
+        }
+    }
+    address.to_string()
+}
+
+/// Seconds as nft prints them: `3h`, `1m30s`, `1d3h46m40s`.
+pub(super) fn duration(seconds: u32) -> String {
+    let parts = [(seconds / 86400, 'd'), (seconds / 3600 % 24, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
+    let text: String =
+        parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect();
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// The exact name of an interface: a `*` at its end would be nft's wildcard.
+fn interface(name: &str) -> String {
+    let name = quotable(name);
+    match name.strip_suffix('*') {
+        Some(stem) => format!("{stem}\\*"),
+        None => name,
+    }
+}
+
+/// What can stand between nft's double quotes. nft has no way to escape a quote
+/// or the end of a line there; Kubernetes names contain neither, so this only
+/// keeps a listing loadable whatever comes.
+pub(super) fn quotable(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c == '"' {
+                '\''
+            } else if c.is_control() {
+                ' '
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_no_empty_parts() {
+        for (seconds, text) in
+            [(1, "1s"), (60, "1m"), (90, "1m30s"), (10800, "3h"), (86400, "1d"), (100_000, "1d3h46m40s"), (0, "0s")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_c_library_does() {
+        for (given, text) in [
+            ("::", "::"),
+            ("::1", "::1"),
+            ("::1:0", "::0.1.0.0"),
+            ("::ffff:1.2.3.4", "::ffff:1.2.3.4"),
+            ("fd00:0:0:1::", "fd00:0:0:1::"),
+            ("10.0.0.1", "10.0.0.1"),
+        ] {
+            assert_eq!(address(given.parse().expect(given)), text);
+        }
+    }
+
+    #[test]
+    fn quotes_cannot_end_a_comment() {
+        assert_eq!(quotable("a\"b\nc"), "a'b c");
+        assert_eq!(interface("odd*"), "odd\\*");
+    }
+}

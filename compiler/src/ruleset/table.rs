@@ -1,0 +1,49 @@
+//! The complete rule set as one value: what `render` prints, what `evaluate`
+//! walks through, and what a kernel that holds it would list.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Family;
+use super::chains::Chain;
+use super::element::{Data, Element, Verdict};
+use super::rule::Rule;
+use super::skeleton::{self, SkeletonConfig};
+
+/// One family's table, complete: skeleton and elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The family whose table this is.
+    pub family: Family,
+    /// What the rules were made from.
+    pub config: SkeletonConfig,
+    /// Every chain and its rules, in order.
+    pub chains: BTreeMap<Chain, Vec<Rule>>,
+    /// The elements of all sets and maps, in no particular order.
+    pub elements: Vec<Element>,
+}
+
+impl Table {
+    /// Completes elements to a table: the fixed skeleton, and each chain made
+    /// for a number that the verdict of an element points to.
+    pub fn new(config: SkeletonConfig, elements: Vec<Element>) -> Table {
+        let pointed_to = elements.iter().filter_map(|element| match element.data {
+            Data::Verdict(Verdict::Goto(chain)) => Some(chain),
+            _ => None,
+        });
+        let chains = Chain::FIXED
+            .into_iter()
+            .chain(pointed_to)
+            .collect::<BTreeSet<Chain>>()
+            .into_iter()
+            .map(|chain| (chain, skeleton::rules(&config, chain)))
+            .collect();
+        Table { family: config.family, config, chains, elements }
+    }
+}
+
+/// The tables of both families, or of the one that the node has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// At most one table a family, IPv4 first.
+    pub tables: Vec<Table>,
+}
