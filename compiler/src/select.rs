@@ -1,1 +1,159 @@
-//! select
+//! Which endpoints serve a service port: readiness, traffic policies, topology
+//! and their fallbacks, as kube-proxy decides (`pkg/proxy/topology.go`, 1.36).
+
+use std::collections::BTreeSet;
+
+use crate::model::Endpoint;
+use crate::model::store::NamedSlice;
+use crate::model::types::{Service, ServicePort, SliceEndpoint};
+use crate::ruleset::Family;
+
+/// The node that selection is done for.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewpoint<'a> {
+    /// The node's name; node hints are compared with it.
+    pub node_name: &'a str,
+    /// The node's zone, if it has one; zone hints are compared with it.
+    pub zone: Option<&'a str>,
+}
+
+/// The endpoints that serve one service port on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// For traffic that may go anywhere in the cluster; sorted.
+    pub cluster: Vec<Endpoint>,
+    /// For traffic that must stay on this node; sorted.
+    pub local: Vec<Endpoint>,
+    /// Those of either list that are on this node; sorted.
+    pub on_this_node: Vec<Endpoint>,
+    /// Whether any endpoint anywhere could serve: tells "none here" (drop) from
+    /// "none at all" (reject).
+    pub any: bool,
+}
+
+/// Topology that restricts the cluster-wide list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Topology {
+    None,
+    SameNode,
+    SameZone,
+}
+
+/// Selects the endpoints of one service port.
+pub fn select(
+    family: Family,
+    service: &Service,
+    port: &ServicePort,
+    slices: &[NamedSlice],
+    viewpoint: Viewpoint<'_>,
+) -> Selection {
+    let candidates = candidates(family, port, slices);
+    if candidates.is_empty() {
+        return Selection::default();
+    }
+    let mut selection = Selection::default();
+    if service.uses_cluster_endpoints(port) {
+        selection.cluster = cluster_endpoints(&candidates, viewpoint);
+        selection.any = !selection.cluster.is_empty();
+    }
+    if service.uses_local_endpoints(port) {
+        selection.local = local_endpoints(&candidates);
+        selection.any |= candidates.iter().any(|(_, endpoint)| endpoint.ready || is_fallback(endpoint));
+    }
+    let reachable: BTreeSet<Endpoint> = selection.cluster.iter().chain(&selection.local).copied().collect();
+    selection.on_this_node = candidates
+        .iter()
+        .filter(|(address, endpoint)| endpoint.local && reachable.contains(address))
+        .map(|(address, _)| *address)
+        .collect();
+    selection
+}
+
+/// How many distinct addresses of this node are ready for any port of the
+/// Service: what the health check port of a load balancer is told. Endpoints
+/// that only serve while they terminate do not count.
+pub fn ready_local_addresses(family: Family, service: &Service, slices: &[NamedSlice]) -> usize {
+    let mut addresses = BTreeSet::new();
+    for port in &service.ports {
+        let ready =
+            candidates(family, port, slices).into_iter().filter(|(_, endpoint)| endpoint.ready && endpoint.local);
+        addresses.extend(ready.map(|(address, _)| address.address));
+    }
+    addresses.len()
+}
+
+/// All endpoints that join the service port, each address and port once, in
+/// order. Of several entries for one, one that runs beats one that terminates
+/// (a pod's address can be reused while the old slice still lists it), and a
+/// ready one beats one that isn't.
+fn candidates<'a>(family: Family, port: &ServicePort, slices: &'a [NamedSlice]) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+    let mut found = Vec::new();
+    for slice in slices.iter().map(|named| &named.slice).filter(|slice| slice.family == family) {
+        let joins = slice.ports.iter().filter(|other| other.name == port.name && other.protocol == port.protocol);
+        for slice_port in joins {
+            let endpoints = slice.endpoints.iter();
+            found.extend(endpoints.map(|entry| (Endpoint { address: entry.address, port: slice_port.port }, entry)));
+        }
+    }
+    found.sort_by_key(|(address, entry)| (*address, entry.terminating, !entry.ready, !entry.serving, !entry.local));
+    found.dedup_by_key(|(address, _)| *address);
+    found
+}
+
+/// Serves although it is going away; used where nothing is ready.
+fn is_fallback(endpoint: &SliceEndpoint) -> bool {
+    endpoint.serving && endpoint.terminating
+}
+
+/// Ready endpoints that fit the topology; if nothing is ready, those that
+/// still serve while they terminate, wherever they are.
+fn cluster_endpoints(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'_>) -> Vec<Endpoint> {
+    let topology = topology(candidates, viewpoint);
+    let fits = |endpoint: &SliceEndpoint| match topology {
+        Topology::None => true,
+        Topology::SameNode => hinted_to_node(endpoint, viewpoint),
+        Topology::SameZone => hinted_to_zone(endpoint, viewpoint),
+    };
+    let ready = addresses(candidates, |endpoint| endpoint.ready && fits(endpoint));
+    if ready.is_empty() { addresses(candidates, is_fallback) } else { ready }
+}
+
+/// Ready endpoints of this node; if none is ready, those that still serve.
+/// Topology does not matter here.
+fn local_endpoints(candidates: &[(Endpoint, &SliceEndpoint)]) -> Vec<Endpoint> {
+    let ready = addresses(candidates, |endpoint| endpoint.local && endpoint.ready);
+    if ready.is_empty() { addresses(candidates, |endpoint| endpoint.local && is_fallback(endpoint)) } else { ready }
+}
+
+fn addresses(candidates: &[(Endpoint, &SliceEndpoint)], wanted: impl Fn(&SliceEndpoint) -> bool) -> Vec<Endpoint> {
+    candidates.iter().filter(|(_, endpoint)| wanted(endpoint)).map(|(address, _)| *address).collect()
+}
+
+/// Hints count only if *every* ready endpoint has them and at least one names
+/// this node (or zone). Node hints come before zone hints. Conditions other
+/// than ready, and `spec.trafficDistribution`, play no part.
+fn topology(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'_>) -> Topology {
+    let ready = || candidates.iter().map(|(_, endpoint)| *endpoint).filter(|endpoint| endpoint.ready);
+    let has_node_hints =
+        |endpoint: &SliceEndpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.nodes.is_empty());
+    let has_zone_hints =
+        |endpoint: &SliceEndpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty());
+    if ready().all(has_node_hints) && ready().any(|endpoint| hinted_to_node(endpoint, viewpoint)) {
+        return Topology::SameNode;
+    }
+    if ready().all(has_zone_hints) && ready().any(|endpoint| hinted_to_zone(endpoint, viewpoint)) {
+        return Topology::SameZone;
+    }
+    Topology::None
+}
+
+fn hinted_to_node(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
+    let hints = endpoint.hints.as_ref();
+    !viewpoint.node_name.is_empty()
+        && hints.is_some_and(|hints| hints.nodes.iter().any(|node| node == viewpoint.node_name))
+}
+
+fn hinted_to_zone(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
+    let hints = endpoint.hints.as_ref();
+    viewpoint.zone.is_some_and(|own| hints.is_some_and(|hints| hints.zones.iter().any(|zone| zone == own)))
+}

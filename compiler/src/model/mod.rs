@@ -16,4 +16,5 @@ pub mod types;
 pub use config::{NodeInfo, ProxyConfig};
 pub use objects::{Change, Object, ObjectRef};
 
+pub use store::Store;
 pub use types::{Endpoint, Protocol};

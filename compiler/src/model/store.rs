@@ -1,1 +1,311 @@
-//! store
+//! All Services and slices as the sources told them, and which Services
+//! changed since the last look.
+//!
+//! Work is by Service: a change marks one Service, and nothing here walks over
+//! all of them except at the end of a complete list.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::config::NodeInfo;
+use super::convert::{self, PerFamily, Problem, Slice};
+use super::objects::{
+    Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, NodeObject, Object, ObjectRef,
+    ServiceCidrObject, ServiceObject,
+};
+use super::types::{Hints, Service, ServiceName};
+
+/// A slice with the name it is known by.
+#[derive(Debug)]
+pub struct NamedSlice {
+    /// Its name within the Service's namespace.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub slice: Slice,
+    list: u32,
+}
+
+/// A Service and the slices that name it; either may come first.
+#[derive(Debug, Default)]
+pub struct ServiceEntry {
+    /// The Service in each family; shared with what is programmed.
+    pub service: PerFamily<Option<Arc<Service>>>,
+    /// Its slices, in the order of their names.
+    pub slices: Vec<NamedSlice>,
+    /// Whether the Service object itself exists, with rules or without.
+    known: bool,
+    list: u32,
+}
+
+/// What the sources told, by Service.
+#[derive(Debug, Default)]
+pub struct Store {
+    node_name: String,
+    services: HashMap<ServiceName, ServiceEntry>,
+    /// Which Service a slice belongs to, by `namespace/name` of the slice.
+    slice_owners: HashMap<Arc<str>, ServiceName>,
+    node: NodeInfo,
+    service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
+    hints: HashSet<Arc<Hints>>,
+    dirty: HashSet<ServiceName>,
+    node_changed: bool,
+    lists: HashMap<Kind, u32>,
+}
+
+impl Store {
+    /// An empty store for the node of this name.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self { node_name: node_name.into(), ..Self::default() }
+    }
+
+    /// What is known of the node.
+    pub fn node(&self) -> &NodeInfo {
+        &self.node
+    }
+
+    /// The ranges of all ServiceCIDRs.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.values().flat_map(|(_, ranges)| ranges).copied()
+    }
+
+    /// A Service and its slices.
+    pub fn get(&self, name: &ServiceName) -> Option<&ServiceEntry> {
+        self.services.get(name)
+    }
+
+    /// All Services, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
+        self.services.iter()
+    }
+
+    /// How many Services have rules in at least one family.
+    pub fn service_count(&self) -> usize {
+        self.services.values().filter(|entry| entry.service.iter().any(Option::is_some)).count()
+    }
+
+    /// How many endpoints all slices hold.
+    pub fn endpoint_count(&self) -> usize {
+        self.services.values().flat_map(|entry| &entry.slices).map(|slice| slice.slice.endpoints.len()).sum()
+    }
+
+    /// The Services that changed since the last call.
+    pub fn take_dirty(&mut self) -> Vec<ServiceName> {
+        // Emptied by replacement: a set keeps its room after a first list.
+        std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// Whether any Service changed since the last [`Self::take_dirty`].
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Whether the node or the service ranges changed since the last call.
+    pub fn take_node_changed(&mut self) -> bool {
+        std::mem::take(&mut self.node_changed)
+    }
+
+    /// The kernel's addresses changed.
+    pub fn set_interface_addresses(&mut self, addresses: Vec<IpAddr>) {
+        if self.node.interface_addresses != addresses {
+            self.node.interface_addresses = addresses;
+            self.node_changed = true;
+        }
+    }
+
+    /// Takes one change, and says what in it can't be used.
+    pub fn apply(&mut self, change: Change) -> Vec<Problem> {
+        match change {
+            Change::Apply(Object::Service(object)) => self.apply_service(&object),
+            Change::Apply(Object::EndpointSlice(object)) => self.apply_slice(&object),
+            Change::Apply(Object::Node(object)) => self.apply_node(&object),
+            Change::Apply(Object::ServiceCidr(object)) => self.apply_service_cidr(&object),
+            Change::Delete(reference) => {
+                self.delete(&reference);
+                Vec::new()
+            }
+        }
+    }
+
+    /// A complete list of `kind` begins; see [`Self::end_list`].
+    pub fn begin_list(&mut self, kind: Kind) {
+        *self.lists.entry(kind).or_default() += 1;
+    }
+
+    /// A complete list of `kind` has been applied: what it did not hold is gone.
+    pub fn end_list(&mut self, kind: Kind) {
+        let current = self.list(kind);
+        match kind {
+            Kind::Service => {
+                let gone: Vec<ServiceName> = self
+                    .services
+                    .iter()
+                    .filter(|(_, entry)| entry.known && entry.list != current)
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                for name in gone {
+                    self.remove_service(&name);
+                }
+            }
+            Kind::EndpointSlice => {
+                let gone: Vec<(ServiceName, Arc<str>)> = self
+                    .services
+                    .iter()
+                    .flat_map(|(name, entry)| {
+                        let old = entry.slices.iter().filter(|slice| slice.list != current);
+                        old.map(|slice| (name.clone(), slice.name.clone()))
+                    })
+                    .collect();
+                for (name, slice) in gone {
+                    self.remove_slice(name.namespace(), &slice);
+                }
+            }
+            Kind::ServiceCidr => {
+                let before = self.service_cidrs.len();
+                self.service_cidrs.retain(|_, (list, _)| *list == current);
+                self.node_changed |= self.service_cidrs.len() != before;
+            }
+            // A node that is gone keeps its last known state, as in kube-proxy.
+            Kind::Node => {}
+        }
+    }
+
+    fn list(&self, kind: Kind) -> u32 {
+        self.lists.get(&kind).copied().unwrap_or(0)
+    }
+
+    fn apply_service(&mut self, object: &ServiceObject) -> Vec<Problem> {
+        let name = ServiceName::new(&object.metadata.namespace, &object.metadata.name);
+        if object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
+            self.remove_service(&name);
+            return Vec::new();
+        }
+        let list = self.list(Kind::Service);
+        let (service, problems) = convert::service(object);
+        let entry = self.services.entry(name.clone()).or_default();
+        entry.known = true;
+        entry.list = list;
+        let unchanged = service.iter().zip(&entry.service).all(|(new, old)| new.as_ref() == old.as_deref());
+        if !unchanged {
+            entry.service = service.map(|service| service.map(Arc::new));
+            self.dirty.insert(name);
+        }
+        problems
+    }
+
+    fn remove_service(&mut self, name: &ServiceName) {
+        let Some(entry) = self.services.get_mut(name) else { return };
+        entry.known = false;
+        if entry.service.iter().any(Option::is_some) {
+            entry.service = [None, None];
+            self.dirty.insert(name.clone());
+        }
+        self.forget_if_empty(name);
+    }
+
+    fn forget_if_empty(&mut self, name: &ServiceName) {
+        if self.services.get(name).is_some_and(|entry| !entry.known && entry.slices.is_empty()) {
+            self.services.remove(name);
+        }
+    }
+
+    fn apply_slice(&mut self, object: &EndpointSliceObject) -> Vec<Problem> {
+        let namespace = &object.metadata.namespace;
+        let slice_name: Arc<str> = object.metadata.name.as_str().into();
+        if object.metadata.labels.contains_key(LABEL_HEADLESS) {
+            self.remove_slice(namespace, &slice_name);
+            return Vec::new();
+        }
+        let Some(owner) = convert::owner(object) else {
+            self.remove_slice(namespace, &slice_name);
+            return vec![Problem {
+                object: Object::EndpointSlice(object.clone()).reference(),
+                field: format!("metadata.labels[{}]", super::objects::LABEL_SERVICE_NAME),
+                reason: "it is absent, so the slice belongs to no Service; the slice is skipped".to_owned(),
+            }];
+        };
+        let owner = ServiceName::new(namespace, owner);
+        let (slice, problems) = convert::slice(object, &self.node_name);
+        let Some(mut slice) = slice else {
+            self.remove_slice(namespace, &slice_name);
+            return problems;
+        };
+        self.share_hints(&mut slice);
+
+        let key: Arc<str> = format!("{namespace}/{slice_name}").into();
+        if self.slice_owners.get(&key).is_some_and(|previous| *previous != owner) {
+            self.remove_slice(namespace, &slice_name);
+        }
+        self.slice_owners.insert(key, owner.clone());
+        let list = self.list(Kind::EndpointSlice);
+        let slices = &mut self.services.entry(owner.clone()).or_default().slices;
+        match slices.binary_search_by(|slice| slice.name.cmp(&slice_name)) {
+            Ok(position) => {
+                slices[position].list = list;
+                if slices[position].slice != slice {
+                    slices[position].slice = slice;
+                    self.dirty.insert(owner);
+                }
+            }
+            Err(position) => {
+                slices.insert(position, NamedSlice { name: slice_name, slice, list });
+                self.dirty.insert(owner);
+            }
+        }
+        problems
+    }
+
+    /// Endpoints of one zone have the same hints: keep them once.
+    fn share_hints(&mut self, slice: &mut Slice) {
+        for endpoint in &mut slice.endpoints {
+            let Some(hints) = &mut endpoint.hints else { continue };
+            match self.hints.get(hints.as_ref()) {
+                Some(known) => *hints = known.clone(),
+                None => {
+                    self.hints.insert(hints.clone());
+                }
+            }
+        }
+    }
+
+    fn remove_slice(&mut self, namespace: &str, slice_name: &str) {
+        let Some(owner) = self.slice_owners.remove(format!("{namespace}/{slice_name}").as_str()) else { return };
+        if let Some(entry) = self.services.get_mut(&owner) {
+            entry.slices.retain(|slice| *slice.name != *slice_name);
+            self.dirty.insert(owner.clone());
+        }
+        self.forget_if_empty(&owner);
+    }
+
+    fn apply_node(&mut self, object: &NodeObject) -> Vec<Problem> {
+        if !self.node_name.is_empty() && object.metadata.name != self.node_name {
+            return Vec::new();
+        }
+        let (node, problems) = convert::node(object, self.node.interface_addresses.clone());
+        if node != self.node {
+            self.node = node;
+            self.node_changed = true;
+        }
+        problems
+    }
+
+    fn apply_service_cidr(&mut self, object: &ServiceCidrObject) -> Vec<Problem> {
+        let (ranges, problems) = convert::service_cidr(object);
+        let list = self.list(Kind::ServiceCidr);
+        let previous = self.service_cidrs.insert(object.metadata.name.clone(), (list, ranges.clone()));
+        self.node_changed |= previous.is_none_or(|(_, previous)| previous != ranges);
+        problems
+    }
+
+    fn delete(&mut self, reference: &ObjectRef) {
+        match reference.kind {
+            Kind::Service => self.remove_service(&ServiceName::new(&reference.namespace, &reference.name)),
+            Kind::EndpointSlice => self.remove_slice(&reference.namespace, &reference.name),
+            // kube-proxy keeps the last known Node as well.
+            Kind::Node => {}
+            Kind::ServiceCidr => self.node_changed |= self.service_cidrs.remove(&reference.name).is_some(),
+        }
+    }
+}

@@ -1,1 +1,278 @@
-//! service
+//! The elements that one Service contributes to the maps of one family.
+//!
+//! A pure function of the compiled Service: the planner compares what it said
+//! before with what it says now.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::chains::{Chain, Domain, Pool};
+use super::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
+use super::maps::Map;
+use crate::model::Endpoint;
+use crate::model::types::{Service, ServiceName, ServicePort};
+
+/// One Service of one family, ready to be said in elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompiledService {
+    /// Addresses, ports and policies.
+    pub service: Arc<Service>,
+    /// The endpoints of each port, in the order of `service.ports`.
+    pub ports: Box<[CompiledPort]>,
+    /// Frontends that an older Service claims as well, and has.
+    pub denied: Box<[Claim]>,
+    /// Ready local endpoints, for the health check port.
+    pub ready_local: u32,
+    /// Whether the source ranges admit this node's own address. Then they also
+    /// admit the Service's load balancer addresses: traffic of this node to an
+    /// address that is bound to it has that address as its source.
+    pub admits_node: bool,
+}
+
+/// The endpoints of one service port, each list in the order of its slots.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CompiledPort {
+    /// For traffic that may go anywhere in the cluster.
+    pub cluster: Box<[Endpoint]>,
+    /// For traffic that must stay on this node.
+    pub local: Box<[Endpoint]>,
+    /// Those of either list that are on this node.
+    pub on_this_node: Box<[Endpoint]>,
+    /// Whether any endpoint anywhere could serve.
+    pub any: bool,
+}
+
+/// What two Services can't both have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Claim {
+    /// An address with protocol and port.
+    Frontend(FrontendKey),
+    /// A node port with its protocol.
+    NodePort(NodePortKey),
+}
+
+/// What traffic to a frontend is subject to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    /// A cluster IP with `internalTrafficPolicy: Cluster`.
+    Internal,
+    /// A cluster IP with `internalTrafficPolicy: Local`.
+    InternalLocal,
+    /// An external address with `externalTrafficPolicy: Cluster`.
+    External,
+    /// An external address with `externalTrafficPolicy: Local`.
+    ExternalLocal,
+}
+
+/// Calls `wanted` for every frontend that a Service wants, with its port's
+/// position and each only once: external addresses come first, because
+/// kube-proxy writes them last over a cluster IP of the same value.
+fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
+    let external = if service.external_policy_local { Policy::ExternalLocal } else { Policy::External };
+    let internal = if service.internal_policy_local { Policy::InternalLocal } else { Policy::Internal };
+    let externals = || service.load_balancer_ips.iter().chain(&service.external_ips);
+    for (position, port) in service.ports.iter().enumerate() {
+        let frontend =
+            |address: IpAddr| Claim::Frontend(FrontendKey { address, protocol: port.protocol, port: port.port });
+        for (nth, address) in externals().enumerate() {
+            if externals().take(nth).all(|earlier| earlier != address) {
+                wanted(position, frontend(*address), external);
+            }
+        }
+        if externals().all(|address| *address != service.cluster_ip) {
+            wanted(position, frontend(service.cluster_ip), internal);
+        }
+        if let Some(node_port) = port.node_port {
+            let repeated = service.ports[..position]
+                .iter()
+                .any(|earlier| earlier.protocol == port.protocol && earlier.node_port == port.node_port);
+            if !repeated {
+                wanted(position, Claim::NodePort(NodePortKey { protocol: port.protocol, port: node_port }), external);
+            }
+        }
+    }
+}
+
+/// Every frontend that a Service wants.
+pub fn claims(service: &Service) -> Vec<Claim> {
+    let mut claims = Vec::new();
+    frontends(service, |_, claim, _| claims.push(claim));
+    claims
+}
+
+/// Says a Service in elements.
+pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
+    let service = &compiled.service;
+    emit(plain(Map::ClusterIps, Key::Address(service.cluster_ip)));
+    firewall(compiled, emit);
+    for (port, endpoints) in service.ports.iter().zip(&compiled.ports) {
+        for endpoint in &endpoints.on_this_node {
+            emit(plain(Map::HairpinConnections, Key::Hairpin(*endpoint, port.protocol)));
+        }
+    }
+    let comments: Vec<Arc<str>> = service.ports.iter().map(|port| comment(name, port)).collect();
+    frontends(service, |position, claim, policy| {
+        if compiled.denied.contains(&claim) {
+            return;
+        }
+        let (Some(endpoints), Some(comment)) = (compiled.ports.get(position), comments.get(position)) else {
+            return;
+        };
+        Frontend { claim, endpoints, affinity: service.affinity, comment }.elements(policy, emit);
+    });
+}
+
+/// `namespace/name:port`, or without the port if it has no name.
+fn comment(name: &ServiceName, port: &ServicePort) -> Arc<str> {
+    if port.name.is_empty() {
+        return fit_comment(name.text()).into();
+    }
+    fit_comment(&format!("{name}:{}", port.name)).into()
+}
+
+fn plain(map: Map, key: Key) -> Element {
+    Element { map, key, data: Data::Nothing, comment: None }
+}
+
+/// The source ranges of the load balancer addresses. They hold whether or not
+/// the Service has endpoints.
+///
+/// The ranges of one frontend must not overlap: the kernel refuses that.
+pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
+    let service = &compiled.service;
+    if service.source_ranges.is_empty() || service.load_balancer_ips.is_empty() {
+        return;
+    }
+    let mut ranges = service.source_ranges.clone();
+    if compiled.admits_node {
+        ranges.extend(service.load_balancer_ips.iter().copied().map(IpNet::from));
+        ranges = IpNet::aggregate(&ranges);
+    }
+    for port in &service.ports {
+        for address in &service.load_balancer_ips {
+            let frontend = FrontendKey { address: *address, protocol: port.protocol, port: port.port };
+            if compiled.denied.contains(&Claim::Frontend(frontend)) {
+                continue;
+            }
+            emit(plain(Map::FirewallIps, Key::Frontend(frontend)));
+            for range in &ranges {
+                emit(plain(Map::SourceRanges, Key::SourceRange(frontend, *range)));
+            }
+        }
+    }
+}
+
+/// One frontend or NodePort of one service port.
+struct Frontend<'a> {
+    claim: Claim,
+    endpoints: &'a CompiledPort,
+    affinity: Option<u32>,
+    comment: &'a Arc<str>,
+}
+
+impl Frontend<'_> {
+    fn elements(&self, policy: Policy, emit: &mut impl FnMut(Element)) {
+        let endpoints = self.endpoints;
+        let any = endpoints.any;
+        let to_self = self.map(Map::Services, Map::NodePorts);
+        match policy {
+            Policy::Internal | Policy::External if endpoints.cluster.is_empty() => self.no_endpoint(false, emit),
+            Policy::InternalLocal if endpoints.local.is_empty() => self.no_endpoint(any, emit),
+            Policy::ExternalLocal if !any => self.no_endpoint(false, emit),
+            Policy::Internal => self.balance(to_self, Pool::Main, &endpoints.cluster, emit),
+            Policy::InternalLocal => self.balance(to_self, Pool::Main, &endpoints.local, emit),
+            Policy::External => {
+                emit(plain(self.map(Map::MasqueradeServices, Map::MasqueradeNodePorts), self.key()));
+                self.balance(to_self, Pool::Main, &endpoints.cluster, emit);
+            }
+            Policy::ExternalLocal => self.local_policy(emit),
+        }
+    }
+
+    /// `externalTrafficPolicy: Local`: the cluster's endpoints for pods of this
+    /// node and the node itself, the local ones for everybody else.
+    fn local_policy(&self, emit: &mut impl FnMut(Element)) {
+        emit(plain(self.map(Map::LocalPolicyServices, Map::LocalPolicyNodePorts), self.key()));
+        let short_circuit = self.map(Map::ShortCircuit, Map::NodePortShortCircuit);
+        self.balance(short_circuit, Pool::ShortCircuit, &self.endpoints.cluster, emit);
+        if self.endpoints.local.is_empty() {
+            self.no_endpoint(true, emit);
+        } else {
+            let local = self.map(Map::LocalServices, Map::LocalNodePorts);
+            self.balance(local, Pool::Main, &self.endpoints.local, emit);
+        }
+        let chain = match self.domain() {
+            Domain::Service => Chain::LocalPolicy,
+            Domain::NodePort => Chain::NodePortLocalPolicy,
+        };
+        self.verdict(self.map(Map::Services, Map::NodePorts), Verdict::Goto(chain), emit);
+    }
+
+    /// The endpoints of one list in their slots, and the verdict of `map` that
+    /// spreads connections over them.
+    fn balance(&self, map: Map, pool: Pool, endpoints: &[Endpoint], emit: &mut impl FnMut(Element)) {
+        let Ok(count) = u32::try_from(endpoints.len()) else { return };
+        if count == 0 {
+            return;
+        }
+        let slots = match pool {
+            Pool::Main => self.map(Map::Endpoints, Map::NodePortEndpoints),
+            Pool::ShortCircuit => self.map(Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints),
+        };
+        for (slot, endpoint) in (0..count).zip(endpoints) {
+            emit(Element { map: slots, key: self.slot(slot), data: Data::Endpoint(*endpoint), comment: None });
+        }
+        let sticky = self.affinity.is_some();
+        if let Some(seconds) = self.affinity
+            && (map != self.map(Map::LocalServices, Map::LocalNodePorts))
+        {
+            let learn = Data::Verdict(Verdict::Goto(Chain::LearnFor { seconds }));
+            let map = self.map(Map::Sticky, Map::NodePortSticky);
+            emit(Element { map, key: self.key(), data: learn, comment: None });
+        }
+        let chain = Chain::Balance { domain: self.domain(), pool, sticky, endpoints: count };
+        self.verdict(map, Verdict::Goto(chain), emit);
+    }
+
+    /// Nothing to go to: dropped if there are endpoints elsewhere, else refused.
+    fn no_endpoint(&self, elsewhere: bool, emit: &mut impl FnMut(Element)) {
+        let verdict = if elsewhere { Verdict::Drop } else { Verdict::Goto(Chain::Reject) };
+        self.verdict(self.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
+    }
+
+    fn verdict(&self, map: Map, verdict: Verdict, emit: &mut impl FnMut(Element)) {
+        let data = Data::Verdict(verdict);
+        emit(Element { map, key: self.key(), data, comment: Some(self.comment.clone()) });
+    }
+
+    fn domain(&self) -> Domain {
+        match self.claim {
+            Claim::Frontend(_) => Domain::Service,
+            Claim::NodePort(_) => Domain::NodePort,
+        }
+    }
+
+    /// The map of this domain.
+    fn map(&self, service: Map, node_port: Map) -> Map {
+        match self.domain() {
+            Domain::Service => service,
+            Domain::NodePort => node_port,
+        }
+    }
+
+    fn key(&self) -> Key {
+        match self.claim {
+            Claim::Frontend(frontend) => Key::Frontend(frontend),
+            Claim::NodePort(node_port) => Key::NodePort(node_port),
+        }
+    }
+
+    fn slot(&self, slot: u32) -> Key {
+        match self.claim {
+            Claim::Frontend(frontend) => Key::FrontendSlot(frontend, slot),
+            Claim::NodePort(node_port) => Key::NodePortSlot(node_port, slot),
+        }
+    }
+}

@@ -20,11 +20,7 @@ pub enum Family {
 impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
     /// The name in `ipFamilies` and `addressType`.
@@ -40,11 +36,7 @@ impl Family {
 pub fn parse(text: &str) -> Option<IpAddr> {
     if text.contains(':') {
         let address = parse_v6(text)?;
-        Some(
-            address
-                .to_ipv4_mapped()
-                .map_or(IpAddr::V6(address), IpAddr::V4),
-        )
+        Some(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4))
     } else {
         parse_v4(text).map(IpAddr::V4)
     }
@@ -57,14 +49,8 @@ pub fn parse_prefix(text: &str) -> Option<IpNet> {
     let address = parse(address)?;
     let length = decimal(length)?;
     // The length of an IPv4-mapped prefix counts the 96 leading bits.
-    let length = if mapped && address.is_ipv4() {
-        length.checked_sub(96)?
-    } else {
-        length
-    };
-    IpNet::new(address, u8::try_from(length).ok()?)
-        .ok()
-        .map(|net| net.trunc())
+    let length = if mapped && address.is_ipv4() { length.checked_sub(96)? } else { length };
+    IpNet::new(address, u8::try_from(length).ok()?).ok().map(|net| net.trunc())
 }
 
 /// The address if the text is one of this family.
@@ -73,18 +59,12 @@ pub fn parse_of_family(text: &str, family: Family) -> Option<IpAddr> {
 }
 
 fn parse_v4(text: &str) -> Option<Ipv4Addr> {
-    let octets = text
-        .split('.')
-        .map(|part| u8::try_from(decimal(part)?).ok())
-        .collect::<Option<Vec<u8>>>()?;
+    let octets = text.split('.').map(|part| u8::try_from(decimal(part)?).ok()).collect::<Option<Vec<u8>>>()?;
     Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?))
 }
 
 fn parse_v6(text: &str) -> Option<Ipv6Addr> {
-    let groups: Vec<String> = text
-        .split(':')
-        .map(canonical_group)
-        .collect::<Option<_>>()?;
+    let groups: Vec<String> = text.split(':').map(canonical_group).collect::<Option<_>>()?;
     groups.join(":").parse().ok()
 }
 
@@ -95,14 +75,7 @@ fn canonical_group(group: &str) -> Option<String> {
         return parse_v4(group).map(|address| address.to_string());
     }
     let digits = group.trim_start_matches('0');
-    Some(
-        if digits.is_empty() && !group.is_empty() {
-            "0"
-        } else {
-            digits
-        }
-        .to_owned(),
-    )
+    Some(if digits.is_empty() && !group.is_empty() { "0" } else { digits }.to_owned())
 }
 
 /// A decimal number, leading zeros allowed, signs and blanks not.

@@ -60,11 +60,11 @@ impl Path<'_> {
     /// `firewall-check`, before translation: load balancer addresses with
     /// source ranges, whether there are endpoints or not.
     fn is_blocked_by_source_ranges(&self) -> bool {
-        let Some(port) = self.ports.iter().find(|port| {
-            self.is_for(port)
-                && port.vips.contains(&self.packet.to)
-                && !port.source_ranges.is_empty()
-        }) else {
+        let Some(port) = self
+            .ports
+            .iter()
+            .find(|port| self.is_for(port) && port.vips.contains(&self.packet.to) && !port.source_ranges.is_empty())
+        else {
             return false;
         };
         let allowed = |ip: IpAddr| port.source_ranges.iter().any(|range| range.contains(&ip));
@@ -77,15 +77,11 @@ impl Path<'_> {
     /// Chain `services`: where to translate the packet to, if anywhere.
     fn services(&self) -> Option<Translation> {
         let masquerade = self.is_for_cluster_ip()
-            && (self.model.masquerade_all()
-                || (self.detector.is_implemented() && !self.is_from_local_pod()));
+            && (self.model.masquerade_all() || (self.detector.is_implemented() && !self.is_from_local_pod()));
         if let Some(port) = self.by_service_ip() {
             if port.cluster_ip == self.packet.to {
                 let endpoints = internal_endpoints(port).clone();
-                return Some(Translation {
-                    endpoints,
-                    masquerade,
-                });
+                return Some(Translation { endpoints, masquerade });
             }
             // Entered by "goto": node ports are not looked up afterwards.
             return self.external(port, masquerade);
@@ -106,9 +102,7 @@ impl Path<'_> {
     /// Map `service-nodeports`, for the addresses that serve NodePorts.
     fn by_node_port(&self) -> Option<&ServicePort> {
         let serves = match &self.node_port_addresses {
-            NodePortAddresses::All => {
-                self.local_destination && !is_refused_loopback(self.packet.to)
-            }
+            NodePortAddresses::All => self.local_destination && !is_refused_loopback(self.packet.to),
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
         let mut ports = self.ports.iter();
@@ -119,70 +113,44 @@ impl Path<'_> {
     fn external(&self, port: &ServicePort, masquerade: bool) -> Option<Translation> {
         let cluster = || port.endpoints.cluster.clone();
         if !port.external_policy_local {
-            return Some(Translation {
-                endpoints: cluster(),
-                masquerade: true,
-            });
+            return Some(Translation { endpoints: cluster(), masquerade: true });
         }
         if self.is_from_local_pod() {
-            return Some(Translation {
-                endpoints: cluster(),
-                masquerade,
-            });
+            return Some(Translation { endpoints: cluster(), masquerade });
         }
         if self.local_source {
-            return Some(Translation {
-                endpoints: cluster(),
-                masquerade: true,
-            });
+            return Some(Translation { endpoints: cluster(), masquerade: true });
         }
         if port.endpoints.local.is_empty() {
             return None;
         }
-        Some(Translation {
-            endpoints: port.endpoints.local.clone(),
-            masquerade,
-        })
+        Some(Translation { endpoints: port.endpoints.local.clone(), masquerade })
     }
 
     /// Chain `masquerading`: what was marked, and endpoints that reach
     /// themselves through a Service.
     fn dnat(&self, translation: Translation) -> Outcome {
-        let Translation {
-            endpoints,
-            masquerade,
-        } = translation;
+        let Translation { endpoints, masquerade } = translation;
         let hairpin = endpoints
             .iter()
             .filter(|endpoint| !masquerade && endpoint.ip() == self.packet.from)
             .filter(|endpoint| self.is_hairpin_connection(endpoint))
             .copied()
             .collect();
-        Outcome::Dnat {
-            endpoints,
-            masquerade,
-            hairpin,
-        }
+        Outcome::Dnat { endpoints, masquerade, hairpin }
     }
 
     /// Set `hairpin-connections`, which all Services share.
     fn is_hairpin_connection(&self, endpoint: &SocketAddr) -> bool {
-        self.ports.iter().any(|port| {
-            port.protocol == self.packet.protocol
-                && port.endpoints.reachable_here.contains(endpoint)
-        })
+        self.ports
+            .iter()
+            .any(|port| port.protocol == self.packet.protocol && port.endpoints.reachable_here.contains(endpoint))
     }
 
     /// The filter hooks, for a packet that was not translated.
     fn filter(&self) -> Option<Outcome> {
-        let input = || {
-            self.node_port_endpoints_check()
-                .or_else(|| self.service_endpoints_check())
-        };
-        let forward_or_output = || {
-            self.service_endpoints_check()
-                .or_else(|| self.cluster_ips_check())
-        };
+        let input = || self.node_port_endpoints_check().or_else(|| self.service_endpoints_check());
+        let forward_or_output = || self.service_endpoints_check().or_else(|| self.cluster_ips_check());
         match (self.local_source, self.local_destination) {
             (true, true) => forward_or_output().or_else(input),
             (true, false) | (false, false) => forward_or_output(),
@@ -192,18 +160,15 @@ impl Path<'_> {
 
     /// Map `no-endpoint-services`.
     fn service_endpoints_check(&self) -> Option<Outcome> {
-        self.ports
-            .iter()
-            .filter(|port| self.is_for(port))
-            .find_map(|port| {
-                if port.cluster_ip == self.packet.to {
-                    (!port.has_internal()).then(|| no_target(port))
-                } else if port.has_external_address(self.packet.to) {
-                    (!port.has_external()).then(|| no_target(port))
-                } else {
-                    None
-                }
-            })
+        self.ports.iter().filter(|port| self.is_for(port)).find_map(|port| {
+            if port.cluster_ip == self.packet.to {
+                (!port.has_internal()).then(|| no_target(port))
+            } else if port.has_external_address(self.packet.to) {
+                (!port.has_external()).then(|| no_target(port))
+            } else {
+                None
+            }
+        })
     }
 
     /// Map `no-endpoint-nodeports`. The input hook has seen to it that the
@@ -214,9 +179,7 @@ impl Path<'_> {
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
         let mut ports = self.ports.iter();
-        ports
-            .find(|port| serves && self.is_for_node_port(port) && !port.has_external())
-            .map(no_target)
+        ports.find(|port| serves && self.is_for_node_port(port) && !port.has_external()).map(no_target)
     }
 
     /// Undefined ports of cluster IPs, then unallocated service addresses.
@@ -239,33 +202,22 @@ impl Path<'_> {
     }
 
     fn is_for_cluster_ip(&self) -> bool {
-        self.ports
-            .iter()
-            .any(|port| port.cluster_ip == self.packet.to)
+        self.ports.iter().any(|port| port.cluster_ip == self.packet.to)
     }
 
     fn is_from_local_pod(&self) -> bool {
-        self.detector
-            .is_from_local_pod(self.packet, self.local_source)
+        self.detector.is_from_local_pod(self.packet, self.local_source)
     }
 }
 
 fn internal_endpoints(port: &ServicePort) -> &BTreeSet<SocketAddr> {
-    if port.internal_policy_local {
-        &port.endpoints.local
-    } else {
-        &port.endpoints.cluster
-    }
+    if port.internal_policy_local { &port.endpoints.local } else { &port.endpoints.cluster }
 }
 
 /// The verdict for a frontend without target: refused if no endpoint exists at
 /// all, dropped if only the policy rules out those that do.
 fn no_target(port: &ServicePort) -> Outcome {
-    if port.endpoints.has_any {
-        Outcome::Drop
-    } else {
-        Outcome::Reject
-    }
+    if port.endpoints.has_any { Outcome::Drop } else { Outcome::Reject }
 }
 
 /// Loopback addresses never serve node ports: the whole of 127.0.0.0/8, and

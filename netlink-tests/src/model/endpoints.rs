@@ -63,37 +63,22 @@ pub(super) fn select(model: &ReferenceModel, port: &ServicePort, family: Family)
         selection.has_any |= endpoints.values().any(|e| e.ready || e.is_fallback());
         selection.local = local_endpoints(&endpoints);
     }
-    selection.reachable_here = selection
-        .cluster
-        .union(&selection.local)
-        .filter(|address| endpoints[*address].local)
-        .copied()
-        .collect();
+    selection.reachable_here =
+        selection.cluster.union(&selection.local).filter(|address| endpoints[*address].local).copied().collect();
     selection
 }
 
 /// Ready endpoints that fit the topology, else draining ones from anywhere.
-fn cluster_endpoints(
-    model: &ReferenceModel,
-    endpoints: &BTreeMap<SocketAddr, Endpoint>,
-) -> BTreeSet<SocketAddr> {
+fn cluster_endpoints(model: &ReferenceModel, endpoints: &BTreeMap<SocketAddr, Endpoint>) -> BTreeSet<SocketAddr> {
     let topology = topology(model, endpoints);
     let chosen = addresses(endpoints, |e| e.ready && fits(model, e, topology));
-    if chosen.is_empty() {
-        addresses(endpoints, Endpoint::is_fallback)
-    } else {
-        chosen
-    }
+    if chosen.is_empty() { addresses(endpoints, Endpoint::is_fallback) } else { chosen }
 }
 
 /// Local ready endpoints, else local draining ones. Hints play no part.
 fn local_endpoints(endpoints: &BTreeMap<SocketAddr, Endpoint>) -> BTreeSet<SocketAddr> {
     let chosen = addresses(endpoints, |e| e.local && e.ready);
-    if chosen.is_empty() {
-        addresses(endpoints, |e| e.local && e.is_fallback())
-    } else {
-        chosen
-    }
+    if chosen.is_empty() { addresses(endpoints, |e| e.local && e.is_fallback()) } else { chosen }
 }
 
 /// A kind of hint counts only if every ready endpoint has one of that kind and
@@ -115,46 +100,29 @@ fn topology(model: &ReferenceModel, endpoints: &BTreeMap<SocketAddr, Endpoint>) 
 fn fits(model: &ReferenceModel, endpoint: &Endpoint, topology: Topology) -> bool {
     match topology {
         Topology::Anywhere => true,
-        Topology::SameNode => {
-            !model.node.name.is_empty() && endpoint.node_hints.contains(&model.node.name)
-        }
-        Topology::SameZone => model
-            .zone()
-            .is_some_and(|zone| endpoint.zone_hints.iter().any(|hint| hint == zone)),
+        Topology::SameNode => !model.node.name.is_empty() && endpoint.node_hints.contains(&model.node.name),
+        Topology::SameZone => model.zone().is_some_and(|zone| endpoint.zone_hints.iter().any(|hint| hint == zone)),
     }
 }
 
-fn addresses(
-    endpoints: &BTreeMap<SocketAddr, Endpoint>,
-    wanted: impl Fn(&Endpoint) -> bool,
-) -> BTreeSet<SocketAddr> {
-    endpoints
-        .iter()
-        .filter(|(_, e)| wanted(e))
-        .map(|(address, _)| *address)
-        .collect()
+fn addresses(endpoints: &BTreeMap<SocketAddr, Endpoint>, wanted: impl Fn(&Endpoint) -> bool) -> BTreeSet<SocketAddr> {
+    endpoints.iter().filter(|(_, e)| wanted(e)).map(|(address, _)| *address).collect()
 }
 
 /// The endpoints of all slices of a service port; of several entries for one
 /// address and port, the best counts.
-fn endpoints_of(
-    model: &ReferenceModel,
-    port: &ServicePort,
-    family: Family,
-) -> BTreeMap<SocketAddr, Endpoint> {
-    let mut slices: Vec<&Value> = model
-        .objects_of_kind("EndpointSlice")
-        .filter(|slice| belongs_to(slice, port, family))
-        .collect();
+fn endpoints_of(model: &ReferenceModel, port: &ServicePort, family: Family) -> BTreeMap<SocketAddr, Endpoint> {
+    let mut slices: Vec<&Value> =
+        model.objects_of_kind("EndpointSlice").filter(|slice| belongs_to(slice, port, family)).collect();
     // Stable: slices of one age stay in the order of their names.
     slices.sort_by(|a, b| json::created(b).cmp(json::created(a)));
 
     let mut endpoints: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     for slice in slices {
         for (address, endpoint) in entries_of(model, slice, port, family) {
-            let better = endpoints.get(&address).is_none_or(|present| {
-                (!endpoint.terminating, endpoint.ready) > (!present.terminating, present.ready)
-            });
+            let better = endpoints
+                .get(&address)
+                .is_none_or(|present| (!endpoint.terminating, endpoint.ready) > (!present.terminating, present.ready));
             if better {
                 endpoints.insert(address, endpoint);
             }
@@ -188,15 +156,11 @@ fn entries_of(
         .collect();
     let mut entries = Vec::new();
     for endpoint in json::list(slice, "/endpoints") {
-        let address = json::texts(endpoint, "/addresses")
-            .first()
-            .and_then(|text| address::parse_of_family(text, family));
+        let address =
+            json::texts(endpoint, "/addresses").first().and_then(|text| address::parse_of_family(text, family));
         let Some(address) = address else { continue };
         for number in &numbers {
-            entries.push((
-                SocketAddr::new(address, *number),
-                read_endpoint(model, endpoint),
-            ));
+            entries.push((SocketAddr::new(address, *number), read_endpoint(model, endpoint)));
         }
     }
     entries
@@ -204,10 +168,7 @@ fn entries_of(
 
 fn read_endpoint(model: &ReferenceModel, endpoint: &Value) -> Endpoint {
     let hints = |pointer| {
-        json::list(endpoint, pointer)
-            .iter()
-            .filter_map(|hint| Some(json::text(hint, "/name")?.to_owned()))
-            .collect()
+        json::list(endpoint, pointer).iter().filter_map(|hint| Some(json::text(hint, "/name")?.to_owned())).collect()
     };
     let node_name = json::text(endpoint, "/nodeName").unwrap_or_default();
     Endpoint {

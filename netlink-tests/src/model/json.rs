@@ -21,18 +21,12 @@ pub(super) fn port(value: &Value, pointer: &str) -> Option<u16> {
 
 /// The elements of the list at a JSON pointer; none if there is no list.
 pub(super) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// The strings of the list at a JSON pointer.
 pub(super) fn texts<'a>(value: &'a Value, pointer: &str) -> Vec<&'a str> {
-    list(value, pointer)
-        .iter()
-        .filter_map(Value::as_str)
-        .collect()
+    list(value, pointer).iter().filter_map(Value::as_str).collect()
 }
 
 /// The value of a label. Label keys hold slashes, so they are no JSON pointers.

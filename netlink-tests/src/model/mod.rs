@@ -130,12 +130,7 @@ impl fmt::Display for Packet {
         if let Some(iif) = &self.iif {
             write!(f, " (on {iif})")?;
         }
-        write!(
-            f,
-            " -> {} {}",
-            SocketAddr::new(self.to, self.port),
-            self.protocol
-        )
+        write!(f, " -> {} {}", SocketAddr::new(self.to, self.port), self.protocol)
     }
 }
 
@@ -168,11 +163,7 @@ impl Outcome {
     /// told apart.
     pub fn masqueraded(&self) -> BTreeSet<SocketAddr> {
         match self {
-            Self::Dnat {
-                endpoints,
-                masquerade: true,
-                ..
-            } => endpoints.clone(),
+            Self::Dnat { endpoints, masquerade: true, .. } => endpoints.clone(),
             Self::Dnat { hairpin, .. } => hairpin.clone(),
             Self::Drop | Self::Reject | Self::Pass => BTreeSet::new(),
         }
@@ -192,11 +183,7 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dnat {
-                endpoints,
-                masquerade,
-                hairpin,
-            } => {
+            Self::Dnat { endpoints, masquerade, hairpin } => {
                 write!(f, "dnat to {endpoints:?}")?;
                 if *masquerade {
                     f.write_str(", masqueraded")?;
@@ -229,9 +216,7 @@ impl ObjectKey {
     pub fn of(manifest: &Value) -> Option<Self> {
         Some(Self {
             kind: json::text(manifest, "/kind")?.to_owned(),
-            namespace: json::text(manifest, "/metadata/namespace")
-                .unwrap_or_default()
-                .to_owned(),
+            namespace: json::text(manifest, "/metadata/namespace").unwrap_or_default().to_owned(),
             name: json::text(manifest, "/metadata/name")?.to_owned(),
         })
     }
@@ -255,11 +240,7 @@ impl ReferenceModel {
     /// Starts with no object. `config` holds the fields of a
     /// KubeProxyConfiguration that differ from their defaults, in nftables mode.
     pub fn new(node: Node, config: Value) -> Self {
-        Self {
-            node,
-            config,
-            objects: BTreeMap::new(),
-        }
+        Self { node, config, objects: BTreeMap::new() }
     }
 
     /// Creates an object or replaces it whole. Kinds that a service proxy does
@@ -291,9 +272,6 @@ impl ReferenceModel {
     }
 
     fn objects_of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.objects
-            .iter()
-            .filter(move |(key, _)| key.kind == kind)
-            .map(|(_, manifest)| manifest)
+        self.objects.iter().filter(move |(key, _)| key.kind == kind).map(|(_, manifest)| manifest)
     }
 }

@@ -76,10 +76,7 @@ impl ReferenceModel {
             let name = json::text(service, "/metadata/name").unwrap_or_default();
             (json::created(service), format!("{namespace}/{name}"))
         });
-        services
-            .into_iter()
-            .flat_map(|service| self.ports_of(service, family))
-            .collect()
+        services.into_iter().flat_map(|service| self.ports_of(service, family)).collect()
     }
 
     fn ports_of(&self, service: &Value, family: Family) -> Vec<ServicePort> {
@@ -119,12 +116,7 @@ fn proxied_cluster_ip(service: &Value, family: Family) -> Option<IpAddr> {
     address::parse_of_family(text, family)
 }
 
-fn service_port(
-    service: &Value,
-    port: &Value,
-    cluster_ip: IpAddr,
-    family: Family,
-) -> Option<ServicePort> {
+fn service_port(service: &Value, port: &Value, cluster_ip: IpAddr, family: Family) -> Option<ServicePort> {
     let service_type = json::text(service, "/spec/type").unwrap_or("ClusterIP");
     let raw_external_ips = json::texts(service, "/spec/externalIPs");
     let external_policy_counts = match service_type {
@@ -133,25 +125,17 @@ fn service_port(
     };
     let policy = |pointer| json::text(service, pointer).unwrap_or("Cluster");
     Some(ServicePort {
-        namespace: json::text(service, "/metadata/namespace")
-            .unwrap_or_default()
-            .to_owned(),
-        service: json::text(service, "/metadata/name")
-            .unwrap_or_default()
-            .to_owned(),
+        namespace: json::text(service, "/metadata/namespace").unwrap_or_default().to_owned(),
+        service: json::text(service, "/metadata/name").unwrap_or_default().to_owned(),
         port_name: json::text(port, "/name").unwrap_or_default().to_owned(),
         protocol: Protocol::from_name(json::text(port, "/protocol").unwrap_or("TCP"))?,
         port: json::port(port, "/port")?,
         cluster_ip,
-        external_ips: raw_external_ips
-            .iter()
-            .filter_map(|text| address::parse_of_family(text, family))
-            .collect(),
+        external_ips: raw_external_ips.iter().filter_map(|text| address::parse_of_family(text, family)).collect(),
         vips: load_balancer_ips(service, family),
         node_port: json::port(port, "/nodePort"),
         source_ranges: source_ranges(service, family),
-        external_policy_local: external_policy_counts
-            && policy("/spec/externalTrafficPolicy") == "Local",
+        external_policy_local: external_policy_counts && policy("/spec/externalTrafficPolicy") == "Local",
         internal_policy_local: policy("/spec/internalTrafficPolicy") == "Local",
         endpoints: Selection::default(),
     })
@@ -173,9 +157,5 @@ fn source_ranges(service: &Value, family: Family) -> Vec<IpNet> {
         .filter_map(|text| address::parse_prefix(text.trim()))
         .filter(|range| Family::of(range.addr()) == family)
         .collect();
-    if ranges.iter().any(|range| range.prefix_len() == 0) {
-        Vec::new()
-    } else {
-        ranges
-    }
+    if ranges.iter().any(|range| range.prefix_len() == 0) { Vec::new() } else { ranges }
 }

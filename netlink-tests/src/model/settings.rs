@@ -57,16 +57,10 @@ impl ReferenceModel {
         let bound = json::text(&self.config, "/bindAddress")
             .and_then(|text| address::parse_of_family(text, family))
             .filter(|address| !address.is_unspecified());
-        bound
-            .or_else(|| {
-                self.node_ips()
-                    .into_iter()
-                    .find(|ip| Family::of(*ip) == family)
-            })
-            .unwrap_or(match family {
-                Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            })
+        bound.or_else(|| self.node_ips().into_iter().find(|ip| Family::of(*ip) == family)).unwrap_or(match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        })
     }
 
     /// Whether cluster IP traffic is masqueraded whatever its source.
@@ -88,9 +82,7 @@ impl ReferenceModel {
                     .find(|cidr| Family::of(cidr.addr()) == family)
                     .map_or(LocalDetector::None, |cidr| LocalDetector::Source(*cidr)),
             },
-            "BridgeInterface" => {
-                LocalDetector::Interface(text("/detectLocal/bridgeInterface").to_owned())
-            }
+            "BridgeInterface" => LocalDetector::Interface(text("/detectLocal/bridgeInterface").to_owned()),
             "InterfaceNamePrefix" => {
                 LocalDetector::InterfacePrefix(text("/detectLocal/interfaceNamePrefix").to_owned())
             }
@@ -106,11 +98,7 @@ impl ReferenceModel {
         let configured = json::texts(&self.config, "/nodePortAddresses");
         let ranges: Vec<IpNet> = if configured.is_empty() || configured == ["primary"] {
             let ip = self.primary_ip(family);
-            if ip.is_loopback() {
-                Vec::new()
-            } else {
-                vec![IpNet::from(ip)]
-            }
+            if ip.is_loopback() { Vec::new() } else { vec![IpNet::from(ip)] }
         } else {
             configured
                 .iter()
@@ -121,11 +109,7 @@ impl ReferenceModel {
         if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
             return NodePortAddresses::All;
         }
-        let on_interfaces = self
-            .node
-            .local_addresses
-            .iter()
-            .chain(&self.node.primary_ips);
+        let on_interfaces = self.node.local_addresses.iter().chain(&self.node.primary_ips);
         NodePortAddresses::Only(
             on_interfaces
                 .copied()
@@ -143,15 +127,12 @@ impl ReferenceModel {
     }
 
     fn node_object(&self) -> Option<&Value> {
-        self.objects_of_kind("Node")
-            .find(|node| json::text(node, "/metadata/name") == Some(&self.node.name))
+        self.objects_of_kind("Node").find(|node| json::text(node, "/metadata/name") == Some(&self.node.name))
     }
 
     /// Internal addresses come before external ones; names do not count.
     fn node_ips(&self) -> Vec<IpAddr> {
-        let addresses = self
-            .node_object()
-            .map_or(&[][..], |node| json::list(node, "/status/addresses"));
+        let addresses = self.node_object().map_or(&[][..], |node| json::list(node, "/status/addresses"));
         let of_type = |wanted| {
             addresses
                 .iter()
@@ -159,11 +140,7 @@ impl ReferenceModel {
                 .filter_map(|entry| address::parse(json::text(entry, "/address")?))
         };
         let ips: Vec<IpAddr> = of_type("InternalIP").chain(of_type("ExternalIP")).collect();
-        if ips.is_empty() {
-            self.node.primary_ips.clone()
-        } else {
-            ips
-        }
+        if ips.is_empty() { self.node.primary_ips.clone() } else { ips }
     }
 }
 

@@ -23,10 +23,7 @@ fn model(config: Value, objects: &[Value]) -> ReferenceModel {
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
     };
     let mut model = ReferenceModel::new(node, config);
-    objects
-        .iter()
-        .cloned()
-        .for_each(|object| model.apply(object));
+    objects.iter().cloned().for_each(|object| model.apply(object));
     model
 }
 
@@ -72,23 +69,14 @@ fn slice(name: &str, of: &str, created: &str, endpoints: Value) -> Value {
 
 fn send(model: &ReferenceModel, from: &str, to: &str) -> Outcome {
     let to: SocketAddr = to.parse().unwrap();
-    let packet = Packet {
-        from: from.parse().unwrap(),
-        iif: None,
-        to: to.ip(),
-        port: to.port(),
-        protocol: Protocol::Tcp,
-    };
+    let packet =
+        Packet { from: from.parse().unwrap(), iif: None, to: to.ip(), port: to.port(), protocol: Protocol::Tcp };
     model.outcome(&packet)
 }
 
 fn dnat<const N: usize>(endpoints: [&str; N], masquerade: bool) -> Outcome {
     let endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
-    Outcome::Dnat {
-        endpoints,
-        masquerade,
-        hairpin: BTreeSet::new(),
-    }
+    Outcome::Dnat { endpoints, masquerade, hairpin: BTreeSet::new() }
 }
 
 #[test]
@@ -125,43 +113,22 @@ fn addresses_are_read_sloppily() {
 
 #[test]
 fn frontends_and_endpoints_are_read_sloppily() {
-    let web = service(
-        "web",
-        "",
-        json!({"clusterIPs": ["010.096.00.1"], "externalIPs": ["203.0.113.010", " 203.0.113.11"]}),
-    );
-    let pods = slice(
-        "web-a",
-        "web",
-        "",
-        json!([{"addresses": ["010.244.1.005", "10.244.1.6"]}]),
-    );
+    let web =
+        service("web", "", json!({"clusterIPs": ["010.096.00.1"], "externalIPs": ["203.0.113.010", " 203.0.113.11"]}));
+    let pods = slice("web-a", "web", "", json!([{"addresses": ["010.244.1.005", "10.244.1.6"]}]));
     let model = model(cluster_cidr(), &[web, pods]);
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.5:8080"], false)
-    );
-    assert_eq!(
-        send(&model, OUTSIDE, "203.0.113.10:80"),
-        dnat(["10.244.1.5:8080"], true)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.5:8080"], false));
+    assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), dnat(["10.244.1.5:8080"], true));
     // External IPs are not trimmed.
     assert_eq!(send(&model, OUTSIDE, "203.0.113.11:80"), Outcome::Pass);
 }
 
 #[test]
 fn empty_ip_families_fall_back_to_the_single_cluster_ip() {
-    let web = service(
-        "web",
-        "",
-        json!({"ipFamilies": [], "clusterIPs": ["10.96.0.9"]}),
-    );
+    let web = service("web", "", json!({"ipFamilies": [], "clusterIPs": ["10.96.0.9"]}));
     let pods = slice("web-a", "web", "", json!([{"addresses": ["10.244.1.5"]}]));
     let model = model(cluster_cidr(), &[web, pods]);
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.5:8080"], false)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.5:8080"], false));
     assert_eq!(send(&model, POD, "10.96.0.9:80"), Outcome::Pass);
 }
 
@@ -173,20 +140,10 @@ fn oldest_service_gets_a_shared_external_ip() {
     let of_newer = slice("a-a", "a", "", json!([{"addresses": ["10.244.2.1"]}]));
     let of_older = slice("b-a", "b", "", json!([{"addresses": ["10.244.2.2"]}]));
     let mut model = model(cluster_cidr(), &[newer, older, of_newer, of_older]);
-    assert_eq!(
-        send(&model, OUTSIDE, "203.0.113.10:80"),
-        dnat(["10.244.2.2:8080"], true)
-    );
+    assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), dnat(["10.244.2.2:8080"], true));
     // A Service without endpoints has no entry in the map of targets.
-    model.delete(&ObjectKey {
-        kind: "EndpointSlice".into(),
-        namespace: "shop".into(),
-        name: "b-a".into(),
-    });
-    assert_eq!(
-        send(&model, OUTSIDE, "203.0.113.10:80"),
-        dnat(["10.244.2.1:8080"], true)
-    );
+    model.delete(&ObjectKey { kind: "EndpointSlice".into(), namespace: "shop".into(), name: "b-a".into() });
+    assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), dnat(["10.244.2.1:8080"], true));
 }
 
 #[test]
@@ -199,10 +156,7 @@ fn name_decides_between_services_of_one_age() {
         slice("b-a", "b", "", json!([{"addresses": ["10.244.2.2"]}])),
     ];
     let model = model(cluster_cidr(), &objects);
-    assert_eq!(
-        send(&model, OUTSIDE, "203.0.113.10:80"),
-        dnat(["10.244.2.1:8080"], true)
-    );
+    assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), dnat(["10.244.2.1:8080"], true));
 }
 
 #[test]
@@ -232,11 +186,7 @@ fn of_two_entries_for_one_endpoint_the_best_counts() {
             slice("web-b", "web", new, json!([newer])),
         ];
         let model = model(cluster_cidr(), &objects);
-        assert_eq!(
-            send(&model, POD, "10.96.0.1:80"),
-            expected,
-            "{older} then {newer}"
-        );
+        assert_eq!(send(&model, POD, "10.96.0.1:80"), expected, "{older} then {newer}");
     }
 }
 
@@ -255,16 +205,12 @@ fn local_traffic_is_told_by_the_configured_means() {
             port: 80,
             protocol: Protocol::Tcp,
         };
-        !model(config, &objects)
-            .outcome(&packet)
-            .masqueraded()
-            .is_empty()
+        !model(config, &objects).outcome(&packet).masqueraded().is_empty()
     };
     let node_cidr = json!({"detectLocalMode": "NodeCIDR"});
     assert!(!masqueraded(node_cidr.clone(), POD, None));
     assert!(masqueraded(node_cidr, "10.244.2.88", None));
-    let bridge =
-        json!({"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "cni0"}});
+    let bridge = json!({"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "cni0"}});
     assert!(!masqueraded(bridge.clone(), POD, Some("cni0")));
     assert!(masqueraded(bridge.clone(), POD, Some("cni01")));
     // The node's own packets have no arriving interface.
@@ -273,21 +219,13 @@ fn local_traffic_is_told_by_the_configured_means() {
     assert!(!masqueraded(prefix.clone(), POD, Some("cni01")));
     assert!(masqueraded(prefix, POD, Some("eth0")));
     assert!(!masqueraded(json!({}), OUTSIDE, None));
-    assert!(masqueraded(
-        json!({"nftables": {"masqueradeAll": true}}),
-        POD,
-        None
-    ));
+    assert!(masqueraded(json!({"nftables": {"masqueradeAll": true}}), POD, None));
 }
 
 #[test]
 fn node_ports_need_an_address_that_serves_them() {
-    let node_port =
-        json!({"type": "NodePort", "ports": [{"name": "w", "port": 80, "nodePort": 30080}]});
-    let objects = [
-        service("web", "", node_port),
-        slice("web-a", "web", "", json!([{"addresses": ["10.244.1.5"]}])),
-    ];
+    let node_port = json!({"type": "NodePort", "ports": [{"name": "w", "port": 80, "nodePort": 30080}]});
+    let objects = [service("web", "", node_port), slice("web-a", "web", "", json!([{"addresses": ["10.244.1.5"]}]))];
     let served = |config: Value, ip: &str| {
         let model = model(config, &objects);
         send(&model, OUTSIDE, &format!("{ip}:30080")) != Outcome::Pass
@@ -317,12 +255,7 @@ fn a_service_address_comes_before_a_node_port() {
                 "ports": [{"name": "w", "port": 30080}],
             }),
         ),
-        slice(
-            "vip-a",
-            "vip",
-            "",
-            json!([{"addresses": ["10.244.2.5"], "nodeName": "heron"}]),
-        ),
+        slice("vip-a", "vip", "", json!([{"addresses": ["10.244.2.5"], "nodeName": "heron"}])),
         service(
             "web",
             "",
@@ -335,24 +268,15 @@ fn a_service_address_comes_before_a_node_port() {
     ];
     let model = model(cluster_cidr(), &objects);
     // Not the node port, although this Service has no endpoint here.
-    assert_eq!(
-        send(&model, OUTSIDE, &format!("{NODE_IP}:30080")),
-        Outcome::Drop
-    );
-    assert_eq!(
-        send(&model, POD, &format!("{NODE_IP}:30080")),
-        dnat(["10.244.2.5:8080"], false)
-    );
+    assert_eq!(send(&model, OUTSIDE, &format!("{NODE_IP}:30080")), Outcome::Drop);
+    assert_eq!(send(&model, POD, &format!("{NODE_IP}:30080")), dnat(["10.244.2.5:8080"], false));
 }
 
 #[test]
 fn an_undefined_port_of_a_cluster_ip_on_the_node_is_not_refused() {
     let mut model = model(cluster_cidr(), &[service("web", "", json!({}))]);
     assert_eq!(send(&model, OUTSIDE, "10.96.0.1:81"), Outcome::Reject);
-    model
-        .node
-        .local_addresses
-        .insert("10.96.0.1".parse().unwrap());
+    model.node.local_addresses.insert("10.96.0.1".parse().unwrap());
     // The input hook does not look at cluster IPs; output does.
     assert_eq!(send(&model, OUTSIDE, "10.96.0.1:81"), Outcome::Pass);
     assert_eq!(send(&model, NODE_IP, "10.96.0.1:81"), Outcome::Reject);
@@ -362,51 +286,27 @@ fn an_undefined_port_of_a_cluster_ip_on_the_node_is_not_refused() {
 fn deleting_the_own_node_keeps_its_labels() {
     let node = json!({"kind": "Node", "metadata": {"name": NODE, "labels": {"topology.kubernetes.io/zone": "z-west"}}});
     let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
-    let pods = slice(
-        "web-a",
-        "web",
-        "",
-        json!([
-            hinted("10.244.1.5", "z-east"),
-            hinted("10.244.1.6", "z-west")
-        ]),
-    );
+    let pods = slice("web-a", "web", "", json!([hinted("10.244.1.5", "z-east"), hinted("10.244.1.6", "z-west")]));
     let mut model = model(cluster_cidr(), &[service("web", "", json!({})), pods]);
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.5:8080"], false)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.5:8080"], false));
     let key = ObjectKey::of(&node).unwrap();
     model.apply(node);
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.6:8080"], false)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.6:8080"], false));
     model.delete(&key);
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.6:8080"], false)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.6:8080"], false));
 }
 
 #[test]
 fn hairpin_is_known_to_all_services_of_an_endpoint() {
     let objects = [
         service("web", "", json!({})),
-        slice(
-            "web-a",
-            "web",
-            "",
-            json!([{"addresses": [POD], "nodeName": NODE}, {"addresses": ["10.244.1.5"]}]),
-        ),
+        slice("web-a", "web", "", json!([{"addresses": [POD], "nodeName": NODE}, {"addresses": ["10.244.1.5"]}])),
     ];
     let model = model(cluster_cidr(), &objects);
     let outcome = send(&model, POD, "10.96.0.1:80");
     let hairpin = BTreeSet::from([format!("{POD}:8080").parse::<SocketAddr>().unwrap()]);
     assert_eq!(outcome.masqueraded(), hairpin);
-    assert!(
-        matches!(outcome, Outcome::Dnat { endpoints, masquerade: false, .. } if endpoints.len() == 2)
-    );
+    assert!(matches!(outcome, Outcome::Dnat { endpoints, masquerade: false, .. } if endpoints.len() == 2));
 }
 
 #[test]
@@ -418,8 +318,5 @@ fn bad_manifests_are_ignored() {
     model.apply(json!({"kind": "Service"}));
     model.apply(json!({"kind": "Service", "metadata": {"name": "x"}, "spec": 1}));
     model.apply(json!({"kind": "Service", "metadata": {"name": "y"}, "spec": {"clusterIP": "a.b.c.d", "ports": [{}]}}));
-    assert_eq!(
-        send(&model, POD, "10.96.0.1:80"),
-        dnat(["10.244.1.5:8080"], false)
-    );
+    assert_eq!(send(&model, POD, "10.96.0.1:80"), dnat(["10.244.1.5:8080"], false));
 }

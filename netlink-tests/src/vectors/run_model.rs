@@ -26,18 +26,8 @@ pub struct Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            vector,
-            phase,
-            index,
-            packet,
-            expected,
-            actual,
-        } = self;
-        write!(
-            f,
-            "{vector}, phase {phase}, packet {index}: {packet}\n  expected: {expected}\n  actual:   {actual}"
-        )
+        let Self { vector, phase, index, packet, expected, actual } = self;
+        write!(f, "{vector}, phase {phase}, packet {index}: {packet}\n  expected: {expected}\n  actual:   {actual}")
     }
 }
 
@@ -49,20 +39,13 @@ pub fn run(vector: &Vector) -> Vec<Mismatch> {
 /// As [`run`], but with another judge of the packet: given the model at that
 /// point, it says what happens. For implementations that are rebuilt from the
 /// model's objects at every phase.
-pub fn run_with(
-    vector: &Vector,
-    mut judge: impl FnMut(&ReferenceModel, &Packet) -> Outcome,
-) -> Vec<Mismatch> {
+pub fn run_with(vector: &Vector, mut judge: impl FnMut(&ReferenceModel, &Packet) -> Outcome) -> Vec<Mismatch> {
     let mut mismatches = Vec::new();
     let mut model = start(vector);
     for (phase, (step, probes)) in vector.phases().enumerate() {
         if let Some(step) = step {
-            step.delete
-                .iter()
-                .for_each(|object| model.delete(&object_key(object)));
-            step.apply
-                .iter()
-                .for_each(|manifest| model.apply(manifest.clone()));
+            step.delete.iter().for_each(|object| model.delete(&object_key(object)));
+            step.apply.iter().for_each(|manifest| model.apply(manifest.clone()));
         }
         for (index, probe) in probes.iter().enumerate() {
             let packet = packet(probe);
@@ -70,14 +53,7 @@ pub fn run_with(
             let actual = judge(&model, &packet);
             if !expected.same_on_the_wire(&actual) {
                 let vector = vector.name.clone();
-                mismatches.push(Mismatch {
-                    vector,
-                    phase,
-                    index,
-                    packet,
-                    expected,
-                    actual,
-                });
+                mismatches.push(Mismatch { vector, phase, index, packet, expected, actual });
             }
         }
     }
@@ -88,10 +64,7 @@ pub fn run_with(
 pub fn start(vector: &Vector) -> ReferenceModel {
     let config = Value::Object(vector.config.clone());
     let mut model = ReferenceModel::new(node(&vector.node), config);
-    vector
-        .objects
-        .iter()
-        .for_each(|manifest| model.apply(manifest.clone()));
+    vector.objects.iter().for_each(|manifest| model.apply(manifest.clone()));
     model
 }
 
@@ -136,11 +109,7 @@ pub fn outcome(expect: &Expect) -> Outcome {
 }
 
 fn object_key(object: &ObjectRef) -> ObjectKey {
-    ObjectKey {
-        kind: object.kind.clone(),
-        namespace: object.namespace.clone(),
-        name: object.name.clone(),
-    }
+    ObjectKey { kind: object.kind.clone(), namespace: object.namespace.clone(), name: object.name.clone() }
 }
 
 #[cfg(test)]
@@ -165,11 +134,7 @@ mod tests {
     fn unmasquerade_or_masquerade(outcome: Outcome) -> Outcome {
         let masquerade = outcome.masqueraded().is_empty();
         match outcome {
-            Outcome::Dnat { endpoints, .. } => Outcome::Dnat {
-                endpoints,
-                masquerade,
-                hairpin: [].into(),
-            },
+            Outcome::Dnat { endpoints, .. } => Outcome::Dnat { endpoints, masquerade, hairpin: [].into() },
             other => other,
         }
     }

@@ -235,11 +235,7 @@ impl Vector {
     /// The phases: the start, then each step; with the packets of each.
     pub fn phases(&self) -> impl Iterator<Item = (Option<&Step>, &[Probe])> {
         let start = std::iter::once((None, self.packets.as_slice()));
-        start.chain(
-            self.steps
-                .iter()
-                .map(|step| (Some(step), step.packets.as_slice())),
-        )
+        start.chain(self.steps.iter().map(|step| (Some(step), step.packets.as_slice())))
     }
 }
 
@@ -251,9 +247,7 @@ impl VectorNode {
 
     /// Every address on the node's interfaces but loopback.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.primary_ips()
-            .chain(self.extra_ips.iter().copied())
-            .collect()
+        self.primary_ips().chain(self.extra_ips.iter().copied()).collect()
     }
 
     /// The primary addresses, IPv4 first.
@@ -270,10 +264,7 @@ impl VectorNode {
 /// The first file that cannot be read or breaks the format; a folder without
 /// vectors.
 pub fn load_dir(path: &Path) -> Result<Vec<Vector>, VectorError> {
-    let read_error = |source| VectorError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read_error = |source| VectorError::Read { path: path.to_owned(), source };
     let mut vectors = Vec::new();
     for entry in fs::read_dir(path).map_err(read_error)? {
         let file = entry.map_err(read_error)?.path();
@@ -283,17 +274,12 @@ pub fn load_dir(path: &Path) -> Result<Vec<Vector>, VectorError> {
         }
     }
     if vectors.is_empty() {
-        return Err(VectorError::Empty {
-            path: path.to_owned(),
-        });
+        return Err(VectorError::Empty { path: path.to_owned() });
     }
     vectors.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(twins) = vectors.windows(2).find(|pair| pair[0].name == pair[1].name) {
         let what = format!("two files hold the vector {:?}", twins[0].name);
-        return Err(VectorError::Invalid {
-            path: path.to_owned(),
-            what,
-        });
+        return Err(VectorError::Invalid { path: path.to_owned(), what });
     }
     Ok(vectors)
 }
@@ -304,10 +290,7 @@ pub fn load_dir(path: &Path) -> Result<Vec<Vector>, VectorError> {
 ///
 /// The file cannot be read or breaks the format.
 pub fn load_file(path: &Path) -> Result<Vector, VectorError> {
-    let text = fs::read_to_string(path).map_err(|source| VectorError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs::read_to_string(path).map_err(|source| VectorError::Read { path: path.to_owned(), source })?;
     parse(path, &text)
 }
 
@@ -326,15 +309,9 @@ pub fn parse(path: &Path, text: &str) -> Result<Vector, VectorError> {
         let options = serde_saphyr::options! { strict_booleans: true };
         serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
     };
-    let vector: Vector = parsed.map_err(|message| VectorError::Format {
-        path: path.to_owned(),
-        message,
-    })?;
+    let vector: Vector = parsed.map_err(|message| VectorError::Format { path: path.to_owned(), message })?;
     match fault(path, &vector) {
-        Some(what) => Err(VectorError::Invalid {
-            path: path.to_owned(),
-            what,
-        }),
+        Some(what) => Err(VectorError::Invalid { path: path.to_owned(), what }),
         None => Ok(vector),
     }
 }
@@ -342,30 +319,18 @@ pub fn parse(path: &Path, text: &str) -> Result<Vector, VectorError> {
 /// The first thing in a vector that makes no sense.
 fn fault(path: &Path, vector: &Vector) -> Option<String> {
     if path.file_stem().and_then(|stem| stem.to_str()) != Some(&vector.name) {
-        return Some(format!(
-            "name {:?} is not the name of the file",
-            vector.name
-        ));
+        return Some(format!("name {:?} is not the name of the file", vector.name));
     }
     config_fault(&vector.config)
         .or_else(|| vector.objects.iter().find_map(manifest_fault))
+        .or_else(|| vector.steps.iter().flat_map(|step| &step.apply).find_map(manifest_fault))
         .or_else(|| {
-            vector
-                .steps
-                .iter()
-                .flat_map(|step| &step.apply)
-                .find_map(manifest_fault)
-        })
-        .or_else(|| {
-            vector
-                .phases()
-                .enumerate()
-                .find_map(|(phase, (_, probes))| {
-                    probes.iter().enumerate().find_map(|(index, probe)| {
-                        let fault = probe_fault(&vector.node, probe)?;
-                        Some(format!("phase {phase}, packet {index}: {fault}"))
-                    })
+            vector.phases().enumerate().find_map(|(phase, (_, probes))| {
+                probes.iter().enumerate().find_map(|(index, probe)| {
+                    let fault = probe_fault(&vector.node, probe)?;
+                    Some(format!("phase {phase}, packet {index}: {fault}"))
                 })
+            })
         })
 }
 
@@ -402,23 +367,12 @@ const CONFIG_FIELDS: &[&str] = &[
 
 /// The fields of those sections that decide the fate of packets.
 const CONFIG_SECTIONS: &[(&str, &[&str])] = &[
-    (
-        "nftables",
-        &[
-            "masqueradeBit",
-            "masqueradeAll",
-            "syncPeriod",
-            "minSyncPeriod",
-        ],
-    ),
+    ("nftables", &["masqueradeBit", "masqueradeAll", "syncPeriod", "minSyncPeriod"]),
     ("detectLocal", &["bridgeInterface", "interfaceNamePrefix"]),
 ];
 
 fn config_fault(config: &Map<String, Value>) -> Option<String> {
-    if let Some(key) = config
-        .keys()
-        .find(|key| !CONFIG_FIELDS.contains(&key.as_str()))
-    {
+    if let Some(key) = config.keys().find(|key| !CONFIG_FIELDS.contains(&key.as_str())) {
         return Some(format!("unknown key `config.{key}`"));
     }
     CONFIG_SECTIONS.iter().find_map(|(section, known)| {
@@ -447,10 +401,7 @@ fn probe_fault(node: &VectorNode, probe: &Probe) -> Option<String> {
         return Some(format!("{ip} is not of kind {kind:?}"));
     }
     if ip.is_ipv4() != probe.to.ip.is_ipv4() {
-        return Some(format!(
-            "{ip} and {} are of different families",
-            probe.to.ip
-        ));
+        return Some(format!("{ip} and {} are of different families", probe.to.ip));
     }
     let expect = &probe.expect;
     let is_dnat = expect.verdict == Verdict::Dnat;

@@ -31,22 +31,14 @@ steps:
 ";
 
 fn error_of(text: &str) -> String {
-    parse(Path::new("some/where/sample.yaml"), text)
-        .unwrap_err()
-        .to_string()
+    parse(Path::new("some/where/sample.yaml"), text).unwrap_err().to_string()
 }
 
 #[test]
 fn every_key_is_read() {
     let vector = parse(Path::new("sample.yaml"), GOOD).unwrap();
-    assert_eq!(
-        vector.node.extra_ips,
-        ["192.0.2.211".parse::<IpAddr>().unwrap()]
-    );
-    assert_eq!(
-        vector.config["nftables"]["masqueradeAll"],
-        Value::Bool(true)
-    );
+    assert_eq!(vector.node.extra_ips, ["192.0.2.211".parse::<IpAddr>().unwrap()]);
+    assert_eq!(vector.config["nftables"]["masqueradeAll"], Value::Bool(true));
     let probe = &vector.packets[0];
     assert!(probe.sticky);
     assert_eq!(probe.sticky_group.as_deref(), Some("one"));
@@ -88,10 +80,7 @@ fn unknown_keys_are_refused() {
     ] {
         let error = error_of(&GOOD.replacen(known, unknown, 1));
         assert!(error.contains("sample.yaml"), "{error}");
-        assert!(
-            error.contains(unknown.trim_end_matches(':')),
-            "{unknown} in {error}"
-        );
+        assert!(error.contains(unknown.trim_end_matches(':')), "{unknown} in {error}");
     }
 }
 
@@ -102,26 +91,10 @@ fn contradictions_are_refused() {
         ("kind: local-pod", "kind: external", "not of kind"),
         ("kind: node", "kind: remote-pod", "not of kind"),
         ("masquerade: false, ", "", "needs `endpoints`"),
-        (
-            "verdict: reject",
-            "verdict: reject, masquerade: true",
-            "belong to verdict dnat",
-        ),
-        (
-            "hairpin: ['10.244.1.7:80']",
-            "hairpin: ['10.244.1.8:80']",
-            "not in `endpoints`",
-        ),
-        (
-            "10.96.0.1, port: 80, proto: SCTP",
-            "'::1', port: 80, proto: SCTP",
-            "families",
-        ),
-        (
-            "metadata: {name: on}",
-            "metadata: {}",
-            "without /metadata/name",
-        ),
+        ("verdict: reject", "verdict: reject, masquerade: true", "belong to verdict dnat"),
+        ("hairpin: ['10.244.1.7:80']", "hairpin: ['10.244.1.8:80']", "not in `endpoints`"),
+        ("10.96.0.1, port: 80, proto: SCTP", "'::1', port: 80, proto: SCTP", "families"),
+        ("metadata: {name: on}", "metadata: {}", "without /metadata/name"),
     ] {
         let error = error_of(&GOOD.replacen(right, wrong, 1));
         assert!(error.contains(expected), "{wrong}: {error}");

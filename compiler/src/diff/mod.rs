@@ -1,4 +1,26 @@
 //! What is programmed against what should be: ordered transactions.
+//!
+//! * [`planner`]: the state of what is programmed, and the change path: only
+//!   Services that changed are looked at;
+//! * [`resync`]: the start, and the repair: what the kernel holds against what
+//!   it should hold;
+//! * [`slots`]: which endpoint sits in which slot;
+//! * [`claims`]: which Service has a frontend that several want;
+//! * [`batch`]: from changed elements to transactions.
+//!
+//! Elements become visible per lookup, not per packet. A packet may see the
+//! old verdict and then look for a slot in the new map, never the other way
+//! round. So: *grow before pointing, point before shrinking*. What grows and
+//! what points may share a transaction; what shrinks comes in a later one.
+
+pub mod batch;
+pub mod claims;
+pub mod planner;
+pub mod resync;
+pub mod slots;
+
+pub use planner::{Plan, Planner};
+pub use resync::{KernelElements, KernelState, Resync};
 
 use std::sync::Arc;
 

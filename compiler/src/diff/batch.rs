@@ -1,0 +1,161 @@
+//! From changed elements to transactions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Action, Operation, Transaction};
+use crate::ruleset::Family;
+use crate::ruleset::element::{Data, Element, Key};
+use crate::ruleset::maps::{DataKind, Map};
+
+/// The most operations of one transaction. One commit blocks every other
+/// nftables writer of the namespace: this many take well below 50 ms.
+pub const MAX_OPERATIONS: usize = 8192;
+
+/// What an element holds besides its key.
+pub(super) type Value = (Data, Option<Arc<str>>);
+
+#[derive(Debug, Default)]
+struct Net {
+    before: Option<Value>,
+    after: Option<Value>,
+    owner: Option<Arc<str>>,
+}
+
+/// Elements that were and that should be; several Services may speak of the
+/// same element, and only the net effect counts.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    elements: HashMap<(Family, Map, Key), Net>,
+}
+
+impl Batch {
+    /// The kernel holds this element.
+    pub(super) fn was(&mut self, family: Family, element: Element, owner: &Arc<str>) {
+        let net = self.elements.entry((family, element.map, element.key)).or_default();
+        net.before = Some((element.data, element.comment));
+        net.owner.get_or_insert_with(|| owner.clone());
+    }
+
+    /// The kernel should hold this element.
+    pub(super) fn should_be(&mut self, family: Family, element: Element, owner: &Arc<str>) {
+        let net = self.elements.entry((family, element.map, element.key)).or_default();
+        net.after = Some((element.data, element.comment));
+        net.owner = Some(owner.clone());
+    }
+
+    /// Sorts the net changes into what grows and points, and what shrinks.
+    pub(super) fn into_changes(self) -> ElementChanges {
+        let mut changes = ElementChanges::default();
+        let mut nets: Vec<_> = self.elements.into_iter().collect();
+        nets.sort_unstable_by_key(|(place, _)| *place);
+        for ((family, map, key), net) in nets {
+            changes.add(family, map, key, net.before, net.after, net.owner.as_ref());
+        }
+        changes
+    }
+}
+
+/// Element operations by when they may become visible.
+#[derive(Debug, Default)]
+pub(super) struct ElementChanges {
+    /// Of the firewall and of interval sets: what leaves must leave before
+    /// what comes, since the kernel refuses overlaps, and both together.
+    firewall: Vec<Operation>,
+    /// New and replaced elements that nothing points to yet.
+    grow: Vec<Operation>,
+    /// New, replaced and removed verdicts.
+    point: Vec<Operation>,
+    /// What nothing points to any more.
+    shrink: Vec<Operation>,
+}
+
+impl ElementChanges {
+    /// Takes the difference at one key.
+    pub(super) fn add(
+        &mut self,
+        family: Family,
+        map: Map,
+        key: Key,
+        before: Option<Value>,
+        after: Option<Value>,
+        owner: Option<&Arc<str>>,
+    ) {
+        if before == after {
+            return;
+        }
+        let operation = |action| Operation { family, action, owner: owner.cloned() };
+        let element = |(data, comment): Value| Element { map, key, data, comment };
+        let removed = before.map(|value| operation(Action::DeleteElement(element(value))));
+        let added = after.map(|value| operation(Action::AddElement(element(value))));
+        match (removed, added) {
+            (removed, added) if map.is_interval() || map == Map::FirewallIps => {
+                // Removals in front: both go into one transaction.
+                if let Some(removed) = removed {
+                    self.firewall.insert(0, removed);
+                }
+                self.firewall.extend(added);
+            }
+            (Some(removed), None) if removes_a_detour(map) || map.data() != DataKind::Verdict => {
+                self.shrink.push(removed);
+            }
+            (removed, added) if map.data() == DataKind::Verdict => {
+                self.point.extend(removed.into_iter().chain(added));
+            }
+            (removed, added) => self.grow.extend(removed.into_iter().chain(added)),
+        }
+    }
+
+    /// How many operations there are.
+    pub(super) fn len(&self) -> usize {
+        self.firewall.len() + self.grow.len() + self.point.len() + self.shrink.len()
+    }
+
+    /// The transactions, in order; `chains` must exist before anything points
+    /// to them.
+    pub(super) fn into_transactions(self, chains: Vec<Operation>) -> Vec<Transaction> {
+        let mut transactions = Vec::new();
+        let mut first = chains;
+        // The firewall's removals and additions stay together, however many.
+        first.extend(self.firewall);
+        first.extend(self.grow);
+        first.extend(self.point);
+        push_chunks(first, &mut transactions);
+        push_chunks(self.shrink, &mut transactions);
+        transactions
+    }
+}
+
+/// What holds packets back that find no frontend: it goes only after the
+/// frontend is there.
+fn removes_a_detour(map: Map) -> bool {
+    matches!(map, Map::NoEndpointServices | Map::NoEndpointNodePorts)
+}
+
+/// Cuts a long list of operations. A removal and the addition that replaces it
+/// are neighbours and are not torn apart.
+pub(super) fn push_chunks(mut operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
+    while operations.len() > MAX_OPERATIONS {
+        let mut cut = MAX_OPERATIONS;
+        while cut < operations.len() && replaces(&operations[cut - 1], &operations[cut]) {
+            cut += 1;
+        }
+        let rest = operations.split_off(cut);
+        transactions.push(Transaction { operations });
+        operations = rest;
+    }
+    if !operations.is_empty() {
+        transactions.push(Transaction { operations });
+    }
+}
+
+fn replaces(first: &Operation, second: &Operation) -> bool {
+    let interval = |element: &Element| element.map.is_interval() || element.map == Map::FirewallIps;
+    match (&first.action, &second.action) {
+        (Action::DeleteElement(old), Action::AddElement(new)) => {
+            (old.map, old.key) == (new.map, new.key) || (interval(old) && interval(new))
+        }
+        (Action::DeleteElement(old), Action::DeleteElement(new)) => interval(old) && interval(new),
+        _ => false,
+    }
+}

@@ -1,0 +1,118 @@
+//! Which Service has a frontend that several want: the oldest, then the first
+//! by name. (kube-proxy leaves it to chance and rewrites it at every sync.)
+
+use std::collections::HashMap;
+
+use crate::model::types::ServiceName;
+use crate::ruleset::service::Claim;
+
+/// A claimant, in the order of precedence.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    created: i64,
+    name: ServiceName,
+}
+
+/// Who claims what, in one family. Nearly every frontend has one claimant.
+#[derive(Debug, Default)]
+pub struct Claims {
+    holders: HashMap<Claim, Claimant>,
+    waiting: HashMap<Claim, Vec<Claimant>>,
+}
+
+impl Claims {
+    /// Replaces the claims of one Service, and adds to `affected` every other
+    /// Service that gains or loses a frontend by that.
+    pub fn replace(
+        &mut self,
+        name: &ServiceName,
+        before: &[Claim],
+        now: &[Claim],
+        created: i64,
+        affected: &mut Vec<ServiceName>,
+    ) {
+        for claim in before {
+            if let Some(heir) = self.release(*claim, name) {
+                affected.push(heir);
+            }
+        }
+        for claim in now {
+            self.claim(*claim, Claimant { created, name: name.clone() }, affected);
+        }
+    }
+
+    /// Whether this Service has the frontend.
+    pub fn holds(&self, claim: &Claim, name: &ServiceName) -> bool {
+        self.holders.get(claim).is_some_and(|holder| holder.name == *name)
+    }
+
+    /// Who has the frontend.
+    pub fn holder(&self, claim: &Claim) -> Option<&ServiceName> {
+        self.holders.get(claim).map(|holder| &holder.name)
+    }
+
+    fn claim(&mut self, claim: Claim, claimant: Claimant, affected: &mut Vec<ServiceName>) {
+        let Some(holder) = self.holders.get_mut(&claim) else {
+            self.holders.insert(claim, claimant);
+            return;
+        };
+        let waits = if claimant < *holder {
+            affected.push(holder.name.clone());
+            std::mem::replace(holder, claimant)
+        } else {
+            claimant
+        };
+        self.waiting.entry(claim).or_default().push(waits);
+    }
+
+    /// Gives up a claim; returns who has the frontend now, if that changed.
+    fn release(&mut self, claim: Claim, name: &ServiceName) -> Option<ServiceName> {
+        if !self.holds(&claim, name) {
+            let waiting = self.waiting.get_mut(&claim)?;
+            waiting.retain(|claimant| claimant.name != *name);
+            if waiting.is_empty() {
+                self.waiting.remove(&claim);
+            }
+            return None;
+        }
+        let Some(waiting) = self.waiting.get_mut(&claim) else {
+            self.holders.remove(&claim);
+            return None;
+        };
+        waiting.sort_unstable();
+        let heir = waiting.remove(0);
+        if waiting.is_empty() {
+            self.waiting.remove(&claim);
+        }
+        let heir_name = heir.name.clone();
+        self.holders.insert(claim, heir);
+        Some(heir_name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+    use crate::ruleset::element::NodePortKey;
+
+    const CLAIM: Claim = Claim::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 });
+
+    #[test]
+    fn the_oldest_wins_and_the_next_inherits() {
+        let mut claims = Claims::default();
+        let (young, old) = (ServiceName::new("shop", "a"), ServiceName::new("shop", "b"));
+        let mut affected = Vec::new();
+        claims.replace(&young, &[], &[CLAIM], 20, &mut affected);
+        assert!(affected.is_empty());
+        claims.replace(&old, &[], &[CLAIM], 10, &mut affected);
+        assert_eq!(affected, [young.clone()]);
+        assert!(claims.holds(&CLAIM, &old) && !claims.holds(&CLAIM, &young));
+        affected.clear();
+        claims.replace(&old, &[CLAIM], &[], 10, &mut affected);
+        assert_eq!(affected, [young.clone()]);
+        assert!(claims.holds(&CLAIM, &young));
+        claims.replace(&young, &[CLAIM], &[], 20, &mut affected);
+        assert_eq!(claims.holder(&CLAIM), None);
+    }
+}

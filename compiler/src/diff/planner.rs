@@ -1,0 +1,533 @@
+//! What is programmed, and how it changes.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::claims::Claims;
+use super::{Action, Operation, Transaction, slots};
+use crate::model::convert::{PerFamily, index};
+use crate::model::types::{Service, ServiceName};
+use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
+use crate::ruleset::Family;
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use crate::ruleset::maps::Map;
+use crate::ruleset::service::{Claim, CompiledPort, CompiledService, claims, elements};
+use crate::ruleset::skeleton::{SkeletonConfig, rules};
+use crate::ruleset::table::{Ruleset, Table};
+use crate::select::{Viewpoint, ready_local_addresses, select};
+
+/// Knows what is programmed, and plans what to change.
+///
+/// The planner believes that every plan it gave out was committed. If one was
+/// not, the kernel is read and compared again ([`super::Resync`]).
+#[derive(Debug)]
+pub struct Planner {
+    pub(super) config: ProxyConfig,
+    pub(super) families: PerFamily<FamilyState>,
+    quarantined: HashSet<ServiceName>,
+}
+
+/// What is programmed in one family.
+#[derive(Debug)]
+pub(super) struct FamilyState {
+    pub(super) skeleton: SkeletonConfig,
+    pub(super) services: HashMap<ServiceName, CompiledService>,
+    pub(super) claims: Claims,
+    pub(super) shared: SharedElements,
+    pub(super) chains: CountedChains,
+    /// Elements of the node: `nodeport-ips` and `service-cidrs`.
+    pub(super) node_elements: Vec<Element>,
+    /// The node's own address, which source ranges may admit.
+    pub(super) primary_address: Option<IpAddr>,
+}
+
+/// Transactions that lead from what is programmed to what should be, and what
+/// else they are about.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// To be committed in order, each by itself atomic.
+    pub transactions: Vec<Transaction>,
+    /// Whether an endpoint left a frontend with session affinity, so that what
+    /// clients learned may be wrong now: see [`Planner::serves`].
+    pub unlearn: bool,
+    /// What each changed Service was before, and is now.
+    pub changed: Vec<ServiceChange>,
+    /// Frontends that a Service wants and an older one has.
+    pub denied: Vec<Denied>,
+}
+
+/// A Service that changed in one family.
+#[derive(Debug, Clone)]
+pub struct ServiceChange {
+    /// The Service.
+    pub name: ServiceName,
+    /// The family.
+    pub family: Family,
+    /// What was programmed; `None` if nothing.
+    pub before: Option<CompiledService>,
+    /// What is programmed after the plan; `None` if nothing.
+    pub after: Option<CompiledService>,
+}
+
+/// A frontend that a Service wants and another one has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The Service that goes without.
+    pub name: ServiceName,
+    /// The frontend.
+    pub claim: Claim,
+    /// The Service that has it.
+    pub holder: ServiceName,
+}
+
+/// Elements that several Services may contribute: counted.
+#[derive(Debug, Default)]
+pub(super) struct SharedElements(HashMap<(Map, Key), u32>);
+
+impl SharedElements {
+    fn covers(map: Map) -> bool {
+        matches!(map, Map::ClusterIps | Map::HairpinConnections)
+    }
+
+    /// Counts one more; whether it is the first. Elements of one owner: always.
+    pub(super) fn add(&mut self, element: &Element) -> bool {
+        if !Self::covers(element.map) {
+            return true;
+        }
+        let count = self.0.entry((element.map, element.key)).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// Counts one less; whether it was the last.
+    pub(super) fn remove(&mut self, element: &Element) -> bool {
+        if !Self::covers(element.map) {
+            return true;
+        }
+        let Some(count) = self.0.get_mut(&(element.map, element.key)) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&(element.map, element.key));
+            return true;
+        }
+        false
+    }
+}
+
+/// Chains that exist for as long as an element points to them.
+#[derive(Debug, Default)]
+pub(super) struct CountedChains {
+    uses: HashMap<Chain, u32>,
+    /// Those that the kernel holds, in use or not.
+    pub(super) present: HashSet<Chain>,
+    idle: HashSet<Chain>,
+}
+
+/// The counted chain that an element points to.
+fn counted_chain(element: &Element) -> Option<Chain> {
+    match element.data {
+        Data::Verdict(Verdict::Goto(chain @ (Chain::Balance { .. } | Chain::LearnFor { .. }))) => Some(chain),
+        _ => None,
+    }
+}
+
+impl CountedChains {
+    /// An element points here; returns the chain if it has to be made.
+    pub(super) fn add(&mut self, element: &Element) -> Option<Chain> {
+        let chain = counted_chain(element)?;
+        *self.uses.entry(chain).or_default() += 1;
+        self.idle.remove(&chain);
+        self.present.insert(chain).then_some(chain)
+    }
+
+    pub(super) fn remove(&mut self, element: &Element) {
+        let Some(chain) = counted_chain(element) else { return };
+        let Some(count) = self.uses.get_mut(&chain) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.uses.remove(&chain);
+            self.idle.insert(chain);
+        }
+    }
+
+    /// The kernel holds this chain already.
+    pub(super) fn adopt(&mut self, chain: Chain) {
+        if self.present.insert(chain) && !self.uses.contains_key(&chain) {
+            self.idle.insert(chain);
+        }
+    }
+}
+
+/// The operations that make a chain with its rules.
+pub(super) fn make_chain(skeleton: &SkeletonConfig, chain: Chain, operations: &mut Vec<Operation>) {
+    let family = skeleton.family;
+    let mut push = |action| operations.push(Operation { family, action, owner: None });
+    push(Action::AddChain(chain));
+    for rule in rules(skeleton, chain) {
+        push(Action::AddRule(chain, rule));
+    }
+}
+
+/// The owner of elements that belong to the node.
+pub(super) fn node_owner() -> Arc<str> {
+    "node".into()
+}
+
+impl Planner {
+    /// A planner that has programmed nothing yet.
+    pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
+        let families = Family::ALL.map(|family| FamilyState::new(family, &config, node));
+        Self { config, families, quarantined: HashSet::new() }
+    }
+
+    /// The configuration it plans for.
+    pub fn config(&self) -> &ProxyConfig {
+        &self.config
+    }
+
+    /// Services that the kernel refused; they keep what was programmed for
+    /// them until they change.
+    pub fn quarantined(&self) -> impl Iterator<Item = &ServiceName> {
+        self.quarantined.iter()
+    }
+
+    /// What is programmed for a Service.
+    pub fn compiled(&self, name: &ServiceName, family: Family) -> Option<&CompiledService> {
+        self.families[index(family)].services.get(name)
+    }
+
+    /// Everything that is programmed for all Services of a family, in no order.
+    pub fn all_compiled(&self, family: Family) -> impl Iterator<Item = (&ServiceName, &CompiledService)> {
+        self.families[index(family)].services.iter()
+    }
+
+    /// Plans the change of these Services; the work depends on them alone.
+    pub fn plan(&mut self, store: &Store, names: Vec<ServiceName>) -> Plan {
+        let mut plan = Plan::default();
+        for name in &names {
+            self.quarantined.remove(name);
+        }
+        for family in Family::ALL {
+            self.plan_family(store, &names, family, &mut plan);
+        }
+        plan
+    }
+
+    /// Plans for a node that changed: its addresses, zone, pod ranges, or the
+    /// service ranges. Looks at every Service: any may be affected.
+    pub fn plan_node(&mut self, store: &Store) -> Plan {
+        let mut plan = Plan::default();
+        let names: Vec<ServiceName> = store.iter().map(|(name, _)| name.clone()).collect();
+        for family in Family::ALL {
+            self.plan_skeleton(store, family, &mut plan);
+            self.plan_family(store, &names, family, &mut plan);
+        }
+        plan
+    }
+
+    fn plan_family(&mut self, store: &Store, names: &[ServiceName], family: Family, plan: &mut Plan) {
+        let mut queue: Vec<ServiceName> = names.to_vec();
+        let mut seen: HashSet<ServiceName> = names.iter().cloned().collect();
+        // First who claims what, so that each Service is said once, with all
+        // that it won and lost.
+        let mut position = 0;
+        while let Some(name) = queue.get(position).cloned() {
+            position += 1;
+            for other in self.claim(store, &name, family) {
+                if seen.insert(other.clone()) {
+                    queue.push(other);
+                }
+            }
+        }
+        let mut batch = Batch::default();
+        let mut chains = Vec::new();
+        for name in &queue {
+            let before = self.families[index(family)].services.get(name);
+            let after = self.compile(store, name, family, before, &[]);
+            self.exchange(name, family, after, &mut batch, &mut chains, plan);
+        }
+        let changes = batch.into_changes();
+        if changes.len() > 0 || !chains.is_empty() {
+            plan.transactions.extend(changes.into_transactions(chains));
+        }
+    }
+
+    /// Registers what a Service claims now; returns who else is affected.
+    pub(super) fn claim(&mut self, store: &Store, name: &ServiceName, family: Family) -> Vec<ServiceName> {
+        let wanted = wanted(store, name, family);
+        let state = &mut self.families[index(family)];
+        let before = state.services.get(name).map(|compiled| claims(&compiled.service)).unwrap_or_default();
+        let now = wanted.map(|service| claims(service)).unwrap_or_default();
+        let created = wanted.map_or(0, |service| service.created);
+        let mut affected = Vec::new();
+        state.claims.replace(name, &before, &now, created, &mut affected);
+        affected
+    }
+
+    /// Compiles one Service in one family. Endpoints keep the slots they have
+    /// in `before`, or else in `adopted`: what the kernel holds for each port.
+    pub(super) fn compile(
+        &self,
+        store: &Store,
+        name: &ServiceName,
+        family: Family,
+        before: Option<&CompiledService>,
+        adopted: &[AdoptedSlots],
+    ) -> Option<CompiledService> {
+        let service = wanted(store, name, family)?;
+        let state = &self.families[index(family)];
+        if self.quarantined.contains(name) {
+            return before.cloned();
+        }
+        let slices = store.get(name).map(|entry| entry.slices.as_slice()).unwrap_or_default();
+        let viewpoint = Viewpoint { node_name: &self.config.node_name, zone: store.node().zone.as_deref() };
+        let ports = service.ports.iter().enumerate().map(|(position, port)| {
+            let selected = select(family, service, port, slices, viewpoint);
+            let known = before.and_then(|before| {
+                let same =
+                    |old: &crate::model::types::ServicePort| old.name == port.name && old.protocol == port.protocol;
+                before.ports.get(before.service.ports.iter().position(same)?)
+            });
+            let adopted = adopted.get(position);
+            let cluster = known.map(|port| &*port.cluster).or(adopted.map(|slots| slots.cluster.as_slice()));
+            let local = known.map(|port| &*port.local).or(adopted.map(|slots| slots.local.as_slice()));
+            CompiledPort {
+                cluster: slots::assign(cluster.unwrap_or_default(), &selected.cluster),
+                local: slots::assign(local.unwrap_or_default(), &selected.local),
+                on_this_node: selected.on_this_node.into(),
+                any: selected.any,
+            }
+        });
+        let denied = claims(service).into_iter().filter(|claim| !state.claims.holds(claim, name));
+        let ready_local = if service.health_check_node_port.is_some() {
+            u32::try_from(ready_local_addresses(family, service, slices)).unwrap_or(u32::MAX)
+        } else {
+            0
+        };
+        let admits_node = state
+            .primary_address
+            .is_some_and(|address| service.source_ranges.iter().any(|range| range.contains(&address)));
+        Some(CompiledService {
+            ports: ports.collect(),
+            denied: denied.collect(),
+            ready_local,
+            admits_node,
+            service: service.clone(),
+        })
+    }
+
+    /// Puts `after` in the place of what was programmed.
+    fn exchange(
+        &mut self,
+        name: &ServiceName,
+        family: Family,
+        after: Option<CompiledService>,
+        batch: &mut Batch,
+        chains: &mut Vec<Operation>,
+        plan: &mut Plan,
+    ) {
+        let state = &mut self.families[index(family)];
+        if state.services.get(name) == after.as_ref() {
+            return;
+        }
+        let before = state.services.remove(name);
+        let owner = name.text();
+        // What comes is counted before what goes: an element that stays is
+        // never counted down to nothing.
+        if let Some(after) = &after {
+            elements(name, after, &mut |element| {
+                if let Some(chain) = state.chains.add(&element) {
+                    make_chain(&state.skeleton, chain, chains);
+                }
+                if state.shared.add(&element) {
+                    batch.should_be(family, element, owner);
+                }
+            });
+            for claim in &after.denied {
+                if let Some(holder) = state.claims.holder(claim) {
+                    plan.denied.push(Denied { name: name.clone(), claim: *claim, holder: holder.clone() });
+                }
+            }
+        }
+        if let Some(before) = &before {
+            elements(name, before, &mut |element| {
+                state.chains.remove(&element);
+                if SharedElements::covers(element.map) {
+                    if state.shared.remove(&element) {
+                        batch.was(family, element, owner);
+                    }
+                } else {
+                    batch.was(family, element, owner);
+                }
+            });
+            plan.unlearn |= unlearns(before, after.as_ref());
+        }
+        if let Some(after) = &after {
+            state.services.insert(name.clone(), after.clone());
+        }
+        plan.changed.push(ServiceChange { name: name.clone(), family, before, after });
+    }
+
+    /// The kernel refused something of this Service: it keeps what was
+    /// programmed (`before`, from the plan that failed) until it changes.
+    pub fn quarantine(&mut self, name: &ServiceName, before: [Option<CompiledService>; 2]) {
+        self.quarantined.insert(name.clone());
+        for (state, before) in self.families.iter_mut().zip(before) {
+            match before {
+                Some(before) => state.services.insert(name.clone(), before),
+                None => state.services.remove(name),
+            };
+        }
+    }
+
+    /// Whether connections to this frontend, or to the NodePort of its port if
+    /// no Service has the frontend, may go to this endpoint. What clients
+    /// learned of any other endpoint is to be forgotten.
+    pub fn serves(&self, frontend: &FrontendKey, endpoint: &Endpoint) -> bool {
+        let state = &self.families[index(Family::of(frontend.address))];
+        let node_port = Claim::NodePort(NodePortKey { protocol: frontend.protocol, port: frontend.port });
+        let claims = [Claim::Frontend(*frontend), node_port];
+        let Some((claim, name)) = claims.iter().find_map(|claim| Some((claim, state.claims.holder(claim)?))) else {
+            return false;
+        };
+        let Some(compiled) = state.services.get(name).filter(|compiled| compiled.service.affinity.is_some()) else {
+            return false;
+        };
+        let ports = compiled.service.ports.iter().zip(&compiled.ports);
+        let mut ports = ports.filter(|(port, _)| match claim {
+            Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
+            Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
+        });
+        ports.any(|(_, endpoints)| endpoints.cluster.contains(endpoint) || endpoints.local.contains(endpoint))
+    }
+
+    /// Deletes chains that nothing points to any more; forgets them. `None` if
+    /// there are none. The kernel (before 6.2) may still refuse: then they
+    /// stay for the next time.
+    pub fn collect_idle_chains(&mut self) -> Option<Transaction> {
+        let mut operations = Vec::new();
+        for state in &mut self.families {
+            let family = state.skeleton.family;
+            for chain in state.chains.idle.drain() {
+                state.chains.present.remove(&chain);
+                operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
+                operations.push(Operation { family, action: Action::DeleteChain(chain), owner: None });
+            }
+        }
+        (!operations.is_empty()).then_some(Transaction { operations })
+    }
+
+    /// How many chains nothing points to.
+    pub fn idle_chains(&self) -> usize {
+        self.families.iter().map(|state| state.chains.idle.len()).sum()
+    }
+
+    /// The complete rule set, for listings, evaluation and tests.
+    pub fn ruleset(&self) -> Ruleset {
+        let tables = self.families.iter().map(|state| {
+            let mut all = state.node_elements.clone();
+            let mut shared = HashSet::new();
+            for (name, compiled) in &state.services {
+                elements(name, compiled, &mut |element| {
+                    if !SharedElements::covers(element.map) || shared.insert((element.map, element.key)) {
+                        all.push(element);
+                    }
+                });
+            }
+            Table::new(state.skeleton.clone(), all)
+        });
+        Ruleset { tables: tables.collect() }
+    }
+
+    /// Plans for changed rules of the skeleton, and for the node's elements.
+    fn plan_skeleton(&mut self, store: &Store, family: Family, plan: &mut Plan) {
+        let wanted = FamilyState::new(family, &self.config, store.node());
+        let state = &mut self.families[index(family)];
+        let mut operations = Vec::new();
+        for chain in Chain::FIXED {
+            let new = rules(&wanted.skeleton, chain);
+            if rules(&state.skeleton, chain) != new {
+                operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
+                let add =
+                    new.into_iter().map(|rule| Operation { family, action: Action::AddRule(chain, rule), owner: None });
+                operations.extend(add);
+            }
+        }
+        let mut batch = Batch::default();
+        let owner = node_owner();
+        let now = node_elements(&self.config, store, family);
+        for element in std::mem::replace(&mut state.node_elements, now.clone()) {
+            batch.was(family, element, &owner);
+        }
+        for element in now {
+            batch.should_be(family, element, &owner);
+        }
+        state.skeleton = wanted.skeleton;
+        state.primary_address = wanted.primary_address;
+        plan.transactions.extend(batch.into_changes().into_transactions(operations));
+    }
+}
+
+/// Slots of one service port as the kernel holds them.
+#[derive(Debug, Default)]
+pub(super) struct AdoptedSlots {
+    pub(super) cluster: Vec<Endpoint>,
+    pub(super) local: Vec<Endpoint>,
+}
+
+fn wanted<'a>(store: &'a Store, name: &ServiceName, family: Family) -> Option<&'a Arc<Service>> {
+    store.get(name)?.service[index(family)].as_ref()
+}
+
+/// The elements that belong to the node.
+pub(super) fn node_elements(config: &ProxyConfig, store: &Store, family: Family) -> Vec<Element> {
+    let element = |map, key| Element { map, key, data: Data::Nothing, comment: None };
+    let addresses = config.node_port_ips(store.node(), family).into_iter();
+    let ranges: Vec<_> = store.service_cidrs().filter(|range| Family::of(range.addr()) == family).collect();
+    let ranges = ipnet::IpNet::aggregate(&ranges).into_iter();
+    addresses
+        .map(|address| element(Map::NodePortIps, Key::Address(address)))
+        .chain(ranges.map(|range| element(Map::ServiceCidrs, Key::Prefix(range))))
+        .collect()
+}
+
+/// Whether clients may have learned of an endpoint, behind some frontend, that
+/// is not there any more.
+fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
+    if before.service.affinity.is_none() {
+        return false;
+    }
+    let Some(after) = after.filter(|after| after.service.affinity.is_some()) else { return true };
+    let lost = |old: &[Endpoint], new: &[Endpoint]| {
+        let staying: HashSet<&Endpoint> = new.iter().collect();
+        old.iter().any(|endpoint| !staying.contains(endpoint))
+    };
+    let lists = || before.ports.iter().zip(&after.ports);
+    before.service.ports != after.service.ports
+        || claims(&before.service) != claims(&after.service)
+        || lists().any(|(old, new)| lost(&old.cluster, &new.cluster) || lost(&old.local, &new.local))
+}
+
+impl FamilyState {
+    pub(super) fn new(family: Family, config: &ProxyConfig, node: &NodeInfo) -> Self {
+        let skeleton = SkeletonConfig {
+            family,
+            detector: config.detector(node, family),
+            masquerade_all: config.masquerade_all,
+            nodeports_on_all_addresses: config.node_port_ranges(node, family).is_none(),
+        };
+        let primary_address = config.primary_address(node, family);
+        Self {
+            skeleton,
+            services: HashMap::new(),
+            claims: Claims::default(),
+            shared: SharedElements::default(),
+            chains: CountedChains::default(),
+            node_elements: Vec::new(),
+            primary_address,
+        }
+    }
+}

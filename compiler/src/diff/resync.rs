@@ -1,0 +1,353 @@
+//! The start, and the repair: what the kernel holds against what it should
+//! hold. A restart with nothing changed sends nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
+use super::claims::Claims;
+use super::planner::{AdoptedSlots, CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
+use super::{Action, Operation, Transaction};
+use crate::model::convert::{PerFamily, index};
+use crate::model::types::{Service, ServiceName};
+use crate::model::{Endpoint, Store};
+use crate::ruleset::Family;
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::maps::{DataKind, Map};
+use crate::ruleset::service::{Claim, CompiledService, claims, elements, firewall};
+use crate::ruleset::skeleton::{SkeletonConfig, rules};
+
+/// The elements of one table as the kernel holds them, without `affinity`:
+/// that map belongs to the packets.
+#[derive(Debug, Default)]
+pub struct KernelElements(HashMap<(Map, Key), Value>);
+
+impl KernelElements {
+    /// Adds an element that was read.
+    pub fn insert(&mut self, element: Element) {
+        self.0.insert((element.map, element.key), (element.data, element.comment));
+    }
+
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The endpoints in slots 0, 1, … of a frontend.
+    fn slots(&self, map: Map, key: impl Fn(u32) -> Key) -> Vec<Endpoint> {
+        let endpoint = |slot| match self.0.get(&(map, key(slot)))?.0 {
+            Data::Endpoint(endpoint) => Some(endpoint),
+            _ => None,
+        };
+        (0..).map_while(endpoint).collect()
+    }
+}
+
+/// One table as the kernel holds it; the default is no table at all.
+#[derive(Debug, Default)]
+pub struct KernelState {
+    /// Whether the table exists.
+    pub exists: bool,
+    /// Our chains, and whether their rules and hooks are what they should be.
+    pub chains: HashMap<Chain, bool>,
+    /// The maps that exist as they should be.
+    pub maps: Vec<Map>,
+    /// The elements.
+    pub elements: KernelElements,
+}
+
+/// Plans, piece by piece, from what the kernel holds to what it should hold.
+///
+/// Nothing is pointed at before it is there, and what is left over goes last.
+#[derive(Debug)]
+pub struct Resync {
+    names: std::vec::IntoIter<ServiceName>,
+    before: PerFamily<HashMap<ServiceName, CompiledService>>,
+    kernel: PerFamily<KernelElements>,
+    chains: Vec<Operation>,
+    grow: Vec<Operation>,
+    point: Vec<Operation>,
+    ready: std::collections::VecDeque<Transaction>,
+    finished: bool,
+}
+
+impl Resync {
+    /// Begins: looks at the skeleton and the firewall; the Services follow.
+    pub fn begin(planner: &mut Planner, store: &Store, mut kernel: PerFamily<KernelState>) -> Self {
+        let mut names: Vec<ServiceName> = store.iter().map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        let mut ready = Vec::new();
+        for family in Family::ALL {
+            planner.reset(store, family, &kernel[index(family)]);
+            let state = &planner.families[index(family)];
+            let skeleton = skeleton_operations(&state.skeleton, &kernel[index(family)]);
+            push_skeleton(skeleton, &mut ready);
+        }
+        let before = planner.take_programmed();
+        for family in Family::ALL {
+            for name in &names {
+                planner.claim(store, name, family);
+            }
+        }
+        for family in Family::ALL {
+            let kernel = &mut kernel[index(family)].elements;
+            let changes = firewall_changes(planner, store, &names, family, &before[index(family)], kernel);
+            if changes.len() > 0 {
+                ready.extend(changes.into_transactions(Vec::new()));
+            }
+        }
+        Self {
+            names: names.into_iter(),
+            before,
+            kernel: kernel.map(|state| state.elements),
+            chains: Vec::new(),
+            grow: Vec::new(),
+            point: Vec::new(),
+            ready: ready.into(),
+            finished: false,
+        }
+    }
+
+    /// The next transaction to commit, or `None` when the kernel holds what it
+    /// should hold. `planner` and `store` must be those it began with, and must
+    /// not change in between.
+    pub fn next(&mut self, planner: &mut Planner, store: &Store) -> Option<Transaction> {
+        loop {
+            if let Some(transaction) = self.ready.pop_front() {
+                return Some(transaction);
+            }
+            if self.finished {
+                return None;
+            }
+            match self.names.next() {
+                Some(name) => {
+                    for family in Family::ALL {
+                        self.service(planner, store, &name, family);
+                    }
+                    self.flush_full();
+                }
+                None => {
+                    self.flush_all();
+                    self.leftovers();
+                    self.finished = true;
+                }
+            }
+        }
+    }
+
+    /// One Service: whatever the kernel does not hold as it should.
+    fn service(&mut self, planner: &mut Planner, store: &Store, name: &ServiceName, family: Family) {
+        let kernel = &mut self.kernel[index(family)];
+        let before = self.before[index(family)].remove(name);
+        let adopted = match (&before, store.get(name).and_then(|entry| entry.service[index(family)].as_ref())) {
+            (None, Some(service)) if !kernel.is_empty() => adopt(service, kernel),
+            _ => Vec::new(),
+        };
+        let Some(compiled) = planner.compile(store, name, family, before.as_ref(), &adopted) else { return };
+        let state = &mut planner.families[index(family)];
+        let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
+        elements(name, &compiled, &mut |element| {
+            if let Some(chain) = state.chains.add(&element) {
+                make_chain(&state.skeleton, chain, chains);
+            }
+            if !state.shared.add(&element) || is_firewall(element.map) {
+                return;
+            }
+            let held = kernel.0.remove(&(element.map, element.key));
+            if held.as_ref().is_some_and(|(data, comment)| (data, comment) == (&element.data, &element.comment)) {
+                return;
+            }
+            let target = if element.map.data() == DataKind::Verdict { &mut *point } else { &mut *grow };
+            let operation = |action| Operation { family, action, owner: Some(name.text().clone()) };
+            if let Some((data, comment)) = held {
+                target.push(operation(Action::DeleteElement(Element { data, comment, ..element.clone() })));
+            }
+            target.push(operation(Action::AddElement(element)));
+        });
+        state.services.insert(name.clone(), compiled);
+    }
+
+    /// Hands on what has piled up. Verdicts are collected for longer: the
+    /// kernel checks the whole graph of jumps at every commit that adds one.
+    fn flush_full(&mut self) {
+        if self.point.len() >= MAX_OPERATIONS {
+            self.flush_all();
+        } else if self.grow.len() >= MAX_OPERATIONS {
+            self.flush_grow();
+        }
+    }
+
+    fn flush_grow(&mut self) {
+        let mut chunks = Vec::new();
+        push_chunks(std::mem::take(&mut self.grow), &mut chunks);
+        self.ready.extend(chunks);
+    }
+
+    fn flush_all(&mut self) {
+        self.flush_grow();
+        let mut operations = std::mem::take(&mut self.chains);
+        operations.append(&mut self.point);
+        let mut chunks = Vec::new();
+        push_chunks(operations, &mut chunks);
+        self.ready.extend(chunks);
+    }
+
+    /// What the kernel holds and nobody wants: verdicts first.
+    fn leftovers(&mut self) {
+        let mut changes = ElementChanges::default();
+        for family in Family::ALL {
+            for ((map, key), value) in std::mem::take(&mut self.kernel[index(family)].0) {
+                changes.add(family, map, key, Some(value), None, None);
+            }
+        }
+        self.ready.extend(changes.into_transactions(Vec::new()));
+    }
+}
+
+fn is_firewall(map: Map) -> bool {
+    matches!(map, Map::FirewallIps | Map::SourceRanges)
+}
+
+/// The slots that the kernel holds for each port of a Service, as its first
+/// frontend has them.
+fn adopt(service: &Service, kernel: &KernelElements) -> Vec<AdoptedSlots> {
+    let all = claims(service);
+    let of_port = |position: usize| {
+        let port = &service.ports[position];
+        all.iter().filter(move |claim| match claim {
+            Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
+            Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
+        })
+    };
+    // Which of a frontend's maps holds which list follows from its policy.
+    let slots = |claim: &Claim, services: Map, node_ports: Map| match *claim {
+        Claim::Frontend(key) => kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
+        Claim::NodePort(key) => kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
+    };
+    let main = |claim: &Claim| slots(claim, Map::Endpoints, Map::NodePortEndpoints);
+    let short = |claim: &Claim| slots(claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
+    let is_local = |claim: &Claim| match claim {
+        Claim::Frontend(FrontendKey { address, .. }) if *address == service.cluster_ip => service.internal_policy_local,
+        Claim::Frontend(_) | Claim::NodePort(NodePortKey { .. }) => service.external_policy_local,
+    };
+    (0..service.ports.len())
+        .map(|position| {
+            let mut adopted = AdoptedSlots::default();
+            for claim in of_port(position) {
+                let list = if is_local(claim) { &mut adopted.local } else { &mut adopted.cluster };
+                if list.is_empty() {
+                    *list = main(claim);
+                }
+                if adopted.cluster.is_empty() {
+                    adopted.cluster = short(claim);
+                }
+            }
+            adopted
+        })
+        .collect()
+}
+
+/// Makes what is missing of the table, its maps and chains, and rewrites
+/// chains whose rules differ.
+fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<Operation> {
+    let family = skeleton.family;
+    let mut actions = Vec::new();
+    if !kernel.exists {
+        actions.push(Action::AddTable);
+    }
+    actions.extend(Map::ALL.into_iter().filter(|map| !kernel.maps.contains(map)).map(Action::AddMap));
+    let missing = |chain: &Chain| !kernel.chains.contains_key(chain);
+    actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
+    let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
+    let mut wrong: Vec<Chain> = counted.map(|(chain, _)| *chain).collect();
+    wrong.sort_unstable();
+    let fixed = Chain::FIXED.into_iter().filter(|chain| kernel.chains.get(chain) != Some(&true));
+    for chain in fixed.chain(wrong) {
+        if kernel.chains.contains_key(&chain) {
+            actions.push(Action::FlushChain(chain));
+        }
+        actions.extend(rules(skeleton, chain).into_iter().map(|rule| Action::AddRule(chain, rule)));
+    }
+    actions.into_iter().map(|action| Operation { family, action, owner: None }).collect()
+}
+
+fn push_skeleton(operations: Vec<Operation>, ready: &mut Vec<Transaction>) {
+    if !operations.is_empty() {
+        ready.push(Transaction { operations });
+    }
+}
+
+/// Source ranges and the node's elements. The firewall must stand before
+/// anything points behind it, and its ranges must not overlap on the way.
+fn firewall_changes(
+    planner: &mut Planner,
+    store: &Store,
+    names: &[ServiceName],
+    family: Family,
+    before: &HashMap<ServiceName, CompiledService>,
+    kernel: &mut KernelElements,
+) -> ElementChanges {
+    let mut desired: HashMap<(Map, Key), (Value, Option<Arc<str>>)> = HashMap::new();
+    for name in names {
+        let service = store.get(name).and_then(|entry| entry.service[index(family)].as_ref());
+        if service.is_none_or(|service| service.source_ranges.is_empty()) {
+            continue;
+        }
+        if let Some(compiled) = planner.compile(store, name, family, before.get(name), &[]) {
+            firewall(&compiled, &mut |element| {
+                let owner = Some(name.text().clone());
+                desired.insert((element.map, element.key), ((element.data, element.comment), owner));
+            });
+        }
+    }
+    let node = node_elements(&planner.config, store, family);
+    for element in &node {
+        desired.insert((element.map, element.key), ((element.data, None), Some(node_owner())));
+    }
+    planner.families[index(family)].node_elements = node;
+
+    let mut changes = ElementChanges::default();
+    let ours = |map: Map| is_firewall(map) || matches!(map, Map::NodePortIps | Map::ServiceCidrs);
+    let held: Vec<(Map, Key)> = kernel.0.keys().filter(|(map, _)| ours(*map)).copied().collect();
+    for (map, key) in held {
+        let held = kernel.0.remove(&(map, key));
+        let (wanted, owner) = desired.remove(&(map, key)).map_or((None, None), |(value, owner)| (Some(value), owner));
+        changes.add(family, map, key, held, wanted, owner.as_ref());
+    }
+    let mut desired: Vec<_> = desired.into_iter().collect();
+    desired.sort_unstable_by_key(|(place, _)| *place);
+    for ((map, key), (value, owner)) in desired {
+        changes.add(family, map, key, None, Some(value), owner.as_ref());
+    }
+    changes
+}
+
+impl Planner {
+    /// Forgets what is counted; the Services are said again one by one.
+    fn reset(&mut self, store: &Store, family: Family, kernel: &KernelState) {
+        let config = self.config.clone();
+        let state = &mut self.families[index(family)];
+        let fresh = super::planner::FamilyState::new(family, &config, store.node());
+        state.skeleton = fresh.skeleton;
+        state.primary_address = fresh.primary_address;
+        state.claims = Claims::default();
+        state.shared = SharedElements::default();
+        state.chains = CountedChains::default();
+        for chain in kernel.chains.keys() {
+            if matches!(chain, Chain::Balance { .. } | Chain::LearnFor { .. }) {
+                state.chains.adopt(*chain);
+            }
+        }
+    }
+
+    /// Takes out what is programmed, for the slots that endpoints have.
+    fn take_programmed(&mut self) -> PerFamily<HashMap<ServiceName, CompiledService>> {
+        self.families.each_mut().map(|state| std::mem::take(&mut state.services))
+    }
+}

@@ -1,0 +1,58 @@
+//! Which endpoint sits in which slot.
+
+use std::collections::HashSet;
+
+use crate::model::Endpoint;
+
+/// Puts `wanted` into slots 0..n-1, moving as few endpoints as possible: who
+/// stays keeps its slot, who is new takes over the slot of one that left, and
+/// if the list got shorter the last ones move into the holes.
+///
+/// `wanted` holds no endpoint twice.
+pub fn assign(current: &[Endpoint], wanted: &[Endpoint]) -> Box<[Endpoint]> {
+    if current == wanted {
+        return current.into();
+    }
+    let wanted_set: HashSet<Endpoint> = wanted.iter().copied().collect();
+    let mut placed = HashSet::with_capacity(wanted.len());
+    let mut slots: Vec<Option<Endpoint>> = vec![None; wanted.len()];
+    let mut homeless = Vec::new();
+    for (slot, endpoint) in current.iter().enumerate() {
+        // What was adopted from the kernel may hold one endpoint twice.
+        if !wanted_set.contains(endpoint) || !placed.insert(*endpoint) {
+            continue;
+        }
+        match slots.get_mut(slot) {
+            Some(place) => *place = Some(*endpoint),
+            None => homeless.push(*endpoint),
+        }
+    }
+    homeless.extend(wanted.iter().filter(|endpoint| !placed.contains(endpoint)));
+    let mut homeless = homeless.into_iter();
+    slots.into_iter().filter_map(|slot| slot.or_else(|| homeless.next())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(hosts: &[u8]) -> Vec<Endpoint> {
+        hosts.iter().map(|host| Endpoint { address: [10, 244, 0, *host].into(), port: 80 }).collect()
+    }
+
+    #[test]
+    fn who_stays_keeps_its_slot() {
+        for (current, wanted, expected) in [
+            (vec![], vec![1, 2, 3], vec![1, 2, 3]),
+            (vec![3, 1, 2], vec![1, 2, 3], vec![3, 1, 2]),
+            (vec![1, 2, 3], vec![1, 3, 4], vec![1, 4, 3]),
+            (vec![1, 2, 3], vec![1, 2, 3, 4], vec![1, 2, 3, 4]),
+            (vec![1, 2, 3], vec![2, 3], vec![3, 2]),
+            (vec![1, 2, 3, 4], vec![4], vec![4]),
+            (vec![1, 1, 2], vec![1, 2, 3], vec![1, 3, 2]),
+            (vec![1, 2], vec![], vec![]),
+        ] {
+            assert_eq!(*assign(&list(&current), &list(&wanted)), *list(&expected), "{current:?} -> {wanted:?}");
+        }
+    }
+}
