@@ -146,7 +146,10 @@ impl Resync {
         let kernel = &mut self.kernel[index(family)];
         let before = self.before[index(family)].remove(name);
         let adopted = match (&before, store.get(name).and_then(|entry| entry.service[index(family)].as_ref())) {
-            (None, Some(service)) if !kernel.is_empty() => adopt(service, kernel),
+            (None, Some(service)) if !kernel.is_empty() => {
+                let claims = &planner.families[index(family)].claims;
+                adopt(service, kernel, |claim| claims.holds(claim, name))
+            }
             _ => Vec::new(),
         };
         let Some(compiled) = planner.compile(store, name, family, before.as_ref(), &adopted) else { return };
@@ -216,8 +219,8 @@ fn is_firewall(map: Map) -> bool {
 
 /// The slots that the kernel holds for each port of a Service, as its first
 /// frontend has them.
-fn adopt(service: &Service, kernel: &KernelElements) -> Vec<AdoptedSlots> {
-    let all = claims(service);
+fn adopt(service: &Service, kernel: &KernelElements, holds: impl Fn(&Claim) -> bool) -> Vec<AdoptedSlots> {
+    let all: Vec<Claim> = claims(service).into_iter().filter(holds).collect();
     let of_port = |position: usize| {
         let port = &service.ports[position];
         all.iter().filter(move |claim| match claim {

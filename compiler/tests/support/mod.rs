@@ -1,0 +1,152 @@
+//! A kernel made of hash maps, stricter than the real one: adding what is
+//! there, removing what is not, or pointing to a chain that does not exist is
+//! an error.
+#![allow(clippy::panic, reason = "a failing test panics")]
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use compiler::diff::{Action, KernelElements, KernelState, Transaction};
+use compiler::model::convert::index;
+use compiler::ruleset::Family;
+use compiler::ruleset::chains::{Chain, Domain, Pool};
+use compiler::ruleset::element::{Data, Element, Key, Verdict};
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::rule::Rule;
+
+/// One table.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct FakeTable {
+    pub exists: bool,
+    pub maps: HashSet<Map>,
+    pub chains: HashMap<Chain, Vec<Rule>>,
+    pub elements: HashMap<(Map, Key), Element>,
+}
+
+/// Both tables.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct FakeKernel(pub [FakeTable; 2]);
+
+impl FakeKernel {
+    /// Commits a transaction, or panics with the operation that fails.
+    pub fn commit(&mut self, transaction: &Transaction) {
+        for operation in &transaction.operations {
+            let table = &mut self.0[index(operation.family)];
+            match &operation.action {
+                Action::AddTable => table.exists = true,
+                Action::AddMap(map) => assert!(table.exists && table.maps.insert(*map), "{operation:?}"),
+                Action::AddChain(chain) => {
+                    table.chains.entry(*chain).or_default();
+                }
+                Action::FlushChain(chain) => {
+                    table.chains.get_mut(chain).unwrap_or_else(|| panic!("{operation:?}")).clear();
+                }
+                Action::AddRule(chain, rule) => {
+                    table.chains.get_mut(chain).unwrap_or_else(|| panic!("{operation:?}")).push(rule.clone());
+                }
+                Action::DeleteChain(chain) => {
+                    let pointed = table.elements.values().any(|element| target(element) == Some(*chain));
+                    assert!(!pointed && table.chains.remove(chain).is_some(), "{operation:?}");
+                }
+                Action::DeleteMap(map) => assert!(table.maps.remove(map), "{operation:?}"),
+                Action::AddElement(element) => {
+                    assert!(table.maps.contains(&element.map), "{operation:?}");
+                    if let Some(chain) = target(element) {
+                        assert!(table.chains.contains_key(&chain), "no such chain: {operation:?}");
+                    }
+                    let previous = table.elements.insert((element.map, element.key), element.clone());
+                    assert!(previous.is_none(), "exists already: {operation:?}");
+                }
+                Action::DeleteElement(element) => {
+                    let previous = table.elements.remove(&(element.map, element.key));
+                    assert!(previous.is_some(), "is not there: {operation:?}");
+                }
+            }
+        }
+    }
+
+    /// Every verdict that spreads over N endpoints finds slots 0 to N-1: no
+    /// frontend is without a usable endpoint while it has one.
+    pub fn assert_consistent(&self) {
+        for table in &self.0 {
+            for element in table.elements.values() {
+                let Some(Chain::Balance { domain, pool, endpoints, .. }) = target(element) else { continue };
+                for slot in 0..endpoints {
+                    let (map, key) = match (domain, pool, element.key) {
+                        (Domain::Service, Pool::Main, Key::Frontend(key)) => {
+                            (Map::Endpoints, Key::FrontendSlot(key, slot))
+                        }
+                        (Domain::Service, Pool::ShortCircuit, Key::Frontend(key)) => {
+                            (Map::ShortCircuitEndpoints, Key::FrontendSlot(key, slot))
+                        }
+                        (Domain::NodePort, Pool::Main, Key::NodePort(key)) => {
+                            (Map::NodePortEndpoints, Key::NodePortSlot(key, slot))
+                        }
+                        (Domain::NodePort, Pool::ShortCircuit, Key::NodePort(key)) => {
+                            (Map::NodePortShortCircuitEndpoints, Key::NodePortSlot(key, slot))
+                        }
+                        other => panic!("{other:?}"),
+                    };
+                    assert!(table.elements.contains_key(&(map, key)), "no endpoint in {map} {key:?} for {element:?}");
+                }
+            }
+        }
+    }
+
+    /// What a start would read.
+    pub fn state(&self) -> [KernelState; 2] {
+        self.0.each_ref().map(|table| {
+            let mut elements = KernelElements::default();
+            for element in table.elements.values() {
+                elements.insert(element.clone());
+            }
+            KernelState {
+                exists: table.exists,
+                chains: table.chains.keys().map(|chain| (*chain, true)).collect(),
+                maps: table.maps.iter().copied().collect(),
+                elements,
+            }
+        })
+    }
+
+    /// The elements, with the endpoints of one frontend sorted into its slots:
+    /// two histories may have put them into different ones.
+    pub fn normalised(&self, family: Family) -> BTreeMap<(Map, Key), (Data, Option<String>)> {
+        let elements = &self.0[index(family)].elements;
+        let mut lists: BTreeMap<(Map, Key), Vec<Data>> = BTreeMap::new();
+        let mut all = BTreeMap::new();
+        for element in elements.values() {
+            match element.key {
+                Key::FrontendSlot(key, _) => {
+                    lists.entry((element.map, Key::Frontend(key))).or_default().push(element.data);
+                }
+                Key::NodePortSlot(key, _) => {
+                    lists.entry((element.map, Key::NodePort(key))).or_default().push(element.data);
+                }
+                key => {
+                    let comment = element.comment.as_deref().map(str::to_owned);
+                    all.insert((element.map, key), (element.data, comment));
+                }
+            }
+        }
+        for ((map, key), mut list) in lists {
+            list.sort_unstable();
+            for (slot, data) in (0..).zip(list) {
+                let key = match key {
+                    Key::Frontend(key) => Key::FrontendSlot(key, slot),
+                    Key::NodePort(key) => Key::NodePortSlot(key, slot),
+                    other => other,
+                };
+                all.insert((map, key), (data, None));
+            }
+        }
+        all
+    }
+}
+
+fn target(element: &Element) -> Option<Chain> {
+    match element.data {
+        Data::Verdict(Verdict::Goto(chain)) => Some(chain),
+        _ => None,
+    }
+}
