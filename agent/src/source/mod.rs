@@ -1,6 +1,8 @@
 //! One stream of typed changes, whichever the source: manifests on disk or the
 //! Kubernetes API.
 
+pub mod manifests;
+
 use compiler::model::objects::{Change, Kind};
 use tokio::sync::mpsc;
 
