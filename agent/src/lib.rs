@@ -4,5 +4,12 @@
 //! them into elements of nftables maps, and `netlink` submits the difference.
 //! `lab` is a cluster of network namespaces to try it all in.
 
+pub mod cleanup;
+pub mod cli;
+pub mod compile;
+pub mod config;
+pub mod demo;
 pub mod lab;
+pub mod logging;
+pub mod run;
 pub mod source;

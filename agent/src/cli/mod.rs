@@ -1,0 +1,180 @@
+//! The command line: kube-proxy's flags, and a few subcommands beside them.
+//!
+//! [`parse`] reads the arguments, [`Invocation::resolve`] turns them, with the
+//! configuration file if there is one, into an [`Action`] that the binary
+//! carries out.
+
+mod apply;
+pub mod flags;
+mod go_flags;
+mod resolve;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
+
+pub use resolve::{Action, CleanupOptions, CompileOptions, DemoOptions, Resolved, RunOptions, Source};
+
+const EXAMPLES: &str = "\
+Examples:
+  In a cluster, in place of kube-proxy (as its DaemonSet starts it):
+    vmap-proxy --config=/var/lib/kube-proxy/config.conf --hostname-override=$(NODE_NAME)
+
+  Without a cluster, from files, following their changes:
+    vmap-proxy run --manifests examples/ --node-name node-1
+
+  See the rules that files would make, without privileges:
+    vmap-proxy compile --manifests examples/ --node-name node-1
+
+  See it work with real packets, in namespaces of its own:
+    vmap-proxy demo
+
+  Remove our tables, and nothing else:
+    vmap-proxy cleanup
+
+Exit status: 0 success, 1 failure, 2 wrong usage.";
+
+/// A service proxy for Kubernetes nodes: Services become elements of nftables
+/// maps, in a rule set that does not grow.
+///
+/// Started without a subcommand it runs against the cluster and takes
+/// kube-proxy's flags and configuration file.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "vmap-proxy",
+    bin_name = "vmap-proxy",
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do; none: run against the cluster.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// kube-proxy's flags.
+    #[command(flatten)]
+    pub flags: ProxyFlags,
+}
+
+/// The subcommands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Program this node's kernel, from a cluster or from files, and follow changes
+    #[command(args_override_self = true)]
+    Run(Box<RunArguments>),
+    /// Print the rule set that files of manifests would make; needs no privileges
+    Compile(Box<CompileArguments>),
+    /// Show the proxy at work: namespaces, pods, real connections; touches nothing outside of them
+    Demo(DemoArguments),
+    /// Remove the tables of vmap-proxy and exit
+    Cleanup(CleanupArguments),
+}
+
+/// `vmap-proxy run`
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// Files or directories of Kubernetes YAML or JSON to serve instead of a cluster: Services, EndpointSlices, Nodes
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub manifests: Vec<PathBuf>,
+
+    /// kube-proxy's flags.
+    #[command(flatten)]
+    pub flags: ProxyFlags,
+}
+
+/// `vmap-proxy compile`
+#[derive(Debug, Clone, Args)]
+pub struct CompileArguments {
+    /// Files or directories of Kubernetes YAML or JSON
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    pub manifests: Vec<PathBuf>,
+
+    /// The node to compile for
+    #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]
+    pub node_name: String,
+
+    /// nft's language, or the typed rule set as JSON
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
+
+    /// The configuration file (KubeProxyConfiguration); flags of traffic below are then ignored
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Flags about traffic.
+    #[command(flatten)]
+    pub traffic: TrafficFlags,
+
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
+
+/// `vmap-proxy demo`
+#[derive(Debug, Clone, Args)]
+pub struct DemoArguments {
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
+
+/// `vmap-proxy cleanup`
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArguments {
+    /// Also remove what kube-proxy left behind (iptables, ipvs, nftables)
+    #[arg(long)]
+    pub cleanup_kube_proxy: bool,
+
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
+
+/// `vmap-proxy compile --output`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// nft's own language.
+    #[default]
+    Text,
+    /// The typed rule set.
+    Json,
+}
+
+/// The arguments as read, not yet combined with a configuration file.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// The typed arguments.
+    pub cli: Cli,
+    /// Names (without dashes) of the flags that stand on the command line.
+    given: Vec<String>,
+}
+
+/// Reads the command line, the program's name first.
+///
+/// # Errors
+/// clap's, which prints itself and ends the process with the right status
+/// (`clap::Error::exit`): 0 for `--help`, 2 for wrong usage.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let matches = Cli::command().disable_version_flag(true).try_get_matches_from(go_flags::normalized(arguments))?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let innermost = matches.subcommand().map_or(&matches, |(_, matches)| matches);
+    Ok(Invocation { cli, given: given_flags(innermost) })
+}
+
+fn given_flags(matches: &ArgMatches) -> Vec<String> {
+    matches
+        .ids()
+        .map(clap::Id::as_str)
+        // Flattened groups are ids too; they have the names of types.
+        .filter(|id| id.starts_with(|first: char| first.is_ascii_lowercase()))
+        .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+        .map(|id| id.replace('_', "-"))
+        .collect()
+}

@@ -1,0 +1,333 @@
+//! From arguments and a configuration file to what is to be done.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use compiler::model::config::ProxyConfig;
+
+use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
+use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
+use super::{Command, CompileArguments, Invocation, OutputFormat};
+use crate::config::addresses::listen_address;
+use crate::config::ignored::ignored_fields;
+use crate::config::kube_proxy_configuration::Logging;
+use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
+
+/// Flags that count beside `--config`; all others set fields of the file and
+/// are ignored. `--health-timeout` and `--cleanup-kube-proxy` are our own and
+/// have no field.
+const FLAGS_BESIDE_A_FILE: [&str; 14] = [
+    "config",
+    "write-config-to",
+    "hostname-override",
+    "init-only",
+    "cleanup",
+    "cleanup-kube-proxy",
+    "version",
+    "master",
+    "health-timeout",
+    "verbosity",
+    "logging-format",
+    "vmodule",
+    "manifests",
+    "log-flush-frequency",
+];
+
+/// What the binary is asked to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Program the kernel and follow changes.
+    Run(Box<RunOptions>),
+    /// Print the compiled rule set.
+    Compile(Box<CompileOptions>),
+    /// Show the proxy at work.
+    Demo(DemoOptions),
+    /// Remove tables.
+    Cleanup(CleanupOptions),
+    /// Write the configuration to a file (`--write-config-to`).
+    WriteConfiguration {
+        /// The file.
+        path: PathBuf,
+        /// What to write.
+        configuration: Box<KubeProxyConfiguration>,
+    },
+    /// Print the version (`--version`).
+    PrintVersion,
+}
+
+/// An action, and what it takes to report on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// What to do.
+    pub action: Action,
+    /// How to log; meant to be set up before the warnings are logged.
+    pub logging: Logging,
+    /// Unknown and ignored fields and flags, to be logged once.
+    pub warnings: Vec<Warning>,
+}
+
+/// Where Services and EndpointSlices come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Files or directories of manifests.
+    Manifests(Vec<PathBuf>),
+    /// A cluster's API server.
+    Kubernetes {
+        /// The kubeconfig file; `None`, and no `master`: the pod's service account.
+        kubeconfig: Option<PathBuf>,
+        /// URL that overrides the kubeconfig's (`--master`).
+        master: Option<String>,
+    },
+}
+
+/// What `vmap-proxy` and `vmap-proxy run` need to know: flags, file and
+/// defaults combined and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunOptions {
+    /// Where objects come from.
+    pub source: Source,
+    /// The whole configuration, for `/configz` and for the sysctls of [`crate::sysctl`].
+    pub configuration: KubeProxyConfiguration,
+    /// The file it was read from: when that changes, kube-proxy exits with an
+    /// error, to be started again with the new one.
+    pub configuration_file: Option<PathBuf>,
+    /// What decides the fate of packets, the node's name among it.
+    pub proxy: ProxyConfig,
+    /// Where `/healthz` and `/livez` are served; `None`: nowhere.
+    pub healthz_address: Option<SocketAddr>,
+    /// Where `/metrics` is served; `None`: nowhere.
+    pub metrics_address: Option<SocketAddr>,
+    /// End the process if it can't listen there.
+    pub bind_address_hard_fail: bool,
+    /// How long a change may wait for its sync before health turns bad:
+    /// `--health-timeout`, or twice the sync period.
+    pub health_timeout: Duration,
+    /// Time between attempts after a failed sync.
+    pub sync_period: Duration,
+    /// Shortest time between the end of a sync and the start of the next.
+    pub min_sync_period: Duration,
+    /// Set sysctls and exit (`--init-only`).
+    pub init_only: bool,
+    /// Remove kube-proxy's own rules once ours are in place.
+    pub cleanup_kube_proxy: bool,
+}
+
+impl RunOptions {
+    /// Whether a sysctl that can't be set ends the process. In a cluster it
+    /// does, as in kube-proxy; with manifests it is a warning, since nothing
+    /// says that the node is ours.
+    pub fn sysctl_failure_is_fatal(&self) -> bool {
+        matches!(self.source, Source::Kubernetes { .. })
+    }
+}
+
+/// What `vmap-proxy compile` needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompileOptions {
+    /// Files or directories of manifests.
+    pub manifests: Vec<PathBuf>,
+    /// What decides the fate of packets, the node's name among it.
+    pub proxy: ProxyConfig,
+    /// nft's language or JSON.
+    pub output: OutputFormat,
+}
+
+/// What `vmap-proxy demo` needs to know: nothing, so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DemoOptions {}
+
+/// What `vmap-proxy cleanup` and `--cleanup` need to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CleanupOptions {
+    /// Also remove what kube-proxy left behind, in any of its modes.
+    pub kube_proxy: bool,
+}
+
+impl Invocation {
+    /// Combines the arguments with the configuration file and kube-proxy's
+    /// defaults, and checks the result. Reads the file and the host's name.
+    ///
+    /// # Errors
+    /// Everything that makes the configuration unusable.
+    pub fn resolve(self) -> Result<Resolved, ConfigError> {
+        match self.cli.command {
+            None => resolve_run(&self.cli.flags, Vec::new(), &self.given),
+            Some(Command::Run(arguments)) => resolve_run(&arguments.flags, arguments.manifests, &self.given),
+            Some(Command::Compile(arguments)) => resolve_compile(*arguments),
+            Some(Command::Demo(arguments)) => {
+                Ok(without_configuration(Action::Demo(DemoOptions {}), &arguments.logging))
+            }
+            Some(Command::Cleanup(arguments)) => {
+                let options = CleanupOptions { kube_proxy: arguments.cleanup_kube_proxy };
+                Ok(without_configuration(Action::Cleanup(options), &arguments.logging))
+            }
+        }
+    }
+}
+
+fn without_configuration(action: Action, flags: &LoggingFlags) -> Resolved {
+    let mut configuration = KubeProxyConfiguration::default();
+    apply_logging(flags, &mut configuration);
+    Resolved { action, logging: configuration.logging, warnings: Vec::new() }
+}
+
+fn resolve_run(flags: &ProxyFlags, manifests: Vec<PathBuf>, given: &[String]) -> Result<Resolved, ConfigError> {
+    let what = &flags.configuration;
+    if wants_version(what)? {
+        return Ok(without_configuration(Action::PrintVersion, &flags.logging));
+    }
+    if what.cleanup == Some(true) {
+        let options = CleanupOptions { kube_proxy: what.cleanup_kube_proxy == Some(true) };
+        return Ok(without_configuration(Action::Cleanup(options), &flags.logging));
+    }
+    let (mut configuration, mut warnings) = configuration(flags, given)?;
+    let logging = configuration.logging.clone();
+    if let Some(path) = &what.write_config_to {
+        let action = Action::WriteConfiguration { path: path.clone(), configuration: Box::new(configuration) };
+        return Ok(Resolved { action, logging, warnings });
+    }
+    if !manifests.is_empty() && what.config.is_none() && configuration.mode.is_empty() {
+        // No kube-proxy is replaced here: a notice about its default mode would puzzle.
+        configuration.mode = "nftables".to_owned();
+    }
+    validate::validate(&configuration)?;
+    warnings.append(&mut ignored_fields(&configuration)?);
+    warnings.append(&mut inert_flag_warnings(&flags.inert));
+    let options = run_options(flags, manifests, configuration)?;
+    Ok(Resolved { action: Action::Run(Box::new(options)), logging, warnings })
+}
+
+fn wants_version(flags: &ConfigurationFlags) -> Result<bool, ConfigError> {
+    match flags.version.as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true" | "raw") => Ok(true),
+        Some(other) => Err(ConfigError::Invalid(vec![InvalidField {
+            path: "--version".to_owned(),
+            value: format!("{other:?}"),
+            reason: "must be true, raw or left out".to_owned(),
+        }])),
+    }
+}
+
+/// File and flags with kube-proxy's precedence.
+fn configuration(flags: &ProxyFlags, given: &[String]) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
+    let (mut configuration, mut warnings) = match &flags.configuration.config {
+        Some(path) => load::load_file(path)?,
+        None => (KubeProxyConfiguration::default(), Vec::new()),
+    };
+    if flags.configuration.config.is_none() {
+        apply_flags(flags, &mut configuration)?;
+    } else {
+        warnings.extend(
+            given
+                .iter()
+                .filter(|flag| !FLAGS_BESIDE_A_FILE.contains(&flag.as_str()))
+                .map(|flag| Warning::new(format!("--{flag}"), "ignored: with --config the file counts")),
+        );
+    }
+    apply_logging(&flags.logging, &mut configuration);
+    if let Some(name) = &flags.configuration.hostname_override {
+        configuration.hostname_override.clone_from(name);
+    }
+    Ok((configuration, warnings))
+}
+
+fn run_options(
+    flags: &ProxyFlags,
+    manifests: Vec<PathBuf>,
+    configuration: KubeProxyConfiguration,
+) -> Result<RunOptions, ConfigError> {
+    let node_name = node_name(&configuration.hostname_override)?;
+    let sync_period = configuration.nftables.sync_period.to_duration();
+    let health_timeout = match flags.servers.health_timeout {
+        Some(timeout) if timeout.is_zero() || timeout.is_negative() => {
+            return Err(invalid("--health-timeout", &timeout.to_string(), "must be greater than 0"));
+        }
+        Some(timeout) => timeout.to_duration(),
+        None => sync_period * 2,
+    };
+    Ok(RunOptions {
+        source: source(flags, manifests, &configuration),
+        configuration_file: flags.configuration.config.clone(),
+        proxy: configuration.to_proxy_config(&node_name)?,
+        healthz_address: address("healthzBindAddress", &configuration.healthz_bind_address)?,
+        metrics_address: address("metricsBindAddress", &configuration.metrics_bind_address)?,
+        bind_address_hard_fail: configuration.bind_address_hard_fail,
+        health_timeout,
+        sync_period,
+        min_sync_period: configuration.nftables.min_sync_period.to_duration(),
+        init_only: flags.configuration.init_only == Some(true),
+        cleanup_kube_proxy: flags.configuration.cleanup_kube_proxy == Some(true),
+        configuration,
+    })
+}
+
+fn source(flags: &ProxyFlags, manifests: Vec<PathBuf>, configuration: &KubeProxyConfiguration) -> Source {
+    if !manifests.is_empty() {
+        return Source::Manifests(manifests);
+    }
+    let kubeconfig = configuration.client_connection.kubeconfig.as_str();
+    Source::Kubernetes {
+        kubeconfig: (!kubeconfig.is_empty()).then(|| Path::new(kubeconfig).to_owned()),
+        master: flags.api.master.clone().filter(|master| !master.is_empty()),
+    }
+}
+
+fn address(path: &str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    listen_address(text).map_err(|reason| invalid(path, text, reason))
+}
+
+fn invalid(path: &str, value: &str, reason: &str) -> ConfigError {
+    ConfigError::Invalid(vec![InvalidField {
+        path: path.to_owned(),
+        value: format!("{value:?}"),
+        reason: reason.to_owned(),
+    }])
+}
+
+/// The node's name as kube-proxy has it: the override or the host's name,
+/// trimmed and in lower case.
+///
+/// # Errors
+/// If both are empty, or the host's name can't be read.
+fn node_name(hostname_override: &str) -> Result<String, ConfigError> {
+    let name = match hostname_override.trim() {
+        "" => nix::unistd::gethostname()
+            .map_err(|errno| ConfigError::NodeName(format!("the host's name can't be read: {errno}")))?
+            .to_string_lossy()
+            .trim()
+            .to_lowercase(),
+        name => name.to_lowercase(),
+    };
+    if name.is_empty() {
+        return Err(ConfigError::NodeName("the host has no name".to_owned()));
+    }
+    Ok(name)
+}
+
+fn resolve_compile(arguments: CompileArguments) -> Result<Resolved, ConfigError> {
+    let (mut configuration, mut warnings) = match &arguments.config {
+        Some(path) => load::load_file(path)?,
+        None => (KubeProxyConfiguration::default(), Vec::new()),
+    };
+    if arguments.config.is_none() {
+        apply_traffic(&arguments.traffic, &mut configuration);
+        // The usual notice about an empty mode would be noise here.
+        if arguments.traffic.proxy_mode.is_none() {
+            configuration.mode = "nftables".to_owned();
+        }
+    }
+    apply_logging(&arguments.logging, &mut configuration);
+    validate::validate(&configuration)?;
+    warnings.append(&mut ignored_fields(&configuration)?);
+    let options = CompileOptions {
+        manifests: arguments.manifests,
+        proxy: configuration.to_proxy_config(&node_name(&arguments.node_name)?)?,
+        output: arguments.output,
+    };
+    Ok(Resolved { action: Action::Compile(Box::new(options)), logging: configuration.logging, warnings })
+}
+
+#[cfg(test)]
+mod tests;

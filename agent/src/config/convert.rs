@@ -1,0 +1,111 @@
+//! From kube-proxy's configuration to what the compiler needs of it.
+
+use std::net::IpAddr;
+
+use compiler::model::config::{DetectLocal, NodePortAddresses, ProxyConfig};
+use ipnet::IpNet;
+
+use super::kube_proxy_configuration::KubeProxyConfiguration;
+use super::validate::{PRIMARY, parse_cidrs, validate};
+use super::{ConfigError, InvalidField};
+
+impl KubeProxyConfiguration {
+    /// The part that decides the fate of packets, for the node `node_name`.
+    ///
+    /// # Errors
+    /// As [`validate`].
+    pub fn to_proxy_config(&self, node_name: &str) -> Result<ProxyConfig, ConfigError> {
+        validate(self)?;
+        Ok(ProxyConfig {
+            node_name: node_name.to_owned(),
+            masquerade_all: self.nftables.masquerade_all,
+            detect_local: self.detect_local()?,
+            node_port_addresses: self.node_port_addresses()?,
+            bind_address: self.bind_address.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified()),
+        })
+    }
+
+    fn detect_local(&self) -> Result<DetectLocal, ConfigError> {
+        Ok(match self.detect_local_mode.as_str() {
+            "NodeCIDR" => DetectLocal::NodeCidr,
+            "BridgeInterface" => DetectLocal::BridgeInterface(self.detect_local.bridge_interface.clone()),
+            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(self.detect_local.interface_name_prefix.clone()),
+            _ => {
+                let cidrs = parse_cidrs(&self.cluster_cidr).map_err(|part| not_a_cidr("clusterCIDR", &part))?;
+                DetectLocal::ClusterCidr(cidrs.iter().map(IpNet::trunc).collect())
+            }
+        })
+    }
+
+    fn node_port_addresses(&self) -> Result<NodePortAddresses, ConfigError> {
+        if self.node_port_addresses.iter().all(|address| address == PRIMARY) {
+            return Ok(NodePortAddresses::Primary);
+        }
+        let range = |text: &String| {
+            text.parse::<IpNet>().map(|range| range.trunc()).map_err(|_| not_a_cidr("nodePortAddresses", text))
+        };
+        self.node_port_addresses.iter().map(range).collect::<Result<_, _>>().map(NodePortAddresses::Ranges)
+    }
+}
+
+fn not_a_cidr(path: &str, value: &str) -> ConfigError {
+    ConfigError::Invalid(vec![InvalidField {
+        path: path.to_owned(),
+        value: format!("{value:?}"),
+        reason: "must be a valid CIDR block".to_owned(),
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use super::*;
+
+    fn converted(change: impl FnOnce(&mut KubeProxyConfiguration)) -> ProxyConfig {
+        let mut configuration = KubeProxyConfiguration::default();
+        change(&mut configuration);
+        configuration.to_proxy_config("node-1").unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_the_compilers_defaults() {
+        let expected = ProxyConfig { node_name: "node-1".to_owned(), ..ProxyConfig::default() };
+        assert_eq!(converted(|_| ()), expected);
+    }
+
+    #[test]
+    fn every_detect_local_mode_is_carried_over() {
+        let nets = converted(|c| c.cluster_cidr = "10.244.1.0/16, fd00::/48".to_owned()).detect_local;
+        let expected = ["10.244.0.0/16", "fd00::/48"].map(|net| net.parse().unwrap()).to_vec();
+        assert_eq!(nets, DetectLocal::ClusterCidr(expected));
+        assert_eq!(converted(|c| c.detect_local_mode = "NodeCIDR".to_owned()).detect_local, DetectLocal::NodeCidr);
+        let bridge = converted(|c| {
+            c.detect_local_mode = "BridgeInterface".to_owned();
+            c.detect_local.bridge_interface = "cni0".to_owned();
+        });
+        assert_eq!(bridge.detect_local, DetectLocal::BridgeInterface("cni0".to_owned()));
+    }
+
+    #[test]
+    fn node_port_addresses_default_to_primary() {
+        let primary = converted(|c| c.node_port_addresses = vec!["primary".to_owned()]);
+        assert_eq!(primary.node_port_addresses, NodePortAddresses::Primary);
+        let ranges = converted(|c| c.node_port_addresses = vec!["10.0.0.0/8".to_owned()]);
+        let expected = vec!["10.0.0.0/8".parse().unwrap()];
+        assert_eq!(ranges.node_port_addresses, NodePortAddresses::Ranges(expected));
+    }
+
+    #[test]
+    fn only_a_specific_bind_address_counts() {
+        let specific = converted(|c| c.bind_address = "192.0.2.7".to_owned());
+        assert_eq!(specific.bind_address, Some("192.0.2.7".parse().unwrap()));
+        assert_eq!(converted(|c| c.bind_address = "::".to_owned()).bind_address, None);
+    }
+
+    #[test]
+    fn an_invalid_configuration_is_refused() {
+        let configuration = KubeProxyConfiguration { oom_score_adj: 2000, ..Default::default() };
+        assert!(matches!(configuration.to_proxy_config("n"), Err(ConfigError::Invalid(_))));
+    }
+}

@@ -1,0 +1,127 @@
+//! kube-proxy's configuration: read, checked, and turned into what decides the
+//! fate of packets.
+//!
+//! * [`kube_proxy_configuration`]: the type, with kube-proxy's defaults;
+//! * [`load`]: from a file, with a path for everything wrong or unknown;
+//! * [`validate`]: kube-proxy's own checks;
+//! * [`ignored`]: fields this proxy has no use for, and why;
+//! * [`convert`]: to the compiler's [`compiler::model::config::ProxyConfig`];
+//! * [`go_duration`], [`addresses`]: notations.
+
+pub mod addresses;
+pub mod convert;
+pub mod go_duration;
+pub mod ignored;
+pub mod kube_proxy_configuration;
+pub mod load;
+pub mod validate;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use go_duration::GoDuration;
+pub use kube_proxy_configuration::KubeProxyConfiguration;
+
+/// Something in the configuration that doesn't do what its author may expect.
+/// Logged once; the proxy runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The field's path, such as `conntrack.min`, or the flag, such as `--ipvs-scheduler`.
+    pub path: String,
+    /// What becomes of it and why.
+    pub message: String,
+}
+
+impl Warning {
+    /// A warning about the field or flag `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// A field whose value can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidField {
+    /// The field's path, such as `conntrack.min`.
+    pub path: String,
+    /// The value as given.
+    pub value: String,
+    /// What it has to be.
+    pub reason: String,
+}
+
+impl fmt::Display for InvalidField {
+    /// As Kubernetes' `field.Error`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: Invalid value: {}: {}", self.path, self.value, self.reason)
+    }
+}
+
+/// Why a configuration can't be used. Every one is the operator's to mend.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file (`--write-config-to`) can't be written.
+    #[error("cannot write the configuration to {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The text is neither YAML nor JSON.
+    #[error("the configuration is neither YAML nor JSON: {0}")]
+    Syntax(String),
+    /// The document is something else.
+    #[error(
+        "the configuration has apiVersion {api_version:?} and kind {kind:?}; \
+         expected apiVersion: {} and kind: {}",
+        kube_proxy_configuration::API_VERSION,
+        kube_proxy_configuration::KIND
+    )]
+    OtherKind {
+        /// `apiVersion` as found, empty if absent.
+        api_version: String,
+        /// `kind` as found, empty if absent.
+        kind: String,
+    },
+    /// Fields of a wrong type or value: all of them, in the file's order.
+    #[error("the configuration is invalid: {}", join(.0))]
+    Invalid(Vec<InvalidField>),
+    /// A mode of kube-proxy that this proxy doesn't have.
+    #[error(
+        "mode {mode:?} is not available: vmap-proxy programs nftables only. \
+         Set `mode: nftables` in the configuration file (on kubeadm clusters: the ConfigMap kube-proxy in \
+         kube-system), or pass --proxy-mode=nftables, and start again. Rules that kube-proxy left behind \
+         are removed by --cleanup-kube-proxy"
+    )]
+    OtherMode {
+        /// `mode` as given.
+        mode: String,
+    },
+    /// The host has no usable name and none was given.
+    #[error("the node's name is unknown: {0}; pass --hostname-override")]
+    NodeName(String),
+    /// The configuration can't be printed; a defect of this program.
+    #[error("cannot print the configuration as YAML: {0}")]
+    Print(String),
+}
+
+fn join(fields: &[InvalidField]) -> String {
+    fields.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
