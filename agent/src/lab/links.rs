@@ -3,6 +3,7 @@
 //! Gateways have fixed link-layer addresses and permanent neighbour entries: no address resolution and no
 //! duplicate address detection runs, so a lab is ready as soon as it is built.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ const HOST_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 const TABLE_LOCAL: u32 = 255;
 const TABLE_MAIN: u32 = 254;
 
-/// How long a new link may take to come up before the lab gives up. It takes well below a millisecond.
-const LINK_UP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the kernel may take to finish a link or an address. It takes well below a millisecond.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `job` with a route netlink connection inside `namespace`; `what` names the objects in an error.
 fn with_netlink<T: Send>(
@@ -78,7 +79,7 @@ pub(super) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
         send_everything_out(&netlink, RuleBuilder::v6).await
     })?;
     with_netlink(node, &what, async |netlink| {
-        netlink.wait_link(interface, LinkCond::OperUp, LINK_UP_LIMIT).await.map(drop)
+        netlink.wait_link(interface, LinkCond::OperUp, SETTLE_LIMIT).await.map(drop)
     })
 }
 
@@ -129,8 +130,22 @@ pub(super) fn add_addresses(namespace: &NetNs, interface: &str, addresses: &[IpA
                 }
             }
         }
-        Ok(())
+        let settled = tokio::time::timeout(SETTLE_LIMIT, await_local_routes(&netlink, addresses));
+        settled.await.unwrap_or_else(|_| Err(nlink::Error::timeout()))
     })
+}
+
+/// Waits until packets to new IPv6 addresses are taken. The kernel acknowledges such an address at once, but
+/// adds its local route later, from a work queue (`addrconf_dad_work`); a packet in between would be lost.
+async fn await_local_routes(netlink: &Connection<Route>, addresses: &[IpAddr]) -> nlink::Result<()> {
+    let mut awaited: BTreeSet<IpAddr> = addresses.iter().copied().filter(IpAddr::is_ipv6).collect();
+    while !awaited.is_empty() {
+        for route in netlink.get_routes_for_table(TABLE_LOCAL).await? {
+            route.destination().map(|address| awaited.remove(address));
+        }
+        tokio::time::sleep(Duration::from_millis(u64::from(!awaited.is_empty()))).await;
+    }
+    Ok(())
 }
 
 /// Routes each of `addresses` from the node to the host behind `interface`.

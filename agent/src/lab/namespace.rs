@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
@@ -62,7 +63,7 @@ fn write_proc(path: &str, value: &str) -> Result<(), LabError> {
 pub struct NetNs {
     name: String,
     fd: OwnedFd,
-    next_probe_port: AtomicU16,
+    probe_ports: Arc<AtomicU16>,
 }
 
 impl NetNs {
@@ -73,11 +74,36 @@ impl NetNs {
     ///
     /// [`LabError::NotPermitted`] without the privilege to do so.
     pub fn new(name: impl Into<String>) -> Result<Self, LabError> {
+        Self::with_probe_ports(name.into(), Arc::new(AtomicU16::new(FIRST_PROBE_PORT)))
+    }
+
+    /// Creates a namespace whose probes share their source ports with this one's. Where both send through one
+    /// masquerading node, two connections then never compete for one port of it; the kernel drops a packet
+    /// when it notices such a clash too late.
+    ///
+    /// # Errors
+    ///
+    /// As [`NetNs::new`].
+    pub fn new_beside(&self, name: impl Into<String>) -> Result<Self, LabError> {
+        Self::with_probe_ports(name.into(), Arc::clone(&self.probe_ports))
+    }
+
+    fn with_probe_ports(name: String, probe_ports: Arc<AtomicU16>) -> Result<Self, LabError> {
         // A network namespace belongs to a thread, so a thread of its own makes it, and the caller stays
         // where it was.
         let made = thread::scope(|scope| scope.spawn(make_namespace).join());
         let fd = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Self { name: name.into(), fd: fd.into(), next_probe_port: AtomicU16::new(FIRST_PROBE_PORT) })
+        Ok(Self { name, fd: fd.into(), probe_ports })
+    }
+
+    /// Another handle on the same namespace.
+    ///
+    /// # Errors
+    ///
+    /// The process has too many open files.
+    pub fn try_clone(&self) -> Result<Self, LabError> {
+        let fd = self.fd.try_clone().map_err(LabError::syscall("duplicate a namespace descriptor"))?;
+        Ok(Self { name: self.name.clone(), fd, probe_ports: Arc::clone(&self.probe_ports) })
     }
 
     /// The name given at creation.
@@ -154,12 +180,12 @@ impl NetNs {
         format!("nsenter --net=/proc/{pid}/fd/{fd}")
     }
 
-    /// A source port no earlier probe from this namespace used, until the range wraps after 32,000 probes: so no
-    /// probe meets the connection tracking entry of another.
+    /// A source port no earlier probe used, in this namespace and those made beside it, until the range wraps
+    /// after 32,000 probes: so no probe meets the connection tracking entry of another.
     pub(super) fn fresh_port(&self) -> u16 {
-        let port = self.next_probe_port.fetch_add(1, Ordering::Relaxed);
+        let port = self.probe_ports.fetch_add(1, Ordering::Relaxed);
         if port == u16::MAX {
-            self.next_probe_port.store(FIRST_PROBE_PORT, Ordering::Relaxed);
+            self.probe_ports.store(FIRST_PROBE_PORT, Ordering::Relaxed);
         }
         port.max(FIRST_PROBE_PORT)
     }

@@ -43,6 +43,8 @@ pub struct HostSpec {
     pub interface: String,
     /// Its addresses. The node routes each of them to it.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of the node on that interface, such as a bridge's or tunnel's own.
+    pub node_side: Vec<IpAddr>,
 }
 
 /// Describes a lab before it is built.
@@ -72,7 +74,18 @@ impl LabBuilder {
             name: name.into(),
             interface: interface.into(),
             addresses: addresses.into_iter().collect(),
+            node_side: Vec::new(),
         });
+        self
+    }
+
+    /// Gives the node addresses on the interface that leads to the host attached last. Masquerading towards that
+    /// host takes the first of the family, so that a masqueraded connection of the node itself shows, too.
+    /// Without a host before it, this does nothing.
+    pub fn node_side(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        if let Some(host) = self.hosts.last_mut() {
+            host.node_side.extend(addresses);
+        }
         self
     }
 
@@ -97,7 +110,8 @@ impl LabBuilder {
     /// refuses a link or address, or two namespaces were given one address.
     pub fn build(self) -> Result<Lab, LabError> {
         raise_file_limit();
-        let node = new_namespace("node")?;
+        let node = NetNs::new("node")?;
+        prepare(&node)?;
         node.set_sysctls(NODE_SYSCTLS)?;
         let mut lab = Lab {
             node_addresses: BTreeSet::from([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]),
@@ -243,10 +257,13 @@ impl Lab {
     }
 
     fn attach(&mut self, spec: &HostSpec) -> Result<(), LabError> {
-        let namespace = new_namespace(&spec.name)?;
+        let namespace = self.node.new_beside(&spec.name)?;
+        prepare(&namespace)?;
         links::join(&self.node, &namespace, &spec.interface)?;
         let server = EchoServer::start(&namespace)?;
         self.hosts.push(Host { interface: spec.interface.clone(), namespace, server });
+        links::add_addresses(&self.node, &spec.interface, &spec.node_side)?;
+        self.node_addresses.extend(&spec.node_side);
         self.give(self.hosts.len() - 1, &spec.addresses)
     }
 
@@ -283,11 +300,9 @@ impl Lab {
     }
 }
 
-fn new_namespace(name: &str) -> Result<NetNs, LabError> {
-    let namespace = NetNs::new(name)?;
+fn prepare(namespace: &NetNs) -> Result<(), LabError> {
     namespace.set_sysctls(COMMON_SYSCTLS)?;
-    links::loopback_up(&namespace)?;
-    Ok(namespace)
+    links::loopback_up(namespace)
 }
 
 /// Allows as many open files as the process may have at all: every probe in flight is one, and the usual

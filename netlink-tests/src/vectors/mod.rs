@@ -3,9 +3,11 @@
 //! format is described in `docs/vectors.md`.
 //!
 //! * [`schema`]: the format, and a strict loader;
-//! * [`run_model`]: a vector against the reference model.
+//! * [`run_model`]: a vector against the reference model;
+//! * [`run_packets`]: a vector against a running proxy, with real packets.
 
 pub mod run_model;
+pub mod run_packets;
 pub mod schema;
 
 use std::path::PathBuf;
