@@ -11,5 +11,5 @@ mod table;
 mod text;
 
 pub use json::json;
-pub use table::{ruleset, table};
+pub use table::{element, ruleset, table};
 pub use text::rule;

@@ -121,7 +121,8 @@ fn expression(family: Family, field: KeyField) -> String {
     }
 }
 
-fn element(element: &Element) -> String {
+/// One element as nft text: key, counter (as zero), comment, and what it holds.
+pub fn element(element: &Element) -> String {
     let mut text = key(&element.key);
     if element.map.has_counter() {
         text.push_str(" counter packets 0 bytes 0");

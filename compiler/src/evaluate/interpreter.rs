@@ -1,0 +1,241 @@
+//! Walks one packet through one base chain and all chains it leads to.
+
+use std::collections::BTreeSet;
+
+use super::index::Field;
+use super::{Host, IndexedTable, State, TraceStep};
+use crate::model::{Endpoint, Protocol};
+use crate::ruleset::Family;
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{Data, Element, Verdict};
+use crate::ruleset::maps::Map;
+use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
+
+/// How a chain ended for a packet that was not translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The end of the base chain: its policy is `accept`.
+    Accepted,
+    Masqueraded,
+    Dropped,
+    Rejected,
+}
+
+/// What one base chain does.
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// Where the packet may be translated to.
+    pub(super) endpoints: BTreeSet<Endpoint>,
+    /// What happens if no translation does; `None`: one always does.
+    pub(super) otherwise: Option<End>,
+}
+
+/// Whether the packet goes on behind a rule or a chain.
+enum Flow {
+    /// With the next rule.
+    Next,
+    /// With the rule behind the last `jump`.
+    Return,
+    /// This is final.
+    Stop(Option<End>),
+}
+
+/// The kernel's limit (`NFT_JUMP_STACK_SIZE`); it refuses rule sets that go
+/// deeper, loops included.
+const MAX_DEPTH: usize = 16;
+
+/// Walks through a base chain.
+pub(super) fn walk<'e>(
+    table: &'e IndexedTable<'_>,
+    host: &'e Host,
+    chain: Chain,
+    state: &mut State,
+    trace: &mut Trace<'e>,
+) -> Walk {
+    let mut walker = Walker { table, host, state, trace, endpoints: BTreeSet::new() };
+    let otherwise = match walker.chain(chain, 0) {
+        Flow::Next | Flow::Return => Some(End::Accepted),
+        Flow::Stop(end) => end,
+    };
+    Walk { endpoints: walker.endpoints, otherwise }
+}
+
+struct Walker<'w, 'e, 'a> {
+    table: &'e IndexedTable<'a>,
+    host: &'e Host,
+    state: &'w mut State,
+    trace: &'w mut Trace<'e>,
+    endpoints: BTreeSet<Endpoint>,
+}
+
+impl<'e> Walker<'_, 'e, '_> {
+    fn chain(&mut self, chain: Chain, depth: usize) -> Flow {
+        let table: &'e _ = self.table;
+        let rules = table.table.chains.get(&chain).filter(|_| depth <= MAX_DEPTH);
+        for (number, rule) in rules.into_iter().flatten().enumerate() {
+            match self.rule((chain, number, rule), depth) {
+                Flow::Next => {}
+                // Also how `goto` ends: the rest of this chain is skipped.
+                Flow::Return => return Flow::Next,
+                stop => return stop,
+            }
+        }
+        Flow::Next
+    }
+
+    /// Runs the statements of a rule until a test fails or one decides.
+    fn rule(&mut self, place: (Chain, usize, &'e Rule), depth: usize) -> Flow {
+        let mut found = None;
+        for statement in &place.2.0 {
+            let flow = match statement {
+                Statement::Vmap(key, map) => match self.find(key, *map, 0) {
+                    Some(element) => {
+                        self.trace.push(place, Some(element));
+                        return self.verdict(&element.data, depth);
+                    }
+                    None => return Flow::Next,
+                },
+                Statement::Dnat(key, map) => return self.dnat(place, key, *map),
+                Statement::Jump(chain) => {
+                    self.trace.push(place, found);
+                    return self.chain(*chain, depth + 1);
+                }
+                Statement::Goto(chain) => {
+                    self.trace.push(place, found);
+                    return self.goto(*chain, depth);
+                }
+                Statement::Return => Flow::Return,
+                Statement::Drop => Flow::Stop(Some(End::Dropped)),
+                Statement::Reject => Flow::Stop(Some(End::Rejected)),
+                Statement::Masquerade => Flow::Stop(Some(End::Masqueraded)),
+                Statement::LearnAffinity { seconds } => {
+                    self.state.remembered = Some(*seconds);
+                    self.trace.push(place, found);
+                    continue;
+                }
+                test => match self.test(test, &mut found) {
+                    true => continue,
+                    false => return Flow::Next,
+                },
+            };
+            self.trace.push(place, found);
+            return flow;
+        }
+        Flow::Next
+    }
+
+    /// An element of a verdict map.
+    fn verdict(&mut self, data: &Data, depth: usize) -> Flow {
+        match data {
+            Data::Verdict(Verdict::Goto(chain)) => self.goto(*chain, depth),
+            Data::Verdict(Verdict::Drop) => Flow::Stop(Some(End::Dropped)),
+            Data::Nothing | Data::Endpoint(_) => Flow::Next,
+        }
+    }
+
+    /// Never comes back to the chain that says it.
+    fn goto(&mut self, chain: Chain, depth: usize) -> Flow {
+        match self.chain(chain, depth + 1) {
+            Flow::Next | Flow::Return => Flow::Return,
+            stop => stop,
+        }
+    }
+
+    /// Follows every slot. A slot without an element ends the rule for the
+    /// packets that draw it: they go on with the next.
+    fn dnat(&mut self, place: (Chain, usize, &'e Rule), key: &[KeyPart], map: Map) -> Flow {
+        let slots = key.iter().find_map(|part| match part {
+            KeyPart::Random(slots) | KeyPart::ClientHash(slots) => Some(*slots),
+            _ => None,
+        });
+        let mut missed = false;
+        for slot in 0..slots.unwrap_or(1) {
+            match self.find(key, map, slot) {
+                Some(element @ Element { data: Data::Endpoint(endpoint), .. }) => {
+                    if self.endpoints.is_empty() {
+                        self.trace.push(place, Some(element));
+                    }
+                    self.endpoints.insert(*endpoint);
+                }
+                _ => missed = true,
+            }
+        }
+        if missed { Flow::Next } else { Flow::Stop(None) }
+    }
+
+    fn test(&self, statement: &Statement, found: &mut Option<&'e Element>) -> bool {
+        let state = &*self.state;
+        let holds = |op: Op, is: bool| is == (op == Op::Is);
+        match statement {
+            // Only first packets are looked at.
+            Statement::CtStateNew => true,
+            Statement::CtStatusDnat => state.is_translated(),
+            Statement::Protocol(protocol) => state.protocol == *protocol,
+            Statement::Address(side, op, net) => holds(*op, net.contains(&self.address(*side))),
+            Statement::Interface(op, name) => holds(*op, state.input_interface == *name),
+            Statement::InterfacePrefix(op, prefix) => holds(*op, state.input_interface.starts_with(prefix)),
+            Statement::FibLocal(side) => self.host.is_local(self.address(*side)),
+            Statement::Lookup(key, op, map) => {
+                // A key that can't be made (no TCP header) fails the rule, whatever the operator.
+                let Some(fields) = self.key(key, 0) else { return false };
+                let element = self.table.index.find(*map, fields);
+                *found = element.or(*found);
+                holds(*op, element.is_some())
+            }
+            _ => false,
+        }
+    }
+
+    fn find(&self, key: &[KeyPart], map: Map, slot: u32) -> Option<&'e Element> {
+        self.table.index.find(map, self.key(key, slot)?)
+    }
+
+    /// The fields of a key, from the packet and its connection.
+    fn key(&self, parts: &[KeyPart], slot: u32) -> Option<Vec<Field>> {
+        let state = &*self.state;
+        let field = |part: &KeyPart| {
+            Some(match part {
+                KeyPart::Address(side) => Field::Address(self.address(*side)),
+                KeyPart::Protocol => Field::Protocol(state.protocol),
+                KeyPart::Port => Field::Port(state.port),
+                KeyPart::TcpPort if state.protocol == Protocol::Tcp => Field::Port(state.port),
+                KeyPart::TcpPort => return None,
+                KeyPart::OriginalDestination => Field::Address(state.original_destination),
+                KeyPart::OriginalPort => Field::Port(state.original_port),
+                KeyPart::Random(_) | KeyPart::ClientHash(_) => Field::Slot(slot),
+            })
+        };
+        parts.iter().map(field).collect()
+    }
+
+    fn address(&self, side: Side) -> std::net::IpAddr {
+        match side {
+            Side::Source => self.state.source,
+            Side::Destination => self.state.destination,
+        }
+    }
+}
+
+/// The rules that held, each with the element it found, once.
+#[derive(Debug, Default)]
+pub(super) struct Trace<'e> {
+    steps: Vec<(Chain, usize, &'e Rule, Option<&'e Element>)>,
+}
+
+impl<'e> Trace<'e> {
+    fn push(&mut self, (chain, number, rule): (Chain, usize, &'e Rule), element: Option<&'e Element>) {
+        let same = |step: &&(Chain, usize, &Rule, Option<&Element>)| {
+            (step.0, step.1) == (chain, number) && step.3.map(std::ptr::from_ref) == element.map(std::ptr::from_ref)
+        };
+        if self.steps.iter().find(same).is_none() {
+            self.steps.push((chain, number, rule, element));
+        }
+    }
+
+    pub(super) fn steps(&self, family: Family) -> Vec<TraceStep> {
+        let step = |(chain, _, rule, element): &(Chain, usize, &Rule, Option<&Element>)| {
+            TraceStep::new(family, *chain, rule, *element)
+        };
+        self.steps.iter().map(step).collect()
+    }
+}

@@ -1,0 +1,326 @@
+//! One packet through the rule set: what the kernel would do with the first
+//! packet of a connection, and why.
+//!
+//! The rules are interpreted, hook by hook and statement by statement, as
+//! netfilter runs them (`net/netfilter/nf_tables_core.c`, `nf_nat_core.c`).
+//! Nothing here knows what a Service is: a wrong rule gives a wrong answer.
+//!
+//! * A packet that arrives: prerouting, then input or forward by where its
+//!   destination is *after* translation; forwarded packets pass postrouting,
+//!   delivered ones don't.
+//! * A packet of this node's own processes: output, postrouting, and if its
+//!   destination is local, once more prerouting and input by way of `lo`. It is
+//!   still new to the filter chains there, but nat chains are asked once only.
+//! * `numgen` and `jhash` may yield any slot, so each is followed.
+//!
+//! Not modelled: what other tables do, the routing table beyond "is it local",
+//! and the source address that masquerading gives a packet that comes back
+//! by way of `lo` (it keeps the old one; none of our rules there asks).
+
+mod index;
+mod interpreter;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::model::{Endpoint, Protocol};
+use crate::ruleset::Family;
+use crate::ruleset::chains::{Chain, Hook};
+use crate::ruleset::element::Element;
+use crate::ruleset::table::{Ruleset, Table};
+use index::Index;
+use interpreter::{End, Trace};
+
+/// The first packet of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Where it comes from.
+    pub source: IpAddr,
+    /// Where its sender wants it to go.
+    pub destination: IpAddr,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The destination port.
+    pub port: u16,
+    /// The interface on which it arrives; `None`: a process of this node
+    /// sends it.
+    pub input_interface: Option<String>,
+}
+
+/// What the rules can ask about this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// All addresses on its interfaces. 127.0.0.0/8 and ::1 are local without
+    /// being listed.
+    pub local_addresses: Vec<IpAddr>,
+}
+
+impl Host {
+    /// Whether the kernel has a local route to the address (`fib … type local`).
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.local_addresses.contains(&address)
+    }
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to one of these endpoints.
+    Dnat {
+        /// Every endpoint it may go to; never empty.
+        endpoints: BTreeSet<Endpoint>,
+    },
+    /// Discarded without an answer.
+    Drop,
+    /// Answered with port unreachable.
+    Reject,
+    /// Goes where it was sent to.
+    Pass,
+    /// It depends on the slot that is drawn: an endpoint map with a hole, or
+    /// endpoints that other rules stop. A healthy rule set never does this.
+    Inconsistent {
+        /// Where it may go to, if it goes.
+        endpoints: BTreeSet<Endpoint>,
+        /// Whether it may be dropped.
+        dropped: bool,
+        /// Whether it may be rejected.
+        rejected: bool,
+        /// Whether it may go where it was sent to, untranslated.
+        passed: bool,
+    },
+}
+
+/// The answer to one packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What happens.
+    pub verdict: Verdict,
+    /// The endpoints that see an address of this node as the source.
+    pub masqueraded: BTreeSet<Endpoint>,
+    /// For how many seconds the client's endpoint is remembered; `None`: no
+    /// session affinity.
+    pub remembered: Option<u32>,
+    /// The rules that decided it, in the order in which the packet met them;
+    /// those that several slots have in common are named once.
+    pub trace: Vec<TraceStep>,
+}
+
+/// A rule whose tests all held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TraceStep {
+    /// The chain it stands in.
+    pub chain: Chain,
+    /// The rule in nft syntax.
+    pub rule_text: String,
+    /// The element that its last lookup found, in nft syntax. Of a rule that
+    /// draws a slot: one of them.
+    pub element: Option<String>,
+    /// That element's comment: for whom it is there.
+    pub comment: Option<String>,
+}
+
+/// A rule set, ready for many packets.
+#[derive(Debug)]
+pub struct Evaluator<'a> {
+    tables: Vec<IndexedTable<'a>>,
+    host: Host,
+}
+
+#[derive(Debug)]
+struct IndexedTable<'a> {
+    table: &'a Table,
+    index: Index<'a>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// Indexes the elements of the rule set, for a node with these addresses.
+    pub fn new(ruleset: &'a Ruleset, host: Host) -> Self {
+        let tables = ruleset.tables.iter();
+        let tables = tables.map(|table| IndexedTable { table, index: Index::new(&table.elements) }).collect();
+        Self { tables, host }
+    }
+
+    /// What the kernel does with a packet. One whose addresses are of two
+    /// families, or of a family without a table, passes.
+    pub fn evaluate(&self, packet: &Packet) -> Outcome {
+        let family = Family::of(packet.destination);
+        let table = self.tables.iter().find(|indexed| indexed.table.family == family);
+        let mut journey = match table {
+            Some(indexed) if Family::of(packet.source) == family => {
+                Journey { table: indexed, host: &self.host, trace: Trace::default(), arrivals: Vec::new() }
+            }
+            _ => return Outcome::untouched(),
+        };
+        let hook = if packet.input_interface.is_none() { Hook::Output } else { Hook::Prerouting };
+        journey.enter(hook, State::new(packet));
+        journey.outcome()
+    }
+}
+
+impl Outcome {
+    fn untouched() -> Self {
+        Self { verdict: Verdict::Pass, masqueraded: BTreeSet::new(), remembered: None, trace: Vec::new() }
+    }
+}
+
+/// A packet on its way, together with its connection tracking entry.
+#[derive(Debug, Clone)]
+struct State {
+    source: IpAddr,
+    protocol: Protocol,
+    /// As it stands in the headers now.
+    destination: IpAddr,
+    /// As it stands in the headers now.
+    port: u16,
+    original_destination: IpAddr,
+    original_port: u16,
+    /// Where it was translated to, even if that changed nothing.
+    endpoint: Option<Endpoint>,
+    /// Empty where the kernel has no input device.
+    input_interface: String,
+    locally_generated: bool,
+    /// A nat chain decided on the destination, or all had nothing to say.
+    destination_settled: bool,
+    masqueraded: bool,
+    remembered: Option<u32>,
+}
+
+impl State {
+    fn new(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            protocol: packet.protocol,
+            destination: packet.destination,
+            port: packet.port,
+            original_destination: packet.destination,
+            original_port: packet.port,
+            endpoint: None,
+            input_interface: packet.input_interface.clone().unwrap_or_default(),
+            locally_generated: packet.input_interface.is_none(),
+            destination_settled: false,
+            masqueraded: false,
+            remembered: None,
+        }
+    }
+
+    /// The kernel sets `IPS_DST_NAT` only where translation changed something
+    /// (`nf_nat_setup_info`).
+    fn is_translated(&self) -> bool {
+        (self.destination, self.port) != (self.original_destination, self.original_port)
+    }
+
+    fn translated_to(&self, endpoint: Endpoint) -> Self {
+        let (destination, port) = (endpoint.address, endpoint.port);
+        Self { destination, port, endpoint: Some(endpoint), destination_settled: true, ..self.clone() }
+    }
+}
+
+/// How one way through the hooks ended.
+#[derive(Debug)]
+enum Arrival {
+    Delivered(State),
+    Dropped,
+    Rejected,
+}
+
+/// All ways of one packet through the hooks of one table.
+struct Journey<'e, 'a> {
+    table: &'e IndexedTable<'a>,
+    host: &'e Host,
+    trace: Trace<'e>,
+    arrivals: Vec<Arrival>,
+}
+
+impl<'e> Journey<'e, '_> {
+    fn enter(&mut self, hook: Hook, state: State) {
+        let on_hook = |chain: &Chain| chain.base().filter(|base| base.hook == hook).map(|base| (base.priority, *chain));
+        let mut chains: Vec<(i32, Chain)> = self.table.table.chains.keys().filter_map(on_hook).collect();
+        chains.sort();
+        let chains: Vec<Chain> = chains.into_iter().map(|(_, chain)| chain).collect();
+        self.pass(hook, &chains, state);
+    }
+
+    /// Runs the chains of a hook. Where a translation has several possible
+    /// results, each goes through the rest of the chains on its own.
+    fn pass(&mut self, hook: Hook, chains: &[Chain], mut state: State) {
+        let translates_destination = matches!(hook, Hook::Prerouting | Hook::Output);
+        for (position, chain) in chains.iter().enumerate() {
+            let is_nat = chain.base().is_some_and(|base| base.nat);
+            if is_nat && translates_destination && state.destination_settled {
+                continue;
+            }
+            let walk = interpreter::walk(self.table, self.host, *chain, &mut state, &mut self.trace);
+            for endpoint in walk.endpoints {
+                self.pass(hook, &chains[position + 1..], state.translated_to(endpoint));
+            }
+            match walk.otherwise {
+                Some(End::Accepted) => {}
+                Some(End::Masqueraded) => state.masqueraded = true,
+                Some(End::Dropped) => return self.arrivals.push(Arrival::Dropped),
+                Some(End::Rejected) => return self.arrivals.push(Arrival::Rejected),
+                // Every possible result has gone its way.
+                None => return,
+            }
+        }
+        // Where no nat chain had anything to say, that too is final.
+        state.destination_settled |= translates_destination;
+        self.go_on(hook, state);
+    }
+
+    /// Where a packet goes that a hook let through.
+    fn go_on(&mut self, hook: Hook, mut state: State) {
+        let local = self.host.is_local(state.destination);
+        match hook {
+            Hook::Prerouting if local => self.enter(Hook::Input, state),
+            Hook::Prerouting => self.enter(Hook::Forward, state),
+            Hook::Forward | Hook::Output => self.enter(Hook::Postrouting, state),
+            Hook::Postrouting if local && state.locally_generated => {
+                state.input_interface = "lo".to_owned();
+                self.enter(Hook::Prerouting, state);
+            }
+            Hook::Postrouting | Hook::Input => self.arrivals.push(Arrival::Delivered(state)),
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        let mut endpoints = BTreeSet::new();
+        let mut masqueraded = BTreeSet::new();
+        let mut remembered = None;
+        let (mut dropped, mut rejected, mut passed) = (false, false, false);
+        for arrival in self.arrivals {
+            match arrival {
+                Arrival::Dropped => dropped = true,
+                Arrival::Rejected => rejected = true,
+                Arrival::Delivered(State { endpoint: None, .. }) => passed = true,
+                Arrival::Delivered(state) => {
+                    endpoints.extend(state.endpoint);
+                    masqueraded.extend(state.endpoint.filter(|_| state.masqueraded));
+                    remembered = remembered.or(state.remembered);
+                }
+            }
+        }
+        let verdict = match (endpoints.is_empty(), dropped, rejected, passed) {
+            (false, false, false, false) => Verdict::Dnat { endpoints },
+            (true, true, false, false) => Verdict::Drop,
+            (true, false, true, false) => Verdict::Reject,
+            (true, false, false, true) => Verdict::Pass,
+            _ => Verdict::Inconsistent { endpoints, dropped, rejected, passed },
+        };
+        Outcome { verdict, masqueraded, remembered, trace: self.trace.steps(self.table.table.family) }
+    }
+}
+
+impl TraceStep {
+    fn new(family: Family, chain: Chain, rule: &crate::ruleset::rule::Rule, element: Option<&Element>) -> Self {
+        Self {
+            chain,
+            rule_text: crate::render::rule(family, rule),
+            element: element.map(crate::render::element),
+            comment: element.and_then(|element| element.comment.as_deref().map(str::to_owned)),
+        }
+    }
+}

@@ -1,0 +1,417 @@
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::net::IpAddr;
+
+use super::{Evaluator, Host, Outcome, Packet, Verdict};
+use crate::model::{Endpoint, Protocol};
+use crate::ruleset::Family;
+use crate::ruleset::chains::{Chain, Domain, Pool};
+use crate::ruleset::element::{self, Data, Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::maps::Map;
+use crate::ruleset::skeleton::{LocalDetector, SkeletonConfig};
+use crate::ruleset::table::{Ruleset, Table};
+
+const NODE: &str = "192.0.2.11";
+const POD: &str = "10.244.1.5";
+const REMOTE_POD: &str = "10.244.2.7";
+const CLIENT: &str = "198.51.100.23";
+const CLUSTER_IP: &str = "10.96.0.10";
+const VIP: &str = "203.0.113.80";
+
+/// A rule set built by hand, element by element.
+struct Rules {
+    config: SkeletonConfig,
+    elements: Vec<Element>,
+}
+
+impl Rules {
+    /// IPv4, pods told by address, NodePorts on the node's own address.
+    fn new() -> Self {
+        let detector = Some(LocalDetector::Source("10.244.0.0/16".parse().unwrap()));
+        let (family, masquerade_all, nodeports_on_all_addresses) = (Family::Ipv4, false, false);
+        let config = SkeletonConfig { family, detector, masquerade_all, nodeports_on_all_addresses };
+        Self { config, elements: Vec::new() }.with(Map::NodePortIps, Key::Address(ip(NODE)), Data::Nothing)
+    }
+
+    fn with(mut self, map: Map, key: Key, data: Data) -> Self {
+        self.elements.push(Element { map, key, data, comment: Some(format!("shop/cart:{map}").into()) });
+        self
+    }
+
+    /// An element that says "goto the chain for so many endpoints", and the endpoints.
+    fn balanced(self, map: Map, key: Key, sticky: bool, endpoints: &[&str]) -> Self {
+        let domain = if matches!(key, Key::NodePort(_)) { Domain::NodePort } else { Domain::Service };
+        let (pool, list) = match map {
+            Map::ShortCircuit => (Pool::ShortCircuit, Map::ShortCircuitEndpoints),
+            Map::NodePortShortCircuit => (Pool::ShortCircuit, Map::NodePortShortCircuitEndpoints),
+            Map::NodePorts | Map::LocalNodePorts => (Pool::Main, Map::NodePortEndpoints),
+            _ => (Pool::Main, Map::Endpoints),
+        };
+        let chain = Chain::Balance { domain, pool, sticky, endpoints: endpoints.len() as u32 };
+        let mut rules = self.with(map, key, goto(chain));
+        for (slot, endpoint) in (0..).zip(endpoints) {
+            let slot_key = match key {
+                Key::Frontend(frontend) => Key::FrontendSlot(frontend, slot),
+                Key::NodePort(port) => Key::NodePortSlot(port, slot),
+                other => panic!("{other:?} has no slots"),
+            };
+            rules = rules.with(list, slot_key, Data::Endpoint(at(endpoint)));
+        }
+        rules
+    }
+
+    /// A cluster IP that pods and others reach.
+    fn cluster_ip(self, endpoints: &[&str]) -> Self {
+        self.with(Map::ClusterIps, Key::Address(ip(CLUSTER_IP)), Data::Nothing).balanced(
+            Map::Services,
+            frontend(CLUSTER_IP),
+            false,
+            endpoints,
+        )
+    }
+
+    fn evaluate(self, packet: &Packet) -> Outcome {
+        let ruleset = Ruleset { tables: vec![Table::new(self.config, self.elements)] };
+        let host = Host { local_addresses: vec![ip(NODE), ip("192.0.2.111"), ip("2001:db8:1::11")] };
+        Evaluator::new(&ruleset, host).evaluate(packet)
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> Endpoint {
+    let socket: std::net::SocketAddr = text.parse().unwrap();
+    Endpoint { address: socket.ip(), port: socket.port() }
+}
+
+fn goto(chain: Chain) -> Data {
+    Data::Verdict(element::Verdict::Goto(chain))
+}
+
+const DROP: Data = Data::Verdict(element::Verdict::Drop);
+
+/// TCP port 80 of an address.
+fn frontend(address: &str) -> Key {
+    Key::Frontend(FrontendKey { address: ip(address), protocol: Protocol::Tcp, port: 80 })
+}
+
+const NODE_PORT: Key = Key::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 });
+
+fn arrives(from: &str, to: &str, port: u16) -> Packet {
+    let input_interface = Some("eth0".to_owned());
+    Packet { source: ip(from), destination: ip(to), protocol: Protocol::Tcp, port, input_interface }
+}
+
+fn sent_by_node(from: &str, to: &str, port: u16) -> Packet {
+    Packet { input_interface: None, ..arrives(from, to, port) }
+}
+
+fn dnat(endpoints: &[&str]) -> Verdict {
+    Verdict::Dnat { endpoints: endpoints.iter().map(|text| at(text)).collect() }
+}
+
+fn assert_outcome(outcome: &Outcome, verdict: Verdict, masqueraded: &[&str]) {
+    assert_eq!(outcome.verdict, verdict, "{outcome:#?}");
+    assert_eq!(outcome.masqueraded, masqueraded.iter().map(|text| at(text)).collect(), "{outcome:#?}");
+}
+
+const TWO: [&str; 2] = ["10.244.1.5:8080", "10.244.2.7:8080"];
+
+#[test]
+fn a_pod_reaches_every_endpoint_of_a_cluster_ip_with_its_own_address() {
+    let outcome = Rules::new().cluster_ip(&TWO).evaluate(&arrives("10.244.1.9", CLUSTER_IP, 80));
+    assert_outcome(&outcome, dnat(&TWO), &[]);
+    let services = outcome.trace.iter().find(|step| step.chain == Chain::Services).unwrap();
+    assert_eq!(services.rule_text, "ip daddr . meta l4proto . th dport vmap @services");
+    assert_eq!(services.comment.as_deref(), Some("shop/cart:services"));
+    assert!(services.element.as_deref().unwrap().ends_with(" : goto lb-2"), "{services:?}");
+}
+
+#[test]
+fn others_are_masqueraded_on_their_way_to_a_cluster_ip() {
+    for packet in [arrives(CLIENT, CLUSTER_IP, 80), sent_by_node(NODE, CLUSTER_IP, 80)] {
+        assert_outcome(&Rules::new().cluster_ip(&TWO).evaluate(&packet), dnat(&TWO), &TWO);
+    }
+}
+
+#[test]
+fn each_detector_says_who_is_masqueraded() {
+    let inside = LocalDetector::Interface("eth0".to_owned());
+    let outside = LocalDetector::Interface("cbr0".to_owned());
+    let prefix = LocalDetector::InterfacePrefix("eth".to_owned());
+    let foreign = LocalDetector::InterfacePrefix("veth".to_owned());
+    for (detector, masqueraded) in
+        [(None, false), (Some(inside), false), (Some(outside), true), (Some(prefix), false), (Some(foreign), true)]
+    {
+        let mut rules = Rules::new().cluster_ip(&TWO);
+        rules.config.detector = detector.clone();
+        let outcome = rules.evaluate(&arrives(CLIENT, CLUSTER_IP, 80));
+        assert_eq!(outcome.masqueraded.len(), if masqueraded { 2 } else { 0 }, "{detector:?}");
+    }
+}
+
+/// The node's own packets have no input interface, so no detector takes them for a pod's.
+#[test]
+fn an_interface_detector_masquerades_the_node() {
+    let mut rules = Rules::new().cluster_ip(&TWO);
+    rules.config.detector = Some(LocalDetector::InterfacePrefix("veth".to_owned()));
+    assert_outcome(&rules.evaluate(&sent_by_node(NODE, CLUSTER_IP, 80)), dnat(&TWO), &TWO);
+}
+
+#[test]
+fn masquerade_all_masquerades_pods_too() {
+    let mut rules = Rules::new().cluster_ip(&TWO);
+    rules.config.masquerade_all = true;
+    assert_outcome(&rules.evaluate(&arrives("10.244.1.9", CLUSTER_IP, 80)), dnat(&TWO), &TWO);
+}
+
+#[test]
+fn a_pod_that_reaches_itself_is_masqueraded() {
+    let hairpin = Key::Hairpin(at(TWO[0]), Protocol::Tcp);
+    let rules = Rules::new().cluster_ip(&TWO).with(Map::HairpinConnections, hairpin, Data::Nothing);
+    assert_outcome(&rules.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO), &TWO[..1]);
+}
+
+#[test]
+fn udp_and_tcp_are_told_apart() {
+    let mut packet = arrives(POD, CLUSTER_IP, 80);
+    packet.protocol = Protocol::Udp;
+    assert_outcome(&Rules::new().cluster_ip(&TWO).evaluate(&packet), Verdict::Reject, &[]);
+
+    // The generic rule behind the TCP rule serves it where it is defined.
+    let key = Key::Frontend(FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Udp, port: 80 });
+    let rules = Rules::new().balanced(Map::Services, key, false, &TWO);
+    assert_outcome(&rules.evaluate(&packet), dnat(&TWO), &[]);
+}
+
+#[test]
+fn an_undefined_port_of_a_cluster_ip_is_rejected() {
+    for packet in [arrives(POD, CLUSTER_IP, 81), sent_by_node(NODE, CLUSTER_IP, 81), arrives(CLIENT, CLUSTER_IP, 81)] {
+        assert_outcome(&Rules::new().cluster_ip(&TWO).evaluate(&packet), Verdict::Reject, &[]);
+    }
+}
+
+#[test]
+fn unallocated_service_addresses_are_dropped() {
+    let rules = || Rules::new().with(Map::ServiceCidrs, Key::Prefix("10.96.0.0/12".parse().unwrap()), Data::Nothing);
+    assert_outcome(&rules().evaluate(&arrives(POD, "10.96.9.9", 80)), Verdict::Drop, &[]);
+    assert_outcome(&rules().evaluate(&sent_by_node(NODE, "10.111.0.1", 80)), Verdict::Drop, &[]);
+    assert_outcome(&rules().evaluate(&arrives(POD, "10.112.0.1", 80)), Verdict::Pass, &[]);
+}
+
+#[test]
+fn frontends_without_endpoint_reject_or_drop_before_cluster_ips_reject() {
+    for (data, verdict) in [(goto(Chain::Reject), Verdict::Reject), (DROP, Verdict::Drop)] {
+        let rules = || {
+            Rules::new().with(Map::ClusterIps, Key::Address(ip(CLUSTER_IP)), Data::Nothing).with(
+                Map::NoEndpointServices,
+                frontend(CLUSTER_IP),
+                data,
+            )
+        };
+        for packet in [arrives(POD, CLUSTER_IP, 80), sent_by_node(NODE, CLUSTER_IP, 80)] {
+            assert_outcome(&rules().evaluate(&packet), verdict.clone(), &[]);
+        }
+    }
+}
+
+fn node_port() -> Rules {
+    let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &TWO);
+    rules.with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+}
+
+#[test]
+fn node_ports_are_served_and_masqueraded_on_their_addresses_only() {
+    for packet in [arrives(CLIENT, NODE, 30080), sent_by_node(NODE, NODE, 30080), arrives(POD, NODE, 30080)] {
+        assert_outcome(&node_port().evaluate(&packet), dnat(&TWO), &TWO);
+    }
+    // Another address of the node, loopback, another host.
+    for packet in [
+        arrives(CLIENT, "192.0.2.111", 30080),
+        sent_by_node("127.0.0.1", "127.0.0.1", 30080),
+        arrives(CLIENT, "192.0.2.12", 30080),
+    ] {
+        assert_outcome(&node_port().evaluate(&packet), Verdict::Pass, &[]);
+    }
+}
+
+#[test]
+fn node_ports_on_all_addresses_leave_loopback_alone() {
+    let evaluate = |packet: &Packet| {
+        let mut rules = node_port();
+        rules.config.nodeports_on_all_addresses = true;
+        rules.evaluate(packet)
+    };
+    assert_outcome(&evaluate(&arrives(CLIENT, "192.0.2.111", 30080)), dnat(&TWO), &TWO);
+    assert_outcome(&evaluate(&sent_by_node(NODE, "192.0.2.111", 30080)), dnat(&TWO), &TWO);
+    assert_outcome(&evaluate(&sent_by_node("127.0.0.1", "127.0.0.2", 30080)), Verdict::Pass, &[]);
+    assert_outcome(&evaluate(&arrives(CLIENT, "192.0.2.12", 30080)), Verdict::Pass, &[]);
+}
+
+/// To an endpoint on the node itself a packet that arrives never passes postrouting.
+#[test]
+fn what_is_delivered_to_the_node_keeps_its_source() {
+    let endpoints = ["192.0.2.11:8080", "10.244.2.7:8080"];
+    let rules = || {
+        let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &endpoints);
+        rules.with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+    };
+    assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&endpoints), &endpoints[1..]);
+    assert_outcome(&rules().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&endpoints), &endpoints);
+}
+
+#[test]
+fn a_node_port_without_endpoint_is_refused_in_the_input_hook() {
+    for (data, verdict) in [(goto(Chain::Reject), Verdict::Reject), (DROP, Verdict::Drop)] {
+        for packet in [arrives(CLIENT, NODE, 30080), sent_by_node(NODE, NODE, 30080)] {
+            let outcome = Rules::new().with(Map::NoEndpointNodePorts, NODE_PORT, data).evaluate(&packet);
+            assert_outcome(&outcome, verdict.clone(), &[]);
+            assert!(outcome.trace.iter().any(|step| step.chain == Chain::FilterInput), "{outcome:#?}");
+        }
+    }
+}
+
+/// `externalTrafficPolicy: Local`, with or without an endpoint here.
+fn local_policy(local: &[&str]) -> Rules {
+    let rules = Rules::new()
+        .with(Map::Services, frontend(VIP), goto(Chain::LocalPolicy))
+        .with(Map::LocalPolicyServices, frontend(VIP), Data::Nothing)
+        .balanced(Map::ShortCircuit, frontend(VIP), false, &TWO);
+    match local {
+        [] => rules.with(Map::NoEndpointServices, frontend(VIP), DROP),
+        _ => rules.balanced(Map::LocalServices, frontend(VIP), false, local),
+    }
+}
+
+#[test]
+fn local_policy_sends_strangers_to_local_endpoints_with_their_own_address() {
+    let local = &TWO[..1];
+    assert_outcome(&local_policy(local).evaluate(&arrives(CLIENT, VIP, 80)), dnat(local), &[]);
+    assert_outcome(&local_policy(local).evaluate(&arrives(REMOTE_POD, VIP, 80)), dnat(&TWO), &[]);
+    assert_outcome(&local_policy(local).evaluate(&sent_by_node(NODE, VIP, 80)), dnat(&TWO), &TWO);
+}
+
+#[test]
+fn local_policy_without_local_endpoint_drops_strangers_only() {
+    assert_outcome(&local_policy(&[]).evaluate(&arrives(CLIENT, VIP, 80)), Verdict::Drop, &[]);
+    assert_outcome(&local_policy(&[]).evaluate(&arrives(POD, VIP, 80)), dnat(&TWO), &[]);
+    assert_outcome(&local_policy(&[]).evaluate(&sent_by_node(NODE, VIP, 80)), dnat(&TWO), &TWO);
+}
+
+#[test]
+fn local_policy_of_node_ports() {
+    let rules = || {
+        Rules::new()
+            .with(Map::NodePorts, NODE_PORT, goto(Chain::NodePortLocalPolicy))
+            .with(Map::LocalPolicyNodePorts, NODE_PORT, Data::Nothing)
+            .balanced(Map::NodePortShortCircuit, NODE_PORT, false, &TWO)
+    };
+    let with_local = || rules().balanced(Map::LocalNodePorts, NODE_PORT, false, &TWO[..1]);
+    let without = || rules().with(Map::NoEndpointNodePorts, NODE_PORT, DROP);
+    assert_outcome(&with_local().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&TWO[..1]), &[]);
+    assert_outcome(&with_local().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&TWO), &TWO);
+    assert_outcome(&with_local().evaluate(&arrives(POD, NODE, 30080)), dnat(&TWO), &[]);
+    assert_outcome(&without().evaluate(&arrives(CLIENT, NODE, 30080)), Verdict::Drop, &[]);
+    assert_outcome(&without().evaluate(&arrives(POD, NODE, 30080)), dnat(&TWO), &[]);
+}
+
+#[test]
+fn source_ranges_stop_all_others_before_translation() {
+    let rules = || {
+        let key = FrontendKey { address: ip(VIP), protocol: Protocol::Tcp, port: 80 };
+        Rules::new()
+            .balanced(Map::Services, frontend(VIP), false, &TWO)
+            .with(Map::FirewallIps, frontend(VIP), Data::Nothing)
+            .with(Map::SourceRanges, Key::SourceRange(key, "198.51.100.0/24".parse().unwrap()), Data::Nothing)
+            .with(Map::SourceRanges, Key::SourceRange(key, "192.0.2.11/32".parse().unwrap()), Data::Nothing)
+    };
+    assert_outcome(&rules().evaluate(&arrives(CLIENT, VIP, 80)), dnat(&TWO), &[]);
+    assert_outcome(&rules().evaluate(&sent_by_node(NODE, VIP, 80)), dnat(&TWO), &[]);
+    assert_outcome(&rules().evaluate(&arrives("198.51.101.23", VIP, 80)), Verdict::Drop, &[]);
+    assert_outcome(&rules().evaluate(&arrives(POD, VIP, 80)), Verdict::Drop, &[]);
+    assert_outcome(&rules().evaluate(&sent_by_node("192.0.2.111", VIP, 80)), Verdict::Drop, &[]);
+    // Another port of the same address is not filtered.
+    assert_outcome(&rules().evaluate(&arrives(POD, VIP, 81)), Verdict::Pass, &[]);
+}
+
+#[test]
+fn affinity_explores_every_slot_and_is_remembered() {
+    let sticky = || {
+        Rules::new().balanced(Map::Services, frontend(CLUSTER_IP), true, &TWO).with(
+            Map::Sticky,
+            frontend(CLUSTER_IP),
+            goto(Chain::LearnFor { seconds: 90 }),
+        )
+    };
+    for packet in [arrives(POD, CLUSTER_IP, 80), sent_by_node(NODE, CLUSTER_IP, 80)] {
+        let outcome = sticky().evaluate(&packet);
+        assert_outcome(&outcome, dnat(&TWO), &[]);
+        assert_eq!(outcome.remembered, Some(90));
+    }
+    // A client that is known goes where it went before.
+    let key = FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Tcp, port: 80 };
+    let known = sticky().with(Map::Affinity, Key::Affinity(ip(POD), key), Data::Endpoint(at(TWO[1])));
+    assert_outcome(&known.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO[1..]), &[]);
+}
+
+#[test]
+fn a_hole_among_the_slots_is_inconsistent() {
+    let mut rules = Rules::new().cluster_ip(&TWO);
+    rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(_, 1)));
+    let verdict = rules.evaluate(&arrives(POD, CLUSTER_IP, 80)).verdict;
+    let endpoints = [at(TWO[0])].into();
+    let (dropped, rejected, passed) = (true, false, false);
+    assert_eq!(verdict, Verdict::Inconsistent { endpoints, dropped, rejected, passed });
+}
+
+#[test]
+fn all_slots_missing_is_a_drop() {
+    let mut rules = Rules::new().cluster_ip(&TWO);
+    rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(..)));
+    assert_outcome(&rules.evaluate(&arrives(POD, CLUSTER_IP, 80)), Verdict::Drop, &[]);
+}
+
+/// A connection is translated once: what it is translated to is not looked up again.
+#[test]
+fn an_endpoint_that_is_a_frontend_itself_meets_only_the_filters() {
+    let rules = Rules::new().balanced(Map::Services, frontend(VIP), false, &["10.96.0.10:80"]).cluster_ip(&TWO).with(
+        Map::NoEndpointServices,
+        frontend(CLUSTER_IP),
+        DROP,
+    );
+    assert_outcome(&rules.evaluate(&arrives(CLIENT, VIP, 80)), Verdict::Drop, &[]);
+}
+
+#[test]
+fn a_load_balancer_address_comes_before_the_node_port_of_the_same_number() {
+    let key = Key::Frontend(FrontendKey { address: ip(NODE), protocol: Protocol::Tcp, port: 30080 });
+    let rules = node_port().balanced(Map::Services, key, false, &["10.244.1.6:9090"]);
+    let outcome = rules.evaluate(&arrives(CLIENT, NODE, 30080));
+    assert_eq!(outcome.verdict, dnat(&["10.244.1.6:9090"]), "{outcome:#?}");
+}
+
+#[test]
+fn ipv6_has_a_table_of_its_own() {
+    let endpoints = ["[fd00:10:244:1::5]:8080", "[fd00:10:244:2::7]:8080"];
+    let mut rules = Rules::new();
+    rules.config.family = Family::Ipv6;
+    rules.config.detector = Some(LocalDetector::Source("fd00:10:244::/48".parse().unwrap()));
+    rules.config.nodeports_on_all_addresses = true;
+    let table = |rules: Rules| Ruleset { tables: vec![Table::new(rules.config, rules.elements)] };
+    let ruleset = table(
+        rules
+            .with(Map::ClusterIps, Key::Address(ip("fd00:10:96::a")), Data::Nothing)
+            .balanced(Map::Services, frontend("fd00:10:96::a"), false, &endpoints)
+            .balanced(Map::NodePorts, NODE_PORT, false, &endpoints)
+            .with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing),
+    );
+    let evaluator = Evaluator::new(&ruleset, Host { local_addresses: vec![ip("2001:db8:1::11")] });
+    let arrives = |from, to, port| evaluator.evaluate(&arrives(from, to, port));
+    assert_outcome(&arrives("fd00:10:244:1::9", "fd00:10:96::a", 80), dnat(&endpoints), &[]);
+    assert_outcome(&arrives("2001:db8:2::23", "fd00:10:96::a", 80), dnat(&endpoints), &endpoints);
+    assert_outcome(&arrives("2001:db8:2::23", "2001:db8:1::11", 30080), dnat(&endpoints), &endpoints);
+    assert_outcome(&evaluator.evaluate(&sent_by_node("::1", "::1", 30080)), Verdict::Pass, &[]);
+    assert_outcome(&arrives(CLIENT, CLUSTER_IP, 80), Verdict::Pass, &[]);
+}
