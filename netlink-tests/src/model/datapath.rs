@@ -12,14 +12,20 @@ use super::services::ServicePort;
 use super::settings::{LocalDetector, NodePortAddresses};
 use super::{Outcome, Packet, ReferenceModel};
 
-/// One packet, and everything that is known about the node when it comes.
-struct Path<'a> {
+/// Everything that decides the fate of the packets of one family.
+pub(super) struct State<'a> {
     model: &'a ReferenceModel,
-    packet: &'a Packet,
+    family: Family,
     /// Oldest Service first.
     ports: Vec<ServicePort>,
     detector: LocalDetector,
     node_port_addresses: NodePortAddresses,
+}
+
+/// One packet on its way.
+struct Path<'a> {
+    state: &'a State<'a>,
+    packet: &'a Packet,
     /// Whether the node itself sends the packet.
     local_source: bool,
     /// Whether the packet is for the node itself.
@@ -32,44 +38,53 @@ struct Translation {
     masquerade: bool,
 }
 
-/// What happens to a packet.
-pub(super) fn outcome(model: &ReferenceModel, packet: &Packet) -> Outcome {
-    let family = Family::of(packet.to);
-    if Family::of(packet.from) != family {
-        return Outcome::Pass;
+impl<'a> State<'a> {
+    /// Works the present state of a family out.
+    pub(super) fn of(model: &'a ReferenceModel, family: Family) -> Self {
+        Self {
+            model,
+            family,
+            ports: model.service_ports(family),
+            detector: model.local_detector(family),
+            node_port_addresses: model.node_port_addresses(family),
+        }
     }
-    let path = Path {
-        model,
-        packet,
-        ports: model.service_ports(family),
-        detector: model.local_detector(family),
-        node_port_addresses: model.node_port_addresses(family),
-        local_source: model.is_local_address(packet.from),
-        local_destination: model.is_local_address(packet.to),
-    };
-    if path.is_blocked_by_source_ranges() {
-        return Outcome::Drop;
+
+    /// What happens to a packet.
+    pub(super) fn outcome(&self, packet: &Packet) -> Outcome {
+        if [packet.from, packet.to].map(Family::of) != [self.family; 2] {
+            return Outcome::Pass;
+        }
+        let path = Path {
+            state: self,
+            packet,
+            local_source: self.model.is_local_address(packet.from),
+            local_destination: self.model.is_local_address(packet.to),
+        };
+        if path.is_blocked_by_source_ranges() {
+            return Outcome::Drop;
+        }
+        if let Some(translation) = path.services() {
+            return path.dnat(translation);
+        }
+        path.filter().unwrap_or(Outcome::Pass)
     }
-    if let Some(translation) = path.services() {
-        return path.dnat(translation);
-    }
-    path.filter().unwrap_or(Outcome::Pass)
 }
 
 impl Path<'_> {
     /// `firewall-check`, before translation: load balancer addresses with
     /// source ranges, whether there are endpoints or not.
     fn is_blocked_by_source_ranges(&self) -> bool {
-        let Some(port) = self
-            .ports
-            .iter()
-            .find(|port| self.is_for(port) && port.vips.contains(&self.packet.to) && !port.source_ranges.is_empty())
+        let Some(port) =
+            self.state.ports.iter().find(|port| {
+                self.is_for(port) && port.vips.contains(&self.packet.to) && !port.source_ranges.is_empty()
+            })
         else {
             return false;
         };
         let allowed = |ip: IpAddr| port.source_ranges.iter().any(|range| range.contains(&ip));
         // A node that may use an address which it holds itself connects from it.
-        let node_ip = self.model.primary_ip(Family::of(self.packet.to));
+        let node_ip = self.state.model.primary_ip(self.state.family);
         let own_vip = allowed(node_ip) && port.vips.contains(&self.packet.from);
         !(allowed(self.packet.from) || own_vip)
     }
@@ -77,7 +92,8 @@ impl Path<'_> {
     /// Chain `services`: where to translate the packet to, if anywhere.
     fn services(&self) -> Option<Translation> {
         let masquerade = self.is_for_cluster_ip()
-            && (self.model.masquerade_all() || (self.detector.is_implemented() && !self.is_from_local_pod()));
+            && (self.state.model.masquerade_all()
+                || (self.state.detector.is_implemented() && !self.is_from_local_pod()));
         if let Some(port) = self.by_service_ip() {
             if port.cluster_ip == self.packet.to {
                 let endpoints = internal_endpoints(port).clone();
@@ -92,7 +108,7 @@ impl Path<'_> {
 
     /// Map `service-ips`.
     fn by_service_ip(&self) -> Option<&ServicePort> {
-        self.ports.iter().find(|port| {
+        self.state.ports.iter().find(|port| {
             self.is_for(port)
                 && ((port.cluster_ip == self.packet.to && port.has_internal())
                     || (port.has_external_address(self.packet.to) && port.endpoints.has_any))
@@ -101,11 +117,11 @@ impl Path<'_> {
 
     /// Map `service-nodeports`, for the addresses that serve NodePorts.
     fn by_node_port(&self) -> Option<&ServicePort> {
-        let serves = match &self.node_port_addresses {
+        let serves = match &self.state.node_port_addresses {
             NodePortAddresses::All => self.local_destination && !is_refused_loopback(self.packet.to),
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
-        let mut ports = self.ports.iter();
+        let mut ports = self.state.ports.iter();
         ports.find(|port| serves && self.is_for_node_port(port) && port.endpoints.has_any)
     }
 
@@ -142,7 +158,8 @@ impl Path<'_> {
 
     /// Set `hairpin-connections`, which all Services share.
     fn is_hairpin_connection(&self, endpoint: &SocketAddr) -> bool {
-        self.ports
+        self.state
+            .ports
             .iter()
             .any(|port| port.protocol == self.packet.protocol && port.endpoints.reachable_here.contains(endpoint))
     }
@@ -160,7 +177,7 @@ impl Path<'_> {
 
     /// Map `no-endpoint-services`.
     fn service_endpoints_check(&self) -> Option<Outcome> {
-        self.ports.iter().filter(|port| self.is_for(port)).find_map(|port| {
+        self.state.ports.iter().filter(|port| self.is_for(port)).find_map(|port| {
             if port.cluster_ip == self.packet.to {
                 (!port.has_internal()).then(|| no_target(port))
             } else if port.has_external_address(self.packet.to) {
@@ -174,11 +191,11 @@ impl Path<'_> {
     /// Map `no-endpoint-nodeports`. The input hook has seen to it that the
     /// address is local.
     fn node_port_endpoints_check(&self) -> Option<Outcome> {
-        let serves = match &self.node_port_addresses {
+        let serves = match &self.state.node_port_addresses {
             NodePortAddresses::All => !is_refused_loopback(self.packet.to),
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
-        let mut ports = self.ports.iter();
+        let mut ports = self.state.ports.iter();
         ports.find(|port| serves && self.is_for_node_port(port) && !port.has_external()).map(no_target)
     }
 
@@ -186,7 +203,7 @@ impl Path<'_> {
     fn cluster_ips_check(&self) -> Option<Outcome> {
         if self.is_for_cluster_ip() {
             Some(Outcome::Reject)
-        } else if self.model.in_service_cidr(self.packet.to) {
+        } else if self.state.model.in_service_cidr(self.packet.to) {
             Some(Outcome::Drop)
         } else {
             None
@@ -202,11 +219,11 @@ impl Path<'_> {
     }
 
     fn is_for_cluster_ip(&self) -> bool {
-        self.ports.iter().any(|port| port.cluster_ip == self.packet.to)
+        self.state.ports.iter().any(|port| port.cluster_ip == self.packet.to)
     }
 
     fn is_from_local_pod(&self) -> bool {
-        self.detector.is_from_local_pod(self.packet, self.local_source)
+        self.state.detector.is_from_local_pod(self.packet, self.local_source)
     }
 }
 

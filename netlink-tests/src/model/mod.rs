@@ -2,7 +2,7 @@
 //!
 //! The model says what happens to the first packet of a connection. It is
 //! written to be read beside kube-proxy's behaviour: it keeps the Kubernetes
-//! objects as they came, works everything out again for each packet, and
+//! objects as they came, works everything out again for each question, and
 //! follows the chains in the order in which the kernel meets them. It shares no
 //! code with the compiler that it judges; both have to come to the same answer
 //! on their own.
@@ -15,6 +15,7 @@
 //! | `services` | which service ports exist in a family, with which frontends? |
 //! | `endpoints` | which endpoints may serve a service port from this node? |
 //! | `datapath` | what do the hooks do with one packet? |
+//! | [`generate`] | random cluster states, changes and packets for property tests |
 //!
 //! Where kube-proxy leaves the result to chance, the model fixes it:
 //!
@@ -34,6 +35,7 @@
 pub mod address;
 mod datapath;
 mod endpoints;
+pub mod generate;
 mod json;
 mod services;
 mod settings;
@@ -47,6 +49,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde_json::Value;
+
+use address::Family;
+use datapath::State;
 
 /// Transport protocol of a service port or a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -263,7 +268,18 @@ impl ReferenceModel {
 
     /// What happens to `packet` in the present state.
     pub fn outcome(&self, packet: &Packet) -> Outcome {
-        datapath::outcome(self, packet)
+        State::of(self, Family::of(packet.to)).outcome(packet)
+    }
+
+    /// What happens to each of `packets` in the present state; the same as
+    /// [`outcome`](Self::outcome) of each, but the state is worked out once.
+    pub fn outcomes(&self, packets: &[Packet]) -> Vec<Outcome> {
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| State::of(self, family));
+        let outcome = |packet: &Packet| match Family::of(packet.to) {
+            Family::V4 => v4.outcome(packet),
+            Family::V6 => v6.outcome(packet),
+        };
+        packets.iter().map(outcome).collect()
     }
 
     /// Every object, in the order of kind, namespace and name.

@@ -4,8 +4,10 @@
 //!
 //! * [`schema`]: the format, and a strict loader;
 //! * [`run_model`]: a vector against the reference model;
-//! * [`run_packets`]: a vector against a running proxy, with real packets.
+//! * [`run_packets`]: a vector against a running proxy, with real packets;
+//! * [`record`]: a generated scenario as a vector.
 
+pub mod record;
 pub mod run_model;
 pub mod run_packets;
 pub mod schema;
