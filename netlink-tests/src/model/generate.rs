@@ -130,19 +130,12 @@ impl fmt::Debug for Scenario {
 
 /// Random scenarios.
 pub fn scenario() -> impl Strategy<Value = Scenario> {
-    let start = (
-        surroundings::node(),
-        surroundings::config(),
-        surroundings::service_cidrs(),
-        vec(services::service(), 0..=4),
-        vec(slices::slice(), 0..=8),
-    );
+    let start = (surroundings::node(), surroundings::config(), surroundings::service_cidrs(), vec(bundle(), 0..=4));
     (start, vec(change(), 0..=10), 0..1000_usize).prop_map(|(start, changes, turn)| {
-        let (node, config, service_cidrs, services, slices) = start;
+        let (node, config, service_cidrs, bundles) = start;
         let mut objects = vec![surroundings::node_object(&node, node.zone.as_deref())];
         objects.extend(service_cidrs);
-        objects.extend(services);
-        objects.extend(slices);
+        objects.extend(bundles.into_iter().flatten());
         let objects = last_of_each(objects);
         let mut scenario = Scenario { node, config, objects, changes, probes: Vec::new() };
         scenario.probes = probes::some(&scenario, turn);
@@ -150,16 +143,28 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
     })
 }
 
+/// A Service and some of its slices.
+fn bundle() -> impl Strategy<Value = Vec<Value>> {
+    (0..SERVICE_PLACES).prop_flat_map(|place| {
+        let places = place..place + 1;
+        (services::service(places.clone()), vec(slices::slice(places), 0..=6)).prop_map(|(service, mut slices)| {
+            slices.push(service);
+            slices
+        })
+    })
+}
+
 /// Random changes of what [`scenario`] generates.
 pub fn change() -> impl Strategy<Value = ModelChange> {
     let apply = |strategy: BoxedStrategy<Value>| strategy.prop_map(ModelChange::Apply);
     prop_oneof![
-        6 => apply(slices::slice().boxed()),
-        4 => apply(services::service().boxed()),
-        1 => apply(surroundings::changed_node_object().boxed()),
+        6 => apply(slices::slice(0..SERVICE_PLACES).boxed()),
+        4 => apply(services::service(0..SERVICE_PLACES).boxed()),
+        2 => apply(surroundings::changed_node_object().boxed()),
         1 => apply(surroundings::service_cidr().boxed()),
         2 => slices::key().prop_map(ModelChange::Delete),
         1 => services::key().prop_map(ModelChange::Delete),
+        1 => Just(surroundings::node_key()).prop_map(ModelChange::Delete),
         1 => surroundings::service_cidr_key().prop_map(ModelChange::Delete),
     ]
 }

@@ -102,6 +102,7 @@ fn own_addresses(scenario: &Scenario) -> impl Iterator<Item = IpAddr> {
 /// Frontends of any manifest, and near misses.
 fn targets(scenario: &Scenario) -> (BTreeSet<Target>, BTreeSet<Target>) {
     let mut frontends = BTreeSet::new();
+    let mut near_misses = BTreeSet::new();
     for service in scenario.manifests().filter(|m| json::text(m, "/kind") == Some("Service")) {
         let ingress = json::list(service, "/status/loadBalancer/ingress");
         let service_ips: Vec<IpAddr> = json::texts(service, "/spec/clusterIPs")
@@ -118,11 +119,12 @@ fn targets(scenario: &Scenario) -> (BTreeSet<Target>, BTreeSet<Target>) {
                 frontends.extend(service_ips.iter().copied().map(target(port)));
             }
             if let Some(port) = json::port(port, "/nodePort") {
-                frontends.extend(node_port_ips(scenario).into_iter().map(target(port)));
+                frontends.extend(own_addresses(scenario).map(target(port)));
+                near_misses.extend(not_for_node_ports().map(target(port)));
             }
         }
     }
-    let mut near_misses: BTreeSet<Target> = frontends.iter().flat_map(|t| misses(*t)).collect();
+    near_misses.extend(frontends.iter().flat_map(|target| misses(*target)));
     // Addresses of no Service, within and outside of ServiceCIDRs.
     for text in ["10.96.0.200", "10.97.0.5", "10.98.0.5", "fd00:10:96::200", "fd00:10:97::5"] {
         let target = |ip| Target { ip, port: 80, protocol: Protocol::Tcp };
@@ -142,8 +144,8 @@ fn misses(target: Target) -> [Target; 2] {
     [Target { port: target.port + 1, ..target }, Target { protocol, ..target }]
 }
 
-/// Addresses to try node ports on: the node's own, loopback, another node's.
-fn node_port_ips(scenario: &Scenario) -> Vec<IpAddr> {
-    let others = ["127.0.0.1", "127.8.8.8", "::1", "192.0.2.12", "2001:db8:1::12"];
-    own_addresses(scenario).chain(others.into_iter().filter_map(address::parse)).collect()
+/// Addresses that serve no node port: loopback, and another node's.
+fn not_for_node_ports() -> impl Iterator<Item = IpAddr> {
+    let texts = ["127.0.0.1", "127.8.8.8", "::1", "192.0.2.12", "2001:db8:1::12"];
+    texts.into_iter().filter_map(address::parse)
 }

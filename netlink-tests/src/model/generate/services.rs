@@ -1,5 +1,7 @@
 //! Random Services.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
@@ -57,7 +59,7 @@ const SOURCE_RANGES: [&str; 11] = [
 const CREATED: [Option<&str>; SERVICE_PLACES] = [
     Some("2025-01-03T00:00:00Z"),
     Some("2025-01-01T10:00:00Z"),
-    Some("2025-01-02T00:00:00Z"),
+    Some("2025-01-03T00:00:00Z"),
     Some("2025-01-03T00:00:00Z"),
     None,
 ];
@@ -87,9 +89,9 @@ struct Options {
     other_proxy: bool,
 }
 
-/// A Service in a random place.
-pub(super) fn service() -> impl Strategy<Value = Value> {
-    (0..SERVICE_PLACES, kind(), options()).prop_map(|(place, kind, options)| manifest(place, kind, &options))
+/// A Service in one of these places.
+pub(super) fn service(places: Range<usize>) -> impl Strategy<Value = Value> {
+    (places, kind(), options()).prop_map(|(place, kind, options)| manifest(place, kind, &options))
 }
 
 /// The key of a random place.
@@ -132,7 +134,7 @@ fn options() -> impl Strategy<Value = Options> {
         3 => Just(Some("Local")),
     ];
     let affinity = prop_oneof![3 => Just(None), 1 => Just(Some(60)), 1 => Just(Some(10800))];
-    let flags = (rarely(15), rarely(20), any::<bool>(), rarely(4));
+    let flags = (rarely(30), rarely(20), any::<bool>(), rarely(4));
     let addresses = (external_ips, ingress, source_ranges);
     (families, ports, addresses, internal_policy, affinity, flags).prop_map(
         |(families, ports, addresses, internal_policy, affinity, flags)| Options {
@@ -182,6 +184,11 @@ fn spec(place: usize, kind: Kind, options: &Options) -> Value {
         Kind::ExternalName => {
             set("type", json!("ExternalName"));
             set("externalName", json!("elsewhere.example"));
+            // Left over from an earlier type.
+            let ip = cluster_ip(place, options.families[0]);
+            set("clusterIP", json!(ip));
+            set("clusterIPs", json!([ip]));
+            set("ipFamilies", json!([options.families[0]]));
             return Value::Object(spec);
         }
         Kind::Headless => {

@@ -1,10 +1,13 @@
 //! Random EndpointSlices.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 
 use super::services::PORT_CHOICES;
+use super::surroundings::NODE_NAME;
 use super::{SERVICE_PLACES, rarely, service_name};
 use crate::model::{ObjectKey, Protocol};
 
@@ -22,9 +25,9 @@ pub(super) struct Pod {
 
 /// All pods. The last is on no known node.
 pub(super) const PODS: [Pod; 7] = [
-    Pod { subnet: 1, number: 5, node: Some("kestrel") },
-    Pod { subnet: 1, number: 6, node: Some("kestrel") },
-    Pod { subnet: 1, number: 7, node: Some("kestrel") },
+    Pod { subnet: 1, number: 5, node: Some(NODE_NAME) },
+    Pod { subnet: 1, number: 6, node: Some(NODE_NAME) },
+    Pod { subnet: 1, number: 7, node: Some(NODE_NAME) },
     Pod { subnet: 2, number: 5, node: Some("heron") },
     Pod { subnet: 2, number: 6, node: Some("heron") },
     Pod { subnet: 3, number: 5, node: Some("osprey") },
@@ -43,7 +46,7 @@ impl Pod {
 
     /// Whether it runs on the node that the proxy runs on.
     pub(super) fn is_local(self) -> bool {
-        self.node == Some("kestrel")
+        self.node == Some(NODE_NAME)
     }
 }
 
@@ -88,32 +91,34 @@ struct Port {
     number: Option<u16>,
 }
 
-/// A slice in a random place.
-pub(super) fn slice() -> impl Strategy<Value = Value> {
-    (place(), endpoints(), ports(), rarely(3), rarely(3)).prop_map(|(place, endpoints, ports, headless, ownerless)| {
-        let mut manifest = manifest(place, &endpoints, &ports);
-        let labels = &mut manifest["metadata"]["labels"];
-        if headless {
-            labels["service.kubernetes.io/headless"] = json!("");
-        }
-        if ownerless {
-            *labels = json!({});
-        }
-        manifest
-    })
+/// A slice of a Service in one of these places.
+pub(super) fn slice(services: Range<usize>) -> impl Strategy<Value = Value> {
+    (place(services), endpoints(), ports(), rarely(3), rarely(3)).prop_map(
+        |(place, endpoints, ports, headless, ownerless)| {
+            let mut manifest = manifest(place, &endpoints, &ports);
+            let labels = &mut manifest["metadata"]["labels"];
+            if headless {
+                labels["service.kubernetes.io/headless"] = json!("");
+            }
+            if ownerless {
+                *labels = json!({});
+            }
+            manifest
+        },
+    )
 }
 
 /// The key of a random place.
 pub(super) fn key() -> impl Strategy<Value = ObjectKey> {
-    place().prop_map(|place| ObjectKey {
+    place(0..SERVICE_PLACES).prop_map(|place| ObjectKey {
         kind: "EndpointSlice".into(),
         namespace: service_name(place.service).0.into(),
         name: place.name(),
     })
 }
 
-fn place() -> impl Strategy<Value = Place> {
-    (0..SERVICE_PLACES, 0..SLICES, select(vec!["IPv4", "IPv6"])).prop_map(|(service, index, family)| Place {
+fn place(services: Range<usize>) -> impl Strategy<Value = Place> {
+    (services, 0..SLICES, select(vec!["IPv4", "IPv6"])).prop_map(|(service, index, family)| Place {
         service,
         index,
         family,
@@ -133,7 +138,7 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     ];
     (subsequence(PODS.to_vec(), 0..=5), hint_chances).prop_flat_map(|(pods, (zones, nodes))| {
         let endpoint = |pod: Pod| {
-            (conditions(), hints(&["z-east", "z-west"], zones), hints(&["kestrel", "heron"], nodes))
+            (conditions(), hints(&["z-east", "z-west"], zones), hints(&[NODE_NAME, "heron"], nodes))
                 .prop_map(move |(conditions, zones, nodes)| Endpoint { pod, conditions, zones, nodes })
         };
         pods.into_iter().map(endpoint).collect::<Vec<_>>()

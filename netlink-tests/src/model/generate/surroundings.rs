@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::model::{Node, ObjectKey};
 
+/// The node that the proxy runs on.
+pub(super) const NODE_NAME: &str = "kestrel";
+
 /// Further addresses that the node's interfaces may have; the last two are
 /// load balancer addresses.
 const EXTRA_ADDRESSES: [&str; 4] = ["192.0.2.211", "2001:db8:1::211", "203.0.113.11", "2001:db8:3::11"];
@@ -21,7 +24,7 @@ const SERVICE_CIDRS: [(&str, &[&str]); 3] =
 /// The node that the proxy runs on; always of the same name and addresses.
 pub(super) fn node() -> impl Strategy<Value = Node> {
     (zone(), subsequence(EXTRA_ADDRESSES.to_vec(), 0..=EXTRA_ADDRESSES.len())).prop_map(|(zone, extra)| Node {
-        name: "kestrel".into(),
+        name: NODE_NAME.into(),
         zone: zone.map(str::to_owned),
         primary_ips: addresses(&["192.0.2.11", "2001:db8:1::11"]),
         local_addresses: addresses(&extra).into_iter().collect(),
@@ -80,6 +83,11 @@ pub(super) fn node_object(node: &Node, zone: Option<&str>) -> Value {
 /// The Node object with another zone label.
 pub(super) fn changed_node_object() -> impl Strategy<Value = Value> {
     (node(), zone()).prop_map(|(node, zone)| node_object(&node, zone))
+}
+
+/// The key of this node's Node object.
+pub(super) fn node_key() -> ObjectKey {
+    ObjectKey { kind: "Node".into(), namespace: String::new(), name: NODE_NAME.into() }
 }
 
 /// Some ServiceCIDRs.
