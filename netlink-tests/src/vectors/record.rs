@@ -128,12 +128,12 @@ mod tests {
     use crate::vectors::{run_model, schema};
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
 
         /// A recorded scenario can be written, read back, and passes.
         #[test]
         fn recorded_scenarios_are_vectors(scenario in scenario()) {
-            let packets = &scenario.probes[..scenario.probes.len().min(40)];
+            let packets = &scenario.probes[..scenario.probes.len().min(20)];
             let vector = record("found", "a property test", &scenario, packets);
             let text = serde_saphyr::to_string(&vector).unwrap();
             let read = schema::parse(Path::new("found.yaml"), &text).unwrap();
