@@ -85,7 +85,7 @@ fn elements(family: Family) -> Vec<Element> {
 }
 
 /// Whether this nft can write the rule that learns affinity. nft 1.0.6 sets aside 16 bytes of registers for the key
-/// of an `update` with a value, whatever the key's length (as of 1.0.8 the length counts), so of IPv6 it ends in a
+/// of an `update` with a value, whatever the key's length (mended in 1.0.9: "skip set element expression in map statement key"), so of IPv6 it ends in a
 /// failed assertion. It happens before anything is sent to the kernel.
 fn nft_can_learn(family: Family) -> bool {
     let config = SkeletonConfig { family, detector: None, masquerade_all: false, nodeports_on_all_addresses: false };

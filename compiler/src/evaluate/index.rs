@@ -19,12 +19,14 @@ pub(super) enum Field {
     Slot(u32),
 }
 
+type Prefixed<'a> = (IpNet, &'a Element);
+
 /// The elements of a table by set and key.
 #[derive(Debug, Default)]
 pub(super) struct Index<'a> {
     exact: HashMap<(Map, Vec<Field>), &'a Element>,
     /// Elements whose last field is a prefix, by the fields before it.
-    prefixes: HashMap<(Map, Vec<Field>), Vec<(IpNet, &'a Element)>>,
+    prefixes: HashMap<(Map, Vec<Field>), Vec<Prefixed<'a>>>,
 }
 
 impl<'a> Index<'a> {

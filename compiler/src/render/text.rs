@@ -154,7 +154,7 @@ mod tests {
             ("fd00:0:0:1::", "fd00:0:0:1::"),
             ("10.0.0.1", "10.0.0.1"),
         ] {
-            assert_eq!(address(given.parse().expect(given)), text);
+            assert_eq!(address(given.parse::<IpAddr>().unwrap_or_else(|_| panic!("{given}"))), text);
         }
     }
 
