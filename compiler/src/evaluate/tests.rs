@@ -415,3 +415,16 @@ fn ipv6_has_a_table_of_its_own() {
     assert_outcome(&evaluator.evaluate(&sent_by_node("::1", "::1", 30080)), Verdict::Pass, &[]);
     assert_outcome(&arrives(CLIENT, CLUSTER_IP, 80), Verdict::Pass, &[]);
 }
+
+/// The kernel does not call a connection translated whose translation changes nothing (seen on 6.18), so no rule
+/// masquerades it.
+#[test]
+fn a_translation_that_changes_nothing_is_none_to_ct_status() {
+    let endpoints = ["192.0.2.11:30080"];
+    let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &endpoints).with(
+        Map::MasqueradeNodePorts,
+        NODE_PORT,
+        Data::Nothing,
+    );
+    assert_outcome(&rules.evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&endpoints), &[]);
+}

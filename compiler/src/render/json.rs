@@ -105,3 +105,46 @@ fn chain_view(table: &Table, chain: Chain) -> ChainView<'_> {
     let rules = table.chains.get(&chain).map(Vec::as_slice).unwrap_or_default();
     ChainView { name: chain, base, rules: rules.iter().map(|rule| InFamily(table.family, rule)).collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::element::{Data, Key, Verdict};
+    use crate::ruleset::skeleton::SkeletonConfig;
+
+    #[test]
+    fn json_has_what_the_text_has() {
+        let config = SkeletonConfig {
+            family: Family::Ipv4,
+            detector: None,
+            masquerade_all: false,
+            nodeports_on_all_addresses: false,
+        };
+        let key = crate::ruleset::element::NodePortKey { protocol: crate::model::Protocol::Udp, port: 30053 };
+        let element = Element {
+            map: Map::NoEndpointNodePorts,
+            key: Key::NodePort(key),
+            data: Data::Verdict(Verdict::Goto(Chain::Reject)),
+            comment: Some("dns/dns:udp".into()),
+        };
+        let ruleset = Ruleset { tables: vec![Table::new(config, vec![element])] };
+        let value = serde_json::to_value(&ruleset).unwrap_or_default();
+        let table = &value["tables"][0];
+        assert_eq!((&table["family"], &table["name"]), (&"ip".into(), &TABLE.into()));
+
+        let named = |list: &str, name: &str| {
+            let list = table[list].as_array().into_iter().flatten();
+            list.into_iter().find(|one| one["name"] == name).cloned().unwrap_or_default()
+        };
+        let map = named("maps", "no-endpoint-nodeports");
+        assert_eq!(map["declaration"], "type inet_proto . inet_service : verdict");
+        let element =
+            serde_json::json!({ "key": "udp . 30053", "data": "goto reject-chain", "comment": "dns/dns:udp" });
+        assert_eq!(map["elements"], serde_json::json!([element]));
+
+        let chain = named("chains", "nat-prerouting");
+        assert_eq!((&chain["type"], &chain["hook"]), (&"nat".into(), &"prerouting".into()));
+        assert_eq!(chain["priority"], -100);
+        assert_eq!(chain["rules"], serde_json::json!(["jump services"]));
+    }
+}
