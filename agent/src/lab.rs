@@ -14,7 +14,7 @@
 //!
 //! [`Lab::listen`] starts echo servers that tell who answered and which source address they saw,
 //! [`Lab::probe_all`] opens new connections to them and tells an answer, a TCP reset, an ICMP error and silence
-//! apart. Nothing here runs another program, and only `std`, `nix`, `socket2` and `nlink` are used.
+//! apart. [`Lab::open_flow`] keeps one connection open. Nothing here runs another program, and only `std`, `nix`, `socket2` and `nlink` are used.
 //!
 //! # Privileges
 //!
@@ -29,6 +29,7 @@
 //! processes or threads can't clash.
 
 mod error;
+mod flow;
 mod links;
 mod namespace;
 mod probe;
@@ -37,8 +38,9 @@ mod server;
 mod topology;
 
 pub use error::LabError;
+pub use flow::Flow;
 pub use namespace::{NetNs, enter_user_namespace};
 pub use probe::{Probe, ProbeResult, Transport, probe_all};
 pub use sctp::METHOD as SCTP_METHOD;
-pub use server::{EchoServer, Identity};
+pub use server::{EchoServer, Identity, NotAnIdentity};
 pub use topology::{HostSpec, Lab, LabBuilder};

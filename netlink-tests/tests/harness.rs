@@ -222,6 +222,51 @@ fn hundreds_of_probes_run_at_once() {
 }
 
 #[test]
+fn a_flow_stays_where_it_is_while_new_connections_go_elsewhere() {
+    let lab = lab();
+    let send_to = |endpoint: &str| {
+        let rules = format!(
+            "table ip nat; delete table ip nat
+             table ip nat {{ chain pre {{ type nat hook prerouting priority dstnat;
+               ip daddr 10.96.0.1 meta l4proto {{ tcp, udp, sctp }} dnat to {endpoint}; }}; }}"
+        );
+        load_nft(lab.node(), &rules).unwrap();
+    };
+    let answerer = |result: ProbeResult| match result {
+        ProbeResult::Answered { by, .. } => by,
+        other => panic!("{other}"),
+    };
+    let (old, new) = ("10.244.1.5:8080", "10.244.1.7:8080");
+    for transport in ALL_TRANSPORTS {
+        for endpoint in [old, new] {
+            lab.listen(at(endpoint), transport).unwrap();
+        }
+        send_to(old);
+        let question = probe("198.51.100.23", "10.96.0.1:80", transport, PATIENT);
+        let mut flow = lab.open_flow(&question).unwrap();
+        assert_eq!(answerer(flow.opened()), at(old));
+        send_to(new);
+        assert_eq!(answerer(flow.ask(10).unwrap()), at(old), "{transport}");
+        assert_eq!(answerer(lab.probe(&question).unwrap()), at(new), "{transport}");
+    }
+}
+
+#[test]
+fn requests_larger_than_a_packet_arrive() {
+    let lab = lab();
+    for (source, target) in [("10.244.1.5", "10.244.1.7:8080"), ("2001:db8:2::23", "[fd00:10:244:1::7]:8080")] {
+        for (transport, sizes) in [(Transport::Tcp, [1, 5_000, 300_000]), (Transport::Udp, [1, 5_000, 60_000])] {
+            lab.listen(at(target), transport).unwrap();
+            let mut flow = lab.open_flow(&probe(source, target, transport, PATIENT)).unwrap();
+            for size in sizes {
+                let result = flow.ask(size).unwrap();
+                assert!(matches!(result, ProbeResult::Answered { .. }), "{size} over {transport}: {result}");
+            }
+        }
+    }
+}
+
+#[test]
 fn labs_with_the_same_addresses_run_side_by_side() {
     let (first, second) = (lab(), lab());
     let target = at("10.244.1.7:8080");

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use agent::lab::NetNs;
 use netlink_tests::harness::load_nft;
-use netlink_tests::vectors::run_packets::{Failure, ProxyError, ProxyUnderTest, VectorReport, run_all};
+use netlink_tests::vectors::run_packets::{Failure, ProxyError, ProxyUnderTest, Summary, VectorReport, run_all};
 use netlink_tests::vectors::schema::{Expect, ObjectRef, Probe, TransportProtocol, Vector, Verdict};
 use netlink_tests::vectors::{repository_dir, schema};
 use serde_json::Value;
@@ -136,8 +136,7 @@ fn is_noticed(lie: fn(&mut Probe), matters: fn(&Vector, &Probe) -> bool) {
             }
         }
         told += lies.len();
-        let failures: Vec<String> = report.failures.iter().map(ToString::to_string).collect();
-        assert_eq!(failed_packets(&report), lies, "{}: {}", report.name, failures.join("\n"));
+        assert_eq!(failed_packets(&report), lies, "{}: {}", report.name, Summary(std::slice::from_ref(&report)));
     }
     assert!(told > 0, "no vector has a packet to lie about");
 }
@@ -147,9 +146,9 @@ fn the_truth_passes_every_vector() {
     let vectors = all_vectors();
     let reports = run_oracle(&vectors, |_| {});
     assert_eq!(reports.len(), vectors.len());
+    println!("{}", Summary(&reports));
+    assert!(reports.iter().all(VectorReport::passed), "{}", Summary(&reports));
     for report in &reports {
-        let failures: Vec<String> = report.failures.iter().map(ToString::to_string).collect();
-        assert!(report.passed(), "{}: {}", report.name, failures.join("\n"));
         assert!(report.connections >= report.packets, "{}", report.name);
     }
 }
@@ -210,4 +209,25 @@ fn an_endpoint_never_chosen_is_noticed() {
 #[test]
 fn a_sticky_client_that_strays_is_noticed() {
     is_noticed(|probe| probe.sticky = false, |_, probe| probe.sticky && probe.expect.endpoints.len() > 1);
+}
+
+/// No vector has a group so far, so this one is made from another: one client, two ports, one pod for both.
+#[test]
+fn a_group_that_splits_is_noticed() {
+    let mut vector = all_vectors().into_iter().find(|vector| vector.name == "affinity").unwrap();
+    vector.packets.truncate(1);
+    vector.steps.clear();
+    let mut other_port = vector.packets[0].clone();
+    other_port.to.port += 1;
+    vector.packets.push(other_port);
+    vector.packets.iter_mut().for_each(|probe| probe.sticky_group = Some("one pod".to_owned()));
+    let vectors = [vector];
+    let together = run_oracle(&vectors, |_| {});
+    assert!(together[0].passed(), "{}", Summary(&together));
+    let apart = run_oracle(&vectors, |probe| {
+        if probe.to.port == 81 {
+            probe.expect.endpoints.pop_first();
+        }
+    });
+    assert_eq!(failed_packets(&apart[0]), BTreeSet::from([(0, 0), (0, 1)]), "{}", Summary(&apart));
 }

@@ -127,7 +127,7 @@ pub fn probe_all(namespace: &NetNs, probes: &[Probe]) -> Result<Vec<ProbeResult>
             {
                 flying.push((index, Attempt::start(namespace, probe)?));
             }
-            wait_for_any(&flying)?;
+            wait_for_any(flying.iter().map(|(_, attempt)| attempt))?;
             let now = Instant::now();
             flying.retain_mut(|(index, attempt)| match attempt.outcome(now) {
                 Some(result) => {
@@ -142,15 +142,15 @@ pub fn probe_all(namespace: &NetNs, probes: &[Probe]) -> Result<Vec<ProbeResult>
 }
 
 /// Waits until a socket has something to say or the first deadline passes.
-fn wait_for_any(flying: &[(usize, Attempt)]) -> Result<(), LabError> {
-    let Some(deadline) = flying.iter().map(|(_, attempt)| attempt.deadline).min() else {
+fn wait_for_any<'a>(flying: impl Iterator<Item = &'a Attempt> + Clone) -> Result<(), LabError> {
+    let Some(deadline) = flying.clone().map(|attempt| attempt.deadline).min() else {
         return Ok(());
     };
     let left = deadline.saturating_duration_since(Instant::now());
     // Rounded up, or the last millisecond would be spent spinning.
     let milliseconds = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
     let mut sockets: Vec<PollFd<'_>> =
-        flying.iter().map(|(_, attempt)| PollFd::new(attempt.socket.as_fd(), PollFlags::POLLIN)).collect();
+        flying.map(|attempt| PollFd::new(attempt.socket.as_fd(), PollFlags::POLLIN)).collect();
     match poll(&mut sockets, PollTimeout::from(milliseconds)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(LabError::errno("wait for answers")(errno)),
@@ -158,20 +158,21 @@ fn wait_for_any(flying: &[(usize, Attempt)]) -> Result<(), LabError> {
 }
 
 /// A probe under way.
-struct Attempt {
-    socket: Socket,
+pub(super) struct Attempt {
+    pub(super) socket: Socket,
     target: SocketAddr,
     transport: Transport,
     source_port: u16,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     /// What TCP has delivered so far.
-    text: Vec<u8>,
+    pub(super) text: Vec<u8>,
     /// The probe ended while it was started.
     ended: Option<ProbeResult>,
 }
 
 impl Attempt {
-    fn start(namespace: &NetNs, probe: &Probe) -> Result<Self, LabError> {
+    /// Opens the connection. The calling thread must be inside `namespace`.
+    pub(super) fn start(namespace: &NetNs, probe: &Probe) -> Result<Self, LabError> {
         let what = || {
             let (source, target) = (probe.source, probe.target);
             format!("probe {target} ({}) from {source}", probe.transport)
@@ -193,7 +194,7 @@ impl Attempt {
     }
 
     /// Sends the first packet.
-    fn send(&self) -> io::Result<()> {
+    pub(super) fn send(&self) -> io::Result<()> {
         match self.transport {
             Transport::Tcp => match self.socket.connect(&self.target.into()) {
                 Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
@@ -210,6 +211,21 @@ impl Attempt {
                 self.socket.send(&init.encode()).map(drop)
             }
         }
+    }
+
+    /// Waits for the result.
+    pub(super) fn finish(&mut self) -> Result<ProbeResult, LabError> {
+        loop {
+            if let Some(result) = self.outcome(Instant::now()) {
+                return Ok(result);
+            }
+            wait_for_any(std::iter::once(&*self))?;
+        }
+    }
+
+    /// What an error of a later send means.
+    pub(super) fn note_send_error(&mut self, error: &io::Error) {
+        self.ended = self.judge(error);
     }
 
     /// The result, once there is one.
@@ -235,9 +251,10 @@ impl Attempt {
         let mut buffer = [0; RECEIVE_BUFFER];
         match self.transport {
             Transport::Tcp => loop {
-                match (&self.socket).read(&mut buffer)? {
-                    0 => return Ok(Some(answered(&self.text))),
-                    length => self.text.extend_from_slice(&buffer[..length]),
+                let length = (&self.socket).read(&mut buffer)?;
+                self.text.extend_from_slice(&buffer[..length]);
+                if length == 0 || self.text.ends_with(b"\n") {
+                    return Ok(Some(answered(&self.text)));
                 }
             },
             Transport::Udp => {

@@ -1,9 +1,12 @@
 //! Echo servers that say who they are and which source address they see.
+//!
+//! Over TCP a server says it in a line when the connection opens, and once more for every line it gets; over UDP for
+//! every datagram, over SCTP for every INIT.
 
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::str::FromStr;
@@ -158,12 +161,12 @@ impl Listener {
         self.address == address && own == transport
     }
 
-    /// Answers everything that waits on this listener.
-    fn answer_all(&self) {
+    /// Answers everything that waits on this listener, and keeps new connections.
+    fn answer_all(&self, connections: &mut Vec<Connection>) {
         // An error is "nothing more for now" or a client that went away: both end this turn, and poll tells
         // when there is more.
         let _ = match &self.socket {
-            ListenerSocket::Tcp(socket) => answer_tcp(socket, self.address),
+            ListenerSocket::Tcp(socket) => accept_all(socket, self.address, connections),
             ListenerSocket::Udp(socket) => answer_udp(socket, self.address),
             ListenerSocket::Sctp(socket) => answer_sctp(socket, self.address),
         };
@@ -206,8 +209,9 @@ impl ListenerSocket {
     }
 }
 
-/// The serving thread: waits for any listener or the waker.
+/// The serving thread: waits for any listener, any open connection or the waker.
 fn serve(shared: &Shared, mut wake: UnixStream) -> Result<(), LabError> {
+    let mut connections: Vec<Connection> = Vec::new();
     loop {
         let listeners = {
             let listeners = shared.lock();
@@ -216,28 +220,65 @@ fn serve(shared: &Shared, mut wake: UnixStream) -> Result<(), LabError> {
             }
             listeners.all.clone()
         };
-        let mut waiting = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-        let sockets = listeners.iter().map(|listener| listener.socket.as_fd());
-        waiting.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
+        let sockets = std::iter::once(wake.as_fd())
+            .chain(listeners.iter().map(|listener| listener.socket.as_fd()))
+            .chain(connections.iter().map(|connection| connection.stream.as_fd()));
+        let mut waiting: Vec<PollFd<'_>> = sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)).collect();
         match poll(&mut waiting, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(LabError::errno("wait for probes")(errno)),
         }
         let ready: Vec<bool> = waiting.iter().map(|socket| socket.any().unwrap_or(false)).collect();
-        for (listener, _) in listeners.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
-            listener.answer_all();
-        }
-        if ready[0] {
+        let mut ready = ready.into_iter();
+        if ready.next() == Some(true) {
             let _ = wake.read(&mut [0; 64]);
+        }
+        let called: Vec<bool> = ready.by_ref().take(listeners.len()).collect();
+        connections.retain_mut(|connection| ready.next() != Some(true) || connection.answer_lines());
+        for (listener, _) in listeners.iter().zip(called).filter(|(_, called)| *called) {
+            listener.answer_all(&mut connections);
         }
     }
 }
 
-fn answer_tcp(listener: &TcpListener, server: SocketAddr) -> io::Result<()> {
+/// An open TCP connection.
+struct Connection {
+    stream: TcpStream,
+    identity: Identity,
+}
+
+impl Connection {
+    /// Answers every line that has arrived; false once the connection is over.
+    fn answer_lines(&mut self) -> bool {
+        let mut buffer = [0; RECEIVE_BUFFER];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(length) => {
+                    let lines = buffer[..length].iter().filter(|byte| **byte == b'\n').count();
+                    if (0..lines).any(|_| self.say_who().is_err()) {
+                        return false;
+                    }
+                }
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// A line fits any socket buffer whose reader reads, so this does not block.
+    fn say_who(&mut self) -> io::Result<()> {
+        self.stream.write_all(format!("{}\n", self.identity).as_bytes())
+    }
+}
+
+fn accept_all(listener: &TcpListener, server: SocketAddr, connections: &mut Vec<Connection>) -> io::Result<()> {
     loop {
-        let (mut connection, seen) = listener.accept()?;
-        // The answer fits any fresh socket buffer; a client that has gone is no concern of the others.
-        let _ = connection.write_all(Identity { server, seen }.to_string().as_bytes());
+        let (stream, seen) = listener.accept()?;
+        let mut connection = Connection { stream, identity: Identity { server, seen } };
+        // A client that has gone already is no concern of the others.
+        if connection.stream.set_nonblocking(true).and_then(|()| connection.say_who()).is_ok() {
+            connections.push(connection);
+        }
     }
 }
 

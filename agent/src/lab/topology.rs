@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{EchoServer, LabError, NetNs, Probe, ProbeResult, Transport, links, probe_all};
+use super::{EchoServer, Flow, LabError, NetNs, Probe, ProbeResult, Transport, links, probe_all};
 
 /// Kernel parameters of every namespace. Reverse path filters and the refusal of one's own source address would
 /// drop packets between two addresses of one host; ICMP rate limits would turn a reject into silence;
@@ -254,6 +254,16 @@ impl Lab {
             }
         }
         Ok(results)
+    }
+
+    /// Opens a connection that stays open, from whichever namespace has its source address. A UDP flow is one
+    /// socket, and its first datagram.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::UnknownAddress`], or a socket can't be made.
+    pub fn open_flow(&self, probe: &Probe) -> Result<Flow, LabError> {
+        Flow::open(self.owner(probe.source)?, probe)
     }
 
     fn attach(&mut self, spec: &HostSpec) -> Result<(), LabError> {

@@ -113,6 +113,29 @@ impl VectorReport {
     }
 }
 
+/// The outcome of many vectors, for people: every failure, then one line of totals, and how SCTP was probed.
+#[derive(Debug)]
+pub struct Summary<'r>(pub &'r [VectorReport]);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for report in self.0 {
+            for failure in &report.failures {
+                writeln!(formatter, "FAILED {}, {failure}", report.name)?;
+            }
+        }
+        let passed = self.0.iter().filter(|report| report.passed()).count();
+        let sum = |part: fn(&VectorReport) -> usize| self.0.iter().map(part).sum::<usize>();
+        let (packets, connections) = (sum(|report| report.packets), sum(|report| report.connections));
+        let of = self.0.len();
+        write!(formatter, "{passed} of {of} vectors passed: {packets} packets, {connections} connections")?;
+        if self.0.iter().any(|report| report.sctp) {
+            write!(formatter, "\n{}", agent::lab::SCTP_METHOD)?;
+        }
+        Ok(())
+    }
+}
+
 /// Runs one vector.
 pub fn run(vector: &Vector, proxy: &mut dyn ProxyUnderTest) -> VectorReport {
     let started = Instant::now();
