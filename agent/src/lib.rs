@@ -11,5 +11,6 @@ pub mod config;
 pub mod demo;
 pub mod lab;
 pub mod logging;
+pub mod netlink;
 pub mod run;
 pub mod source;

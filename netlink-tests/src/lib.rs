@@ -3,4 +3,5 @@
 
 pub mod harness;
 pub mod model;
+pub mod readback;
 pub mod vectors;

@@ -1,0 +1,245 @@
+//! A transaction as one batch of netlink messages.
+
+use std::ops::Range;
+
+use compiler::diff::{Action, Operation};
+use compiler::ruleset::chains::Chain;
+use compiler::ruleset::element::Element;
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::{Family, TABLE};
+use nlink::netlink::nftables::*;
+
+use super::elements::{MAX_ELEMENT, write_element, write_element_key};
+use super::expressions::{write_chain_name, write_rule};
+use super::sets::write_set;
+use super::wire::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Writer, nft_type};
+use super::{NF_ACCEPT, family_number};
+
+/// One message of a batch and the operations it carries.
+#[derive(Debug, Clone)]
+pub(super) struct MessageSpan {
+    pub(super) sequence: u32,
+    /// Where the message starts in the batch.
+    pub(super) start: usize,
+    /// The operations, as indices into the transaction.
+    pub(super) operations: Range<usize>,
+}
+
+/// A batch: begin mark, messages, end mark. The memory is used again for the
+/// next one.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) writer: Writer,
+    pub(super) begin_sequence: u32,
+    pub(super) messages: Vec<MessageSpan>,
+    /// Where each operation starts in the batch: tells which element of a
+    /// message the kernel means.
+    starts: Vec<usize>,
+    open: Option<OpenList>,
+}
+
+/// A message that takes further elements.
+#[derive(Debug)]
+struct OpenList {
+    message: Open,
+    list: Open,
+    list_start: usize,
+    target: Target,
+}
+
+/// Elements with the same target can share a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    kind: u8,
+    family: Family,
+    map: Map,
+}
+
+impl Batch {
+    /// Encodes all operations, in order. `destroy`: whether the kernel has
+    /// `NFT_MSG_DESTROYSETELEM`.
+    pub(super) fn encode(&mut self, operations: &[Operation], destroy: bool, mut sequence: impl FnMut() -> u32) {
+        self.writer.clear();
+        self.messages.clear();
+        self.starts.clear();
+        self.begin_sequence = sequence();
+        self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
+        for (index, operation) in operations.iter().enumerate() {
+            self.operation(index, operation, destroy, &mut sequence);
+        }
+        self.close();
+        // The last message's answer ends the batch; the first one's tells a
+        // failed commit, which is reported in its name, from its own failure.
+        if let (Some(first), Some(last)) = (self.messages.first(), self.messages.last()) {
+            self.writer.add_flags(first.start, NLM_F_ACK);
+            self.writer.add_flags(last.start, NLM_F_ACK);
+        }
+        let end = sequence();
+        self.mark(NFNL_MSG_BATCH_END, end);
+    }
+
+    /// Encodes a single message that is not an operation of a transaction.
+    pub(super) fn encode_one(
+        &mut self,
+        kind: u8,
+        family: Family,
+        content: impl FnOnce(&mut Writer),
+        mut sequence: impl FnMut() -> u32,
+    ) {
+        self.writer.clear();
+        self.messages.clear();
+        self.starts.clear();
+        self.begin_sequence = sequence();
+        self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
+        let open = self.begin(0, kind, NLM_F_ACK, family, sequence());
+        content(&mut self.writer);
+        self.writer.end_message(open);
+        let end = sequence();
+        self.mark(NFNL_MSG_BATCH_END, end);
+    }
+
+    /// The operation whose encoding covers a byte of a message.
+    pub(super) fn operation_at(&self, message: &MessageSpan, offset: usize) -> Option<usize> {
+        let position = message.start + offset;
+        let starts = self.starts.get(message.operations.clone())?;
+        let before = starts.partition_point(|start| *start <= position);
+        // Before the first element: the message's own header or names.
+        Some(message.operations.start + before.checked_sub(1)?)
+    }
+
+    fn mark(&mut self, kind: u16, sequence: u32) {
+        let open = self.writer.begin_message(kind, 0, sequence, 0, NFNL_SUBSYS_NFTABLES);
+        self.writer.end_message(open);
+    }
+
+    fn operation(&mut self, index: usize, operation: &Operation, destroy: bool, sequence: &mut impl FnMut() -> u32) {
+        let family = operation.family;
+        match &operation.action {
+            Action::AddElement(element) => {
+                // nft writes boundaries of intervals without: two adjacent
+                // ranges, or its own mark at 0, may share one.
+                let flags = if matches!(element.map, Map::ServiceCidrs) { 0 } else { NLM_F_EXCL };
+                let target = Target { kind: NFT_MSG_NEWSETELEM, family, map: element.map };
+                self.element(index, target, NLM_F_CREATE | flags, sequence, element);
+            }
+            Action::DeleteElement(element) => {
+                let kind =
+                    if element.map.is_dynamic() && destroy { NFT_MSG_DESTROYSETELEM } else { NFT_MSG_DELSETELEM };
+                let target = Target { kind, family, map: element.map };
+                self.element(index, target, 0, sequence, element);
+            }
+            action => {
+                self.close();
+                let (kind, flags) = message_of(action);
+                let open = self.begin(index, kind, flags, family, sequence());
+                self.starts.push(self.writer.position());
+                let id = self.messages.len() as u32;
+                write_action(&mut self.writer, action, family, id);
+                self.writer.end_message(open);
+            }
+        }
+    }
+
+    fn begin(&mut self, index: usize, kind: u8, flags: u16, family: Family, sequence: u32) -> Open {
+        let start = self.writer.position();
+        self.messages.push(MessageSpan { sequence, start, operations: index..index + 1 });
+        self.writer.begin_message(nft_type(kind), flags, sequence, family_number(family), 0)
+    }
+
+    fn element(
+        &mut self,
+        index: usize,
+        target: Target,
+        flags: u16,
+        sequence: &mut impl FnMut() -> u32,
+        element: &Element,
+    ) {
+        let fits = |open: &OpenList, position: usize| {
+            open.target == target && position - open.list_start + MAX_ELEMENT < MAX_ATTRIBUTE
+        };
+        if !self.open.as_ref().is_some_and(|open| fits(open, self.writer.position())) {
+            self.close();
+            let message = self.begin(index, target.kind, flags, target.family, sequence());
+            let writer = &mut self.writer;
+            writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            writer.string(NFTA_SET_ELEM_LIST_SET, target.map.name());
+            let list_start = writer.position();
+            let list = writer.begin_nest(NFTA_SET_ELEM_LIST_ELEMENTS);
+            self.open = Some(OpenList { message, list, list_start, target });
+        }
+        if let Some(message) = self.messages.last_mut() {
+            message.operations.end = index + 1;
+        }
+        self.starts.push(self.writer.position());
+        if target.kind == NFT_MSG_NEWSETELEM {
+            write_element(&mut self.writer, element);
+        } else {
+            write_element_key(&mut self.writer, &element.key);
+        }
+    }
+
+    /// Ends the message that takes elements, if there is one.
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.writer.end(open.list);
+            self.writer.end_message(open.message);
+        }
+    }
+}
+
+fn message_of(action: &Action) -> (u8, u16) {
+    match action {
+        Action::AddTable => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
+        Action::AddMap(_) => (NFT_MSG_NEWSET, NLM_F_CREATE),
+        Action::AddChain(_) => (NFT_MSG_NEWCHAIN, NLM_F_CREATE),
+        Action::FlushChain(_) => (NFT_MSG_DELRULE, 0),
+        Action::AddRule(..) => (NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND),
+        Action::DeleteChain(_) => (NFT_MSG_DELCHAIN, 0),
+        Action::DeleteMap(_) => (NFT_MSG_DELSET, 0),
+        Action::AddElement(_) => (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL),
+        Action::DeleteElement(_) => (NFT_MSG_DELSETELEM, 0),
+    }
+}
+
+fn write_action(writer: &mut Writer, action: &Action, family: Family, id: u32) {
+    match action {
+        Action::AddTable => {
+            writer.string(NFTA_TABLE_NAME, TABLE);
+            writer.be32(NFTA_TABLE_FLAGS, 0);
+        }
+        Action::AddMap(map) => write_set(writer, family, *map, id),
+        Action::DeleteMap(map) => {
+            writer.string(NFTA_SET_TABLE, TABLE);
+            writer.string(NFTA_SET_NAME, map.name());
+        }
+        Action::AddChain(chain) => write_chain(writer, *chain),
+        Action::DeleteChain(chain) => {
+            writer.string(NFTA_CHAIN_TABLE, TABLE);
+            write_chain_name(writer, NFTA_CHAIN_NAME, *chain);
+        }
+        // Without a handle: every rule of the chain.
+        Action::FlushChain(chain) => {
+            writer.string(NFTA_RULE_TABLE, TABLE);
+            write_chain_name(writer, NFTA_RULE_CHAIN, *chain);
+        }
+        Action::AddRule(chain, rule) => {
+            writer.string(NFTA_RULE_TABLE, TABLE);
+            write_chain_name(writer, NFTA_RULE_CHAIN, *chain);
+            writer.nest(NFTA_RULE_EXPRESSIONS, |w| write_rule(w, family, rule));
+        }
+        Action::AddElement(_) | Action::DeleteElement(_) => {}
+    }
+}
+
+fn write_chain(writer: &mut Writer, chain: Chain) {
+    writer.string(NFTA_CHAIN_TABLE, TABLE);
+    write_chain_name(writer, NFTA_CHAIN_NAME, chain);
+    if let Some(base) = chain.base() {
+        writer.string(NFTA_CHAIN_TYPE, if base.nat { "nat" } else { "filter" });
+        writer.nest(NFTA_CHAIN_HOOK, |w| {
+            w.be32(NFTA_HOOK_HOOKNUM, base.hook.number());
+            w.be32(NFTA_HOOK_PRIORITY, base.priority as u32);
+        });
+        writer.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
+    }
+}

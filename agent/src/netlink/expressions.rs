@@ -1,0 +1,452 @@
+//! Rules as the expressions of nf_tables' register machine.
+//!
+//! Each statement becomes the expressions that nft 1.0.6 makes of its text, in
+//! the same registers: `nft --debug=netlink` shows them, and the kernel tests
+//! compare the two. The attributes stand in the order in which the kernel
+//! lists them.
+
+use std::net::IpAddr;
+
+use compiler::ruleset::Family;
+use compiler::ruleset::chains::Chain;
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::rule::{CLIENT_HASH_SEED, KeyPart, Op, Rule, Side, Statement};
+use ipnet::IpNet;
+use nlink::netlink::nftables::*;
+
+use super::family_number;
+use super::wire::Writer;
+
+// `include/uapi/linux/netfilter/nf_tables.h`, where nlink has no public name.
+const NFT_REG_VERDICT: u32 = 0;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_L4PROTO: u32 = 16;
+const NFT_CT_STATE: u32 = 0;
+const NFT_CT_STATUS: u32 = 2;
+const NFT_CT_PROTO_SRC: u32 = 11;
+const NFT_CT_PROTO_DST: u32 = 12;
+const NFT_CT_SRC_IP: u32 = 19;
+const NFT_CT_DST_IP: u32 = 20;
+const NFT_CT_SRC_IP6: u32 = 21;
+const NFT_CT_DST_IP6: u32 = 22;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_SADDR: u32 = 1;
+const NFTA_FIB_F_DADDR: u32 = 2;
+const NFT_NG_RANDOM: u32 = 1;
+const NFT_HASH_JENKINS: u32 = 0;
+const NFT_BYTEORDER_HTON: u32 = 1;
+const NFT_NAT_DNAT: u32 = 1;
+const NFT_DYNSET_OP_UPDATE: u32 = 1;
+
+/// `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY`
+/// (`include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`).
+const IP_CT_DIR_ORIGINAL: u8 = 0;
+const IP_CT_DIR_REPLY: u8 = 1;
+/// nft's bit of `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const CT_STATE_NEW: u32 = 8;
+/// `IPS_DST_NAT` (`nf_conntrack_common.h`).
+const IPS_DST_NAT: u32 = 0x20;
+/// `RTN_LOCAL` (`rtnetlink.h`): an address of this node.
+const RTN_LOCAL: u32 = 2;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` (`nf_nat.h`).
+const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 0x10;
+/// `ICMP_PORT_UNREACH` and `ICMPV6_PORT_UNREACH`.
+const ICMP_PORT_UNREACH: u8 = 3;
+const ICMPV6_PORT_UNREACH: u8 = 4;
+/// `IFNAMSIZ`: an interface name fills this many bytes.
+const IFNAMSIZ: usize = 16;
+const TCP: u8 = 6;
+
+/// The word of four bytes where a value starts, of the 16 there are.
+type Word = u32;
+
+/// How many words nft sets aside where it expects one value: a full register.
+const REGISTER_WORDS: Word = 4;
+
+/// How the kernel numbers a word: the four full registers are 1 to 4 (0 is the
+/// verdict), the words in between 8 to 23 (`NFT_REG32_00`...).
+fn register(word: Word) -> u32 {
+    if word % REGISTER_WORDS == 0 { 1 + word / REGISTER_WORDS } else { 8 + word }
+}
+
+/// Writes a rule's expressions: the content of `NFTA_RULE_EXPRESSIONS`.
+pub(super) fn write_rule(writer: &mut Writer, family: Family, rule: &Rule) {
+    let mut expressions = Expressions { writer, family };
+    for statement in &rule.0 {
+        expressions.statement(statement);
+    }
+}
+
+/// Writes a verdict: the content of a data attribute.
+pub(super) fn write_verdict(writer: &mut Writer, code: i32, chain: Option<Chain>) {
+    writer.nest(NFTA_DATA_VERDICT, |w| {
+        w.be32(NFTA_VERDICT_CODE, code as u32);
+        if let Some(chain) = chain {
+            write_chain_name(w, NFTA_VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+/// Writes a chain's name without making a string of it first: verdict maps
+/// hold one in every element.
+pub(super) fn write_chain_name(writer: &mut Writer, kind: u16, chain: Chain) {
+    struct Raw<'a>(&'a mut Writer);
+    impl std::fmt::Write for Raw<'_> {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.raw(text.as_bytes());
+            Ok(())
+        }
+    }
+    let open = writer.begin_attribute(kind);
+    // A writer into memory can't fail.
+    let _ = std::fmt::Write::write_fmt(&mut Raw(writer), format_args!("{chain}"));
+    writer.raw(&[0]);
+    writer.end(open);
+}
+
+struct Expressions<'a> {
+    writer: &'a mut Writer,
+    family: Family,
+}
+
+impl Expressions<'_> {
+    fn statement(&mut self, statement: &Statement) {
+        match statement {
+            Statement::CtStateNew => self.conntrack_bits(NFT_CT_STATE, CT_STATE_NEW),
+            Statement::CtStatusDnat => self.conntrack_bits(NFT_CT_STATUS, IPS_DST_NAT),
+            Statement::Protocol(protocol) => self.match_protocol(protocol.number()),
+            Statement::Address(side, op, net) => self.match_prefix(*side, *op, net),
+            Statement::Interface(op, name) => {
+                let mut padded = [0; IFNAMSIZ];
+                let length = name.len().min(IFNAMSIZ - 1);
+                padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+                self.meta(NFT_META_IIFNAME, 0);
+                self.compare(*op, &padded);
+            }
+            Statement::InterfacePrefix(op, prefix) => {
+                self.meta(NFT_META_IIFNAME, 0);
+                self.compare(*op, &prefix.as_bytes()[..prefix.len().min(IFNAMSIZ)]);
+            }
+            Statement::FibLocal(side) => {
+                self.fib_address_type(*side);
+                self.compare(Op::Is, &RTN_LOCAL.to_ne_bytes());
+            }
+            Statement::Lookup(key, op, map) => {
+                self.key(key, *map, 0);
+                self.lookup(*map, *op, None);
+            }
+            Statement::Vmap(key, map) => {
+                self.key(key, *map, 0);
+                self.lookup(*map, Op::Is, Some(NFT_REG_VERDICT));
+            }
+            Statement::Dnat(key, map) => {
+                // nft sets a full register aside for the address before the key.
+                self.key(key, *map, REGISTER_WORDS);
+                self.lookup(*map, Op::Is, Some(register(0)));
+                self.dnat();
+            }
+            Statement::LearnAffinity { seconds } => self.learn_affinity(*seconds),
+            Statement::Jump(chain) => self.verdict(NFT_JUMP, Some(*chain)),
+            Statement::Goto(chain) => self.verdict(NFT_GOTO, Some(*chain)),
+            Statement::Return => self.verdict(NFT_RETURN, None),
+            Statement::Drop => self.verdict(NF_DROP, None),
+            Statement::Reject => self.reject(),
+            Statement::Masquerade => self.expression("masq", |w| {
+                w.be32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+            }),
+        }
+    }
+
+    fn expression(&mut self, name: &str, data: impl FnOnce(&mut Writer)) {
+        self.writer.nest(NFTA_LIST_ELEM, |w| {
+            w.string(NFTA_EXPR_NAME, name);
+            w.nest(NFTA_EXPR_DATA, data);
+        });
+    }
+
+    fn address_words(&self) -> Word {
+        self.family.address_bytes() as Word / 4
+    }
+
+    /// Loads a key into consecutive words, each field padded to full words.
+    /// `reserved`: words nft has set aside before it allocates for the key;
+    /// what a part needs beside its own words lies behind both.
+    fn key(&mut self, parts: &[KeyPart], map: Map, reserved: Word) {
+        if parts.contains(&KeyPart::TcpPort) {
+            self.match_protocol(TCP);
+        }
+        let words: Word = parts.iter().map(|part| self.part_words(*part)).sum();
+        let mut word = 0;
+        for part in parts {
+            self.key_part(*part, word, reserved + words);
+            // nft converts a one-byte field of an interval concatenation to
+            // network byte order. It changes nothing, and a listing that is
+            // loaded again has it.
+            if *part == KeyPart::Protocol && map.is_interval() {
+                self.byteorder(word);
+            }
+            word += self.part_words(*part);
+        }
+    }
+
+    fn part_words(&self, part: KeyPart) -> Word {
+        match part {
+            KeyPart::Address(_) | KeyPart::OriginalDestination => self.address_words(),
+            _ => 1,
+        }
+    }
+
+    fn key_part(&mut self, part: KeyPart, word: Word, scratch: Word) {
+        match part {
+            KeyPart::Address(side) => self.address(side, word),
+            KeyPart::Protocol => self.meta(NFT_META_L4PROTO, word),
+            // `th dport`: bytes 2 and 3 of TCP, UDP and SCTP alike.
+            KeyPart::Port | KeyPart::TcpPort => self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, word),
+            KeyPart::OriginalDestination => self.conntrack_destination(word),
+            KeyPart::OriginalPort => self.conntrack(NFT_CT_PROTO_DST, Some(IP_CT_DIR_ORIGINAL), word),
+            KeyPart::Random(modulus) => self.expression("numgen", |w| {
+                w.be32(NFTA_NG_DREG, register(word));
+                w.be32(NFTA_NG_MODULUS, modulus);
+                w.be32(NFTA_NG_TYPE, NFT_NG_RANDOM);
+                w.be32(NFTA_NG_OFFSET, 0);
+            }),
+            KeyPart::ClientHash(modulus) => {
+                self.address(Side::Source, scratch);
+                let length = self.family.address_bytes() as u32;
+                self.expression("hash", |w| {
+                    w.be32(NFTA_HASH_SREG, register(scratch));
+                    w.be32(NFTA_HASH_DREG, register(word));
+                    w.be32(NFTA_HASH_LEN, length);
+                    w.be32(NFTA_HASH_MODULUS, modulus);
+                    w.be32(NFTA_HASH_SEED, CLIENT_HASH_SEED);
+                    w.be32(NFTA_HASH_TYPE, NFT_HASH_JENKINS);
+                });
+            }
+        }
+    }
+
+    fn address(&mut self, side: Side, word: Word) {
+        let length = self.family.address_bytes() as u32;
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, self.address_offset(side), length, word);
+    }
+
+    /// Where the address stands in the IPv4 or IPv6 header.
+    fn address_offset(&self, side: Side) -> u32 {
+        match (self.family, side) {
+            (Family::Ipv4, Side::Source) => 12,
+            (Family::Ipv4, Side::Destination) => 16,
+            (Family::Ipv6, Side::Source) => 8,
+            (Family::Ipv6, Side::Destination) => 24,
+        }
+    }
+
+    /// A prefix on a byte boundary compares only its bytes, any other the
+    /// whole address under a mask.
+    fn match_prefix(&mut self, side: Side, op: Op, net: &IpNet) {
+        let network = Octets::of(net.network());
+        let length = usize::from(net.prefix_len());
+        if length % 8 == 0 && length > 0 {
+            let bytes = length / 8;
+            self.payload(NFT_PAYLOAD_NETWORK_HEADER, self.address_offset(side), bytes as u32, 0);
+            self.compare(op, &network.bytes()[..bytes]);
+        } else {
+            self.address(side, 0);
+            self.mask(Octets::of(net.netmask()).bytes());
+            self.compare(op, network.bytes());
+        }
+    }
+
+    fn match_protocol(&mut self, number: u8) {
+        self.meta(NFT_META_L4PROTO, 0);
+        self.compare(Op::Is, &[number]);
+    }
+
+    /// Whether any of the bits is set; conntrack's words are in host order.
+    fn conntrack_bits(&mut self, key: u32, bits: u32) {
+        self.conntrack(key, None, 0);
+        self.mask(&bits.to_ne_bytes());
+        self.compare(Op::IsNot, &[0; 4]);
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32, word: Word) {
+        self.expression("payload", |w| {
+            w.be32(NFTA_PAYLOAD_DREG, register(word));
+            w.be32(NFTA_PAYLOAD_BASE, base);
+            w.be32(NFTA_PAYLOAD_OFFSET, offset);
+            w.be32(NFTA_PAYLOAD_LEN, length);
+        });
+    }
+
+    fn meta(&mut self, key: u32, word: Word) {
+        self.expression("meta", |w| {
+            w.be32(NFTA_META_KEY, key);
+            w.be32(NFTA_META_DREG, register(word));
+        });
+    }
+
+    fn conntrack_destination(&mut self, word: Word) {
+        let key = match self.family {
+            Family::Ipv4 => NFT_CT_DST_IP,
+            Family::Ipv6 => NFT_CT_DST_IP6,
+        };
+        self.conntrack(key, Some(IP_CT_DIR_ORIGINAL), word);
+    }
+
+    fn conntrack(&mut self, key: u32, direction: Option<u8>, word: Word) {
+        self.expression("ct", |w| {
+            w.be32(NFTA_CT_DREG, register(word));
+            w.be32(NFTA_CT_KEY, key);
+            if let Some(direction) = direction {
+                w.u8(NFTA_CT_DIRECTION, direction);
+            }
+        });
+    }
+
+    fn fib_address_type(&mut self, side: Side) {
+        let flag = match side {
+            Side::Source => NFTA_FIB_F_SADDR,
+            Side::Destination => NFTA_FIB_F_DADDR,
+        };
+        self.expression("fib", |w| {
+            w.be32(NFTA_FIB_DREG, register(0));
+            w.be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+            w.be32(NFTA_FIB_FLAGS, flag);
+        });
+    }
+
+    fn compare(&mut self, op: Op, bytes: &[u8]) {
+        let op = match op {
+            Op::Is => NFT_CMP_EQ,
+            Op::IsNot => NFT_CMP_NEQ,
+        };
+        self.expression("cmp", |w| {
+            w.be32(NFTA_CMP_SREG, register(0));
+            w.be32(NFTA_CMP_OP, op);
+            w.value(NFTA_CMP_DATA, bytes);
+        });
+    }
+
+    /// Keeps of the value at word 0 what the mask covers.
+    fn mask(&mut self, mask: &[u8]) {
+        let zero = [0; 16];
+        self.expression("bitwise", |w| {
+            w.be32(NFTA_BITWISE_SREG, register(0));
+            w.be32(NFTA_BITWISE_DREG, register(0));
+            w.be32(NFTA_BITWISE_LEN, mask.len() as u32);
+            w.be32(NFTA_BITWISE_OP, NFT_BITWISE_BOOL);
+            w.value(NFTA_BITWISE_MASK, mask);
+            w.value(NFTA_BITWISE_XOR, &zero[..mask.len()]);
+        });
+    }
+
+    fn byteorder(&mut self, word: Word) {
+        self.expression("byteorder", |w| {
+            w.be32(NFTA_BYTEORDER_SREG, register(word));
+            w.be32(NFTA_BYTEORDER_DREG, register(word));
+            w.be32(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON);
+            w.be32(NFTA_BYTEORDER_LEN, 1);
+            w.be32(NFTA_BYTEORDER_SIZE, 2);
+        });
+    }
+
+    /// Looks up the key at word 0.
+    fn lookup(&mut self, map: Map, op: Op, destination: Option<u32>) {
+        let flags = match op {
+            Op::Is => 0,
+            Op::IsNot => NFT_LOOKUP_F_INV,
+        };
+        self.expression("lookup", |w| {
+            w.string(NFTA_LOOKUP_SET, map.name());
+            w.be32(NFTA_LOOKUP_SREG, register(0));
+            if let Some(destination) = destination {
+                w.be32(NFTA_LOOKUP_DREG, destination);
+            }
+            w.be32(NFTA_LOOKUP_FLAGS, flags);
+        });
+    }
+
+    /// Translates to the address at word 0 and the port behind it.
+    fn dnat(&mut self) {
+        let port = register(self.address_words());
+        let family = u32::from(family_number(self.family));
+        self.expression("nat", |w| {
+            w.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT);
+            w.be32(NFTA_NAT_FAMILY, family);
+            w.be32(NFTA_NAT_REG_ADDR_MIN, register(0));
+            w.be32(NFTA_NAT_REG_PROTO_MIN, port);
+        });
+    }
+
+    /// The key at word 0; the value at the next full register, or behind a key
+    /// that is longer than one.
+    ///
+    /// For IPv6 this is what later versions of nft make of the text; 1.0.6
+    /// gives every key of an `update` with a value one register, and aborts.
+    fn learn_affinity(&mut self, seconds: u32) {
+        let address = self.address_words();
+        self.address(Side::Source, 0);
+        self.conntrack_destination(address);
+        self.meta(NFT_META_L4PROTO, 2 * address);
+        self.conntrack(NFT_CT_PROTO_DST, Some(IP_CT_DIR_ORIGINAL), 2 * address + 1);
+        let value = (2 * address + 2).max(REGISTER_WORDS);
+        let source = match self.family {
+            Family::Ipv4 => NFT_CT_SRC_IP,
+            Family::Ipv6 => NFT_CT_SRC_IP6,
+        };
+        self.conntrack(source, Some(IP_CT_DIR_REPLY), value);
+        self.conntrack(NFT_CT_PROTO_SRC, Some(IP_CT_DIR_REPLY), value + address);
+        self.expression("dynset", |w| {
+            w.be32(NFTA_DYNSET_SREG_KEY, register(0));
+            w.be32(NFTA_DYNSET_SREG_DATA, register(value));
+            w.be32(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+            w.string(NFTA_DYNSET_SET_NAME, Map::Affinity.name());
+            // Milliseconds.
+            w.be64(NFTA_DYNSET_TIMEOUT, u64::from(seconds) * 1000);
+            w.be32(NFTA_DYNSET_FLAGS, 0);
+        });
+    }
+
+    fn verdict(&mut self, code: i32, chain: Option<Chain>) {
+        self.expression("immediate", |w| {
+            w.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            w.nest(NFTA_IMMEDIATE_DATA, |w| write_verdict(w, code, chain));
+        });
+    }
+
+    fn reject(&mut self) {
+        let code = match self.family {
+            Family::Ipv4 => ICMP_PORT_UNREACH,
+            Family::Ipv6 => ICMPV6_PORT_UNREACH,
+        };
+        self.expression("reject", |w| {
+            w.be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMP_UNREACH);
+            w.u8(NFTA_REJECT_ICMP_CODE, code);
+        });
+    }
+}
+
+/// The bytes of an address in network order.
+pub(super) enum Octets {
+    V4([u8; 4]),
+    V6([u8; 16]),
+}
+
+impl Octets {
+    pub(super) fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Octets::V4(address.octets()),
+            IpAddr::V6(address) => Octets::V6(address.octets()),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Octets::V4(octets) => octets,
+            Octets::V6(octets) => octets,
+        }
+    }
+}

@@ -1,0 +1,579 @@
+//! Submits transactions to the kernel, and reads its tables.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use compiler::diff::{Action, Operation, Transaction};
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::{Family, TABLE};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
+use nlink::netlink::nftables::connection::kernel_has_destroy;
+use nlink::netlink::nftables::*;
+use nlink::netlink::{NetlinkSocket, Protocol};
+use tracing::{debug, warn};
+
+use super::batch::{Batch, MessageSpan};
+use super::elements::{Contents, ElementState, ForeignElement, Reader, write_foreign};
+use super::error::{CommitError, NetlinkError, Refusal};
+use super::family_number;
+use super::state::TableState;
+use super::wire::{
+    Answer, Attributes, HEADER, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Writer,
+    nft_type,
+};
+
+/// A batch is one `sendmsg`, and the send buffer must hold it. This is about a
+/// million elements.
+const SEND_BUFFER: usize = 128 << 20;
+/// What a failed batch answers: one small message per refused operation, each
+/// of which counts as nearly a kilobyte.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// The kernel fills dump messages up to what the last receive offered, and to
+/// 32 KiB at most.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// How often a listing is tried again that changed meanwhile.
+const DUMP_ATTEMPTS: u32 = 20;
+
+/// How long to leave the kernel to resize a hash table before listing it again.
+const RESIZE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Our one connection to the kernel's nf_tables, in the network namespace of
+/// the thread that opened it. It is opened once and kept: the kernel lets the
+/// close of a socket that has deleted something wait for every other writer.
+pub struct Kernel {
+    socket: NetlinkSocket,
+    batch: Batch,
+    received: Vec<u8>,
+    send_limit: usize,
+    destroy: bool,
+}
+
+/// What a commit took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitReport {
+    /// Messages in the batch, without the marks around it.
+    pub messages: usize,
+    /// Bytes sent.
+    pub bytes: usize,
+    /// From the first byte encoded to the kernel's answer.
+    pub duration: Duration,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("port", &self.socket.pid()).field("send_limit", &self.send_limit).finish()
+    }
+}
+
+/// What the kernel said to a batch.
+#[derive(Debug, Default)]
+struct BatchAnswers {
+    /// Sequence number and answer of what was refused, in the order received.
+    refused: Vec<(u32, Answer)>,
+    /// Sequence numbers of what was acknowledged.
+    acknowledged: Vec<u32>,
+}
+
+/// One listing, or that it has to be asked for again.
+enum Dump {
+    Complete,
+    Interrupted,
+    Refused(i32),
+}
+
+impl Kernel {
+    /// Opens the socket in the network namespace of the calling thread, inside
+    /// a tokio runtime, and makes sure that nf_tables is there and ours to
+    /// change.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::NoNfTables`] and [`NetlinkError::Permission`], with what
+    /// to do about them.
+    pub fn open() -> Result<Kernel, NetlinkError> {
+        let socket = NetlinkSocket::new(Protocol::Netfilter).map_err(|error| match error.errno() {
+            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => NetlinkError::NoNfTables(error.to_string()),
+            _ => NetlinkError::Socket(error),
+        })?;
+        socket.set_rcvbuf(RECEIVE_BUFFER)?;
+        let send_limit = enlarge_send_buffer(&socket)?;
+        let mut kernel = Kernel {
+            socket,
+            batch: Batch::default(),
+            received: vec![0; RECEIVE_BYTES],
+            send_limit,
+            destroy: kernel_has_destroy(),
+        };
+        kernel.check()?;
+        Ok(kernel)
+    }
+
+    /// The most bytes one [`Kernel::commit`] can take. An element takes 40 to
+    /// 300. 64 MiB or more with `CAP_NET_ADMIN` in the initial user namespace;
+    /// otherwise the kernel bounds it by `net.core.wmem_max`.
+    pub fn max_batch_bytes(&self) -> usize {
+        self.send_limit
+    }
+
+    /// Asks for the generation of the rule set: every later question would
+    /// fail the same way, but less plainly.
+    fn check(&mut self) -> Result<(), NetlinkError> {
+        let mut writer = Writer::default();
+        let sequence = self.socket.next_seq();
+        let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
+        writer.end_message(open);
+        // nfnetlink works inside sendmsg: the answer is there when it returns.
+        nix::sys::socket::send(self.socket.as_fd().as_raw_fd(), writer.bytes(), MsgFlags::empty())
+            .map_err(|errno| system("send", errno))?;
+        loop {
+            let Some(length) = self.receive_now()? else {
+                return Err(NetlinkError::NoNfTables("no answer".to_owned()));
+            };
+            for message in Messages(&self.received[..length]) {
+                if message.sequence != sequence || message.kind != NLMSG_ERROR {
+                    continue;
+                }
+                return match Answer::parse(&message).map_or(0, |answer| answer.errno) {
+                    0 => Ok(()),
+                    // nfnetlink does not know the subsystem.
+                    libc::EINVAL => Err(NetlinkError::NoNfTables("nfnetlink has no nf_tables".to_owned())),
+                    errno => Err(NetlinkError::from_errno("generation of the rule set", errno)),
+                };
+            }
+        }
+    }
+
+    /// Submits a transaction as one batch: all of it becomes visible together,
+    /// or none of it.
+    ///
+    /// The kernel works on it inside the system call, and no other task of
+    /// this thread runs meanwhile.
+    ///
+    /// Elements of the map `affinity` may have expired by themselves: deleting
+    /// one that is gone is no error. Where the kernel lacks the message for
+    /// that (before 6.3) they are deleted in batches of their own, behind.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Refused`] names the operations that the kernel did not
+    /// take; then nothing is committed. [`NetlinkError::AnswerLost`]: unknown.
+    pub async fn commit(&mut self, transaction: &Transaction) -> Result<CommitReport, CommitError> {
+        let started = Instant::now();
+        let operations = &transaction.operations;
+        if self.destroy || !operations.iter().any(deletes_affinity) {
+            return self.submit(operations, started).await;
+        }
+        let (tolerant, strict): (Vec<usize>, Vec<usize>) =
+            (0..operations.len()).partition(|index| deletes_affinity(&operations[*index]));
+        let strict_operations: Vec<Operation> = strict.iter().map(|index| operations[*index].clone()).collect();
+        let report = self.submit(&strict_operations, started).await.map_err(|error| renumber(error, &strict))?;
+        self.delete_tolerantly(operations, tolerant, started).await?;
+        Ok(report)
+    }
+
+    /// Deletes elements of which some may be gone, leaving out those that the
+    /// kernel does not find until it is content.
+    async fn delete_tolerantly(
+        &mut self,
+        operations: &[Operation],
+        mut indices: Vec<usize>,
+        started: Instant,
+    ) -> Result<(), CommitError> {
+        while !indices.is_empty() {
+            let batch: Vec<Operation> = indices.iter().map(|index| operations[*index].clone()).collect();
+            match self.submit(&batch, started).await {
+                Ok(_) => break,
+                Err(CommitError::Refused { failures })
+                    if failures.iter().all(|failure| failure.errno == libc::ENOENT) =>
+                {
+                    let gone: Vec<usize> = failures.iter().flat_map(|f| f.operation..f.operation + f.span).collect();
+                    let mut position = 0;
+                    indices.retain(|_| {
+                        position += 1;
+                        !gone.contains(&(position - 1))
+                    });
+                }
+                Err(error) => return Err(renumber(error, &indices)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
+        if operations.is_empty() {
+            return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed() });
+        }
+        self.batch.encode(operations, self.destroy, || self.socket.next_seq());
+        let bytes = self.batch.writer.bytes().len();
+        let answers = self.exchange().await?;
+        self.judge(operations, answers)?;
+        Ok(CommitReport { messages: self.batch.messages.len(), bytes, duration: started.elapsed() })
+    }
+
+    /// Sends the batch and collects the answers. nfnetlink has queued them all
+    /// when `sendmsg` returns.
+    async fn exchange(&mut self) -> Result<BatchAnswers, NetlinkError> {
+        let bytes = self.batch.writer.bytes();
+        if bytes.len() > self.send_limit {
+            return Err(NetlinkError::BatchTooLarge { bytes: bytes.len(), limit: self.send_limit });
+        }
+        self.drain()?;
+        let bytes = self.batch.writer.bytes();
+        self.socket.send(bytes).await?;
+        let sequences = self.batch.begin_sequence..=self.batch.messages.last().map_or(0, |message| message.sequence);
+        let mut answers = BatchAnswers::default();
+        while let Some(length) = self.receive_now()? {
+            for message in Messages(&self.received[..length]) {
+                if message.kind != NLMSG_ERROR || !sequences.contains(&message.sequence) {
+                    continue;
+                }
+                match Answer::parse(&message) {
+                    Some(answer) if answer.errno == 0 => answers.acknowledged.push(message.sequence),
+                    Some(answer) => answers.refused.push((message.sequence, answer)),
+                    None => {}
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Throws away what an abandoned question may have left.
+    fn drain(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            match self.receive_now() {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) | Err(NetlinkError::AnswerLost) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Committed, or who is to blame. See nlink's `BatchReplies` for the order
+    /// of the kernel's answers.
+    fn judge(&self, operations: &[Operation], answers: BatchAnswers) -> Result<(), CommitError> {
+        let (Some(first), Some(last)) = (self.batch.messages.first(), self.batch.messages.last()) else {
+            return Ok(());
+        };
+        if answers.refused.is_empty() {
+            let acknowledged = answers.acknowledged.contains(&last.sequence);
+            return if acknowledged { Ok(()) } else { Err(NetlinkError::AnswerLost.into()) };
+        }
+        let mut failures = Vec::with_capacity(answers.refused.len());
+        for (sequence, answer) in answers.refused {
+            if sequence == self.batch.begin_sequence && matches!(answer.errno, libc::EPERM | libc::EOPNOTSUPP) {
+                return Err(NetlinkError::from_errno("begin of a batch", answer.errno).into());
+            }
+            // An error in the first message's name beside its acknowledgement,
+            // or at the begin mark, is the whole batch's.
+            let of_message = answers.acknowledged.contains(&first.sequence) && sequence == first.sequence;
+            let message = self.batch.messages.iter().find(|message| message.sequence == sequence && !of_message);
+            failures.push(self.refusal(operations, message, answer));
+        }
+        Err(CommitError::Refused { failures })
+    }
+
+    fn refusal(&self, operations: &[Operation], message: Option<&MessageSpan>, answer: Answer) -> Refusal {
+        let Some(message) = message else {
+            return Refusal::new(operations, 0, operations.len(), answer.errno, answer.text);
+        };
+        let exact = answer.offset.and_then(|offset| self.batch.operation_at(message, offset));
+        let (operation, span) = match exact {
+            Some(operation) => (operation, 1),
+            None => (message.operations.start, message.operations.len()),
+        };
+        Refusal::new(operations, operation, span, answer.errno, answer.text)
+    }
+
+    /// Reads our table of a family: chains, rules, and the declarations of
+    /// sets and maps. `None`: there is no such table.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
+    pub async fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        if self.list(family, NFT_MSG_GETTABLE).await?.is_empty() {
+            return Ok(None);
+        }
+        for _ in 0..DUMP_ATTEMPTS {
+            let generation = self.generation().await?;
+            let state = self.read_objects(family).await?;
+            if self.generation().await? == generation {
+                return Ok(Some(state));
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    async fn read_objects(&mut self, family: Family) -> Result<TableState, NetlinkError> {
+        let mut state = TableState::default();
+        for chain in self.list(family, NFT_MSG_GETCHAIN).await? {
+            state.read_chain(Attributes(&chain));
+        }
+        for rule in self.list(family, NFT_MSG_GETRULE).await? {
+            state.read_rule(Attributes(&rule));
+        }
+        for set in self.list(family, NFT_MSG_GETSET).await? {
+            state.read_set(Attributes(&set));
+        }
+        Ok(state)
+    }
+
+    /// The generation of the rule set: it grows with every commit, anybody's.
+    async fn generation(&mut self) -> Result<u32, NetlinkError> {
+        let mut generation = 0;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        while let Some(length) = self.receive_now()? {
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                if message.kind == nft_type(NFT_MSG_NEWGEN)
+                    && let Some((_, attributes)) = message.body()
+                {
+                    generation = attributes.be32(NFTA_GEN_ID).unwrap_or_default();
+                }
+            }
+        }
+        Ok(generation)
+    }
+
+    /// Removes our table of a family with all it holds. `false`: it was not
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn delete_table(&mut self, family: Family) -> Result<bool, NetlinkError> {
+        let answer = self.batch_of_one(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, TABLE)).await?;
+        match answer {
+            0 => Ok(true),
+            libc::ENOENT => Ok(false),
+            errno => Err(NetlinkError::from_errno(format!("delete table {} {TABLE}", family.keyword()), errno)),
+        }
+    }
+
+    /// Removes elements that somebody else put into one of our maps.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`]; `ENOENT` if one is gone meanwhile.
+    pub async fn delete_foreign(
+        &mut self,
+        family: Family,
+        map: Map,
+        elements: &[ForeignElement],
+    ) -> Result<(), NetlinkError> {
+        // 100 elements of at most 200 bytes fit one attribute.
+        for some in elements.chunks(100) {
+            let answer = self
+                .batch_of_one(NFT_MSG_DELSETELEM, family, |w| {
+                    w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                    w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+                    w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
+                })
+                .await?;
+            if answer != 0 {
+                return Err(NetlinkError::from_errno(format!("delete foreign elements of {map}"), answer));
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits a single message; the kernel's errno, or 0.
+    async fn batch_of_one(
+        &mut self,
+        kind: u8,
+        family: Family,
+        content: impl FnOnce(&mut Writer),
+    ) -> Result<i32, NetlinkError> {
+        self.batch.encode_one(kind, family, content, || self.socket.next_seq());
+        let answers = self.exchange().await?;
+        match answers.refused.first() {
+            Some((_, answer)) => Ok(answer.errno),
+            None if answers.acknowledged.is_empty() => Err(NetlinkError::AnswerLost),
+            None => Ok(0),
+        }
+    }
+
+    /// Reads the elements of a map that we could have written. Others are
+    /// logged; see [`Kernel::read_contents`].
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` as [`NetlinkError::Question`] if there is no such map;
+    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
+    pub async fn read_elements(&mut self, family: Family, map: Map) -> Result<Vec<ElementState>, NetlinkError> {
+        let (elements, foreign) = self.read_contents(family, map).await?;
+        if !foreign.is_empty() {
+            warn!(%family, %map, count = foreign.len(), "elements that are not ours");
+        }
+        Ok(elements)
+    }
+
+    /// Reads all elements of a map: those we could have written, and others,
+    /// which [`Kernel::delete_foreign`] removes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read_elements`].
+    pub async fn read_contents(
+        &mut self,
+        family: Family,
+        map: Map,
+    ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut reader = Reader::new(family, map);
+            let question = |w: &mut Writer| {
+                w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+            };
+            match self
+                .dump_once(family, NFT_MSG_GETSETELEM, question, &mut |attributes| reader.read(attributes))
+                .await?
+            {
+                Dump::Complete => match reader.finish() {
+                    Some(Contents { elements, foreign }) => return Ok((elements, foreign)),
+                    None => {
+                        debug!(%family, %map, "the map was resized while it was listed");
+                        tokio::time::sleep(RESIZE_PAUSE).await;
+                    }
+                },
+                Dump::Interrupted => debug!(%family, %map, "the map changed while it was listed"),
+                Dump::Refused(errno) => {
+                    return Err(NetlinkError::from_errno(format!("elements of {} {map}", family.keyword()), errno));
+                }
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    /// The attributes of our table's objects of one kind. Attribute 1 is the
+    /// table's name in each of them; not every kernel leaves out those of
+    /// other tables by itself.
+    async fn list(&mut self, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        const TABLE_NAME: u16 = NFTA_RULE_TABLE;
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut objects = Vec::new();
+            let mut entry = |attributes: Attributes<'_>| {
+                if attributes.string(TABLE_NAME) == Some(TABLE) {
+                    objects.push(attributes.0.to_vec());
+                }
+            };
+            match self.dump_once(family, kind, |w| w.string(TABLE_NAME, TABLE), &mut entry).await? {
+                Dump::Complete => return Ok(objects),
+                Dump::Interrupted => debug!(%family, kind, "the rule set changed while it was listed"),
+                // A kernel that looks for the table first.
+                Dump::Refused(libc::ENOENT) => return Ok(Vec::new()),
+                Dump::Refused(errno) => {
+                    return Err(NetlinkError::from_errno(format!("listing of {} {TABLE}", family.keyword()), errno));
+                }
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    async fn dump_once(
+        &mut self,
+        family: Family,
+        kind: u8,
+        question: impl FnOnce(&mut Writer),
+        entry: &mut impl FnMut(Attributes<'_>),
+    ) -> Result<Dump, NetlinkError> {
+        self.drain()?;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let open = writer.begin_message(nft_type(kind), NLM_F_DUMP, sequence, family_number(family), 0);
+        question(&mut writer);
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        let mut interrupted = false;
+        loop {
+            let length = self.receive().await?;
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        // Both begin with the errno; EINTR says the same as the flag.
+                        let errno = Answer::parse(&message).map_or(0, |answer| answer.errno);
+                        return Ok(match errno {
+                            _ if interrupted => Dump::Interrupted,
+                            libc::EINTR | libc::EAGAIN => Dump::Interrupted,
+                            0 => Dump::Complete,
+                            errno => Dump::Refused(errno),
+                        });
+                    }
+                    _ if interrupted => {}
+                    _ => {
+                        if let Some((_, attributes)) = message.body() {
+                            entry(attributes);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next datagram, waiting for it if need be. Its length.
+    async fn receive(&mut self) -> Result<usize, NetlinkError> {
+        if let Some(length) = self.receive_now()? {
+            return Ok(length);
+        }
+        let datagram = self.socket.recv_msg().await?;
+        if datagram.len() > self.received.len() {
+            self.received.resize(datagram.len(), 0);
+        }
+        self.received[..datagram.len()].copy_from_slice(&datagram);
+        Ok(datagram.len())
+    }
+
+    /// The next datagram that is there. Its length. Straight into our buffer:
+    /// nlink's receive allocates and copies, which a listing of a million
+    /// elements feels.
+    fn receive_now(&mut self) -> Result<Option<usize>, NetlinkError> {
+        let descriptor = self.socket.as_fd().as_raw_fd();
+        match recv(descriptor, &mut self.received, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            Ok(length) if length > self.received.len() => {
+                // Cut off. The kernel does not send such to readers who offer
+                // this much; be ready if it ever does.
+                self.received.resize(length, 0);
+                Err(NetlinkError::AnswerLost)
+            }
+            Ok(length) => Ok(Some(length)),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(Errno::ENOBUFS) => Err(NetlinkError::AnswerLost),
+            Err(errno) => Err(system("recv", errno)),
+        }
+    }
+}
+
+fn system(call: &'static str, errno: Errno) -> NetlinkError {
+    NetlinkError::System { call, source: errno.into() }
+}
+
+fn deletes_affinity(operation: &Operation) -> bool {
+    matches!(&operation.action, Action::DeleteElement(element) if element.map.is_dynamic())
+}
+
+/// Turns indices into a part of a transaction into indices of the whole.
+fn renumber(error: CommitError, indices: &[usize]) -> CommitError {
+    let CommitError::Refused { mut failures } = error else { return error };
+    for failure in &mut failures {
+        failure.operation = indices.get(failure.operation).copied().unwrap_or_default();
+    }
+    CommitError::Refused { failures }
+}
+
+/// Makes the send buffer as large as we may. What it then takes at once, in
+/// bytes.
+fn enlarge_send_buffer(socket: &NetlinkSocket) -> Result<usize, NetlinkError> {
+    let descriptor = socket.as_fd();
+    if setsockopt(&descriptor, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        debug!("no CAP_NET_ADMIN in the initial user namespace: net.core.wmem_max bounds a batch");
+        setsockopt(&descriptor, sockopt::SndBuf, &SEND_BUFFER).map_err(|errno| system("setsockopt", errno))?;
+    }
+    let granted = getsockopt(&descriptor, sockopt::SndBuf).map_err(|errno| system("getsockopt", errno))?;
+    // `netlink_sendmsg` keeps 32 bytes for itself.
+    Ok(granted.saturating_sub(32 + HEADER))
+}

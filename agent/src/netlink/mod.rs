@@ -1,0 +1,49 @@
+//! The only room that knows sockets: encode, submit, read back, monitor.
+//!
+//! Everything goes through `nlink`'s socket ([`NetlinkSocket`]): namespaces,
+//! the event loop, extended acknowledgements. The messages themselves are
+//! encoded here, byte by byte: a change to one Service is a handful of
+//! elements, but the first sync of a large cluster is a million, and nlink's
+//! transactions copy every message several times on the way. Elements of one
+//! map share messages of up to 64 KiB, and a whole transaction is one
+//! `sendmsg`.
+//!
+//! * [`wire`]: the layout of messages and attributes;
+//! * [`expressions`]: rules; [`sets`]: declarations of sets and maps;
+//!   [`elements`]: their elements;
+//! * [`batch`]: a transaction as one batch;
+//! * [`kernel`]: submits batches and reads back;
+//! * [`state`]: what was read back, compared with what we would write;
+//! * [`error`]: what can go wrong.
+//!
+//! Only our own table is ever decoded: what other programs leave in theirs has
+//! crashed readers before.
+//!
+//! [`NetlinkSocket`]: nlink::netlink::socket::NetlinkSocket
+
+mod batch;
+mod elements;
+mod error;
+mod expressions;
+mod kernel;
+mod sets;
+mod state;
+mod wire;
+
+use compiler::ruleset::Family;
+
+pub use elements::{Counter, ElementState, ForeignElement};
+pub use error::{CommitError, NetlinkError, Refusal};
+pub use kernel::{CommitReport, Kernel};
+pub use state::{ChainState, MapState, TableState};
+
+/// `NF_ACCEPT`: the policy of our base chains.
+const NF_ACCEPT: u32 = nlink::netlink::nftables::NF_ACCEPT as u32;
+
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6` (`include/uapi/linux/netfilter.h`).
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::Ipv4 => 2,
+        Family::Ipv6 => 10,
+    }
+}

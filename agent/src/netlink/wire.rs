@@ -1,0 +1,365 @@
+//! The byte layout of netlink messages, written and read.
+//!
+//! ```text
+//! nlmsghdr (16 bytes)  length u32, type u16, flags u16, sequence u32, port u32
+//! nfgenmsg (4 bytes)   address family u8, version u8 (0), resource u16 (big endian)
+//! attributes           length u16 (header included, padding not), type u16, payload,
+//!                      padded to 4 bytes; a nested attribute's payload is attributes
+//! ```
+//!
+//! Headers are in host byte order; nf_tables puts its own integers in network
+//! byte order (`include/uapi/linux/netlink.h`, `nfnetlink.h`, `nf_tables.h`).
+
+use nlink::netlink::nftables::{NFNL_SUBSYS_NFTABLES, NFTA_DATA_VALUE};
+
+/// `NLM_F_REQUEST`
+pub(super) const NLM_F_REQUEST: u16 = 0x1;
+/// `NLM_F_ACK`
+pub(super) const NLM_F_ACK: u16 = 0x4;
+/// `NLM_F_DUMP_INTR`: the objects changed while they were listed.
+pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
+/// `NLM_F_CAPPED`: the acknowledgement carries only the request's header.
+pub(super) const NLM_F_CAPPED: u16 = 0x100;
+/// `NLM_F_ACK_TLVS`: the acknowledgement carries extended information.
+pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
+/// `NLM_F_DUMP`
+pub(super) const NLM_F_DUMP: u16 = 0x300;
+/// `NLM_F_EXCL`
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+/// `NLM_F_CREATE`
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`
+pub(super) const NLM_F_APPEND: u16 = 0x800;
+
+/// `NLMSG_ERROR`: an error, or with code 0 an acknowledgement.
+pub(super) const NLMSG_ERROR: u16 = 2;
+/// `NLMSG_DONE`: the end of a dump.
+pub(super) const NLMSG_DONE: u16 = 3;
+
+/// `NLMSGERR_ATTR_MSG`: the kernel's words for an error.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+/// `NLMSGERR_ATTR_OFFS`: where in the request the offending attribute stands.
+const NLMSGERR_ATTR_OFFS: u16 = 2;
+
+const NLA_F_NESTED: u16 = 0x8000;
+/// Everything of an attribute's type but its two flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// `sizeof(struct nlmsghdr)`
+pub(super) const HEADER: usize = 16;
+/// `sizeof(struct nfgenmsg)`
+pub(super) const NFGENMSG: usize = 4;
+/// The longest an attribute can be: its length is a `u16`.
+pub(super) const MAX_ATTRIBUTE: usize = u16::MAX as usize;
+
+/// The type of an nf_tables message: the subsystem and one of `NFT_MSG_*`.
+pub(super) fn nft_type(message: u8) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | u16::from(message)
+}
+
+fn align(length: usize) -> usize {
+    (length + 3) & !3
+}
+
+/// Where something begun in a [`Writer`] starts; `end` patches its length in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open(usize);
+
+/// Writes messages one behind the other into one buffer.
+#[derive(Debug)]
+pub(super) struct Writer {
+    buffer: Vec<u8>,
+    /// Added to the type of an attribute that holds attributes.
+    nested: u16,
+}
+
+impl Default for Writer {
+    /// For messages to the kernel, with the flag on nested attributes that
+    /// newer interfaces of it demand.
+    fn default() -> Self {
+        Self { buffer: Vec::new(), nested: NLA_F_NESTED }
+    }
+}
+
+impl Writer {
+    /// Writes as nf_tables lists its objects: without the flag.
+    pub(super) fn as_listed() -> Self {
+        Self { buffer: Vec::new(), nested: 0 }
+    }
+
+    /// Forgets the content and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.buffer.clear();
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// How many bytes are written: the position of what comes next.
+    pub(super) fn position(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Begins a message with its two headers. `resource` is the subsystem for
+    /// the marks around a batch, else 0.
+    pub(super) fn begin_message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Open {
+        let open = Open(self.buffer.len());
+        self.buffer.extend_from_slice(&0u32.to_ne_bytes());
+        self.buffer.extend_from_slice(&kind.to_ne_bytes());
+        self.buffer.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.buffer.extend_from_slice(&sequence.to_ne_bytes());
+        self.buffer.extend_from_slice(&0u32.to_ne_bytes());
+        self.buffer.extend_from_slice(&[family, 0]);
+        self.buffer.extend_from_slice(&resource.to_be_bytes());
+        open
+    }
+
+    pub(super) fn end_message(&mut self, open: Open) {
+        let length = (self.buffer.len() - open.0) as u32;
+        self.buffer[open.0..open.0 + 4].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// Adds flags to a message that is already written.
+    pub(super) fn add_flags(&mut self, message: usize, flags: u16) {
+        for (byte, flag) in self.buffer[message + 6..message + 8].iter_mut().zip(flags.to_ne_bytes()) {
+            *byte |= flag;
+        }
+    }
+
+    /// Begins an attribute of raw bytes.
+    pub(super) fn begin_attribute(&mut self, kind: u16) -> Open {
+        let open = Open(self.buffer.len());
+        self.buffer.extend_from_slice(&0u16.to_ne_bytes());
+        self.buffer.extend_from_slice(&kind.to_ne_bytes());
+        open
+    }
+
+    /// Begins an attribute that holds attributes.
+    pub(super) fn begin_nest(&mut self, kind: u16) -> Open {
+        self.begin_attribute(kind | self.nested)
+    }
+
+    /// Ends an attribute. Callers keep it below [`MAX_ATTRIBUTE`].
+    pub(super) fn end(&mut self, open: Open) {
+        let length = self.buffer.len() - open.0;
+        debug_assert!(length <= MAX_ATTRIBUTE, "attribute of {length} bytes");
+        self.buffer[open.0..open.0 + 2].copy_from_slice(&(length as u16).to_ne_bytes());
+        self.buffer.resize(open.0 + align(length), 0);
+    }
+
+    /// An attribute that holds what `content` writes.
+    pub(super) fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
+        let open = self.begin_nest(kind);
+        content(self);
+        self.end(open);
+    }
+
+    /// Bytes of an attribute begun with [`Self::begin_attribute`].
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    pub(super) fn attribute(&mut self, kind: u16, payload: &[u8]) {
+        let open = self.begin_attribute(kind);
+        self.raw(payload);
+        self.end(open);
+    }
+
+    pub(super) fn u8(&mut self, kind: u16, value: u8) {
+        self.attribute(kind, &[value]);
+    }
+
+    pub(super) fn be32(&mut self, kind: u16, value: u32) {
+        self.attribute(kind, &value.to_be_bytes());
+    }
+
+    pub(super) fn be64(&mut self, kind: u16, value: u64) {
+        self.attribute(kind, &value.to_be_bytes());
+    }
+
+    /// A string with its terminating zero.
+    pub(super) fn string(&mut self, kind: u16, text: &str) {
+        let open = self.begin_attribute(kind);
+        self.raw(text.as_bytes());
+        self.raw(&[0]);
+        self.end(open);
+    }
+
+    /// A constant: `NFTA_DATA_VALUE` inside `kind`.
+    pub(super) fn value(&mut self, kind: u16, bytes: &[u8]) {
+        self.nest(kind, |w| w.attribute(NFTA_DATA_VALUE, bytes));
+    }
+}
+
+/// One message of a datagram that was received.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    /// Everything behind the header.
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The family and the attributes of an nfnetlink message.
+    pub(super) fn body(&self) -> Option<(u8, Attributes<'a>)> {
+        let (header, rest) = self.payload.split_at_checked(NFGENMSG)?;
+        Some((header[0], Attributes(rest)))
+    }
+}
+
+/// The messages of a datagram.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let header = self.0.get(..HEADER)?;
+        let length = u32::from_ne_bytes(header[0..4].try_into().ok()?) as usize;
+        let payload = self.0.get(HEADER..length)?;
+        let message = Message {
+            kind: u16::from_ne_bytes(header[4..6].try_into().ok()?),
+            flags: u16::from_ne_bytes(header[6..8].try_into().ok()?),
+            sequence: u32::from_ne_bytes(header[8..12].try_into().ok()?),
+            payload,
+        };
+        self.0 = self.0.get(align(length)..).unwrap_or_default();
+        Some(message)
+    }
+}
+
+/// What an [`NLMSG_ERROR`] says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// 0 for an acknowledgement, else a positive errno.
+    pub(super) errno: i32,
+    /// The kernel's words.
+    pub(super) text: Option<String>,
+    /// Where in the request the offending attribute stands.
+    pub(super) offset: Option<usize>,
+}
+
+impl Answer {
+    /// `int error; struct nlmsghdr request;`, the request's payload unless
+    /// capped, then attributes.
+    pub(super) fn parse(message: &Message<'_>) -> Option<Answer> {
+        let errno = -i32::from_ne_bytes(message.payload.get(..4)?.try_into().ok()?);
+        let mut answer = Answer { errno, text: None, offset: None };
+        if message.flags & NLM_F_ACK_TLVS == 0 {
+            return Some(answer);
+        }
+        let echoed = if message.flags & NLM_F_CAPPED != 0 {
+            HEADER
+        } else {
+            align(u32::from_ne_bytes(message.payload.get(4..8)?.try_into().ok()?) as usize)
+        };
+        for attribute in Attributes(message.payload.get(4 + echoed..).unwrap_or_default()) {
+            match attribute.kind {
+                NLMSGERR_ATTR_MSG => answer.text = attribute.string().map(str::to_owned),
+                // The one integer of this room in host byte order.
+                NLMSGERR_ATTR_OFFS => {
+                    answer.offset = attribute.payload.try_into().ok().map(|bytes| u32::from_ne_bytes(bytes) as usize);
+                }
+                _ => {}
+            }
+        }
+        Some(answer)
+    }
+}
+
+/// One attribute.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attribute<'a> {
+    /// The type, without flags.
+    pub(super) kind: u16,
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    pub(super) fn be32(&self) -> Option<u32> {
+        Some(u32::from_be_bytes(self.payload.try_into().ok()?))
+    }
+
+    pub(super) fn be64(&self) -> Option<u64> {
+        Some(u64::from_be_bytes(self.payload.try_into().ok()?))
+    }
+
+    pub(super) fn string(&self) -> Option<&'a str> {
+        std::str::from_utf8(self.payload).ok().map(|text| text.trim_end_matches('\0'))
+    }
+
+    /// The attributes inside.
+    pub(super) fn nested(&self) -> Attributes<'a> {
+        Attributes(self.payload)
+    }
+}
+
+/// A run of attributes. Stops at the first that does not fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// The first attribute of a type.
+    pub(super) fn get(mut self, kind: u16) -> Option<Attribute<'a>> {
+        self.find(|attribute| attribute.kind == kind)
+    }
+
+    /// The string of an attribute, if it is there.
+    pub(super) fn string(self, kind: u16) -> Option<&'a str> {
+        self.get(kind)?.string()
+    }
+
+    /// The big-endian integer of an attribute, if it is there.
+    pub(super) fn be32(self, kind: u16) -> Option<u32> {
+        self.get(kind)?.be32()
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = Attribute<'a>;
+
+    fn next(&mut self) -> Option<Attribute<'a>> {
+        let header = self.0.get(..4)?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & NLA_TYPE_MASK;
+        let payload = self.0.get(4..length)?;
+        self.0 = self.0.get(align(length)..).unwrap_or_default();
+        Some(Attribute { kind, payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let mut writer = Writer::default();
+        let message = writer.begin_message(nft_type(9), NLM_F_CREATE, 7, 2, 0);
+        writer.string(1, "table");
+        writer.nest(2, |w| w.be32(3, 0x0102_0304));
+        writer.end_message(message);
+        writer.add_flags(0, NLM_F_ACK);
+
+        let message = Messages(writer.bytes()).next().unwrap();
+        assert_eq!((message.kind, message.flags, message.sequence), (0x0a09, 0x405, 7));
+        let (family, attributes) = message.body().unwrap();
+        assert_eq!(family, 2);
+        assert_eq!(attributes.string(1), Some("table"));
+        assert_eq!(attributes.get(2).unwrap().nested().be32(3), Some(0x0102_0304));
+        assert_eq!(writer.bytes().len(), 20 + 12 + 12);
+    }
+
+    #[test]
+    fn truncated_input_ends_the_iteration() {
+        assert!(Messages(&[1, 0, 0]).next().is_none());
+        assert!(Messages(&[0; 16]).next().is_none(), "a length of 0 must not loop");
+        assert!(Attributes(&[0; 8]).next().is_none(), "nor here");
+        assert!(Attributes(&[200, 0, 1, 0, 1]).next().is_none());
+    }
+}
