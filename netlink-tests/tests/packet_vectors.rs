@@ -146,7 +146,7 @@ fn the_truth_passes_every_vector() {
     let vectors = all_vectors();
     let reports = run_oracle(&vectors, |_| {});
     assert_eq!(reports.len(), vectors.len());
-    println!("{}", Summary(&reports));
+    eprintln!("{}", Summary(&reports));
     assert!(reports.iter().all(VectorReport::passed), "{}", Summary(&reports));
     for report in &reports {
         assert!(report.connections >= report.packets, "{}", report.name);

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
@@ -75,6 +76,18 @@ impl NetNs {
     /// [`LabError::NotPermitted`] without the privilege to do so.
     pub fn new(name: impl Into<String>) -> Result<Self, LabError> {
         Self::with_probe_ports(name.into(), Arc::new(AtomicU16::new(FIRST_PROBE_PORT)))
+    }
+
+    /// A handle on a namespace that exists already, by the path of its file (`/proc/PID/ns/net`,
+    /// `/run/netns/NAME`).
+    ///
+    /// # Errors
+    ///
+    /// The file can't be opened.
+    pub fn open(name: impl Into<String>, path: impl AsRef<Path>) -> Result<Self, LabError> {
+        let path = path.as_ref();
+        let fd = File::open(path).map_err(LabError::syscall(format!("open {}", path.display())))?;
+        Ok(Self { name: name.into(), fd: fd.into(), probe_ports: Arc::new(AtomicU16::new(FIRST_PROBE_PORT)) })
     }
 
     /// Creates a namespace whose probes share their source ports with this one's. Where both send through one

@@ -1,0 +1,72 @@
+//! A lab whose process is killed leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use agent::lab::{Lab, NetNs};
+use futures::StreamExt;
+use nlink::{Connection, Route, RtnetlinkGroup};
+
+netlink_tests::in_own_namespaces!();
+
+/// What the child's line with the descriptor of its node's namespace begins with.
+const NODE_AT: &str = "node at ";
+
+fn small_lab() -> Lab {
+    let address = |text: &str| [text.parse().unwrap()];
+    Lab::builder()
+        .node_addresses(address("192.0.2.11"))
+        .host("pod", "vethab", address("10.244.1.5"))
+        .uplink("outside", "eth0", address("198.51.100.23"))
+        .build()
+        .unwrap()
+}
+
+/// Not a test by itself: the process that the other test kills.
+#[test]
+#[ignore = "the part of the test below that gets killed"]
+fn child_with_a_lab() {
+    let lab = small_lab();
+    let mut output = std::io::stdout();
+    writeln!(output, "\n{NODE_AT}{}", lab.node().fd().as_raw_fd()).unwrap();
+    output.flush().unwrap();
+    // Until killed, or until the parent is gone.
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// The node's namespace is kept open from here, so that it outlives its process; the hosts' are not. Their end of
+/// each veth pair goes with them, which takes away the node's end.
+#[test]
+fn the_kernel_takes_a_killed_lab_away() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_with_a_lab", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let descriptor = lines.find_map(|line| Some(line.strip_prefix(NODE_AT)?.to_owned())).unwrap();
+    let node = NetNs::open("node", format!("/proc/{}/fd/{descriptor}", child.id())).unwrap();
+    let links = node.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let netlink = Connection::<Route>::new().unwrap();
+            let watcher = Connection::<Route>::new().unwrap();
+            watcher.subscribe(&[RtnetlinkGroup::Link]).unwrap();
+            let mut events = watcher.events().await;
+            assert_eq!(netlink.get_links().await.unwrap().len(), 3, "loopback and two hosts");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let gone = async {
+                while netlink.get_links().await.unwrap().len() > 1 {
+                    events.next().await.unwrap().unwrap();
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), gone).await
+        })
+    });
+    links.unwrap().unwrap();
+}
