@@ -61,6 +61,11 @@ pub enum NetlinkError {
 }
 
 impl NetlinkError {
+    /// Whether trying again can't help: somebody has to change something first.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, NetlinkError::NoNfTables(_) | NetlinkError::Permission)
+    }
+
     /// From the errno the kernel answered a question with.
     pub(super) fn from_errno(question: impl Into<String>, errno: i32) -> Self {
         match errno {

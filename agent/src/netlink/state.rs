@@ -80,6 +80,18 @@ impl TableState {
             })
     }
 
+    /// Whether a chain is there and hooks in as it should: what can't be
+    /// changed in place.
+    pub fn base_matches(&self, chain: Chain) -> bool {
+        let expected = chain.base().map(|base| Hooked {
+            kind: if base.nat { "nat" } else { "filter" }.to_owned(),
+            hook: base.hook.number(),
+            priority: base.priority,
+            policy: NF_ACCEPT,
+        });
+        self.chains.get(&chain.to_string()).is_some_and(|state| state.base == expected)
+    }
+
     /// Whether a set or map is there and declared as we would: the types and
     /// lengths of key and value, the flags, the size, the counters, and what
     /// nft needs to print a `typeof` map.

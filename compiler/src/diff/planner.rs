@@ -188,6 +188,11 @@ impl Planner {
         &self.config
     }
 
+    /// What the rules of a family would be made from, on this node.
+    pub fn skeleton(&self, node: &NodeInfo, family: Family) -> SkeletonConfig {
+        FamilyState::new(family, &self.config, node).skeleton
+    }
+
     /// Services that the kernel refused; they keep what was programmed for
     /// them until they change.
     pub fn quarantined(&self) -> impl Iterator<Item = &ServiceName> {

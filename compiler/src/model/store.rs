@@ -50,6 +50,8 @@ pub struct Store {
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
     hints: HashSet<Arc<Hints>>,
+    service_count: usize,
+    endpoint_count: usize,
     dirty: HashSet<ServiceName>,
     node_changed: bool,
     lists: HashMap<Kind, u32>,
@@ -83,12 +85,23 @@ impl Store {
 
     /// How many Services have rules in at least one family.
     pub fn service_count(&self) -> usize {
-        self.services.values().filter(|entry| entry.service.iter().any(Option::is_some)).count()
+        self.service_count
     }
 
     /// How many endpoints all slices hold.
     pub fn endpoint_count(&self) -> usize {
-        self.services.values().flat_map(|entry| &entry.slices).map(|slice| slice.slice.endpoints.len()).sum()
+        self.endpoint_count
+    }
+
+    /// Slices that name a Service which does not exist, in no order.
+    pub fn lone_slices(&self) -> impl Iterator<Item = ObjectRef> {
+        self.services.iter().filter(|(_, entry)| !entry.known).flat_map(|(name, entry)| {
+            entry.slices.iter().map(|slice| ObjectRef {
+                kind: Kind::EndpointSlice,
+                namespace: name.namespace().to_owned(),
+                name: slice.name.to_string(),
+            })
+        })
     }
 
     /// The Services that changed since the last call.
@@ -100,6 +113,12 @@ impl Store {
     /// Whether any Service changed since the last [`Self::take_dirty`].
     pub fn has_dirty(&self) -> bool {
         !self.dirty.is_empty()
+    }
+
+    /// Whether the node or the service ranges changed since the last
+    /// [`Self::take_node_changed`].
+    pub fn node_changed(&self) -> bool {
+        self.node_changed
     }
 
     /// Whether the node or the service ranges changed since the last call.
@@ -189,7 +208,10 @@ impl Store {
         entry.list = list;
         let unchanged = service.iter().zip(&entry.service).all(|(new, old)| new.as_ref() == old.as_deref());
         if !unchanged {
-            entry.service = service.map(|service| service.map(Arc::new));
+            let service = service.map(|service| service.map(Arc::new));
+            self.service_count += usize::from(has_rules(&service));
+            self.service_count -= usize::from(has_rules(&entry.service));
+            entry.service = service;
             self.dirty.insert(name);
         }
         problems
@@ -198,7 +220,8 @@ impl Store {
     fn remove_service(&mut self, name: &ServiceName) {
         let Some(entry) = self.services.get_mut(name) else { return };
         entry.known = false;
-        if entry.service.iter().any(Option::is_some) {
+        if has_rules(&entry.service) {
+            self.service_count -= 1;
             entry.service = [None, None];
             self.dirty.insert(name.clone());
         }
@@ -245,11 +268,14 @@ impl Store {
             Ok(position) => {
                 slices[position].list = list;
                 if slices[position].slice != slice {
+                    self.endpoint_count += slice.endpoints.len();
+                    self.endpoint_count -= slices[position].slice.endpoints.len();
                     slices[position].slice = slice;
                     self.dirty.insert(owner);
                 }
             }
             Err(position) => {
+                self.endpoint_count += slice.endpoints.len();
                 slices.insert(position, NamedSlice { name: slice_name, slice, list });
                 self.dirty.insert(owner);
             }
@@ -273,7 +299,9 @@ impl Store {
     fn remove_slice(&mut self, namespace: &str, slice_name: &str) {
         let Some(owner) = self.slice_owners.remove(format!("{namespace}/{slice_name}").as_str()) else { return };
         if let Some(entry) = self.services.get_mut(&owner) {
-            entry.slices.retain(|slice| *slice.name != *slice_name);
+            if let Some(position) = entry.slices.iter().position(|slice| *slice.name == *slice_name) {
+                self.endpoint_count -= entry.slices.remove(position).slice.endpoints.len();
+            }
             self.dirty.insert(owner.clone());
         }
         self.forget_if_empty(&owner);
@@ -308,4 +336,8 @@ impl Store {
             Kind::ServiceCidr => self.node_changed |= self.service_cidrs.remove(&reference.name).is_some(),
         }
     }
+}
+
+fn has_rules(service: &PerFamily<Option<Arc<Service>>>) -> bool {
+    service.iter().any(Option::is_some)
 }

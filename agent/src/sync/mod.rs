@@ -1,0 +1,255 @@
+//! The heart of the agent: takes changes into the store, plans, commits, and
+//! keeps what is programmed and what the kernel holds the same.
+//!
+//! * [`Syncer`]: one change or many, committed as ordered transactions;
+//! * [`report`]: what a sync did;
+//! * `repair`: the start, and what follows a refusal or a foreign change.
+
+mod affinity;
+mod repair;
+pub mod report;
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use compiler::diff::{Plan, Planner, Transaction};
+use compiler::model::convert::Problem;
+use compiler::model::types::ServiceName;
+use compiler::model::{ProxyConfig, Store};
+use compiler::ruleset::Family;
+use compiler::ruleset::service::CompiledService;
+
+use crate::netlink::{CommitError, Kernel, NetlinkError};
+use crate::source::Event;
+use report::{Refused, SyncReport};
+
+/// Why a sync failed as a whole. What concerns a single Service is no error
+/// here but a [`Refused`] in the report.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The kernel could not be spoken to.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The kernel refused a part of the fixed skeleton: it lacks a feature.
+    #[error(
+        "the kernel refused a part of the rule set that every Service needs: {0}; check that the kernel is 5.13 or \
+         newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT, NFT_NUMGEN and NFT_HASH"
+    )]
+    Skeleton(String),
+    /// Repairs were refused again and again.
+    #[error("the kernel refused {attempts} repairs in a row, the last for: {last}; trying again at the next change")]
+    Unrepairable {
+        /// How often it was tried.
+        attempts: usize,
+        /// What was refused last.
+        last: String,
+    },
+}
+
+/// Chains that nothing points to may pile up to this number before they are
+/// deleted at once rather than when the agent is idle.
+const MAX_IDLE_CHAINS: usize = 64;
+
+/// Takes changes, and programs them.
+#[derive(Debug)]
+pub struct Syncer {
+    store: Store,
+    planner: Planner,
+    kernel: Kernel,
+    enabled: [bool; 2],
+    initialised: bool,
+    /// What was programmed for Services whose change the kernel refused.
+    last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
+    damaged: bool,
+}
+
+impl Syncer {
+    /// A syncer that has neither heard nor programmed anything. `families` are
+    /// those that the node has.
+    pub fn new(config: ProxyConfig, kernel: Kernel, families: &[Family]) -> Self {
+        let store = Store::new(config.node_name.clone());
+        let planner = Planner::new(config, store.node());
+        let enabled = Family::ALL.map(|family| families.contains(&family));
+        Self { store, planner, kernel, enabled, initialised: false, last_good: HashMap::new(), damaged: false }
+    }
+
+    /// What the sources told.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What is programmed.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// The kernel, for read-back.
+    pub fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// The addresses on this node's interfaces, as the kernel has them.
+    pub fn set_interface_addresses(&mut self, addresses: Vec<std::net::IpAddr>) {
+        self.store.set_interface_addresses(addresses);
+    }
+
+    /// Takes an event of a source into the store; programs nothing yet.
+    /// Returns what in it can't be used.
+    pub fn take(&mut self, event: Event) -> Vec<Problem> {
+        match event {
+            Event::ListStarted(kind) => self.store.begin_list(kind),
+            Event::ListCompleted(kind) => self.store.end_list(kind),
+            Event::Changes(changes) => {
+                return changes.into_iter().flat_map(|change| self.store.apply(change)).collect();
+            }
+            Event::Synced | Event::Degraded(_) => {}
+        }
+        Vec::new()
+    }
+
+    /// Whether something waits to be programmed.
+    pub fn is_pending(&self) -> bool {
+        self.store.has_dirty() || self.store.node_changed() || self.damaged || !self.initialised
+    }
+
+    /// Programs what changed. The first call reads the kernel and sends only
+    /// the difference; so does one after a failure.
+    ///
+    /// # Errors
+    /// If the kernel can't be spoken to, or refuses what all Services share.
+    /// The next call then reads the kernel again.
+    pub async fn sync(&mut self) -> Result<SyncReport, SyncError> {
+        let begun = Instant::now();
+        let mut report = SyncReport::default();
+        let outcome = if self.initialised && !self.damaged {
+            self.sync_changes(&mut report).await
+        } else {
+            self.repair(&mut report).await
+        };
+        self.damaged = outcome.is_err();
+        report.duration = begun.elapsed();
+        outcome.map(|()| report)
+    }
+
+    /// The kernel may not hold what is believed: the next sync looks.
+    pub fn mark_damaged(&mut self) {
+        self.damaged = true;
+    }
+
+    /// Reads the kernel, and sends whatever it does not hold as it should.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub async fn resync(&mut self) -> Result<SyncReport, SyncError> {
+        self.damaged = true;
+        self.sync().await
+    }
+
+    async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+        let mut plan = if self.store.take_node_changed() {
+            self.store.take_dirty();
+            self.planner.plan_node(&self.store)
+        } else {
+            let mut names = self.store.take_dirty();
+            names.sort_unstable();
+            self.planner.plan(&self.store, names)
+        };
+        report.denied = std::mem::take(&mut plan.denied);
+        let committed = self.commit_plan(&mut plan, report).await;
+        if let Err(CommitError::Refused { .. }) = &committed {
+            // What the kernel holds may not be what we believed: look, and send
+            // the difference. Only who is refused then is at fault.
+            self.remember(&plan);
+            self.repair(report).await?;
+        } else {
+            committed.map_err(|error| self.netlink_error(error))?;
+            if self.planner.idle_chains() > MAX_IDLE_CHAINS {
+                self.tidy().await?;
+            }
+        }
+        report.changed = plan.changed;
+        Ok(())
+    }
+
+    async fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {
+        if plan.unlearn
+            && let Some(first) = plan.transactions.first_mut()
+        {
+            let stale = self.stale_affinity().await.map_err(CommitError::Netlink)?;
+            first.operations.extend(stale);
+        }
+        for transaction in &mut plan.transactions {
+            self.commit(transaction, report).await?;
+        }
+        if plan.unlearn {
+            // A packet may have learned of an endpoint in between.
+            let operations = self.stale_affinity().await.map_err(CommitError::Netlink)?;
+            self.commit(&mut Transaction { operations }, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits one transaction, without the families that the node lacks.
+    async fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
+        let enabled = self.enabled;
+        if enabled != [true, true] {
+            transaction.operations.retain(|operation| enabled[compiler::model::convert::index(operation.family)]);
+        }
+        if transaction.operations.is_empty() {
+            return Ok(());
+        }
+        let commit = self.kernel.commit(transaction).await?;
+        report.add(transaction, commit.duration);
+        Ok(())
+    }
+
+    fn remember(&mut self, plan: &Plan) {
+        for change in &plan.changed {
+            let slot = compiler::model::convert::index(change.family);
+            let good = self
+                .last_good
+                .entry(change.name.clone())
+                .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
+            good[slot].clone_from(&change.before);
+        }
+    }
+
+    fn netlink_error(&self, error: CommitError) -> SyncError {
+        match error {
+            CommitError::Netlink(error) => SyncError::Netlink(error),
+            CommitError::Refused { failures } => {
+                let last = failures.first().map(|failure| failure.description.clone()).unwrap_or_default();
+                SyncError::Skeleton(last)
+            }
+        }
+    }
+
+    /// Deletes chains that nothing points to any more.
+    ///
+    /// # Errors
+    /// If the kernel can't be spoken to. A kernel before 6.2 may still hold on
+    /// to a chain; that is repaired at the next sync.
+    pub async fn tidy(&mut self) -> Result<(), SyncError> {
+        let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(()) };
+        match self.commit(&mut transaction, &mut SyncReport::default()).await {
+            Ok(()) => Ok(()),
+            Err(CommitError::Netlink(error)) => Err(error.into()),
+            Err(CommitError::Refused { .. }) => {
+                self.damaged = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Names the Services that a refusal is about.
+fn refused(transaction: &Transaction, error: &CommitError) -> Vec<Refused> {
+    let CommitError::Refused { failures } = error else { return Vec::new() };
+    failures
+        .iter()
+        .map(|failure| Refused {
+            owner: transaction.operations.get(failure.operation).and_then(|operation| operation.owner.clone()),
+            description: failure.description.clone(),
+        })
+        .collect()
+}

@@ -1,0 +1,60 @@
+//! What a sync did.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use compiler::diff::planner::{Denied, ServiceChange};
+use compiler::diff::{Action, Transaction};
+
+/// What one sync did.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// How many transactions were committed.
+    pub transactions: usize,
+    /// How many elements were added.
+    pub added: usize,
+    /// How many elements were removed.
+    pub removed: usize,
+    /// How many operations on tables, chains, rules and maps there were.
+    pub objects: usize,
+    /// From the beginning to the last commit.
+    pub duration: Duration,
+    /// What each transaction took in the kernel, socket included.
+    pub commits: Vec<Duration>,
+    /// What the kernel refused; everything else was programmed.
+    pub refused: Vec<Refused>,
+    /// Frontends that a Service wants and an older one has.
+    pub denied: Vec<Denied>,
+    /// What changed, by Service; empty for the start and for repairs.
+    pub changed: Vec<ServiceChange>,
+    /// Whether the kernel was read and compared.
+    pub repaired: bool,
+}
+
+/// Something that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// `namespace/name` of the Service, `None` for the skeleton.
+    pub owner: Option<Arc<str>>,
+    /// Which operation, and what the kernel said.
+    pub description: String,
+}
+
+impl SyncReport {
+    /// Whether anything was sent.
+    pub fn is_empty(&self) -> bool {
+        self.transactions == 0
+    }
+
+    pub(super) fn add(&mut self, transaction: &Transaction, duration: Duration) {
+        self.transactions += 1;
+        self.commits.push(duration);
+        for operation in &transaction.operations {
+            match operation.action {
+                Action::AddElement(_) => self.added += 1,
+                Action::DeleteElement(_) => self.removed += 1,
+                _ => self.objects += 1,
+            }
+        }
+    }
+}
