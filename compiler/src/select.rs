@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::Endpoint;
 use crate::model::store::NamedSlice;
 use crate::model::types::{Service, ServicePort, SliceEndpoint};
+use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 
 /// The node that selection is done for.
@@ -80,6 +80,22 @@ pub fn ready_local_addresses(family: Family, service: &Service, slices: &[NamedS
         addresses.extend(ready.map(|(address, _)| address.address));
     }
     addresses.len()
+}
+
+/// The endpoints that flows of this port may stay with, sorted; empty for TCP,
+/// whose connections are never cut.
+///
+/// For UDP those that serve, whatever policies and topology say of new flows
+/// (kube-proxy: `pkg/proxy/conntrack/cleanup.go`), and those that are ready,
+/// since new flows go there. For SCTP all that exist: an association is cut
+/// only when its endpoint is gone.
+pub fn endpoints_keeping_flows(family: Family, port: &ServicePort, slices: &[NamedSlice]) -> Vec<Endpoint> {
+    let keeps: fn(&SliceEndpoint) -> bool = match port.protocol {
+        Protocol::Tcp => return Vec::new(),
+        Protocol::Udp => |endpoint| endpoint.serving || endpoint.ready,
+        Protocol::Sctp => |_| true,
+    };
+    addresses(&candidates(family, port, slices), keeps)
 }
 
 /// All endpoints that join the service port, each address and port once, in

@@ -17,7 +17,7 @@ use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, CompiledPort, CompiledService, claims, elements};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::ruleset::table::{Ruleset, Table};
-use crate::select::{Viewpoint, ready_local_addresses, select};
+use crate::select::{Viewpoint, endpoints_keeping_flows, ready_local_addresses, select};
 
 /// Knows what is programmed, and plans what to change.
 ///
@@ -204,6 +204,11 @@ impl Planner {
         self.families[index(family)].services.get(name)
     }
 
+    /// The Service that has a frontend of a family.
+    pub fn holder(&self, family: Family, claim: &Claim) -> Option<&ServiceName> {
+        self.families[index(family)].claims.holder(claim)
+    }
+
     /// Everything that is programmed for all Services of a family, in no order.
     pub fn all_compiled(&self, family: Family) -> impl Iterator<Item = (&ServiceName, &CompiledService)> {
         self.families[index(family)].services.iter()
@@ -304,6 +309,7 @@ impl Planner {
                 local: slots::assign(local.unwrap_or_default(), &selected.local),
                 on_this_node: selected.on_this_node.into(),
                 any: selected.any,
+                keeping_flows: endpoints_keeping_flows(family, port, slices).into(),
             }
         });
         let denied = claims(service).into_iter().filter(|claim| !state.claims.holds(claim, name));

@@ -42,6 +42,9 @@ pub struct CompiledPort {
     pub on_this_node: Box<[Endpoint]>,
     /// Whether any endpoint anywhere could serve.
     pub any: bool,
+    /// Where established flows may stay, sorted; empty for TCP: see
+    /// [`crate::select::endpoints_keeping_flows`]. No element depends on it.
+    pub keeping_flows: Box<[Endpoint]>,
 }
 
 /// What two Services can't both have.
