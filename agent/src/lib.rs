@@ -8,6 +8,7 @@ pub mod cleanup;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod demo;
 pub mod follow;
 pub mod lab;

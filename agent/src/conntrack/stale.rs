@@ -1,0 +1,245 @@
+//! Which flows are stale: decided from what changed, without looking at any flow.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use compiler::diff::Planner;
+use compiler::diff::planner::ServiceChange;
+use compiler::model::types::{Service, ServicePort};
+use compiler::model::{Endpoint, NodeInfo, Protocol};
+use compiler::ruleset::Family;
+use compiler::ruleset::element::FrontendKey;
+use compiler::ruleset::service::{Claim, CompiledPort, CompiledService, claims};
+
+use super::message::{DumpFilter, Flow};
+
+/// Up to so many frontends of one family and protocol are looked for one by one; for more, one dump holds all flows of
+/// the protocol. Each dump walks the kernel's whole table, which costs as much as copying some of its entries out.
+const MAX_NARROW_DUMPS: usize = 3;
+
+/// Frontends whose flows may be stale, and where the flows of each may stay.
+///
+/// A flow belongs to a frontend if it was sent there (its original destination). Its endpoint is where the replies
+/// come from. Flows of TCP are never stale: a peer that is gone shows itself there, and a connection may outlive its
+/// endpoint's readiness.
+///
+/// * A **UDP** flow is stale if its endpoint doesn't serve the frontend any more: it was removed, it stopped serving,
+///   it was the last one, or the frontend itself is gone (a Service, port, NodePort or address was removed). It may
+///   stay with an endpoint that terminates but still serves, and with one that policies or topology hints would not
+///   choose for a new flow; kube-proxy lets them stay too.
+/// * An **SCTP** flow is stale only if its endpoint is in no EndpointSlice any more. Removing an established
+///   association cuts it; but if its pod is gone it is dead already, and an INIT from the same port (SCTP clients tend
+///   to have a fixed one) would follow it to nowhere until the entry expires. Nothing is done for a frontend that is
+///   gone: such an association ends like one of TCP, with its endpoint.
+/// * A flow that was **never translated** though a Service has the frontend is stale: it was made past the rules,
+///   before they were there.
+///
+/// A flow tracked in a zone other than 0 is stale only if it was translated: in there it may well be tracked on its way
+/// to the translation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StaleFlows {
+    frontends: HashMap<FrontendKey, Fate>,
+}
+
+/// What holds for the flows of a frontend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    /// They may stay if their endpoint is one of these (sorted).
+    StayWith(Arc<[Endpoint]>),
+    /// No Service has the frontend now, but one had: all that were translated go.
+    Gone,
+}
+
+impl StaleFlows {
+    /// What the changes of a plan make stale. `planner` is the one that planned them, `node` what it planned for. The
+    /// work depends on the changes alone.
+    ///
+    /// A change that only adds endpoints to those a frontend had makes nothing stale.
+    pub fn of_changes(planner: &Planner, node: &NodeInfo, changes: &[ServiceChange]) -> Self {
+        let mut stale = Self::default();
+        let node_ports = NodePorts { planner, node };
+        let changes: Vec<&ServiceChange> = changes.iter().filter(|change| may_make_stale(change)).collect();
+        for change in &changes {
+            let Some(before) = &change.before else { continue };
+            for (_, claim) in frontends(before) {
+                if protocol(&claim) == Protocol::Udp {
+                    stale.insert(&node_ports, change.family, claim, &Fate::Gone);
+                }
+            }
+        }
+        // Last, so that a frontend that went from one Service to another is not taken for gone.
+        for change in &changes {
+            let Some(after) = &change.after else { continue };
+            stale.stay_with_endpoints_of(&node_ports, change.family, after);
+        }
+        stale
+    }
+
+    /// What may be stale of everything that `planner` has programmed: at the start, where nobody knows what happened
+    /// before; after the rules were repaired; and after the node's addresses changed, which NodePorts depend on.
+    pub fn of_start(planner: &Planner, node: &NodeInfo) -> Self {
+        let mut stale = Self::default();
+        let node_ports = NodePorts { planner, node };
+        for family in Family::ALL {
+            for (_, compiled) in planner.all_compiled(family) {
+                stale.stay_with_endpoints_of(&node_ports, family, compiled);
+            }
+        }
+        stale
+    }
+
+    /// Adds what became stale later. It takes precedence: what is known of a frontend is what was learned last.
+    pub fn merge(&mut self, later: Self) {
+        self.frontends.extend(later.frontends);
+    }
+
+    /// Whether there is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+    }
+
+    /// How many frontends there are to look for.
+    pub fn len(&self) -> usize {
+        self.frontends.len()
+    }
+
+    /// Whether this flow must go.
+    pub(super) fn covers(&self, flow: &Flow<'_>) -> bool {
+        if flow.in_zone && !flow.translated {
+            return false;
+        }
+        match self.frontends.get(&flow.frontend) {
+            None => false,
+            Some(Fate::Gone) => flow.translated,
+            Some(Fate::StayWith(endpoints)) => endpoints.binary_search(&flow.endpoint).is_err(),
+        }
+    }
+
+    /// The dumps that together hold every flow that may be stale, each no wider than need be.
+    pub(super) fn dumps(&self) -> Vec<DumpFilter> {
+        let mut wide: BTreeMap<DumpFilter, BTreeMap<DumpFilter, BTreeSet<IpAddr>>> = BTreeMap::new();
+        for frontend in self.frontends.keys() {
+            let family = Family::of(frontend.address);
+            let all = DumpFilter { family, protocol: Some(frontend.protocol), port: None, address: None };
+            let port = (frontend.protocol != Protocol::Sctp).then_some(frontend.port);
+            let addresses = wide.entry(all).or_default().entry(DumpFilter { port, ..all }).or_default();
+            // Whether it is one or several is all that counts.
+            if addresses.len() < 2 {
+                addresses.insert(frontend.address);
+            }
+        }
+        let mut dumps = Vec::new();
+        for (all, narrow) in wide {
+            if narrow.len() > MAX_NARROW_DUMPS {
+                dumps.push(all);
+                continue;
+            }
+            dumps.extend(narrow.into_iter().map(|(filter, addresses)| {
+                let address = match (addresses.first(), addresses.len()) {
+                    (Some(IpAddr::V4(address)), 1) => Some(*address),
+                    _ => None,
+                };
+                DumpFilter { address, ..filter }
+            }));
+        }
+        dumps
+    }
+
+    /// The dumps for a kernel that can't filter.
+    pub(super) fn unfiltered_dumps(&self) -> Vec<DumpFilter> {
+        let families: BTreeSet<Family> = self.frontends.keys().map(|frontend| Family::of(frontend.address)).collect();
+        families.into_iter().map(|family| DumpFilter { family, protocol: None, port: None, address: None }).collect()
+    }
+
+    fn stay_with_endpoints_of(&mut self, node_ports: &NodePorts<'_>, family: Family, compiled: &CompiledService) {
+        let fate = |port: &CompiledPort| Fate::StayWith(port.keeping_flows.as_ref().into());
+        let fates: Vec<Fate> = compiled.ports.iter().map(fate).collect();
+        for (position, claim) in frontends(compiled) {
+            if let Some(fate) = fates.get(position) {
+                self.insert(node_ports, family, claim, fate);
+            }
+        }
+    }
+
+    fn insert(&mut self, node_ports: &NodePorts<'_>, family: Family, claim: Claim, fate: &Fate) {
+        match claim {
+            Claim::Frontend(frontend) => {
+                self.frontends.insert(frontend, fate.clone());
+            }
+            Claim::NodePort(node_port) => {
+                for address in node_ports.addresses(family) {
+                    let frontend = FrontendKey { address, protocol: node_port.protocol, port: node_port.port };
+                    // A Service that has this very address and port goes before NodePorts.
+                    if node_ports.planner.holder(family, &Claim::Frontend(frontend)).is_none() {
+                        self.frontends.insert(frontend, fate.clone());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Which addresses NodePorts are served on.
+struct NodePorts<'a> {
+    planner: &'a Planner,
+    node: &'a NodeInfo,
+}
+
+impl NodePorts<'_> {
+    fn addresses(&self, family: Family) -> Vec<IpAddr> {
+        let config = self.planner.config();
+        if config.node_port_ranges(self.node, family).is_some() {
+            return config.node_port_ips(self.node, family);
+        }
+        let own = self.node.interface_addresses.iter().copied();
+        own.filter(|address| Family::of(*address) == family && !address.is_loopback()).collect()
+    }
+}
+
+/// Every frontend of UDP and SCTP that the Service has, with the position of its port.
+fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)> {
+    let service = &compiled.service;
+    let claims = if has_flows(service) { claims(service) } else { Vec::new() };
+    claims.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
+        let is_its_port = |port: &ServicePort| match claim {
+            Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
+            Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
+        };
+        let position = service.ports.iter().position(is_its_port)?;
+        (protocol(&claim) != Protocol::Tcp).then_some((position, claim))
+    })
+}
+
+fn protocol(claim: &Claim) -> Protocol {
+    match claim {
+        Claim::Frontend(key) => key.protocol,
+        Claim::NodePort(key) => key.protocol,
+    }
+}
+
+/// Whether the Service has a port whose flows can be stale.
+fn has_flows(service: &Service) -> bool {
+    service.ports.iter().any(|port| port.protocol != Protocol::Tcp)
+}
+
+/// Whether any flow can be stale after the change that was not before.
+fn may_make_stale(change: &ServiceChange) -> bool {
+    let of_interest =
+        |compiled: &Option<CompiledService>| compiled.as_ref().is_some_and(|compiled| has_flows(&compiled.service));
+    if !of_interest(&change.before) && !of_interest(&change.after) {
+        return false;
+    }
+    let (Some(before), Some(after)) = (&change.before, &change.after) else { return true };
+    let keeps_all = |before: &CompiledPort, after: &CompiledPort| {
+        let (before, after) = (&before.keeping_flows, &after.keeping_flows);
+        before.is_empty() == after.is_empty() && before.iter().all(|endpoint| after.binary_search(endpoint).is_ok())
+    };
+    let same_frontends = before.service.ports == after.service.ports
+        && before.denied == after.denied
+        && claims(&before.service) == claims(&after.service);
+    !same_frontends || !before.ports.iter().zip(&after.ports).all(|(before, after)| keeps_all(before, after))
+}
+
+#[cfg(test)]
+mod tests;
