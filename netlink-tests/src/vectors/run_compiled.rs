@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use compiler::diff::{KernelState, Planner, Resync};
 use compiler::evaluate::{self, Evaluator, Host};
-use compiler::model::{Change, ProxyConfig, Store};
+use compiler::model::{Change, Endpoint, ProxyConfig, Store};
 
 use super::run_model::{self, Mismatch};
 use super::run_packets::ProxyError;
@@ -55,7 +55,33 @@ impl Compiled {
     pub fn outcomes(&self, packets: &[Packet]) -> Vec<Outcome> {
         let ruleset = self.planner.ruleset();
         let evaluator = Evaluator::new(&ruleset, self.host.clone());
-        packets.iter().map(|packet| outcome(&evaluator.evaluate(&self.packet(packet)), packet)).collect()
+        packets.iter().map(|packet| self.outcome(&evaluator.evaluate(&self.packet(packet)), packet)).collect()
+    }
+
+    /// The evaluator's answer in the model's terms.
+    fn outcome(&self, outcome: &evaluate::Outcome, packet: &Packet) -> Outcome {
+        let address = |endpoint: &Endpoint| (endpoint.address, endpoint.port).into();
+        match &outcome.verdict {
+            evaluate::Verdict::Dnat { endpoints } => {
+                // What arrives for the node itself never leaves it, and only
+                // what leaves is masqueraded: there it can't be told.
+                let leaves =
+                    |endpoint: &&Endpoint| self.host.is_local(packet.from) || !self.host.is_local(endpoint.address);
+                let telling: Vec<&Endpoint> =
+                    endpoints.iter().filter(leaves).filter(|endpoint| endpoint.address != packet.from).collect();
+                let masquerade =
+                    !telling.is_empty() && telling.iter().all(|endpoint| outcome.masqueraded.contains(*endpoint));
+                let hairpin = if masquerade { [].into() } else { outcome.masqueraded.iter().map(address).collect() };
+                Outcome::Dnat { endpoints: endpoints.iter().map(address).collect(), masquerade, hairpin }
+            }
+            evaluate::Verdict::Drop => Outcome::Drop,
+            evaluate::Verdict::Reject => Outcome::Reject,
+            evaluate::Verdict::Pass => Outcome::Pass,
+            // Nothing that a model can expect.
+            evaluate::Verdict::Inconsistent { .. } => {
+                Outcome::Dnat { endpoints: [].into(), masquerade: false, hairpin: [].into() }
+            }
+        }
     }
 
     fn packet(&self, packet: &Packet) -> evaluate::Packet {
@@ -71,32 +97,6 @@ impl Compiled {
             port: packet.port,
             input_interface: arrives.then(|| packet.iif.clone().unwrap_or_else(|| "eth0".to_owned())),
         }
-    }
-}
-
-/// The evaluator's answer in the model's terms.
-fn outcome(outcome: &evaluate::Outcome, packet: &Packet) -> Outcome {
-    match &outcome.verdict {
-        evaluate::Verdict::Dnat { endpoints } => {
-            let address = |endpoint: &compiler::model::Endpoint| (endpoint.address, endpoint.port).into();
-            let masqueraded = &outcome.masqueraded;
-            let masquerade = masqueraded.len() == endpoints.len()
-                && !endpoints.iter().all(|endpoint| endpoint.address == packet.from);
-            Outcome::Dnat {
-                endpoints: endpoints.iter().map(address).collect(),
-                masquerade,
-                hairpin: if masquerade { [].into() } else { masqueraded.iter().map(address).collect() },
-            }
-        }
-        evaluate::Verdict::Drop => Outcome::Drop,
-        evaluate::Verdict::Reject => Outcome::Reject,
-        evaluate::Verdict::Pass => Outcome::Pass,
-        // Nothing that a model can expect.
-        evaluate::Verdict::Inconsistent { endpoints, .. } => Outcome::Dnat {
-            endpoints: endpoints.iter().map(|endpoint| (endpoint.address, 0).into()).collect(),
-            masquerade: false,
-            hairpin: [].into(),
-        },
     }
 }
 

@@ -1,0 +1,3 @@
+//! The subcommands of the `netlink-tests` binary.
+
+pub mod vectors;
