@@ -51,15 +51,17 @@ impl Compiled {
         }
     }
 
-    /// What the compiled rules do with each packet, in the model's terms.
-    pub fn outcomes(&self, packets: &[Packet]) -> Vec<Outcome> {
+    /// What the compiled rules do with each packet, in the model's terms. The
+    /// expectation settles what the rules can't tell.
+    pub fn outcomes<'a>(&self, packets: impl IntoIterator<Item = (&'a Packet, &'a Outcome)>) -> Vec<Outcome> {
         let ruleset = self.planner.ruleset();
         let evaluator = Evaluator::new(&ruleset, self.host.clone());
-        packets.iter().map(|packet| self.outcome(&evaluator.evaluate(&self.packet(packet)), packet)).collect()
+        let answer = |(packet, expected)| self.outcome(&evaluator.evaluate(&self.packet(packet)), packet, expected);
+        packets.into_iter().map(answer).collect()
     }
 
     /// The evaluator's answer in the model's terms.
-    fn outcome(&self, outcome: &evaluate::Outcome, packet: &Packet) -> Outcome {
+    fn outcome(&self, outcome: &evaluate::Outcome, packet: &Packet, expected: &Outcome) -> Outcome {
         let address = |endpoint: &Endpoint| (endpoint.address, endpoint.port).into();
         match &outcome.verdict {
             evaluate::Verdict::Dnat { endpoints } => {
@@ -67,11 +69,17 @@ impl Compiled {
                 // what leaves is masqueraded: there it can't be told.
                 let leaves =
                     |endpoint: &&Endpoint| self.host.is_local(packet.from) || !self.host.is_local(endpoint.address);
-                let telling: Vec<&Endpoint> =
-                    endpoints.iter().filter(leaves).filter(|endpoint| endpoint.address != packet.from).collect();
-                let masquerade =
-                    !telling.is_empty() && telling.iter().all(|endpoint| outcome.masqueraded.contains(*endpoint));
-                let hairpin = if masquerade { [].into() } else { outcome.masqueraded.iter().map(address).collect() };
+                let leaving: Vec<&Endpoint> = endpoints.iter().filter(leaves).collect();
+                let (masquerade, hairpin) = match expected {
+                    Outcome::Dnat { masquerade, hairpin, .. } if leaving.is_empty() => (*masquerade, hairpin.clone()),
+                    _ => {
+                        let mut others = leaving.iter().filter(|endpoint| endpoint.address != packet.from).peekable();
+                        let masquerade =
+                            others.peek().is_some() && others.all(|endpoint| outcome.masqueraded.contains(*endpoint));
+                        let itself = outcome.masqueraded.iter().map(address).collect();
+                        (masquerade, if masquerade { [].into() } else { itself })
+                    }
+                };
                 Outcome::Dnat { endpoints: endpoints.iter().map(address).collect(), masquerade, hairpin }
             }
             evaluate::Verdict::Drop => Outcome::Drop,
@@ -114,9 +122,10 @@ pub fn run(vector: &Vector) -> Result<Vec<Mismatch>, ProxyError> {
             compiled.step(under_test::changes(&step.delete, &step.apply)?);
         }
         let packets: Vec<Packet> = probes.iter().map(run_model::packet).collect();
-        let outcomes = compiled.outcomes(&packets);
-        for (index, ((probe, packet), actual)) in probes.iter().zip(packets).zip(outcomes).enumerate() {
-            let expected = run_model::outcome(&probe.expect);
+        let expected: Vec<Outcome> = probes.iter().map(|probe| run_model::outcome(&probe.expect)).collect();
+        let outcomes = compiled.outcomes(packets.iter().zip(&expected));
+        let all = packets.into_iter().zip(expected).zip(outcomes).enumerate();
+        for (index, ((packet, expected), actual)) in all {
             if !expected.same_on_the_wire(&actual) {
                 mismatches.push(Mismatch { vector: vector.name.clone(), phase, index, packet, expected, actual });
             }
