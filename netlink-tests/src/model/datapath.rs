@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::address::Family;
 use super::services::ServicePort;
 use super::settings::{LocalDetector, NodePortAddresses};
-use super::{Outcome, Packet, ReferenceModel};
+use super::{Outcome, Packet, ReferenceModel, SharedFrontends};
 
 /// Everything that decides the fate of the packets of one family.
 pub(super) struct State<'a> {
@@ -75,11 +75,8 @@ impl Path<'_> {
     /// `firewall-check`, before translation: load balancer addresses with
     /// source ranges, whether there are endpoints or not.
     fn is_blocked_by_source_ranges(&self) -> bool {
-        let Some(port) =
-            self.state.ports.iter().find(|port| {
-                self.is_for(port) && port.vips.contains(&self.packet.to) && !port.source_ranges.is_empty()
-            })
-        else {
+        let is_guarded = |port: &ServicePort| port.vips.contains(&self.packet.to) && !port.source_ranges.is_empty();
+        let Some(port) = self.entry(|port| self.is_frontend_of(port), is_guarded) else {
             return false;
         };
         let allowed = |ip: IpAddr| port.source_ranges.iter().any(|range| range.contains(&ip));
@@ -108,11 +105,11 @@ impl Path<'_> {
 
     /// Map `service-ips`.
     fn by_service_ip(&self) -> Option<&ServicePort> {
-        self.state.ports.iter().find(|port| {
-            self.is_for(port)
-                && ((port.cluster_ip == self.packet.to && port.has_internal())
-                    || (port.has_external_address(self.packet.to) && port.endpoints.has_any))
-        })
+        let has_target = |port: &ServicePort| match port.cluster_ip == self.packet.to {
+            true => port.has_internal(),
+            false => port.endpoints.has_any,
+        };
+        self.entry(|port| self.is_frontend_of(port), has_target)
     }
 
     /// Map `service-nodeports`, for the addresses that serve NodePorts.
@@ -121,8 +118,8 @@ impl Path<'_> {
             NodePortAddresses::All => self.local_destination && !is_refused_loopback(self.packet.to),
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
-        let mut ports = self.state.ports.iter();
-        ports.find(|port| serves && self.is_for_node_port(port) && port.endpoints.has_any)
+        let has_target = |port: &ServicePort| port.endpoints.has_any;
+        serves.then(|| self.entry(|port| self.is_node_port_of(port), has_target)).flatten()
     }
 
     /// Chain `external-…`: external IPs, load balancer addresses, node ports.
@@ -177,15 +174,11 @@ impl Path<'_> {
 
     /// Map `no-endpoint-services`.
     fn service_endpoints_check(&self) -> Option<Outcome> {
-        self.state.ports.iter().filter(|port| self.is_for(port)).find_map(|port| {
-            if port.cluster_ip == self.packet.to {
-                (!port.has_internal()).then(|| no_target(port))
-            } else if port.has_external_address(self.packet.to) {
-                (!port.has_external()).then(|| no_target(port))
-            } else {
-                None
-            }
-        })
+        let lacks_target = |port: &ServicePort| match port.cluster_ip == self.packet.to {
+            true => !port.has_internal(),
+            false => !port.has_external(),
+        };
+        self.entry(|port| self.is_frontend_of(port), lacks_target).map(no_target)
     }
 
     /// Map `no-endpoint-nodeports`. The input hook has seen to it that the
@@ -195,8 +188,8 @@ impl Path<'_> {
             NodePortAddresses::All => !is_refused_loopback(self.packet.to),
             NodePortAddresses::Only(addresses) => addresses.contains(&self.packet.to),
         };
-        let mut ports = self.state.ports.iter();
-        ports.find(|port| serves && self.is_for_node_port(port) && !port.has_external()).map(no_target)
+        let lacks_target = |port: &ServicePort| !port.has_external();
+        serves.then(|| self.entry(|port| self.is_node_port_of(port), lacks_target)).flatten().map(no_target)
     }
 
     /// Undefined ports of cluster IPs, then unallocated service addresses.
@@ -210,11 +203,30 @@ impl Path<'_> {
         }
     }
 
-    fn is_for(&self, port: &ServicePort) -> bool {
-        port.protocol == self.packet.protocol && port.port == self.packet.port
+    /// The entry that a map holds for the packet: of the service ports that
+    /// claim the key and have an entry in this map, the first; see
+    /// [`SharedFrontends`].
+    fn entry(
+        &self,
+        claims: impl Fn(&ServicePort) -> bool,
+        has_entry: impl Fn(&ServicePort) -> bool,
+    ) -> Option<&ServicePort> {
+        let mut claimants = self.state.ports.iter().filter(|port| claims(port));
+        match self.state.model.shared_frontends {
+            SharedFrontends::PerMap => claimants.find(|port| has_entry(port)),
+            SharedFrontends::OneOwner => claimants.next().filter(|port| has_entry(port)),
+        }
     }
 
-    fn is_for_node_port(&self, port: &ServicePort) -> bool {
+    /// Whether the packet is for a cluster IP, external IP or load balancer
+    /// address of the port.
+    fn is_frontend_of(&self, port: &ServicePort) -> bool {
+        port.protocol == self.packet.protocol
+            && port.port == self.packet.port
+            && (port.cluster_ip == self.packet.to || port.has_external_address(self.packet.to))
+    }
+
+    fn is_node_port_of(&self, port: &ServicePort) -> bool {
         port.protocol == self.packet.protocol && port.node_port == Some(self.packet.port)
     }
 
