@@ -1,6 +1,7 @@
 //! Which endpoints serve a service port: readiness, traffic policies, topology
 //! and their fallbacks, as kube-proxy decides (`pkg/proxy/topology.go`, 1.36).
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::model::store::NamedSlice;
@@ -100,20 +101,21 @@ pub fn endpoints_keeping_flows(family: Family, port: &ServicePort, slices: &[Nam
 
 /// All endpoints that join the service port, each address and port once, in
 /// order. Of several entries for one, one that runs beats one that terminates
-/// (a pod's address can be reused while the old slice still lists it), and a
-/// ready one beats one that isn't.
+/// (a pod's address can be reused while the old slice still lists it), a ready
+/// one beats one that isn't, then the one in the newest slice counts. (Beyond
+/// the first of these, kube-proxy leaves it to chance.)
 fn candidates<'a>(family: Family, port: &ServicePort, slices: &'a [NamedSlice]) -> Vec<(Endpoint, &'a SliceEndpoint)> {
     let mut found = Vec::new();
     for slice in slices.iter().map(|named| &named.slice).filter(|slice| slice.family == family) {
         let joins = slice.ports.iter().filter(|other| other.name == port.name && other.protocol == port.protocol);
         for slice_port in joins {
-            let endpoints = slice.endpoints.iter();
-            found.extend(endpoints.map(|entry| (Endpoint { address: entry.address, port: slice_port.port }, entry)));
+            let address = |entry: &SliceEndpoint| Endpoint { address: entry.address, port: slice_port.port };
+            found.extend(slice.endpoints.iter().map(|entry| (address(entry), slice.created, entry)));
         }
     }
-    found.sort_by_key(|(address, entry)| (*address, entry.terminating, !entry.ready, !entry.serving, !entry.local));
-    found.dedup_by_key(|(address, _)| *address);
-    found
+    found.sort_by_key(|(address, created, entry)| (*address, entry.terminating, !entry.ready, Reverse(*created)));
+    found.dedup_by_key(|(address, ..)| *address);
+    found.into_iter().map(|(address, _, entry)| (address, entry)).collect()
 }
 
 /// Serves although it is going away; used where nothing is ready.

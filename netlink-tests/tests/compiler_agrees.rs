@@ -16,6 +16,7 @@ use netlink_tests::model::generate::{ModelChange, Scenario, scenario};
 use netlink_tests::model::{Node, ObjectKey, Outcome, Packet, Protocol, ReferenceModel, SharedFrontends};
 use netlink_tests::vectors::{repository_dir, run_model, schema};
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use serde_json::Value;
 
 fn config(node: &Node, config: &Value) -> ProxyConfig {
@@ -150,6 +151,8 @@ fn rule_packet(packet: &Packet, host: &Host) -> RulePacket {
 /// Compares the answers in every state of a scenario.
 fn check(scenario: &Scenario) -> Result<(), TestCaseError> {
     let mut model = scenario.start();
+    // The compiler gives a shared frontend to its oldest claimant, even if that
+    // one has no endpoints and another has; kube-proxy would serve the other.
     model.set_shared_frontends(SharedFrontends::OneOwner);
     let mut compiled = Compiled::new(&scenario.node, &scenario.config);
     scenario.objects.iter().for_each(|manifest| compiled.apply(manifest));
@@ -168,10 +171,15 @@ fn check(scenario: &Scenario) -> Result<(), TestCaseError> {
 }
 
 /// As many as `PROPTEST_CASES` says, else enough for every run of the tests.
+/// What failed once is kept beside this file and tried first.
 fn cases() -> ProptestConfig {
+    let default = ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    };
     match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => ProptestConfig::default(),
-        None => ProptestConfig::with_cases(64),
+        Some(_) => default,
+        None => ProptestConfig { cases: 64, ..default },
     }
 }
 

@@ -345,6 +345,9 @@ pub struct SlicePort {
 pub struct Slice {
     /// The family of its addresses.
     pub family: Family,
+    /// `creationTimestamp`, in an order that sorts by time: the newer of two
+    /// slices knows better about an endpoint in both. 0: unknown.
+    pub created: i64,
     /// The ports.
     pub ports: Vec<SlicePort>,
     /// The endpoints.
@@ -396,7 +399,8 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
             ),
         }
     }
-    (Some(Slice { family, ports, endpoints }), problems.found)
+    let created = timestamp_order(object.metadata.creation_timestamp.as_deref());
+    (Some(Slice { family, created, ports, endpoints }), problems.found)
 }
 
 fn slice_endpoint(object: &EndpointObject, address: IpAddr, node_name: &str) -> SliceEndpoint {
