@@ -70,7 +70,7 @@ const REGISTER_WORDS: Word = 4;
 /// How the kernel numbers a word: the four full registers are 1 to 4 (0 is the
 /// verdict), the words in between 8 to 23 (`NFT_REG32_00`...).
 fn register(word: Word) -> u32 {
-    if word % REGISTER_WORDS == 0 { 1 + word / REGISTER_WORDS } else { 8 + word }
+    if word.is_multiple_of(REGISTER_WORDS) { 1 + word / REGISTER_WORDS } else { 8 + word }
 }
 
 /// Writes a rule's expressions: the content of `NFTA_RULE_EXPRESSIONS`.
