@@ -164,8 +164,15 @@ fn elements_of_every_map_read_back_as_written() {
                 listed.sort_by_key(order);
                 expected.sort_by_key(order);
                 assert_eq!(listed, expected, "{map}");
-                for state in states {
+                for state in &states {
                     assert_eq!(state.counter.is_some(), map.has_counter(), "{map}");
+                }
+                if map != Map::ServiceCidrs {
+                    let one = &states[700];
+                    let read = kernel.read_element(family, map, &one.element.key).await.unwrap();
+                    assert_eq!(read.as_ref(), Some(one), "{map}");
+                    let absent = sample(family, map, 2000).key;
+                    assert_eq!(kernel.read_element(family, map, &absent).await.unwrap(), None, "{map}");
                 }
                 kernel.commit(&elements(family, &expected, false)).await.unwrap_or_else(|e| panic!("{map}: {e}"));
                 assert_eq!(kernel.read_elements(family, map).await.unwrap(), [], "{map}");

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use compiler::diff::{Action, Operation, Transaction};
+use compiler::ruleset::element::Key;
 use compiler::ruleset::maps::Map;
 use compiler::ruleset::{Family, TABLE};
 use nix::errno::Errno;
@@ -14,7 +15,7 @@ use nlink::netlink::{NetlinkSocket, Protocol};
 use tracing::{debug, warn};
 
 use super::batch::{Batch, MessageSpan};
-use super::elements::{Contents, ElementState, ForeignElement, Reader, write_foreign};
+use super::elements::{Contents, ElementState, ForeignElement, Reader, write_element_key, write_foreign};
 use super::error::{CommitError, NetlinkError, Refusal};
 use super::family_number;
 use super::state::TableState;
@@ -114,6 +115,11 @@ impl Kernel {
     /// otherwise the kernel bounds it by `net.core.wmem_max`.
     pub fn max_batch_bytes(&self) -> usize {
         self.send_limit
+    }
+
+    /// The socket's address in netlink: the sender of everything we commit.
+    pub fn port(&self) -> u32 {
+        self.socket.pid()
     }
 
     /// Asks for the generation of the rule set: every later question would
@@ -447,6 +453,44 @@ impl Kernel {
             }
         }
         Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    /// Reads the state of one element, its counter above all, without listing
+    /// the map. `None`: it is not there. Prefixes can't be asked for alone.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn read_element(
+        &mut self,
+        family: Family,
+        map: Map,
+        key: &Key,
+    ) -> Result<Option<ElementState>, NetlinkError> {
+        self.drain()?;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let family_byte = family_number(family);
+        let open = writer.begin_message(nft_type(NFT_MSG_GETSETELEM), NLM_F_ACK, sequence, family_byte, 0);
+        writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        writer.string(NFTA_SET_ELEM_LIST_SET, map.name());
+        writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| write_element_key(w, key));
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        let mut reader = Reader::new(family, map);
+        while let Some(length) = self.receive_now()? {
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                match (message.kind, message.body()) {
+                    (NLMSG_ERROR, _) => match Answer::parse(&message).map_or(0, |answer| answer.errno) {
+                        0 | libc::ENOENT => {}
+                        errno => return Err(NetlinkError::from_errno(format!("an element of {map}"), errno)),
+                    },
+                    (_, Some((_, attributes))) => reader.read(attributes),
+                    _ => {}
+                }
+            }
+        }
+        Ok(reader.finish().and_then(|contents| contents.elements.into_iter().next()))
     }
 
     /// The attributes of our table's objects of one kind. Attribute 1 is the

@@ -14,6 +14,8 @@
 //! * [`batch`]: a transaction as one batch;
 //! * [`kernel`]: submits batches and reads back;
 //! * [`state`]: what was read back, compared with what we would write;
+//! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
+//!   node's addresses;
 //! * [`error`]: what can go wrong.
 //!
 //! Only our own table is ever decoded: what other programs leave in theirs has
@@ -21,20 +23,24 @@
 //!
 //! [`NetlinkSocket`]: nlink::netlink::socket::NetlinkSocket
 
+mod addresses;
 mod batch;
 mod elements;
 mod error;
 mod expressions;
 mod kernel;
+mod monitor;
 mod sets;
 mod state;
 mod wire;
 
 use compiler::ruleset::Family;
 
+pub use addresses::{AddressWatcher, local_addresses};
 pub use elements::{Counter, ElementState, ForeignElement};
 pub use error::{CommitError, NetlinkError, Refusal};
 pub use kernel::{CommitReport, Kernel};
+pub use monitor::{ForeignChange, Monitor, Observed};
 pub use state::{ChainState, MapState, TableState};
 
 /// `NF_ACCEPT`: the policy of our base chains.
@@ -46,4 +52,9 @@ fn family_number(family: Family) -> u8 {
         Family::Ipv4 => 2,
         Family::Ipv6 => 10,
     }
+}
+
+/// The family of a message, if it is one of ours.
+fn message_family(number: u8) -> Option<Family> {
+    Family::ALL.into_iter().find(|family| family_number(*family) == number)
 }
