@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::address::Family;
 use super::services::ServicePort;
 use super::settings::{LocalDetector, NodePortAddresses};
-use super::{Outcome, Packet, ReferenceModel, SharedFrontends};
+use super::{Outcome, Packet, ReferenceModel};
 
 /// Everything that decides the fate of the packets of one family.
 pub(super) struct State<'a> {
@@ -204,18 +204,13 @@ impl Path<'_> {
     }
 
     /// The entry that a map holds for the packet: of the service ports that
-    /// claim the key and have an entry in this map, the first; see
-    /// [`SharedFrontends`].
+    /// claim the key and have an entry in this map, the first.
     fn entry(
         &self,
         claims: impl Fn(&ServicePort) -> bool,
         has_entry: impl Fn(&ServicePort) -> bool,
     ) -> Option<&ServicePort> {
-        let mut claimants = self.state.ports.iter().filter(|port| claims(port));
-        match self.state.model.shared_frontends {
-            SharedFrontends::PerMap => claimants.find(|port| has_entry(port)),
-            SharedFrontends::OneOwner => claimants.next().filter(|port| has_entry(port)),
-        }
+        self.state.ports.iter().find(|port| claims(port) && has_entry(port))
     }
 
     /// Whether the packet is for a cluster IP, external IP or load balancer

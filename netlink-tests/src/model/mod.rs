@@ -19,8 +19,11 @@
 //!
 //! Where kube-proxy leaves the result to chance, the model fixes it:
 //!
-//! * Several Services with one address, protocol and port: the oldest has it
-//!   (`creationTimestamp`, then `namespace/name`); see [`SharedFrontends`].
+//! * Several Services with one address, protocol and port: each rule map holds
+//!   the entry of the oldest Service (`creationTimestamp`, then
+//!   `namespace/name`) that has an entry for that map. A Service without
+//!   endpoints has none in the map of targets, so it does not hide another that
+//!   can serve: kube-proxy does the same, whatever its order.
 //! * One endpoint address and port in several slices: an endpoint that is not
 //!   terminating wins over one that is (as in kube-proxy), then one that is
 //!   ready, then the one in the newest slice (`creationTimestamp`), then the
@@ -230,41 +233,19 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// Who gets a frontend (address, protocol and port) that several Services
-/// claim. In either case older Services come first, then the first by
-/// `namespace/name`; kube-proxy leaves it to chance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SharedFrontends {
-    /// Each rule map holds the entry of the first claimant that has an entry
-    /// for that map. A Service without endpoints has none in the map of
-    /// targets, so it does not hide a younger one that can serve. Whatever the
-    /// order, kube-proxy does so too.
-    #[default]
-    PerMap,
-    /// The first claimant has the frontend, whether it can serve or not; the
-    /// others do as if they had never claimed it.
-    OneOwner,
-}
-
 /// The reference model: a node, a configuration and the objects of a cluster.
 #[derive(Debug, Clone)]
 pub struct ReferenceModel {
     node: Node,
     config: Value,
     objects: BTreeMap<ObjectKey, Value>,
-    shared_frontends: SharedFrontends,
 }
 
 impl ReferenceModel {
     /// Starts with no object. `config` holds the fields of a
     /// KubeProxyConfiguration that differ from their defaults, in nftables mode.
     pub fn new(node: Node, config: Value) -> Self {
-        Self { node, config, objects: BTreeMap::new(), shared_frontends: SharedFrontends::default() }
-    }
-
-    /// Chooses who gets a frontend that several Services claim.
-    pub fn set_shared_frontends(&mut self, rule: SharedFrontends) {
-        self.shared_frontends = rule;
+        Self { node, config, objects: BTreeMap::new() }
     }
 
     /// Creates an object or replaces it whole. Kinds that a service proxy does

@@ -144,8 +144,6 @@ fn oldest_service_gets_a_shared_external_ip() {
     // A Service without endpoints has no entry in the map of targets.
     model.delete(&ObjectKey { kind: "EndpointSlice".into(), namespace: "shop".into(), name: "b-a".into() });
     assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), dnat(["10.244.2.1:8080"], true));
-    model.set_shared_frontends(SharedFrontends::OneOwner);
-    assert_eq!(send(&model, OUTSIDE, "203.0.113.10:80"), Outcome::Reject);
 }
 
 #[test]
