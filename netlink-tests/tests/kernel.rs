@@ -2,80 +2,20 @@
 //! the same text.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::net::IpAddr;
-use std::sync::Arc;
-
 use agent::netlink::{CommitError, Kernel, TableState};
 use compiler::diff::{Action, Operation, Transaction};
-use compiler::model::{Endpoint, Protocol};
 use compiler::render;
-use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
-use compiler::ruleset::maps::{DataKind, KeyField, Map};
-use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
-use compiler::ruleset::table::Table;
+use compiler::ruleset::chains::Chain;
+use compiler::ruleset::element::Element;
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::skeleton::rules;
 use compiler::ruleset::{Family, TABLE};
+use netlink_tests::readback::fixtures::{
+    all_chains, all_configs, complete, loadable, operation, sample, simple_config, skeleton,
+};
 use netlink_tests::readback::{in_fresh_namespace, nft};
 
 netlink_tests::in_own_namespaces!();
-
-/// The fixed chains and one of each kind that exists once per number.
-fn all_chains() -> Vec<Chain> {
-    let mut chains = Chain::FIXED.to_vec();
-    for domain in [Domain::Service, Domain::NodePort] {
-        for pool in [Pool::Main, Pool::ShortCircuit] {
-            for sticky in [false, true] {
-                chains.push(Chain::Balance { domain, pool, sticky, endpoints: 3 });
-            }
-        }
-    }
-    chains.push(Chain::LearnFor { seconds: 10800 });
-    chains
-}
-
-/// All configurations of one family that the rules depend on.
-fn all_configs(family: Family) -> Vec<SkeletonConfig> {
-    let nets: &[&str] = match family {
-        Family::Ipv4 => &["10.244.0.0/16", "10.244.16.0/20", "10.244.1.1/32", "0.0.0.0/0"],
-        Family::Ipv6 => &["fd00:10::/32", "fd00:10::/29", "fd00:10::1/128", "::/0"],
-    };
-    let mut detectors: Vec<Option<LocalDetector>> =
-        nets.iter().map(|net| Some(LocalDetector::Source(net.parse().unwrap()))).collect();
-    detectors.push(Some(LocalDetector::Interface("cbr0".into())));
-    detectors.push(Some(LocalDetector::InterfacePrefix("veth".into())));
-    detectors.push(None);
-    let mut configs = Vec::new();
-    for detector in detectors {
-        for nodeports_on_all_addresses in [false, true] {
-            for masquerade_all in [false, true] {
-                let detector = detector.clone();
-                configs.push(SkeletonConfig { family, detector, masquerade_all, nodeports_on_all_addresses });
-            }
-        }
-    }
-    configs
-}
-
-fn operation(family: Family, action: Action) -> Operation {
-    Operation { family, action, owner: None }
-}
-
-/// Table, maps, chains and rules of one configuration.
-fn skeleton(config: &SkeletonConfig) -> Transaction {
-    let family = config.family;
-    let mut actions = vec![Action::AddTable];
-    actions.extend(Map::ALL.map(Action::AddMap));
-    actions.extend(all_chains().into_iter().map(Action::AddChain));
-    for chain in all_chains() {
-        actions.push(Action::FlushChain(chain));
-        actions.extend(rules(config, chain).into_iter().map(|rule| Action::AddRule(chain, rule)));
-    }
-    Transaction { operations: actions.into_iter().map(|action| operation(family, action)).collect() }
-}
-
-fn simple_config(family: Family) -> SkeletonConfig {
-    all_configs(family).into_iter().next().unwrap()
-}
 
 #[test]
 fn every_chain_and_map_reads_back_as_written() {
@@ -97,43 +37,6 @@ fn every_chain_and_map_reads_back_as_written() {
             assert!(!kernel.delete_table(family).await.unwrap());
         }
     });
-}
-
-/// One element that each map can hold, besides prefixes.
-fn sample(family: Family, map: Map, number: u16) -> Element {
-    let address = |host: u16| -> IpAddr {
-        match family {
-            Family::Ipv4 => IpAddr::from([10, 96, (host >> 8) as u8, host as u8]),
-            Family::Ipv6 => IpAddr::from([0xfd00, 0x96, 0, 0, 0, 0, 0, host]),
-        }
-    };
-    let protocol = Protocol::ALL[usize::from(number) % 3];
-    let frontend = FrontendKey { address: address(number), protocol, port: 80 + number };
-    let node_port = NodePortKey { protocol, port: 30000 + number };
-    let endpoint = Endpoint { address: address(4000 + number), port: 8080 };
-    let net = |length: u8| ipnet::IpNet::new(address(number << 4), length).unwrap().trunc();
-    let (full, short) = if family == Family::Ipv4 { (32, 28) } else { (128, 124) };
-    use KeyField::{Address, Port, Protocol as Proto, Slot};
-    let key = match (map, map.key()) {
-        (Map::ServiceCidrs, _) => Key::Prefix(net(short)),
-        (Map::HairpinConnections, _) => Key::Hairpin(endpoint, protocol),
-        (Map::Affinity, _) => Key::Affinity(address(9), frontend),
-        (Map::SourceRanges, _) => Key::SourceRange(frontend, net(if number.is_multiple_of(2) { full } else { short })),
-        (_, [Address]) => Key::Address(address(number)),
-        (_, [Address, Proto, Port]) => Key::Frontend(frontend),
-        (_, [Address, Proto, Port, Slot]) => Key::FrontendSlot(frontend, u32::from(number)),
-        (_, [Proto, Port]) => Key::NodePort(node_port),
-        (_, [Proto, Port, Slot]) => Key::NodePortSlot(node_port, u32::from(number)),
-        other => panic!("{other:?}"),
-    };
-    let data = match map.data() {
-        DataKind::Nothing => Data::Nothing,
-        DataKind::Verdict if number.is_multiple_of(5) => Data::Verdict(Verdict::Drop),
-        DataKind::Verdict => Data::Verdict(Verdict::Goto(Chain::Reject)),
-        DataKind::Endpoint => Data::Endpoint(endpoint),
-    };
-    let comment = (number % 2 == 1).then(|| Arc::from(format!("shop/cart{number}:http")));
-    Element { map, key, data, comment }
 }
 
 fn elements(family: Family, elements: &[Element], add: bool) -> Transaction {
@@ -218,35 +121,6 @@ fn a_refused_element_is_named() {
             }
         }
     });
-}
-
-/// Chains and sample elements of every map, as operations.
-fn complete(table: &Table) -> Transaction {
-    let mut actions = vec![Action::AddTable];
-    actions.extend(Map::ALL.map(Action::AddMap));
-    actions.extend(table.chains.keys().copied().map(Action::AddChain));
-    for (chain, rules) in &table.chains {
-        actions.extend(rules.iter().map(|rule| Action::AddRule(*chain, rule.clone())));
-    }
-    actions.extend(table.elements.iter().cloned().map(Action::AddElement));
-    Transaction { operations: actions.into_iter().map(|action| operation(table.family, action)).collect() }
-}
-
-/// A table with every kind of chain and elements in every map that nft can
-/// load: nft 1.0.6 aborts on the rules that learn for IPv6.
-fn loadable(config: SkeletonConfig) -> Table {
-    let family = config.family;
-    let mut samples: Vec<Element> = Vec::new();
-    for map in Map::ALL.into_iter().filter(|map| !map.is_dynamic()) {
-        samples.extend((0..7).map(|number| sample(family, map, number)));
-    }
-    let mut table = Table::new(config, samples);
-    for chain in all_chains() {
-        if family == Family::Ipv4 || !matches!(chain, Chain::LearnFor { .. }) {
-            table.chains.insert(chain, rules(&table.config, chain));
-        }
-    }
-    table
 }
 
 fn sorted(mut elements: Vec<Element>) -> Vec<Element> {

@@ -1,6 +1,11 @@
 //! Fresh network namespaces, and other programs' views of what the kernel
 //! holds in them.
 
+pub mod fixtures;
+pub mod json;
+pub mod libnftnl;
+pub mod view;
+
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
