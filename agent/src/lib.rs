@@ -13,6 +13,7 @@ pub mod demo;
 pub mod follow;
 pub mod lab;
 pub mod logging;
+pub mod metrics;
 pub mod netlink;
 pub mod run;
 pub mod source;

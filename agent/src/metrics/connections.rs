@@ -1,0 +1,47 @@
+//! Connections per Service, read from the counters on elements of the
+//! `services` and `nodeports` maps when metrics are asked for.
+//!
+//! They are not kept in the registry: a large cluster has tens of thousands,
+//! and the kernel counts them anyway.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+/// The connections that one port of a Service was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConnections {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub service: String,
+    /// The port's name; empty if it has none.
+    pub port: String,
+    /// Connections since the rules were made.
+    pub connections: u64,
+}
+
+/// Reads the counters; called for each reply of `/metrics`.
+pub type ConnectionSource = Arc<dyn Fn() -> BoxFuture<'static, Vec<ServiceConnections>> + Send + Sync>;
+
+const NAME: &str = "vmap_proxy_service_connections";
+
+/// Appends the counter in OpenMetrics text; nothing without connections.
+pub(super) fn encode(all: &[ServiceConnections], text: &mut String) {
+    if all.is_empty() {
+        return;
+    }
+    text.push_str(&format!(
+        "# HELP {NAME} Connections given to endpoints, by port of a Service.\n# TYPE {NAME} counter\n"
+    ));
+    for one in all {
+        // Names of Kubernetes objects and ports hold nothing that needs escaping.
+        // Writing into a String doesn't fail.
+        let _ = writeln!(
+            text,
+            "{NAME}_total{{namespace=\"{}\",service=\"{}\",port=\"{}\"}} {}",
+            one.namespace, one.service, one.port, one.connections
+        );
+    }
+}

@@ -1,0 +1,535 @@
+//! Metrics for Prometheus: kube-proxy's, under its names and labels, so that
+//! existing dashboards go on working, and our own beside them.
+//!
+//! kube-proxy's names start with `kubeproxy_`
+//! (`pkg/proxy/metrics/metrics.go`); ours with `vmap_proxy_`. Metrics of other
+//! modes (`..._iptables_...`) are left out, as kube-proxy does in nftables
+//! mode, and so are those of the Go runtime.
+
+mod connections;
+mod exposition;
+mod process;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use compiler::ruleset::Family;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as MetricFamily;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+pub use connections::{ConnectionSource, ServiceConnections};
+pub use exposition::Format;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyLabel {
+    ip_family: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoLocalEndpointsLabels {
+    ip_family: &'static str,
+    traffic_policy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabel {
+    operation: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabel {
+    version: &'static str,
+}
+
+type ByFamily<M, C = fn() -> M> = MetricFamily<FamilyLabel, M, C>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// How much a sync did: kube-proxy times the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncKind {
+    /// The kernel's state was compared as a whole: at start and after a failure.
+    Full,
+    /// Only what had changed.
+    Partial,
+}
+
+/// Which of a Service's traffic policies is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// `spec.internalTrafficPolicy`
+    Internal,
+    /// `spec.externalTrafficPolicy`
+    External,
+}
+
+/// What was done to elements of sets and maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// An element was added.
+    Add,
+    /// An element was deleted.
+    Delete,
+}
+
+/// Every metric of the agent. Cheap to clone; all clones count together.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    sync_duration: ByFamily<Histogram>,
+    full_sync_duration: ByFamily<Histogram>,
+    partial_sync_duration: ByFamily<Histogram>,
+    last_sync: ByFamily<Seconds>,
+    last_queued: ByFamily<Seconds>,
+    network_programming: ByFamily<Histogram>,
+    endpoint_changes_pending: Gauge,
+    endpoint_changes: Counter,
+    service_changes_pending: Gauge,
+    service_changes: Counter,
+    no_local_endpoints: MetricFamily<NoLocalEndpointsLabels, Gauge>,
+    sync_failures: ByFamily<Counter>,
+    cleanup_failures: ByFamily<Counter>,
+    healthz_replies: MetricFamily<CodeLabel, Counter>,
+    livez_replies: MetricFamily<CodeLabel, Counter>,
+    conntrack_duration: ByFamily<Histogram>,
+    conntrack_deleted: ByFamily<Counter>,
+    commit_duration: Histogram,
+    lock_hold: Histogram,
+    elements_changed: MetricFamily<OperationLabel, Counter>,
+    quarantined_services: Gauge,
+    drift_repairs: Counter,
+}
+
+/// Buckets of kube-proxy's durations: 1 ms to 16.384 s, doubling.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// Commits are short, and one that holds the kernel's lock for 50 ms is long.
+fn commit_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
+}
+
+/// kube-proxy's: 0.25 s, 0.5 s, each second to 59 s, then every 5 s to 115 s
+/// and every 30 s to 5 minutes.
+fn network_programming_histogram() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
+}
+
+fn by_family(family: Family) -> FamilyLabel {
+    FamilyLabel {
+        ip_family: match family {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        },
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero; those of the process are read from `/proc`.
+    pub fn new() -> Self {
+        Self::with_proc("/proc".into())
+    }
+
+    /// As [`Metrics::new`], with another root for the process's own figures.
+    pub fn with_proc(proc: PathBuf) -> Self {
+        let sync: fn() -> Histogram = sync_histogram;
+        let network: fn() -> Histogram = network_programming_histogram;
+        let mut metrics = Self {
+            registry: Arc::default(),
+            sync_duration: ByFamily::new_with_constructor(sync),
+            full_sync_duration: ByFamily::new_with_constructor(sync),
+            partial_sync_duration: ByFamily::new_with_constructor(sync),
+            last_sync: ByFamily::default(),
+            last_queued: ByFamily::default(),
+            network_programming: ByFamily::new_with_constructor(network),
+            endpoint_changes_pending: Gauge::default(),
+            endpoint_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            no_local_endpoints: MetricFamily::default(),
+            sync_failures: ByFamily::default(),
+            cleanup_failures: ByFamily::default(),
+            healthz_replies: MetricFamily::default(),
+            livez_replies: MetricFamily::default(),
+            conntrack_duration: ByFamily::new_with_constructor(sync),
+            conntrack_deleted: ByFamily::default(),
+            commit_duration: commit_histogram(),
+            lock_hold: commit_histogram(),
+            elements_changed: MetricFamily::default(),
+            quarantined_services: Gauge::default(),
+            drift_repairs: Counter::default(),
+        };
+        let mut registry = Registry::default();
+        metrics.register_kube_proxy(&mut registry);
+        metrics.register_own(&mut registry);
+        registry.register_collector(Box::new(process::Process::new(proc)));
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    /// Counters are registered without their `_total`, which the library adds.
+    fn register_kube_proxy(&self, all: &mut Registry) {
+        let registry = all.sub_registry_with_prefix("kubeproxy");
+        registry.register(
+            "sync_proxy_rules_duration_seconds",
+            "SyncProxyRules latency in seconds",
+            self.sync_duration.clone(),
+        );
+        registry.register(
+            "sync_full_proxy_rules_duration_seconds",
+            "SyncProxyRules latency in seconds for full resyncs",
+            self.full_sync_duration.clone(),
+        );
+        registry.register(
+            "sync_partial_proxy_rules_duration_seconds",
+            "SyncProxyRules latency in seconds for partial resyncs",
+            self.partial_sync_duration.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "The last time proxy rules were successfully synced",
+            self.last_sync.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "The last time a sync of proxy rules was queued",
+            self.last_queued.clone(),
+        );
+        registry.register(
+            "network_programming_duration_seconds",
+            "In Cluster Network Programming Latency in seconds",
+            self.network_programming.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Pending proxy rules Endpoint changes",
+            self.endpoint_changes_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes",
+            "Cumulative proxy rules Endpoint changes",
+            self.endpoint_changes.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Pending proxy rules Service changes",
+            self.service_changes_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_service_changes",
+            "Cumulative proxy rules Service changes",
+            self.service_changes.clone(),
+        );
+        // A gauge in spite of its name, in kube-proxy too.
+        registry.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Number of services with a Local traffic policy and no endpoints",
+            self.no_local_endpoints.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_nftables_sync_failures",
+            "Cumulative proxy nftables sync failures",
+            self.sync_failures.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Cumulative proxy nftables cleanup failures",
+            self.cleanup_failures.clone(),
+        );
+        registry.register("proxy_healthz", "Cumulative proxy healthz HTTP status", self.healthz_replies.clone());
+        registry.register("proxy_livez", "Cumulative proxy livez HTTP status", self.livez_replies.clone());
+        registry.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Latency of conntrack reconciliation in seconds",
+            self.conntrack_duration.clone(),
+        );
+        registry.register(
+            "conntrack_reconciler_deleted_entries",
+            "Cumulative conntrack flows deleted by the reconciler",
+            self.conntrack_deleted.clone(),
+        );
+    }
+
+    fn register_own(&self, all: &mut Registry) {
+        let registry = all.sub_registry_with_prefix("vmap_proxy");
+        registry.register(
+            "commit_duration_seconds",
+            "Time from handing a transaction to the kernel to its answer",
+            self.commit_duration.clone(),
+        );
+        registry.register(
+            "commit_lock_hold_seconds",
+            "Time a transaction kept other nftables writers waiting",
+            self.lock_hold.clone(),
+        );
+        registry.register(
+            "elements_changed",
+            "Elements of sets and maps added and deleted",
+            self.elements_changed.clone(),
+        );
+        registry.register(
+            "quarantined_services",
+            "Services that are not programmed because the kernel or the compiler refused them",
+            self.quarantined_services.clone(),
+        );
+        registry.register(
+            "drift_repairs",
+            "Times that changes made by others to our tables were undone",
+            self.drift_repairs.clone(),
+        );
+        let build: MetricFamily<VersionLabel, Gauge> = MetricFamily::default();
+        build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "The version of vmap-proxy, always 1", build);
+    }
+
+    /// A sync was asked for: by a change, or by the start of the sync loop.
+    pub fn sync_queued(&self, family: Family, at: SystemTime) {
+        self.last_queued.get_or_create(&by_family(family)).set(unix_seconds(at));
+    }
+
+    /// A sync ended well.
+    pub fn sync_succeeded(&self, family: Family, kind: SyncKind, took: Duration, at: SystemTime) {
+        self.sync_took(family, kind, took);
+        self.last_sync.get_or_create(&by_family(family)).set(unix_seconds(at));
+    }
+
+    /// A sync failed: the kernel refused the transaction, or can't be reached.
+    pub fn sync_failed(&self, family: Family, kind: SyncKind, took: Duration) {
+        self.sync_took(family, kind, took);
+        self.sync_failures.get_or_create(&by_family(family)).inc();
+    }
+
+    /// Both successes and failures are timed, as kube-proxy does.
+    fn sync_took(&self, family: Family, kind: SyncKind, took: Duration) {
+        let label = by_family(family);
+        let of_kind = match kind {
+            SyncKind::Full => &self.full_sync_duration,
+            SyncKind::Partial => &self.partial_sync_duration,
+        };
+        self.sync_duration.get_or_create(&label).observe(took.as_secs_f64());
+        of_kind.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// Deleting what is no longer needed failed; it will be tried again.
+    pub fn cleanup_failed(&self, family: Family) {
+        self.cleanup_failures.get_or_create(&by_family(family)).inc();
+    }
+
+    /// From the trigger time of an EndpointSlice (annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`) to its rules being
+    /// in place. One sample for each change of a slice.
+    pub fn network_programmed(&self, family: Family, latency: Duration) {
+        self.network_programming.get_or_create(&by_family(family)).observe(latency.as_secs_f64());
+    }
+
+    /// Events of EndpointSlices that arrived.
+    pub fn endpoint_changes(&self, events: usize) {
+        self.endpoint_changes.inc_by(events as u64);
+    }
+
+    /// EndpointSlice changes that wait for the next sync.
+    pub fn set_endpoint_changes_pending(&self, changes: usize) {
+        self.endpoint_changes_pending.set(gauge_value(changes));
+    }
+
+    /// Events of Services that arrived.
+    pub fn service_changes(&self, events: usize) {
+        self.service_changes.inc_by(events as u64);
+    }
+
+    /// Services with changes that wait for the next sync.
+    pub fn set_service_changes_pending(&self, services: usize) {
+        self.service_changes_pending.set(gauge_value(services));
+    }
+
+    /// Service ports that have endpoints, but a Local policy and none here.
+    pub fn set_no_local_endpoints(&self, family: Family, policy: TrafficPolicy, service_ports: usize) {
+        let traffic_policy = match policy {
+            TrafficPolicy::Internal => "internal",
+            TrafficPolicy::External => "external",
+        };
+        let labels = NoLocalEndpointsLabels { ip_family: by_family(family).ip_family, traffic_policy };
+        self.no_local_endpoints.get_or_create(&labels).set(gauge_value(service_ports));
+    }
+
+    /// `/healthz` was answered with this status code.
+    pub fn healthz_replied(&self, code: u16) {
+        self.healthz_replies.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// `/livez` was answered with this status code.
+    pub fn livez_replied(&self, code: u16) {
+        self.livez_replies.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// Stale flows were looked for and deleted; only where the listing
+    /// succeeded.
+    pub fn conntrack_reconciled(&self, family: Family, took: Duration, deleted: usize) {
+        self.conntrack_duration.get_or_create(&by_family(family)).observe(took.as_secs_f64());
+        self.conntrack_deleted.get_or_create(&by_family(family)).inc_by(deleted as u64);
+    }
+
+    /// A transaction was answered by the kernel.
+    pub fn committed(&self, took: Duration) {
+        self.commit_duration.observe(took.as_secs_f64());
+    }
+
+    /// A transaction kept the kernel's nftables lock this long.
+    pub fn lock_held(&self, held: Duration) {
+        self.lock_hold.observe(held.as_secs_f64());
+    }
+
+    /// Elements were added or deleted.
+    pub fn elements_changed(&self, operation: Operation, elements: usize) {
+        let operation = match operation {
+            Operation::Add => "add",
+            Operation::Delete => "delete",
+        };
+        self.elements_changed.get_or_create(&OperationLabel { operation }).inc_by(elements as u64);
+    }
+
+    /// Services that are not programmed at present, for a fault of their own.
+    pub fn set_quarantined_services(&self, services: usize) {
+        self.quarantined_services.set(gauge_value(services));
+    }
+
+    /// Someone else's change to our tables was undone.
+    pub fn drift_repaired(&self) {
+        self.drift_repairs.inc();
+    }
+
+    /// Every metric as text.
+    ///
+    /// `connections` are appended as `vmap_proxy_service_connections_total`.
+    pub fn encode(&self, format: Format, connections: &[ServiceConnections]) -> String {
+        let mut openmetrics = String::new();
+        // Writing into a String doesn't fail.
+        if text::encode_registry(&mut openmetrics, &self.registry).is_err() {
+            tracing::error!("metrics could not be encoded");
+        }
+        connections::encode(connections, &mut openmetrics);
+        openmetrics.push_str("# EOF\n");
+        format.convert(openmetrics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAMILY: Family = Family::Ipv4;
+
+    #[test]
+    fn names_labels_and_buckets_are_kube_proxys() {
+        let metrics = Metrics::new();
+        let second = Duration::from_secs(1);
+        metrics.sync_queued(FAMILY, UNIX_EPOCH + second);
+        metrics.sync_succeeded(FAMILY, SyncKind::Full, Duration::from_millis(3), UNIX_EPOCH + second);
+        metrics.sync_failed(Family::Ipv6, SyncKind::Partial, second);
+        metrics.cleanup_failed(FAMILY);
+        metrics.network_programmed(FAMILY, Duration::from_millis(400));
+        metrics.endpoint_changes(3);
+        metrics.set_endpoint_changes_pending(2);
+        metrics.service_changes(5);
+        metrics.set_service_changes_pending(4);
+        metrics.set_no_local_endpoints(FAMILY, TrafficPolicy::External, 6);
+        metrics.healthz_replied(503);
+        metrics.livez_replied(200);
+        metrics.conntrack_reconciled(FAMILY, second, 7);
+        let text = metrics.encode(Format::Prometheus, &[]);
+        for line in [
+            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001",ip_family="IPv4"} 0"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="16.384",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="+Inf",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.0"#,
+            r#"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1.0"#,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.5",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="59",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="300",ip_family="IPv4"} 1"#,
+            "# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 2",
+            "kubeproxy_sync_proxy_rules_service_changes_total 5",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 4",
+            "# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge",
+            r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 6"#,
+            r#"kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv6"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_proxy_healthz_total{code="503"} 1"#,
+            r#"kubeproxy_proxy_livez_total{code="200"} 1"#,
+            r#"kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{le="1.024",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 7"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("# EOF"));
+    }
+
+    #[test]
+    fn our_own_stand_beside_them() {
+        let metrics = Metrics::new();
+        metrics.committed(Duration::from_millis(2));
+        metrics.lock_held(Duration::from_millis(1));
+        metrics.elements_changed(Operation::Add, 10);
+        metrics.elements_changed(Operation::Delete, 1);
+        metrics.set_quarantined_services(2);
+        metrics.drift_repaired();
+        let connections = [ServiceConnections {
+            namespace: "default".to_owned(),
+            service: "web".to_owned(),
+            port: "http".to_owned(),
+            connections: 9,
+        }];
+        let text = metrics.encode(Format::Prometheus, &connections);
+        for line in [
+            "vmap_proxy_commit_duration_seconds_count 1",
+            r#"vmap_proxy_commit_lock_hold_seconds_bucket{le="0.001"} 1"#,
+            r#"vmap_proxy_elements_changed_total{operation="add"} 10"#,
+            r#"vmap_proxy_elements_changed_total{operation="delete"} 1"#,
+            "vmap_proxy_quarantined_services 2",
+            "vmap_proxy_drift_repairs_total 1",
+            "# TYPE vmap_proxy_service_connections_total counter",
+            r#"vmap_proxy_service_connections_total{namespace="default",service="web",port="http"} 9"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn clones_count_together() {
+        let metrics = Metrics::new();
+        metrics.clone().drift_repaired();
+        assert!(metrics.encode(Format::OpenMetrics, &[]).contains("vmap_proxy_drift_repairs_total 1"));
+    }
+}
