@@ -11,6 +11,7 @@ pub mod config;
 pub mod conntrack;
 pub mod demo;
 pub mod follow;
+pub mod health;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

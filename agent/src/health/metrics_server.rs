@@ -1,0 +1,123 @@
+//! `/metrics` and what kube-proxy serves beside it.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+
+use crate::config::KubeProxyConfiguration;
+use crate::metrics::{ConnectionSource, Format, Metrics};
+
+/// The name under which kube-proxy registers its configuration.
+const CONFIGURATION_NAME: &str = "kubeproxy.config.k8s.io";
+
+/// The proxy mode; tools ask for it to tell which rules to look at.
+const MODE: &str = "nftables";
+
+struct Served {
+    metrics: Metrics,
+    connections: Option<ConnectionSource>,
+    configuration: String,
+}
+
+/// The routes `/metrics`, `/healthz` (always "ok"), `/proxyMode` and
+/// `/configz`; everything else is 404. kube-proxy's profiles of the Go runtime
+/// have no counterpart.
+///
+/// `connections` is asked for each reply of `/metrics`.
+pub fn router(
+    metrics: Metrics,
+    connections: Option<ConnectionSource>,
+    configuration: &KubeProxyConfiguration,
+) -> Router {
+    let configuration = serde_json::json!({ CONFIGURATION_NAME: configuration }).to_string();
+    Router::new()
+        .route("/metrics", any(metrics_text))
+        .route("/healthz", any(|| async { plain("ok") }))
+        .route("/proxyMode", any(|| async { plain(MODE) }))
+        .route("/configz", any(configz))
+        .with_state(std::sync::Arc::new(Served { metrics, connections, configuration }))
+}
+
+fn plain(body: &'static str) -> Response {
+    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (StatusCode::OK, headers, body).into_response()
+}
+
+async fn metrics_text(State(served): State<std::sync::Arc<Served>>, headers: HeaderMap) -> Response {
+    let connections = match &served.connections {
+        Some(source) => source().await,
+        None => Vec::new(),
+    };
+    let format = Format::accepted_by(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
+    let headers = [(CONTENT_TYPE, format.content_type())];
+    (StatusCode::OK, headers, served.metrics.encode(format, &connections)).into_response()
+}
+
+async fn configz(State(served): State<std::sync::Arc<Served>>) -> Response {
+    let headers = [(CONTENT_TYPE, "application/json"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (StatusCode::OK, headers, served.configuration.clone()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::health::listen::Listen;
+    use crate::health::test_client::{get, request, run};
+    use crate::metrics::ServiceConnections;
+
+    async fn start() -> SocketAddr {
+        let source: ConnectionSource = Arc::new(|| {
+            Box::pin(async {
+                vec![ServiceConnections {
+                    namespace: "default".to_owned(),
+                    service: "web".to_owned(),
+                    port: String::new(),
+                    connections: 3,
+                }]
+            })
+        });
+        let configuration = KubeProxyConfiguration { cluster_cidr: "10.0.0.0/8".to_owned(), ..Default::default() };
+        let listen = Listen::new("metrics", "metricsBindAddress", "127.0.0.1:0".parse().unwrap(), true);
+        let mut listening = listen.listening.subscribe();
+        tokio::spawn(listen.serve(router(Metrics::new(), Some(source), &configuration)));
+        listening.wait_for(Option::is_some).await.unwrap().unwrap()
+    }
+
+    #[test]
+    fn every_path_answers_as_kube_proxy_does() {
+        run(async {
+            let address = start().await;
+            for (path, body) in [("/healthz", "ok"), ("/proxyMode", "nftables")] {
+                let reply = get(address, path).await;
+                assert_eq!((reply.status, reply.body.as_str()), (200, body));
+                assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
+            }
+            let configuration: serde_json::Value = serde_json::from_str(&get(address, "/configz").await.body).unwrap();
+            assert_eq!(configuration["kubeproxy.config.k8s.io"]["clusterCIDR"], "10.0.0.0/8");
+            assert_eq!(get(address, "/").await.status, 404);
+        });
+    }
+
+    #[test]
+    fn metrics_are_in_the_format_asked_for() {
+        run(async {
+            let address = start().await;
+            let line = r#"vmap_proxy_service_connections_total{namespace="default",service="web",port=""} 3"#;
+            let reply = get(address, "/metrics").await;
+            assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+            assert!(reply.body.contains(line));
+            let accept = "accept: application/openmetrics-text;version=1.0.0,text/plain\r\n";
+            let reply = request(address, "GET", "/metrics", accept).await;
+            assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+            assert!(reply.body.contains(line) && reply.body.ends_with("# EOF\n"));
+        });
+    }
+}

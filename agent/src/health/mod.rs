@@ -1,0 +1,19 @@
+//! What the proxy tells about itself over HTTP: whether it keeps up
+//! ([`proxy_server`]), whether a Service has endpoints on this node
+//! ([`service_servers`]), and its metrics ([`metrics_server`]).
+//!
+//! Paths, status codes, headers and bodies are kube-proxy's
+//! (`pkg/proxy/healthcheck`); where we differ, the item says so.
+
+pub mod listen;
+pub mod metrics_server;
+pub mod proxy_server;
+pub mod service_servers;
+pub mod state;
+
+#[cfg(test)]
+mod test_client;
+
+pub use listen::{Listen, ListenError};
+pub use service_servers::{ServiceHealth, ServiceHealthServers, ServiceName};
+pub use state::{Clock, HealthState, NodeEligibility};

@@ -1,0 +1,256 @@
+//! `/healthz` and `/livez`: whether the proxy keeps up, and whether load
+//! balancers should use this node.
+
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+use super::state::{HealthState, NodeEligibility, Report};
+use crate::metrics::Metrics;
+
+/// Headers of every reply in JSON.
+pub(super) const JSON_HEADERS: [(HeaderName, &str); 2] =
+    [(CONTENT_TYPE, "application/json"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+
+/// Go's zero time, for "never".
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The routes `/healthz` and `/livez`, for any method; everything else is 404.
+pub fn router(health: HealthState, metrics: Metrics) -> Router {
+    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state((health, metrics))
+}
+
+/// Whether the node should get traffic: 200 while the proxy keeps up, has its
+/// rules in place, and the node is not about to go.
+async fn healthz(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
+    let report = health.report();
+    let body = Body::healthz(&report);
+    metrics.healthz_replied(body.status().as_u16());
+    body.into_response()
+}
+
+/// Whether the proxy should be left running: 200 while it keeps up.
+async fn livez(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
+    let report = health.report();
+    let body = Body::livez(&report);
+    metrics.livez_replied(body.status().as_u16());
+    body.into_response()
+}
+
+/// kube-proxy's body, and `reason`, which it lacks: there, a body may say
+/// `healthy: true` under a 503 and leave the reader to wonder.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    #[serde(skip_serializing_if = "Families::is_empty")]
+    status: Families,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+type Families = std::collections::BTreeMap<String, FamilyBody>;
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyBody {
+    last_updated: String,
+    healthy: bool,
+}
+
+impl Body {
+    fn healthz(report: &Report) -> Self {
+        let not_synced = (!report.synced).then_some("the first sync is not done, rules may be missing");
+        let reason = overdue(report).or(not_synced).or(report.node.reason());
+        Self { node_eligible: Some(report.node == NodeEligibility::Eligible), ..Self::new(report, reason) }
+    }
+
+    fn livez(report: &Report) -> Self {
+        Self::new(report, overdue(report))
+    }
+
+    /// A reply is 200 if there is no reason for another; it then counts as an
+    /// update, as in kube-proxy.
+    fn new(report: &Report, reason: Option<&'static str>) -> Self {
+        let last_updated = if reason.is_none() { Some(report.now) } else { report.last_updated() };
+        let family_body = |updated, healthy| FamilyBody { last_updated: rfc3339(updated), healthy };
+        Self {
+            last_updated: rfc3339(last_updated),
+            current_time: rfc3339(Some(report.now)),
+            node_eligible: None,
+            healthy: report.healthy,
+            status: report
+                .families
+                .iter()
+                .map(|family| (family.family.to_string(), family_body(family.last_updated, family.healthy)))
+                .collect(),
+            reason,
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        if self.reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    }
+
+    fn into_response(self) -> Response {
+        match serde_json::to_string(&self) {
+            Ok(body) => (self.status(), JSON_HEADERS, body).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        }
+    }
+}
+
+fn overdue(report: &Report) -> Option<&'static str> {
+    (!report.healthy).then_some("a change has waited too long for its sync")
+}
+
+/// RFC 3339 with as many digits of a second as needed, as Go prints it.
+fn rfc3339(time: Option<SystemTime>) -> String {
+    time.and_then(|time| Timestamp::try_from(time).ok()).map_or_else(|| NEVER.to_owned(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use compiler::ruleset::Family;
+
+    use super::*;
+    use crate::health::listen::Listen;
+    use crate::health::state::tests::HandClock;
+    use crate::health::test_client::{Reply, get, request, run};
+    use crate::metrics::Format;
+
+    struct Proxy {
+        clock: HandClock,
+        health: HealthState,
+        metrics: Metrics,
+        address: SocketAddr,
+    }
+
+    impl Proxy {
+        async fn start() -> Self {
+            let clock = HandClock::default();
+            let health = HealthState::new(clock.clock(), Duration::from_secs(60));
+            let metrics = Metrics::new();
+            let listen = Listen::new("health", "healthzBindAddress", "127.0.0.1:0".parse().unwrap(), true);
+            let mut listening = listen.listening.subscribe();
+            tokio::spawn(listen.serve(router(health.clone(), metrics.clone())));
+            let address = listening.wait_for(Option::is_some).await.unwrap().unwrap();
+            Self { clock, health, metrics, address }
+        }
+
+        async fn get(&self, path: &str) -> Reply {
+            get(self.address, path).await
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_keeps_up_answers_as_kube_proxy_does() {
+        run(async {
+            let proxy = Proxy::start().await;
+            proxy.health.initialized(&Family::ALL);
+            proxy.health.set_node(NodeEligibility::Eligible);
+            proxy.health.updated(Family::Ipv4);
+            proxy.clock.forward(1_500);
+            proxy.health.updated(Family::Ipv6);
+            proxy.clock.forward(500);
+            let reply = proxy.get("/healthz").await;
+            assert_eq!(reply.status, 200);
+            assert_eq!(reply.header("content-type"), Some("application/json"));
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+            assert_eq!(
+                reply.body,
+                r#"{"lastUpdated":"1970-01-01T00:00:02Z","currentTime":"1970-01-01T00:00:02Z","nodeEligible":true,"#
+                    .to_owned()
+                    + r#""healthy":true,"status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:00Z","healthy":true},"#
+                    + r#""IPv6":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":true}}}"#
+            );
+            let live = proxy.get("/livez").await;
+            assert_eq!(live.status, 200);
+            assert!(!live.body.contains("nodeEligible"));
+        });
+    }
+
+    #[test]
+    fn an_overdue_change_is_503_on_both_paths() {
+        run(async {
+            let proxy = Proxy::start().await;
+            proxy.health.initialized(&[Family::Ipv4]);
+            proxy.health.set_node(NodeEligibility::Eligible);
+            proxy.health.updated(Family::Ipv4);
+            proxy.health.queued(Family::Ipv4);
+            proxy.clock.forward(60_000);
+            for path in ["/healthz", "/livez"] {
+                let reply = proxy.get(path).await;
+                assert_eq!(reply.status, 503, "{path}");
+                let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+                assert_eq!(body["healthy"], false);
+                assert_eq!(body["lastUpdated"], "1970-01-01T00:00:00Z");
+                assert!(body["reason"].as_str().unwrap().contains("waited too long"));
+            }
+            let text = proxy.metrics.encode(Format::Prometheus, &[]);
+            assert!(text.contains(r#"kubeproxy_proxy_healthz_total{code="503"} 1"#));
+            assert!(text.contains(r#"kubeproxy_proxy_livez_total{code="503"} 1"#));
+        });
+    }
+
+    #[test]
+    fn the_node_decides_about_healthz_alone() {
+        run(async {
+            let proxy = Proxy::start().await;
+            proxy.health.initialized(&[Family::Ipv4]);
+            proxy.health.updated(Family::Ipv4);
+            for (node, status) in [
+                (NodeEligibility::Unknown, 503),
+                (NodeEligibility::BeingDeleted, 503),
+                (NodeEligibility::TaintedForRemoval, 503),
+                (NodeEligibility::Eligible, 200),
+            ] {
+                proxy.health.set_node(node);
+                let reply = proxy.get("/healthz").await;
+                assert_eq!(reply.status, status, "{node:?}");
+                let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+                assert_eq!(body["healthy"], true);
+                assert_eq!(body["nodeEligible"], status == 200);
+                assert_eq!(body["reason"].is_string(), status == 503);
+                assert_eq!(proxy.get("/livez").await.status, 200);
+            }
+        });
+    }
+
+    #[test]
+    fn before_the_first_sync_it_lives_but_is_not_ready() {
+        run(async {
+            let proxy = Proxy::start().await;
+            proxy.health.set_node(NodeEligibility::Eligible);
+            let reply = proxy.get("/healthz").await;
+            assert_eq!(reply.status, 503);
+            assert!(reply.body.contains(r#""lastUpdated":"0001-01-01T00:00:00Z""#) && !reply.body.contains("status"));
+            assert_eq!(proxy.get("/livez").await.status, 200);
+        });
+    }
+
+    #[test]
+    fn any_method_and_no_other_path() {
+        run(async {
+            let proxy = Proxy::start().await;
+            assert_eq!(request(proxy.address, "POST", "/livez", "content-length: 0\r\n").await.status, 200);
+            assert_eq!(proxy.get("/").await.status, 404);
+        });
+    }
+}

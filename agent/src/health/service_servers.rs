@@ -1,0 +1,424 @@
+//! `healthCheckNodePort`: one small server per Service of type LoadBalancer
+//! with `externalTrafficPolicy: Local`, by which load balancers learn whether
+//! this node has endpoints for it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use compiler::model::config::{NodeInfo, ProxyConfig};
+use compiler::ruleset::Family;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::listen::{Stack, listener};
+use super::proxy_server::JSON_HEADERS;
+use super::state::HealthState;
+
+/// Load balancers may weigh nodes by this header.
+const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
+
+/// The first pause after a failure to listen; each further one is twice as
+/// long. Short, since a port may have just changed hands between two Services.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// The longest pause.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// A Service, by namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// `metadata.namespace`
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+}
+
+/// What a Service's server listens on and answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceHealth {
+    /// `spec.healthCheckNodePort`, not 0.
+    pub port: u16,
+    /// Distinct addresses of its ready IPv4 endpoints on this node.
+    pub local_ipv4: usize,
+    /// Distinct addresses of its ready IPv6 endpoints on this node.
+    pub local_ipv6: usize,
+}
+
+/// The addresses that these servers listen on: those that serve NodePorts.
+/// The unspecified address of a family stands for all of its addresses.
+pub fn listen_addresses(config: &ProxyConfig, node: &NodeInfo, families: &[Family]) -> Vec<IpAddr> {
+    let of_family = |family| match config.node_port_ranges(node, family) {
+        Some(_) => config.node_port_ips(node, family),
+        None => vec![match family {
+            Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }],
+    };
+    families.iter().copied().flat_map(of_family).collect()
+}
+
+/// The servers of all Services. Unlike kube-proxy's, a server that can't
+/// listen tries again by itself, and addresses are followed as they change.
+#[derive(Debug)]
+pub struct ServiceHealthServers {
+    health: HealthState,
+    open: watch::Sender<BTreeSet<SocketAddr>>,
+    state: Mutex<Servers>,
+}
+
+#[derive(Debug, Default)]
+struct Servers {
+    addresses: Vec<IpAddr>,
+    running: HashMap<ServiceName, Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    port: u16,
+    answer: Arc<Answer>,
+    listeners: HashMap<SocketAddr, Listener>,
+}
+
+/// Stops listening when dropped.
+#[derive(Debug)]
+struct Listener(JoinHandle<()>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the listeners of one Service share.
+#[derive(Debug)]
+struct Answer {
+    service: ServiceName,
+    health: HealthState,
+    local_ipv4: AtomicUsize,
+    local_ipv6: AtomicUsize,
+}
+
+impl ServiceHealthServers {
+    /// No servers, and no addresses yet. `health` decides whether a node with
+    /// endpoints may be used: 200 takes endpoints and a proxy that keeps up.
+    pub fn new(health: HealthState) -> Self {
+        Self { health, open: watch::Sender::default(), state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Servers> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sockets that listen at this moment.
+    pub fn open(&self) -> watch::Receiver<BTreeSet<SocketAddr>> {
+        self.open.subscribe()
+    }
+
+    /// The addresses to listen on, see [`listen_addresses`]. Listeners on
+    /// addresses that stay are kept. Called within a tokio runtime.
+    pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
+        let mut servers = self.lock();
+        servers.addresses = addresses;
+        self.reconcile(&mut servers);
+    }
+
+    /// All Services that have a server; those left out are closed. Listeners
+    /// whose port stays are kept, and answer by the new counts. Called within a
+    /// tokio runtime.
+    pub fn set(&self, services: BTreeMap<ServiceName, ServiceHealth>) {
+        let mut servers = self.lock();
+        servers.running.retain(|name, running| {
+            let keep = services.contains_key(name);
+            if !keep {
+                // Connections that are still open say so too.
+                running.answer.set(0, 0);
+            }
+            keep
+        });
+        for (name, service) in services {
+            let running = servers.running.entry(name).or_insert_with_key(|name| Running {
+                port: service.port,
+                answer: Arc::new(Answer::new(name.clone(), self.health.clone())),
+                listeners: HashMap::new(),
+            });
+            running.port = service.port;
+            running.answer.set(service.local_ipv4, service.local_ipv6);
+        }
+        self.reconcile(&mut servers);
+    }
+
+    fn reconcile(&self, servers: &mut Servers) {
+        for running in servers.running.values_mut() {
+            let wanted: BTreeSet<SocketAddr> =
+                servers.addresses.iter().map(|&address| SocketAddr::new(address, running.port)).collect();
+            running.listeners.retain(|address, _| wanted.contains(address));
+        }
+        // Only now, so that a port can change hands.
+        for running in servers.running.values_mut() {
+            for &address in &servers.addresses {
+                let address = SocketAddr::new(address, running.port);
+                running.listeners.entry(address).or_insert_with(|| {
+                    Listener(tokio::spawn(listen(address, running.answer.clone(), self.open.clone())))
+                });
+            }
+        }
+    }
+}
+
+/// Keeps a socket in the set of open ones for as long as it lives.
+struct Open<'a> {
+    address: SocketAddr,
+    all: &'a watch::Sender<BTreeSet<SocketAddr>>,
+}
+
+impl<'a> Open<'a> {
+    fn new(address: SocketAddr, all: &'a watch::Sender<BTreeSet<SocketAddr>>) -> Self {
+        all.send_modify(|open| {
+            open.insert(address);
+        });
+        Self { address, all }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.all.send_modify(|open| {
+            open.remove(&self.address);
+        });
+    }
+}
+
+async fn listen(address: SocketAddr, answer: Arc<Answer>, open: watch::Sender<BTreeSet<SocketAddr>>) {
+    let mut pause = FIRST_RETRY;
+    loop {
+        let error = match listener(address, Stack::Single) {
+            Ok(listener) => {
+                let _open = Open::new(address, &open);
+                pause = FIRST_RETRY;
+                match axum::serve(listener, router(answer.clone(), address)).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(
+            "the health check of Service {}/{} cannot listen on {address}: {error}; next attempt in {pause:?}",
+            answer.service.namespace,
+            answer.service.name
+        );
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// Any path and any method are answered alike.
+fn router(answer: Arc<Answer>, address: SocketAddr) -> Router {
+    Router::new().fallback(reply).with_state((answer, Family::of(address.ip())))
+}
+
+async fn reply(State((answer, family)): State<(Arc<Answer>, Family)>) -> Response {
+    let local_endpoints = answer.local(family);
+    let healthy = answer.health.is_healthy();
+    let status = if local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let weight = [(WEIGHT, local_endpoints.to_string())];
+    (status, JSON_HEADERS, weight, body(&answer.service, local_endpoints, healthy)).into_response()
+}
+
+/// Laid out as kube-proxy does it. Names of Kubernetes objects hold nothing
+/// that JSON escapes.
+fn body(service: &ServiceName, local_endpoints: usize, healthy: bool) -> String {
+    let ServiceName { namespace, name } = service;
+    format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\
+         \t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
+    )
+}
+
+impl Answer {
+    fn new(service: ServiceName, health: HealthState) -> Self {
+        Self { service, health, local_ipv4: AtomicUsize::new(0), local_ipv6: AtomicUsize::new(0) }
+    }
+
+    fn set(&self, local_ipv4: usize, local_ipv6: usize) {
+        self.local_ipv4.store(local_ipv4, Ordering::Relaxed);
+        self.local_ipv6.store(local_ipv6, Ordering::Relaxed);
+    }
+
+    fn local(&self, family: Family) -> usize {
+        match family {
+            Family::Ipv4 => self.local_ipv4.load(Ordering::Relaxed),
+            Family::Ipv6 => self.local_ipv6.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use compiler::model::config::NodePortAddresses;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::health::state::tests::HandClock;
+    use crate::health::test_client::{get, request, run};
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    struct Node {
+        clock: HandClock,
+        health: HealthState,
+        servers: ServiceHealthServers,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let clock = HandClock::default();
+            let health = HealthState::new(clock.clock(), Duration::from_secs(60));
+            let servers = ServiceHealthServers::new(health.clone());
+            servers.set_addresses(vec![LOCALHOST]);
+            Self { clock, health, servers }
+        }
+
+        fn set(&self, services: &[(&str, u16, usize)]) {
+            self.servers.set(services.iter().map(|&(name, port, count)| (named(name), health(port, count))).collect());
+        }
+
+        async fn wait_open(&self, ports: &[u16]) {
+            let ports: BTreeSet<SocketAddr> = ports.iter().map(|&port| SocketAddr::new(LOCALHOST, port)).collect();
+            self.servers.open().wait_for(|open| *open == ports).await.unwrap();
+        }
+    }
+
+    fn named(name: &str) -> ServiceName {
+        ServiceName { namespace: "default".to_owned(), name: name.to_owned() }
+    }
+
+    fn health(port: u16, local_ipv4: usize) -> ServiceHealth {
+        ServiceHealth { port, local_ipv4, local_ipv6: 0 }
+    }
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn a_service_with_local_endpoints_answers_as_kube_proxy_does() {
+        run(async {
+            let (node, port) = (Node::new(), free_port());
+            let address = SocketAddr::new(LOCALHOST, port);
+            node.set(&[("web", port, 2)]);
+            node.wait_open(&[port]).await;
+            let reply = request(address, "POST", "/any/path", "content-length: 0\r\n").await;
+            assert_eq!(reply.status, 200);
+            assert_eq!(reply.header("content-type"), Some("application/json"));
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+            assert_eq!(reply.header("x-load-balancing-endpoint-weight"), Some("2"));
+            let expected = "{\n\t\"service\": {\n\t\t\"namespace\": \"default\",\n\t\t\"name\": \"web\"\n\t},\n\
+                            \t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}";
+            assert_eq!(reply.body, expected);
+
+            node.set(&[("web", port, 0)]);
+            let reply = get(address, "/").await;
+            assert_eq!((reply.status, reply.header("x-load-balancing-endpoint-weight")), (503, Some("0")));
+        });
+    }
+
+    #[test]
+    fn a_proxy_that_does_not_keep_up_is_503() {
+        run(async {
+            let (node, port) = (Node::new(), free_port());
+            node.set(&[("web", port, 2)]);
+            node.wait_open(&[port]).await;
+            node.health.initialized(&[Family::Ipv4]);
+            node.clock.forward(60_000);
+            let reply = get(SocketAddr::new(LOCALHOST, port), "/").await;
+            assert_eq!(reply.status, 503);
+            assert!(reply.body.contains("\"serviceProxyHealthy\": false"));
+        });
+    }
+
+    #[test]
+    fn an_unchanged_listener_is_kept_and_the_others_follow() {
+        run(async {
+            let (node, kept, old, new) = (Node::new(), free_port(), free_port(), free_port());
+            node.set(&[("kept", kept, 1), ("moved", old, 1)]);
+            node.wait_open(&BTreeSet::from([kept, old]).into_iter().collect::<Vec<_>>()).await;
+            // A connection of a listener that is closed anew would not be accepted.
+            let mut idle = tokio::net::TcpStream::connect((LOCALHOST, kept)).await.unwrap();
+            node.set(&[("kept", kept, 3), ("moved", new, 1)]);
+            node.wait_open(&BTreeSet::from([kept, new]).into_iter().collect::<Vec<_>>()).await;
+            tokio::io::AsyncWriteExt::write_all(&mut idle, b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+            let mut text = String::new();
+            idle.read_to_string(&mut text).await.unwrap();
+            assert!(text.contains("\"localEndpoints\": 3"), "{text}");
+            assert!(tokio::net::TcpStream::connect((LOCALHOST, old)).await.is_err());
+            node.set(&[]);
+            node.wait_open(&[]).await;
+        });
+    }
+
+    #[test]
+    fn a_port_can_change_hands() {
+        run(async {
+            let (node, port) = (Node::new(), free_port());
+            node.set(&[("first", port, 1)]);
+            node.wait_open(&[port]).await;
+            let mut open = node.servers.open();
+            open.mark_unchanged();
+            node.set(&[("second", port, 1)]);
+            // The first one's socket goes, then the second one's comes.
+            open.changed().await.unwrap();
+            node.wait_open(&[port]).await;
+            assert!(get(SocketAddr::new(LOCALHOST, port), "/").await.body.contains("second"));
+        });
+    }
+
+    #[test]
+    fn a_port_in_use_is_tried_again() {
+        run(async {
+            let other = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
+            let (node, port) = (Node::new(), other.local_addr().unwrap().port());
+            node.set(&[("web", port, 1)]);
+            // Let the first attempt fail before the port is free.
+            tokio::task::yield_now().await;
+            assert!(node.servers.open().borrow().is_empty());
+            drop(other);
+            node.wait_open(&[port]).await;
+        });
+    }
+
+    #[test]
+    fn without_addresses_nothing_listens() {
+        run(async {
+            let (node, port) = (Node::new(), free_port());
+            node.set(&[("web", port, 1)]);
+            node.wait_open(&[port]).await;
+            node.servers.set_addresses(Vec::new());
+            node.wait_open(&[]).await;
+        });
+    }
+
+    #[test]
+    fn they_listen_where_node_ports_are_served() {
+        let node = NodeInfo {
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            interface_addresses: ["127.0.0.1", "192.0.2.1", "198.51.100.1"].map(|ip| ip.parse().unwrap()).to_vec(),
+            ..NodeInfo::default()
+        };
+        let mut config = ProxyConfig::default();
+        let primary: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap()];
+        assert_eq!(listen_addresses(&config, &node, &[Family::Ipv4]), primary);
+        config.node_port_addresses = NodePortAddresses::Ranges(vec!["0.0.0.0/0".parse().unwrap()]);
+        let all: Vec<IpAddr> = vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()];
+        assert_eq!(listen_addresses(&config, &node, &Family::ALL), all);
+    }
+}
