@@ -1,6 +1,7 @@
 //! Tests of vmap-proxy that need more than the compiler alone: a reference
 //! model of kube-proxy, conformance vectors, a real kernel.
 
+pub mod apiserver;
 pub mod commands;
 pub mod harness;
 pub mod model;

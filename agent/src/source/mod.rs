@@ -1,7 +1,9 @@
 //! One stream of typed changes, whichever the source: manifests on disk or the
 //! Kubernetes API.
 
+pub mod kubernetes;
 pub mod manifests;
+mod typed;
 
 use compiler::model::objects::{Change, Kind};
 use tokio::sync::mpsc;

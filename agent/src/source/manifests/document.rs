@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::source::typed::ObjectOf;
+
 /// How a manifest is written, by its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -217,7 +219,7 @@ fn interpret(mut value: Value, implied: Implied<'_>) -> Result<Found, Mistake> {
         metadata.insert("namespace".to_owned(), Value::String(namespace.clone()));
     }
     let reference = ObjectRef { kind: known, namespace, name };
-    typed(value, known).map(|object| Found::Object(Box::new(object))).map_err(|error| Mistake {
+    ObjectOf(known).deserialize(value).map(|object| Found::Object(Box::new(object))).map_err(|error| Mistake {
         object: Some(reference.to_string()),
         reference: Some(reference),
         line: None,
@@ -246,33 +248,16 @@ fn known_kind(api_version: &str, kind: &str) -> Recognised {
     }
 }
 
-/// Deserialises straight into the type of `kind`.
-fn typed<'de, D: Deserializer<'de>>(deserializer: D, kind: Kind) -> Result<Object, D::Error> {
-    Ok(match kind {
-        Kind::Service => Object::Service(Deserialize::deserialize(deserializer)?),
-        Kind::EndpointSlice => Object::EndpointSlice(Deserialize::deserialize(deserializer)?),
-        Kind::Node => Object::Node(Deserialize::deserialize(deserializer)?),
-        Kind::ServiceCidr => Object::ServiceCidr(Deserialize::deserialize(deserializer)?),
-    })
-}
-
 /// Why a document that is well-formed is not one of `kind`, with the line
 /// within the document.
 fn type_error(text: &str, kind: Kind, format: Format) -> Option<(String, Option<usize>)> {
-    struct Typed(Kind);
-    impl<'de> DeserializeSeed<'de> for Typed {
-        type Value = Object;
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
-            typed(deserializer, self.0)
-        }
-    }
     match format {
         Format::Yaml => serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |deserializer| {
-            Typed(kind).deserialize(deserializer)
+            ObjectOf(kind).deserialize(deserializer)
         })
         .err()
         .map(|error| describe_yaml(&error)),
-        Format::Json => Typed(kind)
+        Format::Json => ObjectOf(kind)
             .deserialize(&mut serde_json::Deserializer::from_str(text))
             .err()
             .map(|error| describe_json(&error)),

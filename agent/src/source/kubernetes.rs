@@ -1,0 +1,133 @@
+//! Services, EndpointSlices, this Node and the ServiceCIDRs from the
+//! Kubernetes API.
+//!
+//! Every resource has a [`reflector`] of its own: list, then watch, for ever.
+//! Objects go from the socket's buffer into the slim types of the compiler one
+//! by one; neither a list nor a page is ever held.
+
+mod backoff;
+mod connect;
+mod failure;
+mod reflector;
+mod resource;
+mod split;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use tokio::sync::oneshot;
+
+pub use self::connect::ConnectError;
+use self::reflector::Reflector;
+use self::resource::Resource;
+use super::{Event, EventSender};
+
+/// How to reach the API server, and what to follow there.
+#[derive(Debug, Clone)]
+pub struct KubernetesOptions {
+    /// The kubeconfig file; `None`: the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// The URL of the API server, over whatever the kubeconfig says
+    /// (kube-proxy's `--master`).
+    pub master: Option<String>,
+    /// The Node to follow: this one.
+    pub node_name: String,
+    /// How long to wait for what; the default is right outside of tests.
+    pub timing: Timing,
+}
+
+/// Waiting times of the source.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// The wait after a first failure; doubled by every further one.
+    pub shortest_retry: Duration,
+    /// The longest wait between attempts. Up to as much again is added at
+    /// random, so that nodes don't come back all at once.
+    pub longest_retry: Duration,
+    /// Silence on a watch after which the connection is taken for dead. The
+    /// server sends a bookmark about every minute.
+    pub idle: Duration,
+    /// Silence during a list, or before an answer, after which it is started
+    /// again. The server's own limit for a request is 60 s.
+    pub list_idle: Duration,
+    /// How long the first sync waits for this Node. kube-proxy waits 30 s for
+    /// its addresses.
+    pub node_patience: Duration,
+    /// How long the first sync waits for the ServiceCIDRs.
+    pub service_cidr_patience: Duration,
+}
+
+impl Default for Timing {
+    /// Retries as client-go's reflector: 800 ms to 30 s.
+    fn default() -> Self {
+        Self {
+            shortest_retry: Duration::from_millis(800),
+            longest_retry: Duration::from_secs(30),
+            idle: Duration::from_secs(150),
+            list_idle: Duration::from_secs(60),
+            node_patience: Duration::from_secs(30),
+            service_cidr_patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A connection to the API server that knows what a proxy needs from it.
+pub struct KubernetesSource {
+    client: kube::Client,
+    options: KubernetesOptions,
+}
+
+impl KubernetesSource {
+    /// Reads the configuration and prepares the client. The server is not
+    /// asked yet: whether it can be reached, [`run`](Self::run) tells, and
+    /// goes on trying.
+    ///
+    /// # Errors
+    /// The kubeconfig or the service account can't be used; each names the
+    /// remedy.
+    pub async fn connect(options: KubernetesOptions) -> Result<Self, ConnectError> {
+        let client = connect::client(&options).await?;
+        Ok(Self { client, options })
+    }
+
+    /// The client, for what else is to be asked or told.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// Follows the API server until nobody listens any more.
+    ///
+    /// Every kind: [`Event::ListStarted`], its objects, [`Event::ListCompleted`],
+    /// then its changes; again from the start when the server can't continue.
+    /// [`Event::Synced`] once Services and EndpointSlices are listed, the Node
+    /// and the ServiceCIDRs too or given up waiting for. Failures are
+    /// [`Event::Degraded`] and tried again.
+    pub async fn run(self, events: EventSender) {
+        let mut reflectors = Vec::new();
+        let mut firsts = Vec::new();
+        for resource in Resource::all(&self.options.node_name) {
+            let (listed, first) = oneshot::channel();
+            firsts.push(wait_for_first(first, resource.patience(&self.options.timing)));
+            let reflector =
+                Reflector::new(self.client.clone(), resource, events.clone(), self.options.timing.clone(), listed);
+            reflectors.push(reflector.run());
+        }
+        let synced = async {
+            join_all(firsts).await;
+            // Fails only when nobody listens: the reflectors notice as well.
+            let _ = events.send(Event::Synced).await;
+        };
+        join(join_all(reflectors), synced).await;
+    }
+}
+
+async fn wait_for_first(listed: oneshot::Receiver<()>, patience: Option<Duration>) {
+    match patience {
+        None => drop(listed.await),
+        Some(patience) => drop(tokio::time::timeout(patience, listed).await),
+    }
+}

@@ -1,0 +1,106 @@
+//! Why a list or watch ended, and what to do about it.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::resource::Resource;
+use super::wire::Status;
+
+/// Why a list or a watch ended before its time.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The sync loop listens no more.
+    Closed,
+    /// 410: the version is too old, only a list helps.
+    Gone,
+    /// The server does not have streaming lists.
+    NoStreamingLists,
+    /// The server does not have this resource.
+    NotServed,
+    /// All else, as a line for the operator.
+    Refused {
+        code: u16,
+        message: String,
+        /// The server's wish (`Retry-After`).
+        retry_after: Duration,
+        /// Waiting won't help, somebody has to act.
+        is_denied: bool,
+    },
+    /// The connection broke.
+    Broken(String),
+    /// Nothing was received for so long that the connection may be dead.
+    Silent(Duration),
+}
+
+impl Failure {
+    /// What the client says about a request.
+    pub(super) fn of_request(error: &kube::Error, resource: &Resource) -> Self {
+        match error {
+            kube::Error::Api(status) => {
+                let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                Self::of_status(status.code, &status.message, u64::from(retry_after), resource)
+            }
+            other => Self::Broken(with_causes(other)),
+        }
+    }
+
+    /// What an ERROR event says.
+    pub(super) fn of_event(status: &Status, resource: &Resource) -> Self {
+        if status.reason == "Expired" || status.reason == "Gone" {
+            return Self::Gone;
+        }
+        Self::of_status(status.code, &status.message, 0, resource)
+    }
+
+    fn of_status(code: u16, message: &str, retry_after: u64, resource: &Resource) -> Self {
+        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let (is_denied, remedy) = match status {
+            StatusCode::GONE => return Self::Gone,
+            StatusCode::NOT_FOUND if resource.is_optional() => return Self::NotServed,
+            StatusCode::UNAUTHORIZED => {
+                (true, "the token has expired or the credentials are not this cluster's: check the service account or kubeconfig".to_owned())
+            }
+            StatusCode::FORBIDDEN => {
+                (true, format!("add this rule to the proxy's ClusterRole: {}", resource.rbac_rule()))
+            }
+            StatusCode::NOT_FOUND => (true, "check that the URL is the API server's".to_owned()),
+            _ => (false, "trying again".to_owned()),
+        };
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::Refused {
+            code,
+            message: format!("the API server answers {status}: {message}; {remedy}"),
+            retry_after: Duration::from_secs(retry_after),
+            is_denied,
+        }
+    }
+
+    /// What reading a response met.
+    pub(super) fn of_read(error: &io::Error) -> Self {
+        Self::Broken(with_causes(error))
+    }
+}
+
+/// The whole chain on one line: the outermost message alone is often no more
+/// than "client error (Connect)".
+fn with_causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = inner.source();
+    }
+    // rustls tells which of its checks failed, not what to do about it.
+    let remedy = if line.contains("invalid peer certificate") {
+        "; check that certificate-authority in the kubeconfig is the one of this API server"
+    } else {
+        "; trying again"
+    };
+    line + remedy
+}

@@ -1,0 +1,137 @@
+//! What is followed: paths, selectors, and the right it takes.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME};
+
+use super::Timing;
+
+/// How many objects a page of a list holds, as client-go asks for.
+const PAGE: u32 = 500;
+
+/// One resource of the API, narrowed to what a proxy needs (the same selectors
+/// as kube-proxy's).
+#[derive(Debug, Clone)]
+pub(super) struct Resource {
+    pub(super) kind: Kind,
+    group: &'static str,
+    version: &'static str,
+    plural: &'static str,
+    label_selector: Option<String>,
+    field_selector: Option<String>,
+}
+
+impl Resource {
+    /// Everything a proxy on `node_name` follows. The small ones first: the
+    /// Services are then compiled with the right Node from the start.
+    pub(super) fn all(node_name: &str) -> [Self; 4] {
+        let new = |kind, group, version, plural| Self {
+            kind,
+            group,
+            version,
+            plural,
+            label_selector: None,
+            field_selector: None,
+        };
+        [
+            Self { field_selector: Some(format!("metadata.name={node_name}")), ..new(Kind::Node, "", "v1", "nodes") },
+            new(Kind::ServiceCidr, "networking.k8s.io", "v1", "servicecidrs"),
+            Self {
+                label_selector: Some(format!("!{LABEL_SERVICE_PROXY_NAME}")),
+                field_selector: Some("spec.clusterIP!=None".to_owned()),
+                ..new(Kind::Service, "", "v1", "services")
+            },
+            Self {
+                label_selector: Some(format!("!{LABEL_HEADLESS}")),
+                ..new(Kind::EndpointSlice, "discovery.k8s.io", "v1", "endpointslices")
+            },
+        ]
+    }
+
+    /// How long the first sync waits for this resource; `None`: as long as it
+    /// takes, since rules without it would be wrong.
+    pub(super) fn patience(&self, timing: &Timing) -> Option<Duration> {
+        match self.kind {
+            Kind::Service | Kind::EndpointSlice => None,
+            Kind::Node => Some(timing.node_patience),
+            Kind::ServiceCidr => Some(timing.service_cidr_patience),
+        }
+    }
+
+    /// Whether the cluster may lack it: ServiceCIDRs are served since 1.33.
+    pub(super) fn is_optional(&self) -> bool {
+        self.kind == Kind::ServiceCidr
+    }
+
+    /// A page of the list; the next one with the token of the one before.
+    pub(super) fn page(&self, token: Option<&str>) -> String {
+        let mut query = self.query();
+        query.add("limit", &PAGE.to_string());
+        if let Some(token) = token {
+            query.add("continue", token);
+        }
+        query.0
+    }
+
+    /// Changes from `version` on, for `timeout`.
+    pub(super) fn watch(&self, version: &str, timeout: Duration) -> String {
+        let mut query = self.watching(timeout);
+        query.add("resourceVersion", version);
+        query.0
+    }
+
+    /// A streaming list: the objects as a watch's first events, a bookmark,
+    /// then the changes. <https://kubernetes.io/docs/reference/using-api/api-concepts/#streaming-lists>
+    pub(super) fn streaming_list(&self, timeout: Duration) -> String {
+        let mut query = self.watching(timeout);
+        query.add("sendInitialEvents", "true");
+        query.add("resourceVersionMatch", "NotOlderThan");
+        query.0
+    }
+
+    fn watching(&self, timeout: Duration) -> Query {
+        let mut query = self.query();
+        query.add("watch", "true");
+        query.add("allowWatchBookmarks", "true");
+        query.add("timeoutSeconds", &timeout.as_secs().to_string());
+        query
+    }
+
+    fn query(&self) -> Query {
+        let root = if self.group.is_empty() { "api".to_owned() } else { format!("apis/{}", self.group) };
+        let mut query = Query(format!("/{root}/{}/{}?", self.version, self.plural));
+        if let Some(selector) = &self.label_selector {
+            query.add("labelSelector", selector);
+        }
+        if let Some(selector) = &self.field_selector {
+            query.add("fieldSelector", selector);
+        }
+        query
+    }
+
+    /// The rule that a ClusterRole needs.
+    pub(super) fn rbac_rule(&self) -> String {
+        format!("{{apiGroups: [\"{}\"], resources: [\"{}\"], verbs: [\"list\", \"watch\"]}}", self.group, self.plural)
+    }
+}
+
+/// A path with a growing query.
+struct Query(String);
+
+impl Query {
+    fn add(&mut self, key: &str, value: &str) {
+        if !self.0.ends_with('?') {
+            self.0.push('&');
+        }
+        self.0.push_str(key);
+        self.0.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => self.0.push(char::from(byte)),
+                // Writing to a string can't fail.
+                _ => drop(write!(self.0, "%{byte:02X}")),
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! From a kind to the type that holds its objects.
+
+use compiler::model::objects::{Kind, Object};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer};
+
+/// Deserialises an object of a known kind straight into its slim type; what
+/// the type does not name is skipped and costs no memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ObjectOf(pub(super) Kind);
+
+impl<'de> DeserializeSeed<'de> for ObjectOf {
+    type Value = Object;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
+        Ok(match self.0 {
+            Kind::Service => Object::Service(Deserialize::deserialize(deserializer)?),
+            Kind::EndpointSlice => Object::EndpointSlice(Deserialize::deserialize(deserializer)?),
+            Kind::Node => Object::Node(Deserialize::deserialize(deserializer)?),
+            Kind::ServiceCidr => Object::ServiceCidr(Deserialize::deserialize(deserializer)?),
+        })
+    }
+}

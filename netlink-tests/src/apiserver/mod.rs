@@ -1,0 +1,15 @@
+//! A double of the Kubernetes API server: real HTTP on 127.0.0.1, objects in
+//! memory, and every kind of trouble on request.
+//!
+//! It speaks list (`limit`, `continue`), watch (JSON lines, `resourceVersion`,
+//! bookmarks, `sendInitialEvents`), the label and field selectors that a proxy
+//! uses, and accepts events. It runs on a thread of its own, in the network
+//! namespace of the thread that starts it.
+
+mod http;
+mod objects;
+mod respond;
+mod server;
+
+pub use self::objects::Resource;
+pub use self::server::ApiServer;
