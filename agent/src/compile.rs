@@ -68,6 +68,6 @@ pub fn ruleset(config: ProxyConfig, mut store: Store) -> Ruleset {
     let mut planner = Planner::new(config, store.node());
     let nothing = [KernelState::default(), KernelState::default()];
     let mut resync = Resync::begin(&mut planner, &store, nothing);
-    while resync.next(&mut planner, &store).is_some() {}
+    while resync.next(&mut planner).is_some() {}
     planner.ruleset()
 }

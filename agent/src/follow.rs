@@ -285,10 +285,13 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
 fn describe(claim: compiler::ruleset::service::Claim) -> String {
     use compiler::ruleset::service::Claim;
     match claim {
-        Claim::Frontend(key) => {
+        Claim::Frontend(key) | Claim::NoEndpoint(key) => {
             format!("{} port {}/{}", key.address, key.port, key.protocol)
         }
-        Claim::NodePort(key) => format!("node port {}/{}", key.port, key.protocol),
+        Claim::Firewall(key) => {
+            format!("the source ranges of {} port {}/{}", key.address, key.port, key.protocol)
+        }
+        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => format!("node port {}/{}", key.port, key.protocol),
     }
 }
 

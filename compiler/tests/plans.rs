@@ -91,7 +91,7 @@ fn start() -> (Store, Planner) {
 fn resync(planner: &mut Planner, store: &Store, kernel: &mut FakeKernel) -> usize {
     let mut sent = 0;
     let mut resync = Resync::begin(planner, store, kernel.state());
-    while let Some(transaction) = resync.next(planner, store) {
+    while let Some(transaction) = resync.next(planner) {
         sent += transaction.operations.len();
         kernel.commit(&transaction);
         kernel.assert_consistent();
@@ -159,7 +159,7 @@ proptest! {
             table.elements.retain(|_, _| { position += 1; keep.rotate_left(position) & 1 == 0 });
         }
         let mut resync = Resync::begin(&mut planner, &store, kernel.state());
-        while let Some(transaction) = resync.next(&mut planner, &store) {
+        while let Some(transaction) = resync.next(&mut planner) {
             kernel.commit(&transaction);
         }
         prop_assert_eq!(kernel, whole);

@@ -10,7 +10,7 @@ use compiler::model::types::{Service, ServicePort};
 use compiler::model::{Endpoint, NodeInfo, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::FrontendKey;
-use compiler::ruleset::service::{Claim, CompiledPort, CompiledService, claims};
+use compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
 
 use super::message::{DumpFilter, Flow};
 
@@ -176,6 +176,8 @@ impl StaleFlows {
                     }
                 }
             }
+            // Not where flows go to.
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => {}
         }
     }
 }
@@ -200,11 +202,12 @@ impl NodePorts<'_> {
 /// Every frontend of UDP and SCTP that the Service has, with the position of its port.
 fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)> {
     let service = &compiled.service;
-    let claims = if has_flows(service) { claims(service) } else { Vec::new() };
+    let claims = if has_flows(service) { all_frontends(service) } else { Vec::new() };
     claims.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
         let is_its_port = |port: &ServicePort| match claim {
             Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
             Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
         };
         let position = service.ports.iter().position(is_its_port)?;
         (protocol(&claim) != Protocol::Tcp).then_some((position, claim))
@@ -213,8 +216,8 @@ fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)>
 
 fn protocol(claim: &Claim) -> Protocol {
     match claim {
-        Claim::Frontend(key) => key.protocol,
-        Claim::NodePort(key) => key.protocol,
+        Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => key.protocol,
+        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => key.protocol,
     }
 }
 
@@ -237,7 +240,7 @@ fn may_make_stale(change: &ServiceChange) -> bool {
     };
     let same_frontends = before.service.ports == after.service.ports
         && before.denied == after.denied
-        && claims(&before.service) == claims(&after.service);
+        && all_frontends(&before.service) == all_frontends(&after.service);
     !same_frontends || !before.ports.iter().zip(&after.ports).all(|(before, after)| keeps_all(before, after))
 }
 

@@ -53,7 +53,7 @@ impl Syncer {
 
     /// Commits all transactions; returns the one that failed.
     async fn run_resync(&mut self, resync: &mut Resync, report: &mut SyncReport) -> Option<(Transaction, CommitError)> {
-        while let Some(mut transaction) = resync.next(&mut self.planner, &self.store) {
+        while let Some(mut transaction) = resync.next(&mut self.planner) {
             if let Err(error) = self.commit(&mut transaction, report).await {
                 return Some((transaction, error));
             }

@@ -8,13 +8,13 @@ use super::batch::Batch;
 use super::claims::Claims;
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
-use crate::model::types::{Service, ServiceName};
+use crate::model::types::{Service, ServiceName, ServicePort};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
 use crate::ruleset::maps::Map;
-use crate::ruleset::service::{Claim, CompiledPort, CompiledService, claims, elements};
+use crate::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends, claims, elements};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::ruleset::table::{Ruleset, Table};
 use crate::select::{Viewpoint, endpoints_keeping_flows, ready_local_addresses, select};
@@ -40,6 +40,8 @@ pub(super) struct FamilyState {
     pub(super) chains: CountedChains,
     /// Elements of the node: `nodeport-ips` and `service-cidrs`.
     pub(super) node_elements: Vec<Element>,
+    /// Whether the slots of endpoints are not known yet, but to the kernel.
+    pub(super) fresh: bool,
     /// The node's own address, which source ranges may admit.
     pub(super) primary_address: Option<IpAddr>,
 }
@@ -239,24 +241,28 @@ impl Planner {
     }
 
     fn plan_family(&mut self, store: &Store, names: &[ServiceName], family: Family, plan: &mut Plan) {
+        // First what each Service would be and who claims what, so that each is
+        // said once, with all that it won and lost.
         let mut queue: Vec<ServiceName> = names.to_vec();
-        let mut seen: HashSet<ServiceName> = names.iter().cloned().collect();
-        // First who claims what, so that each Service is said once, with all
-        // that it won and lost.
+        let mut compiled: HashMap<ServiceName, Option<CompiledService>> = HashMap::new();
         let mut position = 0;
         while let Some(name) = queue.get(position).cloned() {
             position += 1;
-            for other in self.claim(store, &name, family) {
-                if seen.insert(other.clone()) {
-                    queue.push(other);
-                }
+            if compiled.contains_key(&name) {
+                continue;
             }
+            let before = self.families[index(family)].services.get(&name);
+            let after = self.compile(store, &name, family, before);
+            queue.extend(self.claim(&name, family, after.as_ref()));
+            compiled.insert(name, after);
         }
         let mut batch = Batch::default();
         let mut chains = Vec::new();
         for name in &queue {
-            let before = self.families[index(family)].services.get(name);
-            let after = self.compile(store, name, family, before, &[]);
+            let Some(mut after) = compiled.remove(name) else { continue };
+            if let Some(after) = &mut after {
+                self.deny(name, family, after);
+            }
             self.exchange(name, family, after, &mut batch, &mut chains, plan);
         }
         let changes = batch.into_changes();
@@ -266,26 +272,39 @@ impl Planner {
     }
 
     /// Registers what a Service claims now; returns who else is affected.
-    pub(super) fn claim(&mut self, store: &Store, name: &ServiceName, family: Family) -> Vec<ServiceName> {
-        let wanted = wanted(store, name, family);
+    pub(super) fn claim(
+        &mut self,
+        name: &ServiceName,
+        family: Family,
+        after: Option<&CompiledService>,
+    ) -> Vec<ServiceName> {
         let state = &mut self.families[index(family)];
-        let before = state.services.get(name).map(|compiled| claims(&compiled.service)).unwrap_or_default();
-        let now = wanted.map(|service| claims(service)).unwrap_or_default();
-        let created = wanted.map_or(0, |service| service.created);
+        let before = state.services.get(name).map(claims).unwrap_or_default();
+        let now = after.map(claims).unwrap_or_default();
+        let created = after.map_or(0, |after| after.service.created);
         let mut affected = Vec::new();
-        state.claims.replace(name, &before, &now, created, &mut affected);
+        // A Service that is younger than it was claims anew.
+        let older = state.services.get(name).is_some_and(|before| before.service.created != created);
+        if older || before != now {
+            state.claims.replace(name, &before, &now, created, &mut affected);
+        }
         affected
     }
 
-    /// Compiles one Service in one family. Endpoints keep the slots they have
-    /// in `before`, or else in `adopted`: what the kernel holds for each port.
+    /// Notes which of its claims a Service lost.
+    pub(super) fn deny(&self, name: &ServiceName, family: Family, compiled: &mut CompiledService) {
+        let holders = &self.families[index(family)].claims;
+        compiled.denied = claims(compiled).into_iter().filter(|claim| !holders.holds(claim, name)).collect();
+    }
+
+    /// Compiles one Service in one family, as if nobody else claimed anything.
+    /// Endpoints keep the slots they have in `before`.
     pub(super) fn compile(
         &self,
         store: &Store,
         name: &ServiceName,
         family: Family,
         before: Option<&CompiledService>,
-        adopted: &[AdoptedSlots],
     ) -> Option<CompiledService> {
         let service = wanted(store, name, family)?;
         let state = &self.families[index(family)];
@@ -294,25 +313,22 @@ impl Planner {
         }
         let slices = store.get(name).map(|entry| entry.slices.as_slice()).unwrap_or_default();
         let viewpoint = Viewpoint { node_name: &self.config.node_name, zone: store.node().zone.as_deref() };
-        let ports = service.ports.iter().enumerate().map(|(position, port)| {
+        let ports = service.ports.iter().map(|port| {
             let selected = select(family, service, port, slices, viewpoint);
             let known = before.and_then(|before| {
-                let same =
-                    |old: &crate::model::types::ServicePort| old.name == port.name && old.protocol == port.protocol;
+                let same = |old: &ServicePort| old.name == port.name && old.protocol == port.protocol;
                 before.ports.get(before.service.ports.iter().position(same)?)
             });
-            let adopted = adopted.get(position);
-            let cluster = known.map(|port| &*port.cluster).or(adopted.map(|slots| slots.cluster.as_slice()));
-            let local = known.map(|port| &*port.local).or(adopted.map(|slots| slots.local.as_slice()));
+            let cluster = known.map(|port| &*port.cluster).unwrap_or_default();
+            let local = known.map(|port| &*port.local).unwrap_or_default();
             CompiledPort {
-                cluster: slots::assign(cluster.unwrap_or_default(), &selected.cluster),
-                local: slots::assign(local.unwrap_or_default(), &selected.local),
+                cluster: slots::assign(cluster, &selected.cluster),
+                local: slots::assign(local, &selected.local),
                 on_this_node: selected.on_this_node.into(),
                 any: selected.any,
                 keeping_flows: endpoints_keeping_flows(family, port, slices).into(),
             }
         });
-        let denied = claims(service).into_iter().filter(|claim| !state.claims.holds(claim, name));
         let ready_local = if service.health_check_node_port.is_some() {
             u32::try_from(ready_local_addresses(family, service, slices)).unwrap_or(u32::MAX)
         } else {
@@ -323,7 +339,7 @@ impl Planner {
             .is_some_and(|address| service.source_ranges.iter().any(|range| range.contains(&address)));
         Some(CompiledService {
             ports: ports.collect(),
-            denied: denied.collect(),
+            denied: Box::default(),
             ready_local,
             admits_node,
             service: service.clone(),
@@ -411,6 +427,7 @@ impl Planner {
         let mut ports = ports.filter(|(port, _)| match claim {
             Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
             Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
         });
         ports.any(|(_, endpoints)| endpoints.cluster.contains(endpoint) || endpoints.local.contains(endpoint))
     }
@@ -482,13 +499,6 @@ impl Planner {
     }
 }
 
-/// Slots of one service port as the kernel holds them.
-#[derive(Debug, Default)]
-pub(super) struct AdoptedSlots {
-    pub(super) cluster: Vec<Endpoint>,
-    pub(super) local: Vec<Endpoint>,
-}
-
 fn wanted<'a>(store: &'a Store, name: &ServiceName, family: Family) -> Option<&'a Arc<Service>> {
     store.get(name)?.service[index(family)].as_ref()
 }
@@ -518,7 +528,7 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
     };
     let lists = || before.ports.iter().zip(&after.ports);
     before.service.ports != after.service.ports
-        || claims(&before.service) != claims(&after.service)
+        || all_frontends(&before.service) != all_frontends(&after.service)
         || lists().any(|(old, new)| lost(&old.cluster, &new.cluster) || lost(&old.local, &new.local))
 }
 
@@ -538,6 +548,7 @@ impl FamilyState {
             shared: SharedElements::default(),
             chains: CountedChains::default(),
             node_elements: Vec::new(),
+            fresh: true,
             primary_address,
         }
     }

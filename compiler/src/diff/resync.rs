@@ -2,20 +2,21 @@
 //! hold. A restart with nothing changed sends nothing.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
 use super::claims::Claims;
-use super::planner::{AdoptedSlots, CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
-use super::{Action, Operation, Transaction};
+use super::planner::{CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
+use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
-use crate::model::types::{Service, ServiceName};
+use crate::model::types::{Service, ServiceName, ServicePort};
 use crate::model::{Endpoint, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
-use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::{DataKind, Map};
-use crate::ruleset::service::{Claim, CompiledService, claims, elements, firewall};
+use crate::ruleset::service::{Claim, CompiledService, all_frontends, elements, firewall};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 
 /// The elements of one table as the kernel holds them, without `affinity`:
@@ -68,7 +69,6 @@ pub struct KernelState {
 #[derive(Debug)]
 pub struct Resync {
     names: std::vec::IntoIter<ServiceName>,
-    before: PerFamily<HashMap<ServiceName, CompiledService>>,
     kernel: PerFamily<KernelElements>,
     chains: Vec<Operation>,
     grow: Vec<Operation>,
@@ -89,22 +89,18 @@ impl Resync {
             let skeleton = skeleton_operations(&state.skeleton, &kernel[index(family)]);
             push_skeleton(skeleton, &mut ready);
         }
-        let before = planner.take_programmed();
         for family in Family::ALL {
-            for name in &names {
-                planner.claim(store, name, family);
-            }
+            planner.compile_all(store, &names, family);
         }
         for family in Family::ALL {
             let kernel = &mut kernel[index(family)].elements;
-            let changes = firewall_changes(planner, store, &names, family, &before[index(family)], kernel);
+            let changes = firewall_changes(planner, store, &names, family, kernel);
             if changes.len() > 0 {
                 ready.extend(changes.into_transactions(Vec::new()));
             }
         }
         Self {
             names: names.into_iter(),
-            before,
             kernel: kernel.map(|state| state.elements),
             chains: Vec::new(),
             grow: Vec::new(),
@@ -115,9 +111,9 @@ impl Resync {
     }
 
     /// The next transaction to commit, or `None` when the kernel holds what it
-    /// should hold. `planner` and `store` must be those it began with, and must
-    /// not change in between.
-    pub fn next(&mut self, planner: &mut Planner, store: &Store) -> Option<Transaction> {
+    /// should hold. `planner` must be the one it began with, and must not have
+    /// changed in between.
+    pub fn next(&mut self, planner: &mut Planner) -> Option<Transaction> {
         loop {
             if let Some(transaction) = self.ready.pop_front() {
                 return Some(transaction);
@@ -128,7 +124,7 @@ impl Resync {
             match self.names.next() {
                 Some(name) => {
                     for family in Family::ALL {
-                        self.service(planner, store, &name, family);
+                        self.service(planner, &name, family);
                     }
                     self.flush_full();
                 }
@@ -142,17 +138,13 @@ impl Resync {
     }
 
     /// One Service: whatever the kernel does not hold as it should.
-    fn service(&mut self, planner: &mut Planner, store: &Store, name: &ServiceName, family: Family) {
+    fn service(&mut self, planner: &mut Planner, name: &ServiceName, family: Family) {
         let kernel = &mut self.kernel[index(family)];
-        let before = self.before[index(family)].remove(name);
-        let adopted = match (&before, store.get(name).and_then(|entry| entry.service[index(family)].as_ref())) {
-            (None, Some(service)) if !kernel.is_empty() => {
-                let claims = &planner.families[index(family)].claims;
-                adopt(service, kernel, |claim| claims.holds(claim, name))
-            }
-            _ => Vec::new(),
-        };
-        let Some(compiled) = planner.compile(store, name, family, before.as_ref(), &adopted) else { return };
+        let Some(mut compiled) = planner.families[index(family)].services.remove(name) else { return };
+        if planner.families[index(family)].fresh && !kernel.is_empty() {
+            let claims = &planner.families[index(family)].claims;
+            adopt(&mut compiled, kernel, |claim| claims.holds(claim, name));
+        }
         let state = &mut planner.families[index(family)];
         let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
         elements(name, &compiled, &mut |element| {
@@ -217,43 +209,52 @@ fn is_firewall(map: Map) -> bool {
     matches!(map, Map::FirewallIps | Map::SourceRanges)
 }
 
-/// The slots that the kernel holds for each port of a Service, as its first
-/// frontend has them.
-fn adopt(service: &Service, kernel: &KernelElements, holds: impl Fn(&Claim) -> bool) -> Vec<AdoptedSlots> {
-    let all: Vec<Claim> = claims(service).into_iter().filter(holds).collect();
-    let of_port = |position: usize| {
-        let port = &service.ports[position];
-        all.iter().filter(move |claim| match claim {
-            Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
-            Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
-        })
-    };
+/// Puts the endpoints into the slots that the kernel holds for each port, as
+/// the first frontend that the Service holds has them.
+fn adopt(compiled: &mut CompiledService, kernel: &KernelElements, holds: impl Fn(&Claim) -> bool) {
+    let service = compiled.service.clone();
+    let held: Vec<Claim> = all_frontends(&service).into_iter().filter(holds).collect();
     // Which of a frontend's maps holds which list follows from its policy.
     let slots = |claim: &Claim, services: Map, node_ports: Map| match *claim {
         Claim::Frontend(key) => kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
         Claim::NodePort(key) => kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
+        Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => Vec::new(),
     };
-    let main = |claim: &Claim| slots(claim, Map::Endpoints, Map::NodePortEndpoints);
-    let short = |claim: &Claim| slots(claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
-    let is_local = |claim: &Claim| match claim {
-        Claim::Frontend(FrontendKey { address, .. }) if *address == service.cluster_ip => service.internal_policy_local,
-        Claim::Frontend(_) | Claim::NodePort(NodePortKey { .. }) => service.external_policy_local,
-    };
-    (0..service.ports.len())
-        .map(|position| {
-            let mut adopted = AdoptedSlots::default();
-            for claim in of_port(position) {
-                let list = if is_local(claim) { &mut adopted.local } else { &mut adopted.cluster };
-                if list.is_empty() {
-                    *list = main(claim);
-                }
-                if adopted.cluster.is_empty() {
-                    adopted.cluster = short(claim);
-                }
+    for (port, endpoints) in service.ports.iter().zip(&mut compiled.ports) {
+        let (mut cluster, mut local) = (Vec::new(), Vec::new());
+        for claim in held.iter().filter(|claim| is_of_port(claim, port)) {
+            let main = slots(claim, Map::Endpoints, Map::NodePortEndpoints);
+            let list = if is_local(claim, &service) { &mut local } else { &mut cluster };
+            if list.is_empty() {
+                *list = main;
             }
-            adopted
-        })
-        .collect()
+            if cluster.is_empty() {
+                cluster = slots(claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
+            }
+        }
+        endpoints.cluster = slots::assign(&cluster, &endpoints.cluster);
+        endpoints.local = slots::assign(&local, &endpoints.local);
+    }
+}
+
+fn is_of_port(claim: &Claim, port: &ServicePort) -> bool {
+    match claim {
+        Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
+        Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
+        Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
+    }
+}
+
+/// Whether a frontend's main list is the local one.
+fn is_local(claim: &Claim, service: &Service) -> bool {
+    let external =
+        |address: &IpAddr| service.external_ips.contains(address) || service.load_balancer_ips.contains(address);
+    match claim {
+        Claim::Frontend(key) if key.address == service.cluster_ip && !external(&key.address) => {
+            service.internal_policy_local
+        }
+        _ => service.external_policy_local,
+    }
 }
 
 /// Makes what is missing of the table, its maps and chains, and rewrites
@@ -293,17 +294,13 @@ fn firewall_changes(
     store: &Store,
     names: &[ServiceName],
     family: Family,
-    before: &HashMap<ServiceName, CompiledService>,
     kernel: &mut KernelElements,
 ) -> ElementChanges {
     let mut desired: HashMap<(Map, Key), (Value, Option<Arc<str>>)> = HashMap::new();
     for name in names {
-        let service = store.get(name).and_then(|entry| entry.service[index(family)].as_ref());
-        if service.is_none_or(|service| service.source_ranges.is_empty()) {
-            continue;
-        }
-        if let Some(compiled) = planner.compile(store, name, family, before.get(name), &[]) {
-            firewall(&compiled, &mut |element| {
+        let compiled = planner.families[index(family)].services.get(name);
+        if let Some(compiled) = compiled.filter(|compiled| !compiled.service.source_ranges.is_empty()) {
+            firewall(compiled, &mut |element| {
                 let owner = Some(name.text().clone());
                 desired.insert((element.map, element.key), ((element.data, element.comment), owner));
             });
@@ -349,8 +346,23 @@ impl Planner {
         }
     }
 
-    /// Takes out what is programmed, for the slots that endpoints have.
-    fn take_programmed(&mut self) -> PerFamily<HashMap<ServiceName, CompiledService>> {
-        self.families.each_mut().map(|state| std::mem::take(&mut state.services))
+    /// Compiles every Service, in the place of what was programmed, and settles
+    /// who has which frontend.
+    fn compile_all(&mut self, store: &Store, names: &[ServiceName], family: Family) {
+        let mut before = std::mem::take(&mut self.families[index(family)].services);
+        self.families[index(family)].fresh = before.is_empty();
+        for name in names {
+            let old = before.remove(name);
+            if let Some(compiled) = self.compile(store, name, family, old.as_ref()) {
+                self.claim(name, family, Some(&compiled));
+                self.families[index(family)].services.insert(name.clone(), compiled);
+            }
+        }
+        for name in names {
+            if let Some(mut compiled) = self.families[index(family)].services.remove(name) {
+                self.deny(name, family, &mut compiled);
+                self.families[index(family)].services.insert(name.clone(), compiled);
+            }
+        }
     }
 }

@@ -47,13 +47,32 @@ pub struct CompiledPort {
     pub keeping_flows: Box<[Endpoint]>,
 }
 
-/// What two Services can't both have.
+/// What two Services can't both have. As in kube-proxy each map has its own
+/// winner: a Service without endpoints does not keep one that has some from
+/// serving an address that both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Claim {
-    /// An address with protocol and port.
+    /// To serve an address, protocol and port.
     Frontend(FrontendKey),
-    /// A node port with its protocol.
+    /// To serve a node port.
     NodePort(NodePortKey),
+    /// To refuse or drop what nobody serves at an address, protocol and port.
+    NoEndpoint(FrontendKey),
+    /// To refuse or drop what nobody serves at a node port.
+    NoEndpointNodePort(NodePortKey),
+    /// To filter by source ranges.
+    Firewall(FrontendKey),
+}
+
+impl Claim {
+    /// The claim to refuse or drop, beside a claim to serve.
+    fn no_endpoint(self) -> Claim {
+        match self {
+            Claim::Frontend(key) => Claim::NoEndpoint(key),
+            Claim::NodePort(key) => Claim::NoEndpointNodePort(key),
+            other => other,
+        }
+    }
 }
 
 /// What traffic to a frontend is subject to.
@@ -98,11 +117,47 @@ fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
     }
 }
 
-/// Every frontend that a Service wants.
-pub fn claims(service: &Service) -> Vec<Claim> {
+/// Every frontend and node port that a Service has, served or not.
+pub fn all_frontends(service: &Service) -> Vec<Claim> {
+    let mut all = Vec::new();
+    frontends(service, |_, claim, _| all.push(claim));
+    all
+}
+
+/// What a Service claims with the endpoints that it has.
+pub fn claims(compiled: &CompiledService) -> Vec<Claim> {
     let mut claims = Vec::new();
-    frontends(service, |_, claim, _| claims.push(claim));
+    frontends(&compiled.service, |position, claim, policy| {
+        let Some(endpoints) = compiled.ports.get(position) else { return };
+        if serves(policy, endpoints) {
+            claims.push(claim);
+        }
+        if no_endpoint(policy, endpoints).is_some() {
+            claims.push(claim.no_endpoint());
+        }
+    });
+    firewalled(&compiled.service, |frontend| claims.push(Claim::Firewall(frontend)));
     claims
+}
+
+/// Whether there is anything to send at least some clients to.
+fn serves(policy: Policy, endpoints: &CompiledPort) -> bool {
+    match policy {
+        Policy::Internal | Policy::External => !endpoints.cluster.is_empty(),
+        Policy::InternalLocal => !endpoints.local.is_empty(),
+        Policy::ExternalLocal => endpoints.any,
+    }
+}
+
+/// What happens to those who are not sent anywhere: dropped if there are
+/// endpoints elsewhere, else refused; `None` if there are none of them.
+fn no_endpoint(policy: Policy, endpoints: &CompiledPort) -> Option<Verdict> {
+    let (none, elsewhere) = match policy {
+        Policy::Internal | Policy::External => (endpoints.cluster.is_empty(), false),
+        Policy::InternalLocal | Policy::ExternalLocal => (endpoints.local.is_empty(), endpoints.any),
+    };
+    let verdict = if elsewhere { Verdict::Drop } else { Verdict::Goto(Chain::Reject) };
+    none.then_some(verdict)
 }
 
 /// Says a Service in elements.
@@ -117,13 +172,18 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
     }
     let comments: Vec<Arc<str>> = service.ports.iter().map(|port| comment(name, port)).collect();
     frontends(service, |position, claim, policy| {
-        if compiled.denied.contains(&claim) {
-            return;
-        }
         let (Some(endpoints), Some(comment)) = (compiled.ports.get(position), comments.get(position)) else {
             return;
         };
-        Frontend { claim, endpoints, affinity: service.affinity, comment }.elements(policy, emit);
+        let frontend = Frontend { claim, endpoints, affinity: service.affinity, comment };
+        if serves(policy, endpoints) && !compiled.denied.contains(&claim) {
+            frontend.serve(policy, emit);
+        }
+        if let Some(verdict) = no_endpoint(policy, endpoints)
+            && !compiled.denied.contains(&claim.no_endpoint())
+        {
+            frontend.verdict(frontend.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
+        }
     });
 }
 
@@ -145,24 +205,30 @@ fn plain(map: Map, key: Key) -> Element {
 /// The ranges of one frontend must not overlap: the kernel refuses that.
 pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
     let service = &compiled.service;
-    if service.source_ranges.is_empty() || service.load_balancer_ips.is_empty() {
-        return;
-    }
     let mut ranges = service.source_ranges.clone();
     if compiled.admits_node {
         ranges.extend(service.load_balancer_ips.iter().copied().map(IpNet::from));
         ranges = IpNet::aggregate(&ranges);
     }
+    firewalled(service, |frontend| {
+        if compiled.denied.contains(&Claim::Firewall(frontend)) {
+            return;
+        }
+        emit(plain(Map::FirewallIps, Key::Frontend(frontend)));
+        for range in &ranges {
+            emit(plain(Map::SourceRanges, Key::SourceRange(frontend, *range)));
+        }
+    });
+}
+
+/// Calls `wanted` for every load balancer frontend that has source ranges.
+fn firewalled(service: &Service, mut wanted: impl FnMut(FrontendKey)) {
+    if service.source_ranges.is_empty() {
+        return;
+    }
     for port in &service.ports {
         for address in &service.load_balancer_ips {
-            let frontend = FrontendKey { address: *address, protocol: port.protocol, port: port.port };
-            if compiled.denied.contains(&Claim::Frontend(frontend)) {
-                continue;
-            }
-            emit(plain(Map::FirewallIps, Key::Frontend(frontend)));
-            for range in &ranges {
-                emit(plain(Map::SourceRanges, Key::SourceRange(frontend, *range)));
-            }
+            wanted(FrontendKey { address: *address, protocol: port.protocol, port: port.port });
         }
     }
 }
@@ -176,19 +242,15 @@ struct Frontend<'a> {
 }
 
 impl Frontend<'_> {
-    fn elements(&self, policy: Policy, emit: &mut impl FnMut(Element)) {
-        let endpoints = self.endpoints;
-        let any = endpoints.any;
-        let to_self = self.map(Map::Services, Map::NodePorts);
+    /// The elements that send clients to endpoints.
+    fn serve(&self, policy: Policy, emit: &mut impl FnMut(Element)) {
+        let main = self.map(Map::Services, Map::NodePorts);
         match policy {
-            Policy::Internal | Policy::External if endpoints.cluster.is_empty() => self.no_endpoint(false, emit),
-            Policy::InternalLocal if endpoints.local.is_empty() => self.no_endpoint(any, emit),
-            Policy::ExternalLocal if !any => self.no_endpoint(false, emit),
-            Policy::Internal => self.balance(to_self, Pool::Main, &endpoints.cluster, emit),
-            Policy::InternalLocal => self.balance(to_self, Pool::Main, &endpoints.local, emit),
+            Policy::Internal => self.balance(main, Pool::Main, &self.endpoints.cluster, emit),
+            Policy::InternalLocal => self.balance(main, Pool::Main, &self.endpoints.local, emit),
             Policy::External => {
                 emit(plain(self.map(Map::MasqueradeServices, Map::MasqueradeNodePorts), self.key()));
-                self.balance(to_self, Pool::Main, &endpoints.cluster, emit);
+                self.balance(main, Pool::Main, &self.endpoints.cluster, emit);
             }
             Policy::ExternalLocal => self.local_policy(emit),
         }
@@ -200,12 +262,8 @@ impl Frontend<'_> {
         emit(plain(self.map(Map::LocalPolicyServices, Map::LocalPolicyNodePorts), self.key()));
         let short_circuit = self.map(Map::ShortCircuit, Map::NodePortShortCircuit);
         self.balance(short_circuit, Pool::ShortCircuit, &self.endpoints.cluster, emit);
-        if self.endpoints.local.is_empty() {
-            self.no_endpoint(true, emit);
-        } else {
-            let local = self.map(Map::LocalServices, Map::LocalNodePorts);
-            self.balance(local, Pool::Main, &self.endpoints.local, emit);
-        }
+        let local = self.map(Map::LocalServices, Map::LocalNodePorts);
+        self.balance(local, Pool::Main, &self.endpoints.local, emit);
         let chain = match self.domain() {
             Domain::Service => Chain::LocalPolicy,
             Domain::NodePort => Chain::NodePortLocalPolicy,
@@ -239,12 +297,6 @@ impl Frontend<'_> {
         self.verdict(map, Verdict::Goto(chain), emit);
     }
 
-    /// Nothing to go to: dropped if there are endpoints elsewhere, else refused.
-    fn no_endpoint(&self, elsewhere: bool, emit: &mut impl FnMut(Element)) {
-        let verdict = if elsewhere { Verdict::Drop } else { Verdict::Goto(Chain::Reject) };
-        self.verdict(self.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
-    }
-
     fn verdict(&self, map: Map, verdict: Verdict, emit: &mut impl FnMut(Element)) {
         let data = Data::Verdict(verdict);
         emit(Element { map, key: self.key(), data, comment: Some(self.comment.clone()) });
@@ -252,8 +304,8 @@ impl Frontend<'_> {
 
     fn domain(&self) -> Domain {
         match self.claim {
-            Claim::Frontend(_) => Domain::Service,
-            Claim::NodePort(_) => Domain::NodePort,
+            Claim::NodePort(_) | Claim::NoEndpointNodePort(_) => Domain::NodePort,
+            Claim::Frontend(_) | Claim::NoEndpoint(_) | Claim::Firewall(_) => Domain::Service,
         }
     }
 
@@ -267,15 +319,15 @@ impl Frontend<'_> {
 
     fn key(&self) -> Key {
         match self.claim {
-            Claim::Frontend(frontend) => Key::Frontend(frontend),
-            Claim::NodePort(node_port) => Key::NodePort(node_port),
+            Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => Key::NodePort(key),
+            Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => Key::Frontend(key),
         }
     }
 
     fn slot(&self, slot: u32) -> Key {
         match self.claim {
-            Claim::Frontend(frontend) => Key::FrontendSlot(frontend, slot),
-            Claim::NodePort(node_port) => Key::NodePortSlot(node_port, slot),
+            Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => Key::NodePortSlot(key, slot),
+            Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => Key::FrontendSlot(key, slot),
         }
     }
 }

@@ -32,7 +32,7 @@ impl Compiled {
         }
         let mut planner = Planner::new(config, store.node());
         let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
-        while resync.next(&mut planner, &store).is_some() {}
+        while resync.next(&mut planner).is_some() {}
         store.take_dirty();
         store.take_node_changed();
         Self { store, planner, host }
@@ -73,9 +73,9 @@ impl Compiled {
                 let (masquerade, hairpin) = match expected {
                     Outcome::Dnat { masquerade, hairpin, .. } if leaving.is_empty() => (*masquerade, hairpin.clone()),
                     _ => {
-                        let mut others = leaving.iter().filter(|endpoint| endpoint.address != packet.from).peekable();
+                        let others = leaving.iter().any(|endpoint| endpoint.address != packet.from);
                         let masquerade =
-                            others.peek().is_some() && others.all(|endpoint| outcome.masqueraded.contains(*endpoint));
+                            others && leaving.iter().all(|endpoint| outcome.masqueraded.contains(*endpoint));
                         let itself = outcome.masqueraded.iter().map(address).collect();
                         (masquerade, if masquerade { [].into() } else { itself })
                     }

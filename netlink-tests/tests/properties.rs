@@ -1,0 +1,76 @@
+//! Random clusters and changes: the compiled rules decide as the independent
+//! reference model does, in every state on the way.
+//!
+//! `PROPTEST_CASES` sets the number of cases (256 by default; releases are
+//! checked with 10,000).
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::net::IpAddr;
+
+use compiler::model::Change;
+use netlink_tests::model::generate::{ModelChange, Scenario, scenario};
+use netlink_tests::model::{ObjectKey, Packet, ReferenceModel};
+use netlink_tests::vectors::run_compiled::Compiled;
+use netlink_tests::vectors::schema::ObjectRef;
+use netlink_tests::vectors::under_test;
+use proptest::prelude::*;
+
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(256)
+}
+
+fn interface_addresses(scenario: &Scenario) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = scenario.node.local_addresses.iter().copied().collect();
+    addresses.extend(&scenario.node.primary_ips);
+    addresses.extend(["127.0.0.1", "::1"].map(|text| text.parse::<IpAddr>().unwrap()));
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+fn changes(change: &ModelChange) -> Vec<Change> {
+    match change {
+        ModelChange::Apply(manifest) => under_test::changes(&[], std::slice::from_ref(manifest)).unwrap(),
+        ModelChange::Delete(ObjectKey { kind, namespace, name }) => {
+            let (kind, namespace, name) = (kind.clone(), namespace.clone(), name.clone());
+            under_test::changes(&[ObjectRef { kind, namespace, name }], &[]).unwrap()
+        }
+    }
+}
+
+fn start(scenario: &Scenario, objects: Vec<Change>) -> Compiled {
+    let config = under_test::proxy_config(scenario.config.as_object().unwrap(), &scenario.node.name).unwrap();
+    Compiled::start(config, interface_addresses(scenario), objects)
+}
+
+/// Compares every packet; names the first that differs.
+fn compare(model: &ReferenceModel, compiled: &Compiled, packets: &[Packet], state: &str) -> Result<(), TestCaseError> {
+    let expected = model.outcomes(packets);
+    let actual = compiled.outcomes(packets.iter().zip(&expected));
+    for ((packet, expected), actual) in packets.iter().zip(&expected).zip(&actual) {
+        let same = expected.same_on_the_wire(actual);
+        prop_assert!(same, "{state}: {packet}\n  the model:    {expected}\n  the compiler: {actual}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_compiled_rules_decide_as_the_model_does(scenario in scenario()) {
+        let mut model = scenario.start();
+        let objects = under_test::changes(&[], &scenario.objects).unwrap();
+        let mut compiled = start(&scenario, objects);
+        compare(&model, &compiled, &scenario.probes, "at the start")?;
+        for (number, change) in scenario.changes.iter().enumerate() {
+            model.change(change);
+            compiled.step(changes(change));
+            compare(&model, &compiled, &scenario.probes, &format!("after change {number}"))?;
+        }
+        // Compiled at once, the end state is the same.
+        let objects: Vec<_> = model.objects().cloned().collect();
+        let full = start(&scenario, under_test::changes(&[], &objects).unwrap());
+        compare(&model, &full, &scenario.probes, "the end state, compiled at once")?;
+    }
+}
