@@ -19,3 +19,4 @@ pub mod netlink;
 pub mod run;
 pub mod source;
 pub mod sync;
+pub mod sysctl;
