@@ -132,6 +132,29 @@ impl Sysctls {
         outcome
     }
 
+    /// Sets the sysctls and says in the log what was changed. Failures are
+    /// returned if they are `fatal`, as in kube-proxy, and logged otherwise.
+    ///
+    /// # Errors
+    /// The first failure of [`Outcome::errors`], if they are fatal.
+    pub fn set_up(&self, conntrack: &Conntrack, fatal: bool) -> Result<(), SysctlError> {
+        let outcome = self.apply(conntrack);
+        for Change { path, from, to } in &outcome.changes {
+            tracing::info!("set {} to {to}, was {from}", path.display());
+        }
+        for warning in &outcome.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut errors = outcome.errors.into_iter();
+        if fatal && let Some(error) = errors.next() {
+            return Err(error);
+        }
+        for error in errors {
+            tracing::warn!("{error}");
+        }
+        Ok(())
+    }
+
     /// Makes the kernel spare this process, or take it first, when memory runs
     /// out: -1000 to 1000. kube-proxy only logs a failure.
     ///
@@ -343,6 +366,14 @@ mod tests {
         let [error] = outcome.errors.as_slice() else { panic!("{outcome:?}") };
         assert!(error.to_string().contains("modprobe nf_conntrack"), "{error}");
         assert!(outcome.changes.iter().any(|change| change.path.ends_with("nf_conntrack_tcp_timeout_established")));
+    }
+
+    #[test]
+    fn failures_end_the_process_only_where_they_are_fatal() {
+        let machine = Machine::new();
+        fs::remove_file(machine.root.join(NETFILTER).join("nf_conntrack_max")).unwrap();
+        assert!(machine.sysctls.set_up(&Conntrack::default(), false).is_ok());
+        assert!(machine.sysctls.set_up(&Conntrack::default(), true).is_err());
     }
 
     #[test]

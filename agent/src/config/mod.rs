@@ -6,6 +6,7 @@
 //! * [`validate`]: kube-proxy's own checks;
 //! * [`ignored`]: fields this proxy has no use for, and why;
 //! * [`convert`]: to the compiler's [`compiler::model::config::ProxyConfig`];
+//! * [`watch`]: told when the file changes;
 //! * [`go_duration`], [`addresses`]: notations.
 
 pub mod addresses;
@@ -15,6 +16,7 @@ pub mod ignored;
 pub mod kube_proxy_configuration;
 pub mod load;
 pub mod validate;
+pub mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
