@@ -61,6 +61,8 @@ pub trait Observer {
     fn synced(&mut self, _syncer: &Syncer, _report: &SyncReport) -> impl Future<Output = ()> {
         async {}
     }
+    /// What somebody else changed in our table was repaired.
+    fn repaired_foreign_change(&mut self) {}
     /// A sync failed; it will be tried again.
     fn failed(&mut self, _error: &SyncError) {}
 }
@@ -94,7 +96,8 @@ pub async fn follow<O: Observer>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SyncError> {
     let mut shutdown = std::pin::pin!(shutdown);
-    let mut state = Loop { syncer, status, observer, retry: options.retry, listed: false, next: None, last: None };
+    let mut state =
+        Loop { syncer, status, observer, retry: options.retry, listed: false, foreign: false, next: None, last: None };
     let mut idle = Instant::now() + IDLE;
     let mut node_open = true;
     loop {
@@ -136,6 +139,8 @@ struct Loop<'a, O> {
     observer: &'a mut O,
     retry: Duration,
     listed: bool,
+    /// Whether somebody else changed our table since the last sync.
+    foreign: bool,
     /// When to sync next, if anything waits.
     next: Option<Instant>,
     /// When the last sync began.
@@ -169,6 +174,7 @@ impl<O: Observer> Loop<'_, O> {
                 tracing::warn!("the table vmap-proxy was changed by {who}; comparing and repairing it");
                 if self.listed {
                     self.syncer.mark_damaged();
+                    self.foreign = true;
                 }
             }
         }
@@ -194,6 +200,9 @@ impl<O: Observer> Loop<'_, O> {
             Ok(report) => {
                 let first = !self.status.borrow().ready;
                 self.publish(&report, first);
+                if std::mem::take(&mut self.foreign) {
+                    self.observer.repaired_foreign_change();
+                }
                 self.observer.synced(self.syncer, &report).await;
                 Ok(())
             }

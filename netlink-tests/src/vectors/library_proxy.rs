@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use agent::lab::{LabError, NetNs};
-use agent::netlink::Kernel;
+use agent::netlink::{Kernel, local_addresses};
 use agent::source::Event;
 use agent::sync::Syncer;
 use agent::sync::report::SyncReport;
@@ -91,7 +91,7 @@ fn serve(
         let runtime = runtime.map_err(|error| error.to_string())?;
         let kernel = runtime.block_on(async { Kernel::open() }).map_err(|error| error.to_string())?;
         let mut syncer = Syncer::new(config, kernel, &Family::ALL);
-        syncer.set_interface_addresses(agent::run::local_addresses().map_err(|error| error.to_string())?);
+        syncer.set_interface_addresses(runtime.block_on(local_addresses()).map_err(|error| error.to_string())?);
         Ok((runtime, syncer))
     };
     let started = start();

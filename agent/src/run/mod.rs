@@ -1,0 +1,152 @@
+//! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the rooms
+//! together: a source, the sync loop, and what watches them.
+
+mod connections;
+mod node;
+mod observer;
+
+use std::convert::Infallible;
+use std::time::SystemTime;
+
+use compiler::ruleset::Family;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use crate::cli::{RunOptions, Source};
+use crate::follow::{FollowOptions, Status, follow};
+use crate::health::listen::{Listen, ListenError};
+use crate::health::state::{Clock, HealthState, NodeEligibility};
+use crate::health::{metrics_server, proxy_server};
+use crate::metrics::Metrics;
+use crate::netlink::{AddressWatcher, Kernel, Monitor, NetlinkError, local_addresses};
+use crate::source::Event;
+use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
+use crate::source::manifests::{ManifestSource, SourceError};
+use crate::sync::{SyncError, Syncer};
+use observer::NodeObserver;
+
+/// How many events may wait between a source and the sync loop.
+const EVENT_QUEUE: usize = 64;
+
+/// Why the agent ended.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The event loop or the signal handlers could not be set up.
+    #[error("the event loop could not be started: {0}")]
+    Runtime(#[from] std::io::Error),
+    /// The kernel could not be spoken to.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The first sync failed for good.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// The manifests can't be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The API server's address or our credentials can't be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A server can't listen, and `bindAddressHardFail` is set.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// Runs the agent until SIGTERM or SIGINT. The rules stay in place, as
+/// kube-proxy's do.
+///
+/// # Errors
+/// If it can't start: no permission, no nf_tables, a source that can't be
+/// read. Later failures are logged and retried.
+pub fn run(options: RunOptions) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run_agent(options))
+}
+
+async fn run_agent(options: RunOptions) -> Result<(), Error> {
+    let shutdown = shutdown()?;
+    let kernel = Kernel::open()?;
+    // Opened before the first look, so that nothing is missed in between.
+    let monitor = Monitor::open(&kernel)?;
+    let addresses = AddressWatcher::open()?;
+    let families = families();
+    let mut syncer = Syncer::new(options.proxy.clone(), kernel, &families);
+    syncer.set_interface_addresses(local_addresses().await?);
+
+    let metrics = Metrics::new();
+    let health = HealthState::new(Clock::system(), options.health_timeout);
+    if matches!(options.source, Source::Manifests(_)) {
+        // Without a cluster nothing says that the node is not eligible.
+        health.set_node(NodeEligibility::Eligible);
+    }
+    let mut observer = NodeObserver::new(metrics.clone(), health.clone(), &families, SystemTime::now());
+
+    let (events, received) = mpsc::channel(EVENT_QUEUE);
+    let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
+    let (status, _) = watch::channel(Status::default());
+    let follow_options = FollowOptions { retry: options.sync_period };
+    tokio::select! {
+        ended = follow(&mut syncer, received, node_received, &status, &mut observer, &follow_options, shutdown) => ended?,
+        failed = run_source(&options, events) => match failed? {},
+        failed = serve_health(&options, health, metrics.clone()) => match failed? {},
+        failed = serve_metrics(&options, metrics) => match failed? {},
+        () = node::watch(monitor, addresses, node_events) => {}
+    }
+    tracing::info!("stopped; the rules stay in place (vmap-proxy cleanup removes them)");
+    Ok(())
+}
+
+/// Follows the source for ever, or fails.
+async fn run_source(options: &RunOptions, events: mpsc::Sender<Event>) -> Result<Infallible, Error> {
+    match &options.source {
+        Source::Manifests(paths) => ManifestSource::new(paths.clone()).run(events).await?,
+        Source::Kubernetes { kubeconfig, master } => {
+            let source = KubernetesSource::connect(KubernetesOptions {
+                kubeconfig: kubeconfig.clone(),
+                master: master.clone(),
+                node_name: options.proxy.node_name.clone(),
+                timing: Timing::default(),
+            });
+            source.await?.run(events).await;
+        }
+    }
+    // The sync loop ends when the source does.
+    std::future::pending().await
+}
+
+async fn serve_health(options: &RunOptions, health: HealthState, metrics: Metrics) -> Result<Infallible, Error> {
+    let Some(address) = options.healthz_address else { return std::future::pending().await };
+    let listen = Listen::new("health", "healthzBindAddress", address, options.bind_address_hard_fail);
+    Ok(listen.serve(proxy_server::router(health, metrics)).await?)
+}
+
+async fn serve_metrics(options: &RunOptions, metrics: Metrics) -> Result<Infallible, Error> {
+    let Some(address) = options.metrics_address else { return std::future::pending().await };
+    let connections = connections::source()?;
+    let router = metrics_server::router(metrics, Some(connections), &options.configuration);
+    let listen = Listen::new("metrics", "metricsBindAddress", address, options.bind_address_hard_fail);
+    Ok(listen.serve(router).await?)
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn shutdown() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    })
+}
+
+/// The families that the node has: IPv6 unless it is compiled out or switched
+/// off, as kube-proxy decides.
+pub fn families() -> Vec<Family> {
+    let mut families = vec![Family::Ipv4];
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    if std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|value| value.trim() != "1") {
+        families.push(Family::Ipv6);
+    }
+    families
+}
