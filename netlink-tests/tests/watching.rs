@@ -32,7 +32,7 @@ fn member(port: u16) -> Element {
 fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
-        let mut monitor = Monitor::open(&kernel).unwrap();
+        let mut monitor = Monitor::open(kernel.port()).unwrap();
         let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
         kernel.commit(&setup).await.unwrap();
         kernel.commit(&transaction((1..20_000).map(|port| Action::AddElement(member(port))))).await.unwrap();
@@ -61,7 +61,7 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
 fn lost_messages_are_reported() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
-        let mut monitor = Monitor::open(&kernel).unwrap();
+        let mut monitor = Monitor::open(kernel.port()).unwrap();
         let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
         kernel.commit(&setup).await.unwrap();
         // More than the monitor's buffer holds, by somebody else.

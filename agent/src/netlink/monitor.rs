@@ -16,7 +16,6 @@ use nlink::netlink::nftables::*;
 use nlink::netlink::{NetlinkSocket, Protocol};
 
 use super::error::NetlinkError;
-use super::kernel::Kernel;
 use super::message_family;
 use super::wire::{Messages, nft_type};
 
@@ -57,15 +56,16 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Starts to follow. What `kernel` commits is not reported. Whatever
+    /// Starts to follow. What the socket with this netlink address commits
+    /// ([`super::Kernel::port`]) is not reported. Whatever
     /// changed before this is not seen: read the tables back afterwards.
     ///
     /// # Errors
     ///
     /// [`NetlinkError::Socket`], if the socket can't be made.
-    pub fn open(kernel: &Kernel) -> Result<Monitor, NetlinkError> {
+    pub fn open(port: u32) -> Result<Monitor, NetlinkError> {
         let socket = NetlinkSocket::new(Protocol::Netfilter)?;
-        socket.attach_filter(&all_but(kernel.port()))?;
+        socket.attach_filter(&all_but(port))?;
         socket.set_rcvbuf(4 << 20)?;
         socket.add_membership(NFNLGRP_NFTABLES)?;
         Ok(Monitor { socket, follower: Follower::default() })

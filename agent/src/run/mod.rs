@@ -2,10 +2,12 @@
 //! together: a source, the sync loop, and what watches them.
 
 mod connections;
+mod flows;
 mod node;
 mod observer;
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use compiler::ruleset::Family;
@@ -18,11 +20,12 @@ use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server};
 use crate::metrics::Metrics;
-use crate::netlink::{AddressWatcher, Kernel, Monitor, NetlinkError, local_addresses};
+use crate::netlink::{AddressWatcher, Kernel, NetlinkError, local_addresses};
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::{SyncError, Syncer};
+use crate::sysctl::{SysctlError, Sysctls};
 use observer::NodeObserver;
 
 /// How many events may wait between a source and the sync loop.
@@ -46,6 +49,12 @@ pub enum Error {
     /// The API server's address or our credentials can't be used.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// A sysctl can't be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The configuration file changed.
+    #[error("the configuration file {} changed; ending, to be started again with the new one", .0.display())]
+    ConfigurationChanged(PathBuf),
     /// A server can't listen, and `bindAddressHardFail` is set.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -64,9 +73,18 @@ pub fn run(options: RunOptions) -> Result<(), Error> {
 
 async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let shutdown = shutdown()?;
+    let sysctls = Sysctls::default();
+    sysctls.set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
+    if options.init_only {
+        tracing::info!("the sysctls are set; --init-only ends here");
+        return Ok(());
+    }
+    if let Err(error) = sysctls.set_oom_score_adj(options.configuration.oom_score_adj) {
+        tracing::warn!("{error}");
+    }
     let kernel = Kernel::open()?;
+    let port = kernel.port();
     // Opened before the first look, so that nothing is missed in between.
-    let monitor = Monitor::open(&kernel)?;
     let addresses = AddressWatcher::open()?;
     let families = families();
     let mut syncer = Syncer::new(options.proxy.clone(), kernel, &families);
@@ -82,14 +100,15 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
 
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
-    let (status, _) = watch::channel(Status::default());
+    let (status, watched) = watch::channel(Status::default());
     let follow_options = FollowOptions { retry: options.sync_period };
     tokio::select! {
         ended = follow(&mut syncer, received, node_received, &status, &mut observer, &follow_options, shutdown) => ended?,
         failed = run_source(&options, events) => match failed? {},
         failed = serve_health(&options, health, metrics.clone()) => match failed? {},
         failed = serve_metrics(&options, metrics) => match failed? {},
-        () = node::watch(monitor, addresses, node_events) => {}
+        () = node::watch(port, addresses, watched, node_events) => {}
+        changed = configuration_changed(&options) => return Err(changed),
     }
     tracing::info!("stopped; the rules stay in place (vmap-proxy cleanup removes them)");
     Ok(())
@@ -111,6 +130,19 @@ async fn run_source(options: &RunOptions, events: mpsc::Sender<Event>) -> Result
     }
     // The sync loop ends when the source does.
     std::future::pending().await
+}
+
+/// Resolves when the configuration file changes: whoever started the agent
+/// starts it again with the new one, as with kube-proxy.
+async fn configuration_changed(options: &RunOptions) -> Error {
+    let Some(path) = &options.configuration_file else { return std::future::pending().await };
+    match crate::config::watch::changed(path).await {
+        Ok(()) => Error::ConfigurationChanged(path.clone()),
+        Err(error) => {
+            tracing::warn!("{}: {error}; restart the agent after a change", path.display());
+            std::future::pending().await
+        }
+    }
 }
 
 async fn serve_health(options: &RunOptions, health: HealthState, metrics: Metrics) -> Result<Infallible, Error> {

@@ -11,8 +11,10 @@ use compiler::model::{Change, Object};
 use compiler::ruleset::Family;
 use compiler::ruleset::service::CompiledService;
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::mpsc;
 
-use crate::conntrack::{Conntrack, StaleFlows};
+use super::flows;
+use crate::conntrack::StaleFlows;
 use crate::follow::Observer;
 use crate::health::service_servers::{ServiceHealth, ServiceHealthServers, ServiceName, listen_addresses};
 use crate::health::state::{HealthState, NodeEligibility};
@@ -35,15 +37,13 @@ pub(super) struct NodeObserver {
     health_servers: ServiceHealthServers,
     served: BTreeMap<ServiceName, ServiceHealth>,
     served_on: Vec<IpAddr>,
-    conntrack: Option<Conntrack>,
-    /// Flows whose clean-up failed: they go with the next.
-    stale: StaleFlows,
+    flows: mpsc::UnboundedSender<StaleFlows>,
 }
 
 impl NodeObserver {
     pub(super) fn new(metrics: Metrics, health: HealthState, families: &[Family], started: SystemTime) -> Self {
-        let conntrack =
-            Conntrack::open().inspect_err(|error| tracing::warn!("stale flows will not be deleted: {error}")).ok();
+        let (flows, received) = mpsc::unbounded_channel();
+        tokio::spawn(flows::clean(received, metrics.clone(), families.to_vec()));
         Self {
             metrics,
             health_servers: ServiceHealthServers::new(health.clone()),
@@ -56,8 +56,7 @@ impl NodeObserver {
             without_local: [[0; 2]; 2],
             served: BTreeMap::new(),
             served_on: Vec::new(),
-            conntrack,
-            stale: StaleFlows::default(),
+            flows,
         }
     }
 
@@ -193,28 +192,17 @@ impl NodeObserver {
         }
     }
 
-    async fn clean_flows(&mut self, syncer: &Syncer, report: &SyncReport) {
+    /// Has flows deleted that must not go on; the next sync does not wait.
+    fn clean_flows(&self, syncer: &Syncer, report: &SyncReport) {
         let (planner, node) = (syncer.planner(), syncer.store().node());
         let stale = if report.repaired {
             StaleFlows::of_start(planner, node)
         } else {
             StaleFlows::of_changes(planner, node, &report.changed)
         };
-        self.stale.merge(stale);
-        let Some(conntrack) = self.conntrack.as_mut().filter(|_| !self.stale.is_empty()) else { return };
-        match conntrack.clean(&self.stale).await {
-            Ok(cleaned) => {
-                self.stale = StaleFlows::default();
-                // One dump serves both families; what it deleted is counted once.
-                let mut deleted = cleaned.deleted;
-                for family in &self.families {
-                    self.metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
-                }
-                if cleaned.deleted > 0 {
-                    tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
-                }
-            }
-            Err(error) => tracing::warn!("stale flows were not deleted, trying again after the next sync: {error}"),
+        if !stale.is_empty() {
+            // The cleaner ends only with this observer, or where there is no conntrack.
+            let _ = self.flows.send(stale);
         }
     }
 }
@@ -240,7 +228,7 @@ impl Observer for NodeObserver {
         self.report(syncer, report);
         self.count_without_local(syncer, report);
         self.serve_health_checks(syncer, report);
-        self.clean_flows(syncer, report).await;
+        self.clean_flows(syncer, report);
     }
 
     fn failed(&mut self, _error: &SyncError) {
