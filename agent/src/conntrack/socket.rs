@@ -68,6 +68,8 @@ impl Socket {
                 self.unread = None;
                 return end.map_err(|source| ConntrackError::Refused { what: "dump the tracked flows", source });
             }
+            // The next piece is there already; a table of a million flows must not keep other tasks waiting.
+            tokio::task::yield_now().await;
         }
     }
 
