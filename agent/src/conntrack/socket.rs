@@ -51,31 +51,21 @@ impl Socket {
         Ok(Self { netlink, unread: None })
     }
 
-    /// Calls `each` for the flows of a dump. It is read to its end in any case.
-    pub(super) async fn dump(
-        &mut self,
-        filter: DumpFilter,
-        mut each: impl FnMut(&Flow<'_>),
-    ) -> Result<DumpEnd, ConntrackError> {
-        self.drain().await?;
+    /// Asks for a dump, to be read piece by piece.
+    pub(super) async fn dump(&mut self, filter: DumpFilter) -> Result<Dump<'_>, ConntrackError> {
+        // The kernel refuses a second dump while one is under way.
+        if let Some(seq) = self.unread {
+            let mut rest = Dump { socket: self, reader: DumpReader::new(seq) };
+            while rest.next(|_| {}).await?.is_none() {}
+        }
         let seq = self.netlink.next_seq();
         self.netlink.send(&message::dump(filter, seq)).await.map_err(ConntrackError::Socket)?;
         self.unread = Some(seq);
-        let mut dump = DumpReader::new(seq);
-        loop {
-            let datagram = self.receive().await?;
-            if let Some(end) = dump.read(&datagram, &mut each) {
-                self.unread = None;
-                return end.map_err(|source| ConntrackError::Refused { what: "dump the tracked flows", source });
-            }
-            // The next piece is there already; a table of a million flows must not keep other tasks waiting.
-            tokio::task::yield_now().await;
-        }
+        Ok(Dump { socket: self, reader: DumpReader::new(seq) })
     }
 
     /// Deletes flows, each said by [`Flow::deletion`]. One that is gone already counts for nothing.
     pub(super) async fn delete(&mut self, mut deletions: Vec<Vec<u8>>) -> Result<Deleted, ConntrackError> {
-        self.drain().await?;
         let mut outcome = Deleted::default();
         for some in deletions.chunks_mut(DELETIONS_AT_ONCE) {
             let mut replies = DeletionReader { first: 0, last: 0, failure: None, outcome: Deleted::default() };
@@ -101,15 +91,6 @@ impl Socket {
         Ok(outcome)
     }
 
-    /// Reads what is left of a dump that somebody gave up.
-    async fn drain(&mut self) -> Result<(), ConntrackError> {
-        let Some(seq) = self.unread else { return Ok(()) };
-        let mut dump = DumpReader::new(seq);
-        while dump.read(&self.receive().await?, &mut |_| {}).is_none() {}
-        self.unread = None;
-        Ok(())
-    }
-
     async fn receive(&mut self) -> Result<Vec<u8>, ConntrackError> {
         match tokio::time::timeout(PATIENCE, self.netlink.recv_unicast()).await {
             Ok(received) => received.map_err(ConntrackError::Socket),
@@ -119,6 +100,22 @@ impl Socket {
                 Err(ConntrackError::NoAnswer(PATIENCE))
             }
         }
+    }
+}
+
+/// A dump under way.
+pub(super) struct Dump<'a> {
+    socket: &'a mut Socket,
+    reader: DumpReader,
+}
+
+impl Dump<'_> {
+    /// Calls `each` for the flows of the next piece; returns how the dump ended, if it ended there.
+    pub(super) async fn next(&mut self, mut each: impl FnMut(&Flow<'_>)) -> Result<Option<DumpEnd>, ConntrackError> {
+        let datagram = self.socket.receive().await?;
+        let Some(end) = self.reader.read(&datagram, &mut each) else { return Ok(None) };
+        self.socket.unread = None;
+        end.map(Some).map_err(|source| ConntrackError::Refused { what: "dump the tracked flows", source })
     }
 }
 

@@ -16,7 +16,7 @@ use super::message::{DumpFilter, Flow};
 
 /// Up to so many frontends of one family and protocol are looked for one by one; for more, one dump holds all flows of
 /// the protocol. Each dump walks the kernel's whole table, which costs as much as copying some of its entries out.
-const MAX_NARROW_DUMPS: usize = 3;
+const MAX_NARROW_DUMPS: usize = 2;
 
 /// Frontends whose flows may be stale, and where the flows of each may stay.
 ///
