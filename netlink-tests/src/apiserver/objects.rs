@@ -121,8 +121,8 @@ impl Selector {
 
     pub(super) fn matches(&self, object: &Stored) -> bool {
         !self.without_label.as_ref().is_some_and(|label| object.labels.contains(label))
-            && !self.name.as_ref().is_some_and(|name| *name != object.name)
-            && !self.not_cluster_ip.as_ref().is_some_and(|ip| *ip == object.cluster_ip)
+            && self.name.as_ref().is_none_or(|name| *name == object.name)
+            && self.not_cluster_ip.as_ref().is_none_or(|ip| *ip != object.cluster_ip)
     }
 }
 

@@ -78,10 +78,10 @@ fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
         let (version, after) = match token {
             None => (state.objects.version(), None),
             Some(Ok((version, key))) => (version, Some(key)),
-            Some(Err(token)) => return Err(failure(400, "BadRequest", &format!("bad continue token {token:?}"))),
+            Some(Err(token)) => return Err((400, "BadRequest", format!("bad continue token {token:?}"))),
         };
         if after.is_some() && (state.objects.is_compacted(version) || state.take_expired_page(resource)) {
-            return Err(failure(410, "Expired", "The provided continue parameter is too old"));
+            return Err((410, "Expired", "The provided continue parameter is too old".to_owned()));
         }
         let (page, last) = state.objects.list(resource, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
         let token = last.map(|(namespace, name)| format!("{version}:{namespace}:{name}")).unwrap_or_default();
@@ -99,7 +99,7 @@ fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
         Ok((body, state.take_break(resource), state.slow))
     }) {
         Ok(answer) => answer,
-        Err(refusal) => return refusal,
+        Err((code, reason, message)) => return failure(code, reason, &message),
     };
     let (sender, receiver) = mpsc::channel(4);
     if let Some(length) = breaks_after {
