@@ -39,10 +39,15 @@ struct Hooked {
     policy: u32,
 }
 
+/// The number of elements (Linux 6.16; not yet among nlink's constants).
+const NFTA_SET_COUNT: u16 = 20;
+
 /// A set or map as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MapState {
     declaration: Declaration,
+    /// How many elements it has, where the kernel tells.
+    count: Option<u32>,
 }
 
 impl ChainState {
@@ -106,6 +111,12 @@ impl TableState {
         userdata_matches && Declaration { userdata: theirs.userdata.clone(), ..ours } == *theirs
     }
 
+    /// How many elements a map has; `None` if the kernel (before 6.16) does not
+    /// tell, or has no such map.
+    pub fn count(&self, map: Map) -> Option<u32> {
+        self.maps.get(map.name())?.count
+    }
+
     /// The chains, ours and others, in no order.
     pub fn chain_names(&self) -> impl Iterator<Item = &str> {
         self.chains.keys().map(String::as_str)
@@ -165,7 +176,7 @@ impl TableState {
             counter: expression.is_some_and(|e| e.nested().string(NFTA_EXPR_NAME) == Some("counter")),
             userdata: attributes.get(NFTA_SET_USERDATA).map(|data| data.payload.to_vec()).unwrap_or_default(),
         };
-        self.maps.insert(name.to_owned(), MapState { declaration });
+        self.maps.insert(name.to_owned(), MapState { declaration, count: attributes.be32(NFTA_SET_COUNT) });
     }
 }
 

@@ -61,6 +61,7 @@ pub struct Syncer {
     /// What was programmed for Services whose change the kernel refused.
     last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
     damaged: bool,
+    max_listed: u32,
 }
 
 impl Syncer {
@@ -70,7 +71,23 @@ impl Syncer {
         let store = Store::new(config.node_name.clone());
         let planner = Planner::new(config, store.node());
         let enabled = Family::ALL.map(|family| families.contains(&family));
-        Self { store, planner, kernel, enabled, initialised: false, last_good: HashMap::new(), damaged: false }
+        Self {
+            store,
+            planner,
+            kernel,
+            enabled,
+            initialised: false,
+            last_good: HashMap::new(),
+            damaged: false,
+            max_listed: repair::MAX_LISTED,
+        }
+    }
+
+    /// Maps with more elements than this are looked up element by element when
+    /// the kernel is compared, instead of listed. The default is where looking
+    /// up becomes faster.
+    pub fn list_at_most(&mut self, elements: u32) {
+        self.max_listed = elements;
     }
 
     /// What the sources told.

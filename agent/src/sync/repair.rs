@@ -1,13 +1,15 @@
 //! The start, and what follows a refusal or a foreign change: read the kernel,
 //! compare, and send the difference.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use compiler::diff::{KernelElements, KernelState, Resync, Transaction};
-use compiler::model::convert::index;
+use compiler::model::convert::{PerFamily, index};
 use compiler::model::types::ServiceName;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
+use compiler::ruleset::element::{Element, Key};
 use compiler::ruleset::maps::Map;
 use compiler::ruleset::skeleton::rules;
 
@@ -19,24 +21,52 @@ use crate::netlink::{CommitError, NetlinkError, TableState};
 /// repair is given up.
 const MAX_ATTEMPTS: usize = 64;
 
+/// A map with more elements than this is not listed but looked up element by
+/// element: the time of a listing grows with the square of their number (half
+/// a minute for 500,000), that of look-ups does not.
+pub(super) const MAX_LISTED: u32 = 65_536;
+
+/// How many Services are looked up together.
+const SERVICES_AT_ONCE: usize = 512;
+
+/// Maps that are looked up, and how many elements each has.
+type LookedUp = PerFamily<HashMap<Map, u32>>;
+
+/// How a pass through the kernel ended.
+enum Pass {
+    /// It holds what it should.
+    Done,
+    /// A map that was looked up holds more than was looked for: list it.
+    Leftovers,
+    /// It refused a transaction.
+    Refused(Transaction, CommitError),
+}
+
 impl Syncer {
     /// Makes the kernel hold what it should. Services that the kernel refuses
     /// keep what was programmed for them, and everything else goes in.
     pub(super) async fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.repaired = true;
         let mut last = String::new();
+        let mut list_all = false;
         for _ in 0..MAX_ATTEMPTS {
             self.store.take_node_changed();
             self.store.take_dirty();
-            let kernel = self.read_kernel().await?;
+            let (kernel, looked_up) = self.read_kernel(list_all).await?;
             let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
-            let failed = self.run_resync(&mut resync, report).await;
-            let Some((transaction, error)) = failed else {
-                self.initialised = true;
-                self.last_good.clear();
-                let operations = self.stale_affinity().await?;
-                let swept = self.commit(&mut Transaction { operations }, report).await;
-                return swept.map_err(|error| self.netlink_error(error));
+            let (transaction, error) = match self.run_resync(&mut resync, &looked_up, report).await? {
+                Pass::Leftovers => {
+                    list_all = true;
+                    continue;
+                }
+                Pass::Done => {
+                    self.initialised = true;
+                    self.last_good.clear();
+                    let operations = self.stale_affinity().await?;
+                    let swept = self.commit(&mut Transaction { operations }, report).await;
+                    return swept.map_err(|error| self.netlink_error(error));
+                }
+                Pass::Refused(transaction, error) => (transaction, error),
             };
             let CommitError::Refused { .. } = &error else { return Err(self.netlink_error(error)) };
             for refusal in refused(&transaction, &error) {
@@ -51,14 +81,41 @@ impl Syncer {
         Err(SyncError::Unrepairable { attempts: MAX_ATTEMPTS, last })
     }
 
-    /// Commits all transactions; returns the one that failed.
-    async fn run_resync(&mut self, resync: &mut Resync, report: &mut SyncReport) -> Option<(Transaction, CommitError)> {
-        while let Some(mut transaction) = resync.next(&mut self.planner) {
-            if let Err(error) = self.commit(&mut transaction, report).await {
-                return Some((transaction, error));
+    /// Commits all transactions, up to one that is refused.
+    async fn run_resync(
+        &mut self,
+        resync: &mut Resync,
+        looked_up: &LookedUp,
+        report: &mut SyncReport,
+    ) -> Result<Pass, NetlinkError> {
+        let maps = looked_up.each_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
+        let mut found: LookedUp = Default::default();
+        while !resync.is_finished() {
+            let keys = resync.keys_ahead(&self.planner, &maps, SERVICES_AT_ONCE);
+            for element in self.look_up(keys).await? {
+                *found[index(element.0)].entry(element.1.map).or_default() += 1;
+                resync.supply(element.0, element.1);
+            }
+            for mut transaction in resync.next_chunk(&mut self.planner, SERVICES_AT_ONCE) {
+                if let Err(error) = self.commit(&mut transaction, report).await {
+                    return Ok(Pass::Refused(transaction, error));
+                }
             }
         }
-        None
+        Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
+    }
+
+    async fn look_up(&mut self, keys: Vec<(Family, Map, Key)>) -> Result<Vec<(Family, Element)>, NetlinkError> {
+        let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
+        for (family, map, key) in keys {
+            by_map.entry((family, map)).or_default().push(key);
+        }
+        let mut elements = Vec::new();
+        for ((family, map), keys) in by_map {
+            let found = self.kernel.look_up(family, map, &keys).await?;
+            elements.extend(found.into_iter().map(|state| (family, state.element)));
+        }
+        Ok(elements)
     }
 
     fn quarantine(&mut self, name: &ServiceName) {
@@ -66,25 +123,33 @@ impl Syncer {
         self.planner.quarantine(name, good);
     }
 
-    async fn read_kernel(&mut self) -> Result<[KernelState; 2], NetlinkError> {
+    /// Reads both tables. Large maps are left out, to be looked up, unless all
+    /// are to be listed or the kernel does not tell how large they are.
+    async fn read_kernel(&mut self, list_all: bool) -> Result<(PerFamily<KernelState>, LookedUp), NetlinkError> {
         let mut states = [KernelState::default(), KernelState::default()];
+        let mut looked_up = LookedUp::default();
         for family in Family::ALL {
             if self.enabled[index(family)] {
-                states[index(family)] = self.read_table(family).await?;
+                let largest = if list_all { u32::MAX } else { self.max_listed };
+                (states[index(family)], looked_up[index(family)]) = self.read_table(family, largest).await?;
             }
         }
-        Ok(states)
+        Ok((states, looked_up))
     }
 
-    async fn read_table(&mut self, family: Family) -> Result<KernelState, NetlinkError> {
+    async fn read_table(
+        &mut self,
+        family: Family,
+        largest: u32,
+    ) -> Result<(KernelState, HashMap<Map, u32>), NetlinkError> {
         let Some(table) = self.kernel.read_table(family).await? else {
-            return Ok(KernelState::default());
+            return Ok(Default::default());
         };
         if let Some(what) = incompatible(&table, family) {
             // Hooks and key types can't be changed in place.
             tracing::warn!(family = %family, "{what} is of another version of vmap-proxy: the table is made anew");
             self.kernel.delete_table(family).await?;
-            return Ok(KernelState::default());
+            return Ok(Default::default());
         }
         let skeleton = self.planner.skeleton(self.store.node(), family);
         let mut state = KernelState { exists: true, ..KernelState::default() };
@@ -93,13 +158,18 @@ impl Syncer {
                 state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
             }
         }
+        let mut looked_up = HashMap::new();
         for map in Map::ALL.into_iter().filter(|map| table.map_matches(*map, family)) {
             state.maps.push(map);
-            if map != Map::Affinity {
-                state.elements = self.read_map(family, map, state.elements).await?;
+            match table.count(map) {
+                _ if map == Map::Affinity => {}
+                Some(count) if count > largest && !map.is_interval() && !is_firewall(map) => {
+                    looked_up.insert(map, count);
+                }
+                _ => state.elements = self.read_map(family, map, state.elements).await?,
             }
         }
-        Ok(state)
+        Ok((state, looked_up))
     }
 
     async fn read_map(
@@ -120,6 +190,11 @@ impl Syncer {
         }
         Ok(elements)
     }
+}
+
+/// The firewall is compared as a whole, before anything else.
+fn is_firewall(map: Map) -> bool {
+    matches!(map, Map::FirewallIps | Map::NodePortIps)
 }
 
 /// A map or base chain that exists and is not what it should be.

@@ -90,8 +90,14 @@ pub struct Denied {
 pub(super) struct SharedElements(HashMap<(Map, Key), u32>);
 
 impl SharedElements {
-    fn covers(map: Map) -> bool {
+    /// Whether elements of this map are counted at all.
+    pub(super) fn covers(map: Map) -> bool {
         matches!(map, Map::ClusterIps | Map::HairpinConnections)
+    }
+
+    /// Whether anybody contributes it.
+    pub(super) fn has(&self, element: &Element) -> bool {
+        self.0.contains_key(&(element.map, element.key))
     }
 
     /// Counts one more; whether it is the first. Elements of one owner: always.

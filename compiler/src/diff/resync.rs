@@ -1,7 +1,7 @@
 //! The start, and the repair: what the kernel holds against what it should
 //! hold. A restart with nothing changed sends nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -114,13 +114,63 @@ impl Resync {
     /// should hold. `planner` must be the one it began with, and must not have
     /// changed in between.
     pub fn next(&mut self, planner: &mut Planner) -> Option<Transaction> {
-        loop {
-            if let Some(transaction) = self.ready.pop_front() {
-                return Some(transaction);
-            }
-            if self.finished {
-                return None;
-            }
+        while self.ready.is_empty() && !self.finished {
+            self.advance(planner, 1);
+        }
+        self.ready.pop_front()
+    }
+
+    /// As [`Self::next`], but looks at no more than this many further Services:
+    /// what is ready by then, and nothing may be ready although more is to come
+    /// ([`Self::is_finished`]). For kernels whose elements are supplied as they
+    /// are needed.
+    pub fn next_chunk(&mut self, planner: &mut Planner, services: usize) -> Vec<Transaction> {
+        self.advance(planner, services);
+        self.ready.drain(..).collect()
+    }
+
+    /// Whether there is nothing more to come.
+    pub fn is_finished(&self) -> bool {
+        self.finished && self.ready.is_empty()
+    }
+
+    /// Where the next Services expect elements in these maps: to be looked up
+    /// in the kernel and [supplied](Self::supply), for maps that are too large
+    /// to be listed. What another Service has brought in already is left out.
+    pub fn keys_ahead(
+        &self,
+        planner: &Planner,
+        maps: &PerFamily<HashSet<Map>>,
+        services: usize,
+    ) -> Vec<(Family, Map, Key)> {
+        let mut keys = Vec::new();
+        let mut seen = HashSet::new();
+        for (family, name) in Family::ALL
+            .into_iter()
+            .flat_map(|family| self.names.as_slice().iter().take(services).map(move |name| (family, name)))
+        {
+            let (state, wanted) = (&planner.families[index(family)], &maps[index(family)]);
+            let Some(compiled) = state.services.get(name).filter(|_| !wanted.is_empty()) else { continue };
+            elements(name, compiled, &mut |element| {
+                let place = (element.map, element.key);
+                let shared = SharedElements::covers(element.map);
+                if wanted.contains(&element.map)
+                    && !(shared && (state.shared.has(&element) || !seen.insert((family, place))))
+                {
+                    keys.push((family, element.map, element.key));
+                }
+            });
+        }
+        keys
+    }
+
+    /// The kernel holds this element.
+    pub fn supply(&mut self, family: Family, element: Element) {
+        self.kernel[index(family)].insert(element);
+    }
+
+    fn advance(&mut self, planner: &mut Planner, services: usize) {
+        for _ in 0..services {
             match self.names.next() {
                 Some(name) => {
                     for family in Family::ALL {
@@ -128,6 +178,7 @@ impl Resync {
                     }
                     self.flush_full();
                 }
+                None if self.finished => return,
                 None => {
                     self.flush_all();
                     self.leftovers();
