@@ -104,10 +104,25 @@ impl Conntrack {
     ///
     /// The kernel refused, or the table never stood still. Then some stale flows may be left.
     pub async fn clean(&mut self, stale: &StaleFlows) -> Result<CleanReport, ConntrackError> {
+        self.clean_learning(&mut stale.clone(), |_| {}).await
+    }
+
+    /// [`Self::clean`] beside a loop that goes on committing. `learn` is called whenever flows are about to be judged,
+    /// to pass on what changed meanwhile ([`StaleFlows::learn`]): else flows to an endpoint that came after `stale` was
+    /// made would be deleted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::clean`].
+    pub async fn clean_learning(
+        &mut self,
+        stale: &mut StaleFlows,
+        mut learn: impl FnMut(&mut StaleFlows),
+    ) -> Result<CleanReport, ConntrackError> {
         let started = Instant::now();
         let mut report = CleanReport::default();
         if self.kernel_filters {
-            match self.clean_all(stale.dumps(), stale, &mut report).await {
+            match self.clean_all(stale.dumps(), stale, &mut learn, &mut report).await {
                 Err(ConntrackError::Refused { source, .. }) if is_unknown_request(&source) => {
                     self.kernel_filters = false;
                 }
@@ -116,7 +131,7 @@ impl Conntrack {
             }
         }
         if !self.kernel_filters {
-            self.clean_all(stale.unfiltered_dumps(), stale, &mut report).await?;
+            self.clean_all(stale.unfiltered_dumps(), stale, &mut learn, &mut report).await?;
         }
         report.duration = started.elapsed();
         Ok(report)
@@ -125,11 +140,12 @@ impl Conntrack {
     async fn clean_all(
         &mut self,
         dumps: Vec<DumpFilter>,
-        stale: &StaleFlows,
+        stale: &mut StaleFlows,
+        learn: &mut impl FnMut(&mut StaleFlows),
         report: &mut CleanReport,
     ) -> Result<(), ConntrackError> {
         for filter in dumps {
-            self.clean_matching(filter, stale, report).await?;
+            self.clean_matching(filter, stale, learn, report).await?;
         }
         Ok(())
     }
@@ -138,7 +154,8 @@ impl Conntrack {
     async fn clean_matching(
         &mut self,
         filter: DumpFilter,
-        stale: &StaleFlows,
+        stale: &mut StaleFlows,
+        learn: &mut impl FnMut(&mut StaleFlows),
         report: &mut CleanReport,
     ) -> Result<(), ConntrackError> {
         for _ in 0..ATTEMPTS {
@@ -146,6 +163,7 @@ impl Conntrack {
             let mut dump = self.reader.dump(filter).await?;
             let end = loop {
                 let mut deletions = Vec::new();
+                learn(stale);
                 let end = dump.next(|flow| {
                     report.examined += 1;
                     if stale.covers(flow) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use compiler::diff::Planner;
 use compiler::diff::planner::ServiceChange;
-use compiler::model::types::{Service, ServicePort};
+use compiler::model::types::{Service, ServiceName, ServicePort};
 use compiler::model::{Endpoint, NodeInfo, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::FrontendKey;
@@ -39,7 +39,15 @@ const MAX_NARROW_DUMPS: usize = 2;
 /// to the translation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StaleFlows {
-    frontends: HashMap<FrontendKey, Fate>,
+    frontends: HashMap<FrontendKey, Frontend>,
+}
+
+/// What is known of one frontend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Frontend {
+    fate: Fate,
+    /// Whether flows may be stale. If not, this is only kept so that what was learned before does not count any more.
+    look: bool,
 }
 
 /// What holds for the flows of a frontend.
@@ -55,23 +63,24 @@ impl StaleFlows {
     /// What the changes of a plan make stale. `planner` is the one that planned them, `node` what it planned for. The
     /// work depends on the changes alone.
     ///
-    /// A change that only adds endpoints to those a frontend had makes nothing stale.
+    /// A change that only adds endpoints to those a frontend had makes nothing stale, and nothing will be looked for; but
+    /// merge it, lest flows to the new endpoints are deleted for what was learned before.
     pub fn of_changes(planner: &Planner, node: &NodeInfo, changes: &[ServiceChange]) -> Self {
         let mut stale = Self::default();
         let node_ports = NodePorts { planner, node };
-        let changes: Vec<&ServiceChange> = changes.iter().filter(|change| may_make_stale(change)).collect();
-        for change in &changes {
+        for change in changes.iter().filter(|change| may_make_stale(change)) {
             let Some(before) = &change.before else { continue };
             for (_, claim) in frontends(before) {
-                if protocol(&claim) == Protocol::Udp {
-                    stale.insert(&node_ports, change.family, claim, &Fate::Gone);
+                // A frontend that is served is judged by the endpoints of who serves it.
+                if protocol(&claim) == Protocol::Udp && planner.holder(change.family, &claim).is_none() {
+                    stale.insert(&node_ports, change.family, claim, &Frontend { fate: Fate::Gone, look: true });
                 }
             }
         }
         // Last, so that a frontend that went from one Service to another is not taken for gone.
-        for change in &changes {
+        for change in changes {
             let Some(after) = &change.after else { continue };
-            stale.stay_with_endpoints_of(&node_ports, change.family, after);
+            stale.stay_with_endpoints_of(&node_ports, &change.name, change.family, after, may_make_stale(change));
         }
         stale
     }
@@ -82,8 +91,8 @@ impl StaleFlows {
         let mut stale = Self::default();
         let node_ports = NodePorts { planner, node };
         for family in Family::ALL {
-            for (_, compiled) in planner.all_compiled(family) {
-                stale.stay_with_endpoints_of(&node_ports, family, compiled);
+            for (name, compiled) in planner.all_compiled(family) {
+                stale.stay_with_endpoints_of(&node_ports, name, family, compiled, true);
             }
         }
         stale
@@ -91,17 +100,33 @@ impl StaleFlows {
 
     /// Adds what became stale later. It takes precedence: what is known of a frontend is what was learned last.
     pub fn merge(&mut self, later: Self) {
-        self.frontends.extend(later.frontends);
+        for (key, mut frontend) in later.frontends {
+            frontend.look |= self.frontends.get(&key).is_some_and(|earlier| earlier.look);
+            self.frontends.insert(key, frontend);
+        }
     }
 
-    /// Whether there is nothing to look for.
+    /// Learns what changed while these are being cleaned: where flows of the frontends that are looked for may stay now.
+    pub fn learn(&mut self, later: &Self) {
+        for (key, frontend) in &mut self.frontends {
+            if let Some(later) = later.frontends.get(key) {
+                frontend.fate = later.fate.clone();
+            }
+        }
+    }
+
+    /// Whether nothing is known, not even what is no longer stale.
     pub fn is_empty(&self) -> bool {
         self.frontends.is_empty()
     }
 
-    /// How many frontends there are to look for.
+    /// How many frontends there are to look for; with none, cleaning does nothing.
     pub fn len(&self) -> usize {
-        self.frontends.len()
+        self.looked_for().count()
+    }
+
+    fn looked_for(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.frontends.iter().filter(|(_, frontend)| frontend.look).map(|(key, _)| key)
     }
 
     /// Whether this flow must go.
@@ -109,7 +134,7 @@ impl StaleFlows {
         if flow.in_zone && !flow.translated {
             return false;
         }
-        match self.frontends.get(&flow.frontend) {
+        match self.frontends.get(&flow.frontend).map(|frontend| &frontend.fate) {
             None => false,
             Some(Fate::Gone) => flow.translated,
             Some(Fate::StayWith(endpoints)) => endpoints.binary_search(&flow.endpoint).is_err(),
@@ -119,7 +144,7 @@ impl StaleFlows {
     /// The dumps that together hold every flow that may be stale, each no wider than need be.
     pub(super) fn dumps(&self) -> Vec<DumpFilter> {
         let mut wide: BTreeMap<DumpFilter, BTreeMap<DumpFilter, BTreeSet<IpAddr>>> = BTreeMap::new();
-        for frontend in self.frontends.keys() {
+        for frontend in self.looked_for() {
             let family = Family::of(frontend.address);
             let all = DumpFilter { family, protocol: Some(frontend.protocol), port: None, address: None };
             let port = (frontend.protocol != Protocol::Sctp).then_some(frontend.port);
@@ -148,35 +173,44 @@ impl StaleFlows {
 
     /// The dumps for a kernel that can't filter.
     pub(super) fn unfiltered_dumps(&self) -> Vec<DumpFilter> {
-        let families: BTreeSet<Family> = self.frontends.keys().map(|frontend| Family::of(frontend.address)).collect();
+        let families: BTreeSet<Family> = self.looked_for().map(|frontend| Family::of(frontend.address)).collect();
         families.into_iter().map(|family| DumpFilter { family, protocol: None, port: None, address: None }).collect()
     }
 
-    fn stay_with_endpoints_of(&mut self, node_ports: &NodePorts<'_>, family: Family, compiled: &CompiledService) {
+    fn stay_with_endpoints_of(
+        &mut self,
+        node_ports: &NodePorts<'_>,
+        name: &ServiceName,
+        family: Family,
+        compiled: &CompiledService,
+        look: bool,
+    ) {
         let fate = |port: &CompiledPort| Fate::StayWith(port.keeping_flows.as_ref().into());
-        let fates: Vec<Fate> = compiled.ports.iter().map(fate).collect();
+        let ports: Vec<Frontend> = compiled.ports.iter().map(|port| Frontend { fate: fate(port), look }).collect();
         for (position, claim) in frontends(compiled) {
-            if let Some(fate) = fates.get(position) {
-                self.insert(node_ports, family, claim, fate);
+            let is_anothers = node_ports.planner.holder(family, &claim).is_some_and(|holder| holder != name);
+            if let Some(frontend) = ports.get(position)
+                && !is_anothers
+            {
+                self.insert(node_ports, family, claim, frontend);
             }
         }
     }
 
-    fn insert(&mut self, node_ports: &NodePorts<'_>, family: Family, claim: Claim, fate: &Fate) {
+    fn insert(&mut self, node_ports: &NodePorts<'_>, family: Family, claim: Claim, frontend: &Frontend) {
         match claim {
-            Claim::Frontend(frontend) => {
-                self.frontends.insert(frontend, fate.clone());
+            Claim::Frontend(key) => {
+                self.frontends.insert(key, frontend.clone());
             }
             Claim::NodePort(node_port) => {
                 for address in node_ports.addresses(family) {
-                    let frontend = FrontendKey { address, protocol: node_port.protocol, port: node_port.port };
+                    let key = FrontendKey { address, protocol: node_port.protocol, port: node_port.port };
                     // A Service that has this very address and port goes before NodePorts.
-                    if node_ports.planner.holder(family, &Claim::Frontend(frontend)).is_none() {
-                        self.frontends.insert(frontend, fate.clone());
+                    if node_ports.planner.holder(family, &Claim::Frontend(key)).is_none() {
+                        self.frontends.insert(key, frontend.clone());
                     }
                 }
             }
-            // Not where flows go to.
             Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => {}
         }
     }
@@ -199,11 +233,11 @@ impl NodePorts<'_> {
     }
 }
 
-/// Every frontend of UDP and SCTP that the Service has, with the position of its port.
+/// Every frontend of UDP and SCTP that the Service wants and no older one has, with the position of its port.
 fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)> {
     let service = &compiled.service;
-    let claims = if has_flows(service) { all_frontends(service) } else { Vec::new() };
-    claims.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
+    let all = if has_flows(service) { all_frontends(service) } else { Vec::new() };
+    all.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
         let is_its_port = |port: &ServicePort| match claim {
             Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
             Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),

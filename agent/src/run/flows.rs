@@ -23,19 +23,36 @@ pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, met
         while let Ok(more) = received.try_recv() {
             stale.merge(more);
         }
-        match conntrack.clean(&stale).await {
-            Ok(cleaned) => {
-                stale = StaleFlows::default();
-                // One look serves both families; what it deleted is counted once.
-                let mut deleted = cleaned.deleted;
-                for family in &families {
-                    metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
+        // What is committed during the look is heeded at once, and looked for in the next one.
+        while stale.len() > 0 {
+            let mut next = StaleFlows::default();
+            let cleaned = conntrack.clean_learning(&mut stale, |current| {
+                while let Ok(more) = received.try_recv() {
+                    current.learn(&more);
+                    next.merge(more);
                 }
-                if cleaned.deleted > 0 {
-                    tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
+            });
+            match cleaned.await {
+                Ok(cleaned) => {
+                    stale = next;
+                    // One look serves both families; what it deleted is counted once.
+                    let mut deleted = cleaned.deleted;
+                    for family in &families {
+                        metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
+                    }
+                    if cleaned.deleted > 0 {
+                        tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("stale flows were not deleted, trying again after the next sync: {error}");
+                    stale.merge(next);
+                    break;
                 }
             }
-            Err(error) => tracing::warn!("stale flows were not deleted, trying again after the next sync: {error}"),
+        }
+        if stale.len() == 0 {
+            stale = StaleFlows::default();
         }
     }
 }

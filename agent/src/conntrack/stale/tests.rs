@@ -137,7 +137,7 @@ fn nothing_is_stale_when_an_endpoint_comes_to_others() {
     let mut proxy = Proxy::new();
     proxy.apply(&[service("UDP", 53, 30053), slice("UDP", &[("10.244.1.5", READY)])]);
     let stale = proxy.apply(&[slice("UDP", &[("10.244.1.5", READY), ("10.244.1.6", READY)])]);
-    assert!(stale.is_empty(), "{stale:?}");
+    assert_eq!(stale.dumps(), []);
     let stale = proxy.apply(&[service("TCP", 53, 30053), slice("TCP", &[("10.244.1.5", READY)])]);
     assert!(udp(&stale, DNS, POD_A), "the port is TCP's now");
     assert!(proxy.apply(&[slice("TCP", &[])]).is_empty(), "flows of TCP are never stale");
@@ -206,6 +206,24 @@ fn a_frontend_that_changes_hands_is_judged_by_its_new_service() {
 }
 
 #[test]
+fn a_service_without_endpoints_takes_no_flows_with_it() {
+    let mut proxy = Proxy::new();
+    let shared = "203.0.113.80:53";
+    let mut idle = service("UDP", 53, 30054);
+    idle["metadata"]["name"] = "idle".into();
+    idle["spec"]["clusterIP"] = "10.96.0.20".into();
+    let mut busy = service("UDP", 53, 30053);
+    for object in [&mut idle, &mut busy] {
+        object["spec"]["externalIPs"] = json!(["203.0.113.80"]);
+    }
+    proxy.apply(&[busy, slice("UDP", &[("10.244.1.5", READY)])]);
+    let stale = proxy.apply(std::slice::from_ref(&idle));
+    assert!(!udp(&stale, shared, POD_A), "it does not serve what another one serves");
+    let stale = proxy.delete(&idle);
+    assert!(!udp(&stale, shared, POD_A), "and takes nothing away");
+}
+
+#[test]
 fn sctp_associations_go_only_with_their_pod() {
     let mut proxy = Proxy::new();
     let both = [("10.244.1.5", READY), ("10.244.1.6", READY)];
@@ -242,12 +260,37 @@ fn what_was_learned_last_counts() {
 }
 
 #[test]
+fn an_endpoint_that_came_later_is_spared() {
+    let mut proxy = Proxy::new();
+    proxy.apply(&[service("UDP", 53, 30053), slice("UDP", &[("10.244.1.5", READY), ("10.244.1.7", READY)])]);
+    let stale = proxy.apply(&[slice("UDP", &[("10.244.1.7", READY)])]);
+    let later = proxy.apply(&[slice("UDP", &[("10.244.1.6", READY), ("10.244.1.7", READY)])]);
+    assert!(udp(&stale, DNS, POD_A) && udp(&stale, DNS, POD_B));
+    assert_eq!(later.len(), 0);
+
+    let mut merged = stale.clone();
+    merged.merge(later.clone());
+    let mut learned = stale.clone();
+    learned.learn(&later);
+    for stale in [merged, learned] {
+        assert!(udp(&stale, DNS, POD_A) && !udp(&stale, DNS, POD_B));
+        assert_eq!(stale.len(), 2, "it is still to be looked for");
+    }
+
+    let mut nothing = StaleFlows::default();
+    nothing.learn(&stale);
+    assert!(nothing.is_empty());
+}
+
+#[test]
 fn dumps_are_as_narrow_as_the_kernel_can_filter() {
     let stale = |frontends: &[(&str, Protocol)]| {
         let mut stale = StaleFlows::default();
         for (text, protocol) in frontends {
             let Endpoint { address, port } = endpoint(text);
-            stale.frontends.insert(FrontendKey { address, protocol: *protocol, port }, Fate::Gone);
+            stale
+                .frontends
+                .insert(FrontendKey { address, protocol: *protocol, port }, Frontend { fate: Fate::Gone, look: true });
         }
         stale
     };
