@@ -600,7 +600,7 @@ fn the_kernel_hands_out_only_what_is_asked_for() {
     other[0]["spec"]["ports"] = json!([{"name": "udp", "protocol": "UDP", "port": 99}]);
     other[1]["metadata"]["labels"]["kubernetes.io/service-name"] = "other".into();
     let stale = world.apply(&other);
-    assert_eq!(stale.len(), 1);
+    assert_eq!(stale.to_look_for(), 1);
     let flow = world.flow(V4.client, at("10.96.0.20", 99));
     assert_eq!(flow.ask(), Answer::From(V4.a()));
     let report = world.clean(&stale);

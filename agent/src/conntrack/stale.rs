@@ -121,7 +121,7 @@ impl StaleFlows {
     }
 
     /// How many frontends there are to look for; with none, cleaning does nothing.
-    pub fn len(&self) -> usize {
+    pub fn to_look_for(&self) -> usize {
         self.looked_for().count()
     }
 

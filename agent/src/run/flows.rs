@@ -24,7 +24,7 @@ pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, met
             stale.merge(more);
         }
         // What is committed during the look is heeded at once, and looked for in the next one.
-        while stale.len() > 0 {
+        while stale.to_look_for() > 0 {
             let mut next = StaleFlows::default();
             let cleaned = conntrack.clean_learning(&mut stale, |current| {
                 while let Ok(more) = received.try_recv() {
@@ -51,7 +51,7 @@ pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, met
                 }
             }
         }
-        if stale.len() == 0 {
+        if stale.to_look_for() == 0 {
             stale = StaleFlows::default();
         }
     }
