@@ -21,7 +21,7 @@
 //! Only our own table is ever decoded: what other programs leave in theirs has
 //! crashed readers before.
 //!
-//! [`NetlinkSocket`]: nlink::netlink::socket::NetlinkSocket
+//! [`NetlinkSocket`]: nlink::netlink::NetlinkSocket
 
 mod addresses;
 mod batch;

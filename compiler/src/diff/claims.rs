@@ -106,11 +106,11 @@ mod tests {
         claims.replace(&young, &[], &[CLAIM], 20, &mut affected);
         assert!(affected.is_empty());
         claims.replace(&old, &[], &[CLAIM], 10, &mut affected);
-        assert_eq!(affected, [young.clone()]);
+        assert_eq!(affected, std::slice::from_ref(&young));
         assert!(claims.holds(&CLAIM, &old) && !claims.holds(&CLAIM, &young));
         affected.clear();
         claims.replace(&old, &[CLAIM], &[], 10, &mut affected);
-        assert_eq!(affected, [young.clone()]);
+        assert_eq!(affected, std::slice::from_ref(&young));
         assert!(claims.holds(&CLAIM, &young));
         claims.replace(&young, &[CLAIM], &[], 20, &mut affected);
         assert_eq!(claims.holder(&CLAIM), None);

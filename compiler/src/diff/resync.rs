@@ -338,6 +338,9 @@ fn push_skeleton(operations: Vec<Operation>, ready: &mut Vec<Transaction>) {
     }
 }
 
+/// What an element should hold, and for whom.
+type Owned = (Value, Option<Arc<str>>);
+
 /// Source ranges and the node's elements. The firewall must stand before
 /// anything points behind it, and its ranges must not overlap on the way.
 fn firewall_changes(
@@ -347,7 +350,7 @@ fn firewall_changes(
     family: Family,
     kernel: &mut KernelElements,
 ) -> ElementChanges {
-    let mut desired: HashMap<(Map, Key), (Value, Option<Arc<str>>)> = HashMap::new();
+    let mut desired: HashMap<(Map, Key), Owned> = HashMap::new();
     for name in names {
         let compiled = planner.families[index(family)].services.get(name);
         if let Some(compiled) = compiled.filter(|compiled| !compiled.service.source_ranges.is_empty()) {

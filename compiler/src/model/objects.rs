@@ -330,6 +330,7 @@ pub struct ServiceCidrSpec {
 /// (and `apiVersion`, which the sources check) tells which.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
+#[expect(clippy::large_enum_variant, reason = "objects pass through by the thousand: no allocation for each")]
 pub enum Object {
     /// `v1` Service.
     Service(ServiceObject),
@@ -403,6 +404,7 @@ impl Object {
 
 /// What a source tells: an object as it is now, or that it is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all changes are the large variant")]
 pub enum Change {
     /// The object was added or changed.
     Apply(Object),

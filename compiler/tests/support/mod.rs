@@ -16,20 +16,20 @@ use compiler::ruleset::rule::Rule;
 
 /// One table.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct FakeTable {
-    pub exists: bool,
-    pub maps: HashSet<Map>,
-    pub chains: HashMap<Chain, Vec<Rule>>,
-    pub elements: HashMap<(Map, Key), Element>,
+pub(crate) struct FakeTable {
+    pub(crate) exists: bool,
+    pub(crate) maps: HashSet<Map>,
+    pub(crate) chains: HashMap<Chain, Vec<Rule>>,
+    pub(crate) elements: HashMap<(Map, Key), Element>,
 }
 
 /// Both tables.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct FakeKernel(pub [FakeTable; 2]);
+pub(crate) struct FakeKernel(pub(crate) [FakeTable; 2]);
 
 impl FakeKernel {
     /// Commits a transaction, or panics with the operation that fails.
-    pub fn commit(&mut self, transaction: &Transaction) {
+    pub(crate) fn commit(&mut self, transaction: &Transaction) {
         for operation in &transaction.operations {
             let table = &mut self.0[index(operation.family)];
             match &operation.action {
@@ -67,7 +67,7 @@ impl FakeKernel {
 
     /// Every verdict that spreads over N endpoints finds slots 0 to N-1: no
     /// frontend is without a usable endpoint while it has one.
-    pub fn assert_consistent(&self) {
+    pub(crate) fn assert_consistent(&self) {
         for table in &self.0 {
             for element in table.elements.values() {
                 let Some(Chain::Balance { domain, pool, endpoints, .. }) = target(element) else { continue };
@@ -94,7 +94,7 @@ impl FakeKernel {
     }
 
     /// What a start would read.
-    pub fn state(&self) -> [KernelState; 2] {
+    pub(crate) fn state(&self) -> [KernelState; 2] {
         self.0.each_ref().map(|table| {
             let mut elements = KernelElements::default();
             for element in table.elements.values() {
@@ -111,7 +111,7 @@ impl FakeKernel {
 
     /// The elements, with the endpoints of one frontend sorted into its slots:
     /// two histories may have put them into different ones.
-    pub fn normalised(&self, family: Family) -> BTreeMap<(Map, Key), (Data, Option<String>)> {
+    pub(crate) fn normalised(&self, family: Family) -> BTreeMap<(Map, Key), (Data, Option<String>)> {
         let elements = &self.0[index(family)].elements;
         let mut lists: BTreeMap<(Map, Key), Vec<Data>> = BTreeMap::new();
         let mut all = BTreeMap::new();
