@@ -2,6 +2,7 @@
 //! model of kube-proxy, conformance vectors, a real kernel.
 
 pub mod apiserver;
+pub mod cluster;
 pub mod commands;
 pub mod harness;
 pub mod model;

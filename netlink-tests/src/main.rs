@@ -19,12 +19,19 @@ enum Command {
     /// Run conformance vectors (format: docs/vectors.md) against the model,
     /// the compiled rules, and a real kernel with real packets.
     Vectors(commands::vectors::Options),
+    /// Measure the real agent against the API server double: time to the first
+    /// sync, memory, and the time from an API event to the kernel.
+    Cluster(commands::cluster::Options),
+    /// Be the agent, for tests that need it as a process.
+    #[command(hide = true)]
+    Agent(commands::agent::Options),
 }
 
 fn main() -> ExitCode {
-    // Before any thread exists: a user namespace can't be entered later.
-    let permitted = agent::lab::enter_user_namespace();
+    // Namespaces of its own must be entered before any thread exists.
     match Cli::parse().command {
-        Command::Vectors(options) => commands::vectors::run(&options, permitted),
+        Command::Vectors(options) => commands::vectors::run(&options, agent::lab::enter_user_namespace()),
+        Command::Cluster(options) => commands::cluster::run(&options, agent::lab::enter_user_namespace()),
+        Command::Agent(options) => commands::agent::run(options),
     }
 }

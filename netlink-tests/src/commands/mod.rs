@@ -1,3 +1,5 @@
 //! The subcommands of the `netlink-tests` binary.
 
+pub mod agent;
+pub mod cluster;
 pub mod vectors;

@@ -1,0 +1,35 @@
+//! The generation of a namespace's nftables rules.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
+
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETGEN`
+const GET_GENERATION: u16 = (10 << 8) | 16;
+
+/// Reads the generation in the calling thread's namespace: every commit, by
+/// whatever program, adds one.
+///
+/// # Errors
+/// The kernel has no nf_tables, or answers something else.
+pub fn generation() -> io::Result<u32> {
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    let mut request = Vec::with_capacity(20);
+    request.extend(20u32.to_ne_bytes());
+    request.extend(GET_GENERATION.to_ne_bytes());
+    request.extend(1u16.to_ne_bytes()); // NLM_F_REQUEST
+    request.extend([0; 12]); // Sequence number, sender, and nfgenmsg.
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut answer = [0; 256];
+    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // Headers of 16 and 4 bytes, then NFTA_GEN_ID: 4 bytes of header, 4 of value.
+    let attribute = answer.get(20..length).and_then(|rest| rest.split_first_chunk::<4>());
+    match attribute {
+        Some(([8, 0, 1, 0], rest)) if rest.len() >= 4 => Ok(u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]])),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel answers without a generation")),
+    }
+}

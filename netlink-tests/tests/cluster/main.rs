@@ -1,0 +1,62 @@
+//! End to end: the real agent as a process on a node of namespaces, driven by
+//! nothing but the API, while packets flow.
+//!
+//! With `VMAP_PROXY_TEST_API_SOCKET` and `KUBECONFIG` set they run against a
+//! real API server: docs/real-cluster.md.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod changes;
+mod node;
+mod servers;
+mod start;
+mod trouble;
+
+use std::net::SocketAddr;
+
+use agent::lab::ProbeResult;
+use netlink_tests::cluster::objects::Endpoint;
+use netlink_tests::cluster::objects::{cluster_ip, service, slice};
+use netlink_tests::cluster::{Cluster, Program};
+use serde_json::Value;
+
+netlink_tests::in_own_namespaces!();
+
+/// A cluster without Services; the agent does not run yet.
+fn cluster() -> Cluster {
+    Cluster::start(Program::netlink_tests(env!("CARGO_BIN_EXE_netlink-tests"))).unwrap()
+}
+
+/// Applies all, in this order.
+fn apply(cluster: &Cluster, objects: &[Value]) {
+    for object in objects {
+        cluster.api.apply(object).unwrap();
+    }
+}
+
+/// A Service of the n-th cluster IP and its endpoints.
+fn apply_service(cluster: &Cluster, name: &str, number: u8, endpoints: &[Endpoint]) -> SocketAddr {
+    apply(cluster, &[service(name, &cluster_ip(number), |_| {}), slice(name, endpoints)]);
+    frontend(&cluster_ip(number), 80)
+}
+
+fn frontend(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+fn is_answered(result: &ProbeResult) -> bool {
+    matches!(result, ProbeResult::Answered { .. })
+}
+
+fn is_refused(result: &ProbeResult) -> bool {
+    matches!(result, ProbeResult::Reset) || result.is_port_unreachable()
+}
+
+fn is_silent(result: &ProbeResult) -> bool {
+    *result == ProbeResult::Silence
+}
+
+/// Whether a pod answered that saw this source address.
+fn seen_as(source: &str) -> impl Fn(&ProbeResult) -> bool {
+    let source: std::net::IpAddr = source.parse().unwrap();
+    move |result| matches!(result, ProbeResult::Answered { seen_source, .. } if *seen_source == source)
+}

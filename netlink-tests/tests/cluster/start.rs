@@ -1,0 +1,97 @@
+//! The start, and configurations that do not work.
+
+use std::net::{SocketAddr, TcpListener};
+
+use netlink_tests::apiserver::Resource;
+use netlink_tests::cluster::objects::{Endpoint, NODE};
+use netlink_tests::cluster::{CLIENT_POD, local_pod};
+use serde_json::json;
+
+use crate::{apply_service, cluster, frontend};
+
+#[test]
+fn nothing_is_programmed_before_the_first_complete_list() {
+    for missing in [Resource::Services, Resource::EndpointSlices] {
+        let mut cluster = cluster();
+        let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
+        let before = cluster.generation();
+        let Some(double) = cluster.api.double() else { return };
+        double.server.refuse(missing, 503, "etcd has no leader");
+        let agent = cluster.agent().unwrap();
+        let line = agent.wait_for_line("etcd has no leader");
+        assert!(line.contains("WARN"), "{line}");
+        let Some(double) = cluster.api.double() else { return };
+        for other in Resource::ALL.into_iter().filter(|other| *other != missing) {
+            double.wait_until(|server| server.open_watches(other) == 1);
+        }
+        assert_eq!(cluster.generation(), before, "without {missing}");
+        assert_eq!(cluster.get(frontend("127.0.0.1", 10_256), "/healthz").unwrap().status, 503);
+        let Some(double) = cluster.api.double() else { return };
+        double.server.allow(missing);
+        agent.wait_until_ready();
+        cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
+    }
+}
+
+#[test]
+fn a_kubeconfig_that_is_missing_ends_the_process_with_the_remedy() {
+    let cluster = cluster();
+    let missing = cluster.directory().join("nowhere.conf");
+    let path = missing.display().to_string();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/clientConnection/kubeconfig", json!(path))])).unwrap();
+    let line = agent.wait_for_line("Error:");
+    assert!(line.contains(&path) && line.contains("--kubeconfig"), "{line}");
+    assert_eq!(agent.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_changed_configuration_file_ends_the_process() {
+    let cluster = cluster();
+    let agent = cluster.agent().unwrap();
+    agent.wait_until_ready();
+    let text = std::fs::read_to_string(cluster.configuration_file()).unwrap();
+    std::fs::write(cluster.configuration_file(), text.replace("10.244.0.0/16", "10.0.0.0/8")).unwrap();
+    let line = agent.wait_for_line("Error:");
+    assert!(line.contains("config.conf") && line.contains("changed"), "{line}");
+    assert_eq!(agent.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn flags_alone_do_without_a_file() {
+    let cluster = cluster();
+    let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
+    let kubeconfig = format!("--kubeconfig={}", cluster.api.kubeconfig().display());
+    let hostname = format!("--hostname-override={NODE}");
+    let flags = [&kubeconfig, &hostname, "--proxy-mode=nftables", "--conntrack-max-per-core=0", "-v=4"];
+    let agent = cluster.agent_by(&flags.map(AsRef::as_ref)).unwrap();
+    agent.wait_until_ready();
+    cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
+}
+
+#[test]
+fn a_taken_port_is_named_and_disturbs_no_traffic() {
+    let cluster = cluster();
+    let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
+    let address = SocketAddr::from(([0, 0, 0, 0], 10_256));
+    let taken = cluster.node().run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let agent = cluster.agent().unwrap();
+    let line = agent.wait_for_line("cannot listen on");
+    assert!(line.contains("10256") && line.contains("healthzBindAddress"), "{line}");
+    agent.wait_until_ready();
+    cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
+    // Once it is free it is taken, without a restart.
+    drop(taken);
+    cluster.eventually_replies(frontend("127.0.0.1", 10_256), "/healthz", |reply| reply.status == 200);
+}
+
+#[test]
+fn a_taken_port_ends_the_process_if_asked_to() {
+    let cluster = cluster();
+    let address = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let taken = cluster.node().run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/bindAddressHardFail", json!(true))])).unwrap();
+    let line = agent.wait_for_line("Error:");
+    assert!(line.contains("127.0.0.1:10249") && line.contains("metricsBindAddress"), "{line}");
+    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    drop(taken);
+}
