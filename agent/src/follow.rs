@@ -252,6 +252,8 @@ fn log_change(change: &Change) {
             tracing::warn!("{reference} was deleted; its last known state stays in use");
         }
         Change::Delete(reference) => tracing::debug!("{reference} deleted"),
+        // The source has said why.
+        Change::Keep(_) => {}
     }
 }
 
@@ -311,6 +313,6 @@ pub fn kinds(changes: &[Change]) -> impl Iterator<Item = Kind> {
         Change::Apply(Object::EndpointSlice(_)) => Kind::EndpointSlice,
         Change::Apply(Object::Node(_)) => Kind::Node,
         Change::Apply(Object::ServiceCidr(_)) => Kind::ServiceCidr,
-        Change::Delete(reference) => reference.kind,
+        Change::Delete(reference) | Change::Keep(reference) => reference.kind,
     })
 }

@@ -134,6 +134,11 @@ impl Follower {
                             self.objects.insert(reference, object);
                         }
                         Change::Delete(reference) => drop(self.objects.remove(&reference)),
+                        Change::Keep(reference) => {
+                            if let Some(unseen) = self.unseen.get_mut(&reference.kind) {
+                                unseen.remove(&reference);
+                            }
+                        }
                     }
                 }
             }
@@ -415,6 +420,23 @@ async fn a_malformed_event_is_skipped() {
     assert_eq!(follower.cluster_ip("cart"), Some("10.0.0.1"));
     assert!(!follower.has("bad"));
     assert_eq!(lists(&server, Resource::Services), 1, "the stream goes on");
+}
+
+#[tokio::test]
+async fn what_a_later_list_cannot_read_stays_as_it_was() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    let mut bad = service("cart", "10.0.0.1");
+    bad["spec"]["ports"] = json!("none");
+    server.apply(bad);
+    server.apply(service("good", "10.0.0.8"));
+    follower.until(|follower| follower.has("good")).await;
+    server.compact();
+    server.expire_watches(Resource::Services);
+    follower.until(|follower| follower.log.iter().filter(|line| *line == "listed Service").count() == 2).await;
+    assert_eq!(follower.cluster_ip("cart"), Some("10.0.0.1"));
 }
 
 #[tokio::test]

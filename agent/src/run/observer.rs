@@ -82,6 +82,7 @@ impl NodeObserver {
                 }
                 Kind::Node | Kind::ServiceCidr => {}
             },
+            Change::Keep(_) => return,
         }
         self.metrics.set_endpoint_changes_pending(self.changed_slices);
         self.metrics.set_service_changes_pending(self.changed_services);
@@ -195,7 +196,7 @@ impl NodeObserver {
     /// Has flows deleted that must not go on; the next sync does not wait.
     fn clean_flows(&self, syncer: &Syncer, report: &SyncReport) {
         let (planner, node) = (syncer.planner(), syncer.store().node());
-        let stale = if report.repaired {
+        let stale = if report.repaired || report.node_changed {
             StaleFlows::of_start(planner, node)
         } else {
             StaleFlows::of_changes(planner, node, &report.changed)

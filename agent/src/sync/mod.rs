@@ -163,7 +163,8 @@ impl Syncer {
     }
 
     async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
-        let mut plan = if self.store.take_node_changed() {
+        report.node_changed = self.store.take_node_changed();
+        let mut plan = if report.node_changed {
             self.store.take_dirty();
             self.planner.plan_node(&self.store)
         } else {

@@ -27,6 +27,8 @@ pub struct SyncReport {
     pub denied: Vec<Denied>,
     /// What changed, by Service; empty for the start and for repairs.
     pub changed: Vec<ServiceChange>,
+    /// Whether the node itself changed: its addresses, zone or ranges.
+    pub node_changed: bool,
     /// Whether the kernel was read and compared.
     pub repaired: bool,
 }

@@ -410,4 +410,7 @@ pub enum Change {
     Apply(Object),
     /// The object is gone.
     Delete(ObjectRef),
+    /// The object exists but can't be read: what is known of it stays, also if
+    /// a complete list is being taken.
+    Keep(ObjectRef),
 }

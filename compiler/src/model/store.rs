@@ -145,6 +145,10 @@ impl Store {
                 self.delete(&reference);
                 Vec::new()
             }
+            Change::Keep(reference) => {
+                self.keep(&reference);
+                Vec::new()
+            }
         }
     }
 
@@ -325,6 +329,32 @@ impl Store {
         let previous = self.service_cidrs.insert(object.metadata.name.clone(), (list, ranges.clone()));
         self.node_changed |= previous.is_none_or(|(_, previous)| previous != ranges);
         problems
+    }
+
+    /// The list being taken holds it, if only by name.
+    fn keep(&mut self, reference: &ObjectRef) {
+        let current = self.list(reference.kind);
+        let (namespace, name) = (&reference.namespace, &reference.name);
+        match reference.kind {
+            Kind::Service => {
+                if let Some(entry) = self.services.get_mut(&ServiceName::new(namespace, name)) {
+                    entry.list = current;
+                }
+            }
+            Kind::EndpointSlice => {
+                let owner = self.slice_owners.get(format!("{namespace}/{name}").as_str());
+                let slices = owner.and_then(|owner| self.services.get_mut(owner)).map(|entry| &mut entry.slices);
+                if let Some(slice) = slices.into_iter().flatten().find(|slice| *slice.name == **name) {
+                    slice.list = current;
+                }
+            }
+            Kind::ServiceCidr => {
+                if let Some((list, _)) = self.service_cidrs.get_mut(name) {
+                    *list = current;
+                }
+            }
+            Kind::Node => {}
+        }
     }
 
     fn delete(&mut self, reference: &ObjectRef) {

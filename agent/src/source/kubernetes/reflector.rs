@@ -169,7 +169,7 @@ impl Reflector {
                 while let Some(item) = items.next(&mut rest).map_err(|_| too_long())? {
                     match wire::item(self.resource.kind, item) {
                         Ok(object) => self.push(Change::Apply(object)).await?,
-                        Err(unreadable) => skip(&unreadable),
+                        Err(unreadable) => self.skip(unreadable).await?,
                     }
                 }
                 let length = chunk.len();
@@ -263,8 +263,9 @@ impl Reflector {
             }
             Ok(Frame::Unknown) => (None, false),
             Err(unreadable) => {
-                skip(&unreadable);
-                (unreadable.version, false)
+                let version = unreadable.version.clone();
+                self.skip(unreadable).await?;
+                (version, false)
             }
         };
         self.succeed();
@@ -280,6 +281,19 @@ impl Reflector {
             self.version = version;
         }
         Ok(completes)
+    }
+
+    /// What can't be read costs nothing but the change: the object stays as it
+    /// is known.
+    async fn skip(&mut self, unreadable: Unreadable) -> Result<(), Failure> {
+        warn!(
+            "skipped {}, which can't be read: {}; its earlier state stays until it changes",
+            unreadable.name, unreadable.what
+        );
+        match unreadable.object {
+            Some(object) => self.push(Change::Keep(object)).await,
+            None => Ok(()),
+        }
     }
 
     /// The next bytes of a response, `None` at its end. While none are there,
@@ -359,11 +373,4 @@ fn watch_time() -> Duration {
 
 fn too_long() -> Failure {
     Failure::Broken("an object is larger than any API server stores; check that the URL is the API server's".to_owned())
-}
-
-fn skip(unreadable: &Unreadable) {
-    warn!(
-        "skipped {}, which can't be read: {}; its earlier state stays until it changes",
-        unreadable.name, unreadable.what
-    );
 }

@@ -37,7 +37,9 @@ pub(super) struct Status {
 /// An event or item that can't be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
-    /// Which object, as far as it can be told.
+    /// Which object, if that can be told.
+    pub(super) object: Option<ObjectRef>,
+    /// The same for a message.
     pub(super) name: String,
     /// Its version: the watch goes on behind it.
     pub(super) version: Option<String>,
@@ -111,12 +113,11 @@ pub(super) fn list_meta(rest: &[u8]) -> Result<ListMeta, serde_json::Error> {
 }
 
 fn unreadable(kind: Kind, meta: Metadata, error: &serde_json::Error) -> Unreadable {
-    let name = if meta.name.is_empty() {
-        format!("a {kind} without a readable name")
-    } else {
-        ObjectRef { kind, namespace: meta.namespace, name: meta.name }.to_string()
-    };
+    let named = !meta.name.is_empty();
+    let object = named.then_some(ObjectRef { kind, namespace: meta.namespace, name: meta.name });
+    let name = object.as_ref().map_or_else(|| format!("a {kind} without a readable name"), ToString::to_string);
     Unreadable {
+        object,
         name,
         version: Some(meta.resource_version).filter(|version| !version.is_empty()),
         what: error.to_string(),
