@@ -1,10 +1,12 @@
-//! `vmap-proxy cleanup`: removes our own tables, and nothing else.
+//! `vmap-proxy cleanup`: removes our own tables, and what kube-proxy left if
+//! that is asked for.
 
 use compiler::ruleset::{Family, TABLE};
 use thiserror::Error;
 
 use crate::cli::CleanupOptions;
 use crate::netlink::{Kernel, NetlinkError};
+use crate::takeover;
 
 /// Why it failed.
 #[derive(Debug, Error)]
@@ -15,14 +17,30 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Some of what kube-proxy left is still there.
+    #[error("not everything of kube-proxy's could be removed: {0} errors, see above")]
+    KubeProxy(usize),
 }
 
-/// Deletes `table ip vmap-proxy` and `table ip6 vmap-proxy`. That they are not
-/// there is no error.
+/// Deletes `table ip vmap-proxy` and `table ip6 vmap-proxy`, and with
+/// [`CleanupOptions::kube_proxy`] what kube-proxy left in any of its modes.
+/// That they are not there is no error.
 ///
 /// # Errors
-/// If the kernel can't be spoken to or refuses.
-pub fn cleanup(_options: CleanupOptions) -> Result<(), Error> {
+/// If the kernel can't be spoken to or refuses. Whatever else can be removed is.
+pub fn cleanup(options: CleanupOptions) -> Result<(), Error> {
+    let leftovers = if options.kube_proxy { kube_proxy() } else { Ok(()) };
+    own_tables()?;
+    leftovers
+}
+
+fn kube_proxy() -> Result<(), Error> {
+    let report = takeover::remove_kube_proxy();
+    report.log();
+    if report.failed.is_empty() { Ok(()) } else { Err(Error::KubeProxy(report.failed.len())) }
+}
+
+fn own_tables() -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut kernel = Kernel::open()?;

@@ -20,3 +20,4 @@ pub mod run;
 pub mod source;
 pub mod sync;
 pub mod sysctl;
+pub mod takeover;

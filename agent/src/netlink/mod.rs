@@ -32,7 +32,7 @@ mod kernel;
 mod monitor;
 mod sets;
 mod state;
-mod wire;
+pub(crate) mod wire;
 
 use compiler::ruleset::Family;
 

@@ -13,28 +13,28 @@
 use nlink::netlink::nftables::{NFNL_SUBSYS_NFTABLES, NFTA_DATA_VALUE};
 
 /// `NLM_F_REQUEST`
-pub(super) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`
-pub(super) const NLM_F_ACK: u16 = 0x4;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
 /// `NLM_F_DUMP_INTR`: the objects changed while they were listed.
-pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
 /// `NLM_F_CAPPED`: the acknowledgement carries only the request's header.
-pub(super) const NLM_F_CAPPED: u16 = 0x100;
+pub(crate) const NLM_F_CAPPED: u16 = 0x100;
 /// `NLM_F_ACK_TLVS`: the acknowledgement carries extended information.
-pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
+pub(crate) const NLM_F_ACK_TLVS: u16 = 0x200;
 /// `NLM_F_DUMP`
-pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
 /// `NLM_F_EXCL`
-pub(super) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`
-pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`
-pub(super) const NLM_F_APPEND: u16 = 0x800;
+pub(crate) const NLM_F_APPEND: u16 = 0x800;
 
 /// `NLMSG_ERROR`: an error, or with code 0 an acknowledgement.
-pub(super) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 /// `NLMSG_DONE`: the end of a dump.
-pub(super) const NLMSG_DONE: u16 = 3;
+pub(crate) const NLMSG_DONE: u16 = 3;
 
 /// `NLMSGERR_ATTR_MSG`: the kernel's words for an error.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -46,14 +46,14 @@ const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// `sizeof(struct nlmsghdr)`
-pub(super) const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 /// `sizeof(struct nfgenmsg)`
-pub(super) const NFGENMSG: usize = 4;
+pub(crate) const NFGENMSG: usize = 4;
 /// The longest an attribute can be: its length is a `u16`.
-pub(super) const MAX_ATTRIBUTE: usize = u16::MAX as usize;
+pub(crate) const MAX_ATTRIBUTE: usize = u16::MAX as usize;
 
 /// The type of an nf_tables message: the subsystem and one of `NFT_MSG_*`.
-pub(super) fn nft_type(message: u8) -> u16 {
+pub(crate) fn nft_type(message: u8) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | u16::from(message)
 }
 
@@ -63,11 +63,11 @@ fn align(length: usize) -> usize {
 
 /// Where something begun in a [`Writer`] starts; `end` patches its length in.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Open(usize);
+pub(crate) struct Open(usize);
 
 /// Writes messages one behind the other into one buffer.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     buffer: Vec<u8>,
     /// Added to the type of an attribute that holds attributes.
     nested: u16,
@@ -83,27 +83,27 @@ impl Default for Writer {
 
 impl Writer {
     /// Writes as nf_tables lists its objects: without the flag.
-    pub(super) fn as_listed() -> Self {
+    pub(crate) fn as_listed() -> Self {
         Self { buffer: Vec::new(), nested: 0 }
     }
 
     /// Forgets the content and keeps the memory.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.buffer.clear();
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer
     }
 
     /// How many bytes are written: the position of what comes next.
-    pub(super) fn position(&self) -> usize {
+    pub(crate) fn position(&self) -> usize {
         self.buffer.len()
     }
 
     /// Begins a message with its two headers. `resource` is the subsystem for
     /// the marks around a batch, else 0.
-    pub(super) fn begin_message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Open {
+    pub(crate) fn begin_message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Open {
         let open = Open(self.buffer.len());
         self.buffer.extend_from_slice(&0u32.to_ne_bytes());
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
@@ -115,20 +115,20 @@ impl Writer {
         open
     }
 
-    pub(super) fn end_message(&mut self, open: Open) {
+    pub(crate) fn end_message(&mut self, open: Open) {
         let length = (self.buffer.len() - open.0) as u32;
         self.buffer[open.0..open.0 + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
     /// Adds flags to a message that is already written.
-    pub(super) fn add_flags(&mut self, message: usize, flags: u16) {
+    pub(crate) fn add_flags(&mut self, message: usize, flags: u16) {
         for (byte, flag) in self.buffer[message + 6..message + 8].iter_mut().zip(flags.to_ne_bytes()) {
             *byte |= flag;
         }
     }
 
     /// Begins an attribute of raw bytes.
-    pub(super) fn begin_attribute(&mut self, kind: u16) -> Open {
+    pub(crate) fn begin_attribute(&mut self, kind: u16) -> Open {
         let open = Open(self.buffer.len());
         self.buffer.extend_from_slice(&0u16.to_ne_bytes());
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
@@ -136,12 +136,12 @@ impl Writer {
     }
 
     /// Begins an attribute that holds attributes.
-    pub(super) fn begin_nest(&mut self, kind: u16) -> Open {
+    pub(crate) fn begin_nest(&mut self, kind: u16) -> Open {
         self.begin_attribute(kind | self.nested)
     }
 
     /// Ends an attribute. Callers keep it below [`MAX_ATTRIBUTE`].
-    pub(super) fn end(&mut self, open: Open) {
+    pub(crate) fn end(&mut self, open: Open) {
         let length = self.buffer.len() - open.0;
         debug_assert!(length <= MAX_ATTRIBUTE, "attribute of {length} bytes");
         self.buffer[open.0..open.0 + 2].copy_from_slice(&(length as u16).to_ne_bytes());
@@ -149,37 +149,37 @@ impl Writer {
     }
 
     /// An attribute that holds what `content` writes.
-    pub(super) fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
         let open = self.begin_nest(kind);
         content(self);
         self.end(open);
     }
 
     /// Bytes of an attribute begun with [`Self::begin_attribute`].
-    pub(super) fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    pub(super) fn attribute(&mut self, kind: u16, payload: &[u8]) {
+    pub(crate) fn attribute(&mut self, kind: u16, payload: &[u8]) {
         let open = self.begin_attribute(kind);
         self.raw(payload);
         self.end(open);
     }
 
-    pub(super) fn u8(&mut self, kind: u16, value: u8) {
+    pub(crate) fn u8(&mut self, kind: u16, value: u8) {
         self.attribute(kind, &[value]);
     }
 
-    pub(super) fn be32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn be64(&mut self, kind: u16, value: u64) {
+    pub(crate) fn be64(&mut self, kind: u16, value: u64) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
     /// A string with its terminating zero.
-    pub(super) fn string(&mut self, kind: u16, text: &str) {
+    pub(crate) fn string(&mut self, kind: u16, text: &str) {
         let open = self.begin_attribute(kind);
         self.raw(text.as_bytes());
         self.raw(&[0]);
@@ -187,24 +187,24 @@ impl Writer {
     }
 
     /// A constant: `NFTA_DATA_VALUE` inside `kind`.
-    pub(super) fn value(&mut self, kind: u16, bytes: &[u8]) {
+    pub(crate) fn value(&mut self, kind: u16, bytes: &[u8]) {
         self.nest(kind, |w| w.attribute(NFTA_DATA_VALUE, bytes));
     }
 }
 
 /// One message of a datagram that was received.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// Everything behind the header.
-    pub(super) payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The family and the attributes of an nfnetlink message.
-    pub(super) fn body(&self) -> Option<(u8, Attributes<'a>)> {
+    pub(crate) fn body(&self) -> Option<(u8, Attributes<'a>)> {
         let (header, rest) = self.payload.split_at_checked(NFGENMSG)?;
         Some((header[0], Attributes(rest)))
     }
@@ -212,7 +212,7 @@ impl<'a> Message<'a> {
 
 /// The messages of a datagram.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -234,19 +234,19 @@ impl<'a> Iterator for Messages<'a> {
 
 /// What an [`NLMSG_ERROR`] says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// 0 for an acknowledgement, else a positive errno.
-    pub(super) errno: i32,
+    pub(crate) errno: i32,
     /// The kernel's words.
-    pub(super) text: Option<String>,
+    pub(crate) text: Option<String>,
     /// Where in the request the offending attribute stands.
-    pub(super) offset: Option<usize>,
+    pub(crate) offset: Option<usize>,
 }
 
 impl Answer {
     /// `int error; struct nlmsghdr request;`, the request's payload unless
     /// capped, then attributes.
-    pub(super) fn parse(message: &Message<'_>) -> Option<Answer> {
+    pub(crate) fn parse(message: &Message<'_>) -> Option<Answer> {
         let errno = -i32::from_ne_bytes(message.payload.get(..4)?.try_into().ok()?);
         let mut answer = Answer { errno, text: None, offset: None };
         if message.flags & NLM_F_ACK_TLVS == 0 {
@@ -273,48 +273,48 @@ impl Answer {
 
 /// One attribute.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attribute<'a> {
+pub(crate) struct Attribute<'a> {
     /// The type, without flags.
-    pub(super) kind: u16,
-    pub(super) payload: &'a [u8],
+    pub(crate) kind: u16,
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
-    pub(super) fn be32(&self) -> Option<u32> {
+    pub(crate) fn be32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.payload.try_into().ok()?))
     }
 
-    pub(super) fn be64(&self) -> Option<u64> {
+    pub(crate) fn be64(&self) -> Option<u64> {
         Some(u64::from_be_bytes(self.payload.try_into().ok()?))
     }
 
-    pub(super) fn string(&self) -> Option<&'a str> {
+    pub(crate) fn string(&self) -> Option<&'a str> {
         std::str::from_utf8(self.payload).ok().map(|text| text.trim_end_matches('\0'))
     }
 
     /// The attributes inside.
-    pub(super) fn nested(&self) -> Attributes<'a> {
+    pub(crate) fn nested(&self) -> Attributes<'a> {
         Attributes(self.payload)
     }
 }
 
 /// A run of attributes. Stops at the first that does not fit.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The first attribute of a type.
-    pub(super) fn get(mut self, kind: u16) -> Option<Attribute<'a>> {
+    pub(crate) fn get(mut self, kind: u16) -> Option<Attribute<'a>> {
         self.find(|attribute| attribute.kind == kind)
     }
 
     /// The string of an attribute, if it is there.
-    pub(super) fn string(self, kind: u16) -> Option<&'a str> {
+    pub(crate) fn string(self, kind: u16) -> Option<&'a str> {
         self.get(kind)?.string()
     }
 
     /// The big-endian integer of an attribute, if it is there.
-    pub(super) fn be32(self, kind: u16) -> Option<u32> {
+    pub(crate) fn be32(self, kind: u16) -> Option<u32> {
         self.get(kind)?.be32()
     }
 }

@@ -5,6 +5,7 @@ mod connections;
 mod flows;
 mod node;
 mod observer;
+mod take_over;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -107,6 +108,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         failed = run_source(&options, events) => match failed? {},
         failed = serve_health(&options, health, metrics.clone()) => match failed? {},
         failed = serve_metrics(&options, metrics) => match failed? {},
+        () = take_over::once_ready(options.cleanup_kube_proxy, watched.clone()) => {}
         () = node::watch(port, addresses, watched, node_events) => {}
         changed = configuration_changed(&options) => return Err(changed),
     }

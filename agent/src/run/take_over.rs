@@ -1,0 +1,21 @@
+//! Removes what kube-proxy left, once our own rules serve.
+
+use tokio::sync::watch;
+
+use crate::follow::Status;
+use crate::takeover::remove_kube_proxy;
+
+/// Waits for the first complete sync, then removes kube-proxy's leftovers if
+/// that was asked for. Never ends. What fails is logged: the proxy works beside
+/// them, with new connections going where the old rules say.
+pub(super) async fn once_ready(asked: bool, mut status: watch::Receiver<Status>) {
+    if asked && status.wait_for(|status| status.ready).await.is_ok() {
+        tracing::info!("our rules are in place; removing what kube-proxy left");
+        // It waits for the kernel, and the syncs must not wait for it.
+        match tokio::task::spawn_blocking(remove_kube_proxy).await {
+            Ok(report) => report.log(),
+            Err(error) => tracing::error!("what kube-proxy left was not removed: {error}"),
+        }
+    }
+    std::future::pending().await
+}

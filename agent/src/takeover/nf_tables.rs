@@ -1,0 +1,200 @@
+//! What kube-proxy leaves in nf_tables: the tables of its nftables mode, and
+//! the chains of its iptables mode where iptables is the variant that writes
+//! to nf_tables (`iptables -V` says so).
+//!
+//! Of rules that are not ours only one thing is read: the chain that a verdict
+//! goes to. What programs note down about rules for themselves (userdata) is
+//! theirs, and changes from version to version.
+
+use std::collections::HashSet;
+use std::io;
+
+use nlink::netlink::nftables::{
+    NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA,
+    NFTA_EXPR_NAME, NFTA_IMMEDIATE_DATA, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE,
+    NFTA_TABLE_NAME, NFTA_VERDICT_CHAIN,
+};
+
+use super::names::{IPTABLES_TABLES, TABLE, is_proxy_chain};
+use super::socket::{Request, Socket};
+use super::{FAMILIES, IpFamily, Report};
+use crate::netlink::wire::{Attributes, Message, Writer, nft_type};
+
+/// How many orders go into one transaction: no other writer waits for long.
+const ORDERS_AT_ONCE: usize = 1000;
+
+/// Removes the tables of the nftables mode.
+pub(super) fn remove_tables(socket: &mut Socket, report: &mut Report) {
+    for family in FAMILIES {
+        let what = format!("nftables table {family} {TABLE}");
+        let body = |w: &mut Writer| w.string(NFTA_TABLE_NAME, TABLE);
+        let order = Request { kind: nft_type(NFT_MSG_DELTABLE), family: family.nfproto(), body: &body };
+        report.note(what, socket.transaction(&[order]), libc::ENOENT);
+    }
+}
+
+/// Removes the chains of the iptables mode, and the rules that jump to them.
+pub(super) fn remove_chains(socket: &mut Socket, report: &mut Report) {
+    for family in FAMILIES {
+        for table in IPTABLES_TABLES {
+            match remove_chains_of(socket, family, table, report) {
+                Ok(0) => {}
+                Ok(count) => report.removed(format!("{count} chains of {family} {table} (iptables-nft)")),
+                Err(error) => report.failed(format!("chains of {family} {table} (iptables-nft)"), error),
+            }
+        }
+    }
+}
+
+/// Returns how many chains went.
+fn remove_chains_of(socket: &mut Socket, family: IpFamily, table: &str, report: &mut Report) -> io::Result<usize> {
+    let chains = proxy_chains(socket, family, table)?;
+    if chains.is_empty() {
+        return Ok(0);
+    }
+    // First what leads to the chains, then their content, then the chains: a
+    // packet meets all of them or none, whenever this is interrupted.
+    let jumps: Vec<Order<'_>> = jumps_to(socket, family, table, &chains)?
+        .into_iter()
+        .map(|(chain, handle)| Order::Rule(chain, handle))
+        .collect();
+    submit(socket, family, table, &jumps, report);
+    let flushes: Vec<Order<'_>> = chains.iter().map(|chain| Order::Flush(chain)).collect();
+    submit(socket, family, table, &flushes, report);
+    let deletions: Vec<Order<'_>> = chains.iter().map(|chain| Order::Chain(chain)).collect();
+    Ok(submit(socket, family, table, &deletions, report))
+}
+
+fn proxy_chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<HashSet<String>> {
+    let body = |w: &mut Writer| w.string(NFTA_CHAIN_TABLE, table);
+    let question = Request { kind: nft_type(NFT_MSG_GETCHAIN), family: family.nfproto(), body: &body };
+    let listed = socket.dump(&question, |message| {
+        let attributes = attributes_of(message, NFT_MSG_NEWCHAIN)?;
+        let name = attributes.string(NFTA_CHAIN_NAME)?;
+        // Not every kernel leaves out the other tables by itself. A base chain is the table owner's.
+        let ours = attributes.string(NFTA_CHAIN_TABLE) == Some(table)
+            && attributes.get(NFTA_CHAIN_HOOK).is_none()
+            && is_proxy_chain(name);
+        ours.then(|| name.to_owned())
+    });
+    absent_is_empty(listed).map(|chains| chains.into_iter().collect())
+}
+
+/// Chain and handle of the rules outside of `chains` that lead into one.
+fn jumps_to(
+    socket: &mut Socket,
+    family: IpFamily,
+    table: &str,
+    chains: &HashSet<String>,
+) -> io::Result<Vec<(String, u64)>> {
+    let body = |w: &mut Writer| w.string(NFTA_RULE_TABLE, table);
+    let question = Request { kind: nft_type(NFT_MSG_GETRULE), family: family.nfproto(), body: &body };
+    let listed = socket.dump(&question, |message| {
+        let attributes = attributes_of(message, NFT_MSG_NEWRULE)?;
+        let chain = attributes.string(NFTA_RULE_CHAIN)?;
+        if attributes.string(NFTA_RULE_TABLE) != Some(table) || chains.contains(chain) {
+            return None;
+        }
+        let leads = attributes
+            .get(NFTA_RULE_EXPRESSIONS)?
+            .nested()
+            .any(|expression| verdict_chain(expression.nested()).is_some_and(|target| chains.contains(target)));
+        let handle = attributes.get(NFTA_RULE_HANDLE)?.be64()?;
+        leads.then(|| (chain.to_owned(), handle))
+    });
+    absent_is_empty(listed)
+}
+
+/// The chain that an expression jumps or goes to, if it is a verdict.
+fn verdict_chain(expression: Attributes<'_>) -> Option<&str> {
+    if expression.string(NFTA_EXPR_NAME) != Some("immediate") {
+        return None;
+    }
+    let data = expression.get(NFTA_EXPR_DATA)?.nested().get(NFTA_IMMEDIATE_DATA)?;
+    data.nested().get(NFTA_DATA_VERDICT)?.nested().string(NFTA_VERDICT_CHAIN)
+}
+
+fn attributes_of<'a>(message: &Message<'a>, kind: u8) -> Option<Attributes<'a>> {
+    if message.kind != nft_type(kind) {
+        return None;
+    }
+    message.body().map(|(_, attributes)| attributes)
+}
+
+/// One thing to take away.
+enum Order<'a> {
+    Rule(String, u64),
+    Flush(&'a str),
+    Chain(&'a str),
+}
+
+impl Order<'_> {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Rule(..) | Self::Flush(_) => nft_type(NFT_MSG_DELRULE),
+            Self::Chain(_) => nft_type(NFT_MSG_DELCHAIN),
+        }
+    }
+
+    fn write(&self, w: &mut Writer, table: &str) {
+        // Table is attribute 1 of both rules and chains.
+        w.string(NFTA_RULE_TABLE, table);
+        match self {
+            Self::Rule(chain, handle) => {
+                w.string(NFTA_RULE_CHAIN, chain);
+                w.be64(NFTA_RULE_HANDLE, *handle);
+            }
+            Self::Flush(chain) => w.string(NFTA_RULE_CHAIN, chain),
+            Self::Chain(chain) => w.string(NFTA_CHAIN_NAME, chain),
+        }
+    }
+
+    fn describe(&self, family: IpFamily, table: &str) -> String {
+        match self {
+            Self::Rule(chain, handle) => format!("rule {handle} of {family} {table} {chain}"),
+            Self::Flush(chain) => format!("rules of {family} {table} {chain}"),
+            Self::Chain(chain) => format!("chain {family} {table} {chain}"),
+        }
+    }
+}
+
+/// Submits orders in bounded transactions. Where one is refused, its orders
+/// are given one by one, and those refused then are noted. Returns how many
+/// were carried out.
+fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_>], report: &mut Report) -> usize {
+    let mut done = 0;
+    for some in orders.chunks(ORDERS_AT_ONCE) {
+        if transaction(socket, family, table, some).is_ok() {
+            done += some.len();
+            continue;
+        }
+        for order in some {
+            match transaction(socket, family, table, std::slice::from_ref(order)) {
+                Ok(()) => done += 1,
+                // Somebody else was faster.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => report.failed(order.describe(family, table), error),
+            }
+        }
+    }
+    done
+}
+
+fn transaction(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_>]) -> io::Result<()> {
+    let bodies: Vec<_> = orders.iter().map(|order| move |w: &mut Writer| order.write(w, table)).collect();
+    let requests: Vec<Request<'_>> = orders
+        .iter()
+        .zip(&bodies)
+        .map(|(order, body)| Request { kind: order.kind(), family: family.nfproto(), body })
+        .collect();
+    socket.transaction(&requests)
+}
+
+/// A kernel that looks for the table first.
+fn absent_is_empty<T>(listed: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
+    match listed {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        other => other,
+    }
+}
