@@ -286,14 +286,13 @@ impl Reflector {
     /// What can't be read costs nothing but the change: the object stays as it
     /// is known.
     async fn skip(&mut self, unreadable: Unreadable) -> Result<(), Failure> {
-        warn!(
-            "skipped {}, which can't be read: {}; its earlier state stays until it changes",
-            unreadable.name, unreadable.what
-        );
-        match unreadable.object {
-            Some(object) => self.push(Change::Keep(object)).await,
-            None => Ok(()),
-        }
+        let what = unreadable.what;
+        let Some(object) = unreadable.object else {
+            warn!("skipped a {} without a readable name: {what}", self.resource.kind);
+            return Ok(());
+        };
+        warn!("skipped {object}, which can't be read: {what}; its earlier state stays until it changes");
+        self.push(Change::Keep(object)).await
     }
 
     /// The next bytes of a response, `None` at its end. While none are there,

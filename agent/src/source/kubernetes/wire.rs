@@ -39,8 +39,6 @@ pub(super) struct Status {
 pub(super) struct Unreadable {
     /// Which object, if that can be told.
     pub(super) object: Option<ObjectRef>,
-    /// The same for a message.
-    pub(super) name: String,
     /// Its version: the watch goes on behind it.
     pub(super) version: Option<String>,
     /// What is wrong.
@@ -115,10 +113,8 @@ pub(super) fn list_meta(rest: &[u8]) -> Result<ListMeta, serde_json::Error> {
 fn unreadable(kind: Kind, meta: Metadata, error: &serde_json::Error) -> Unreadable {
     let named = !meta.name.is_empty();
     let object = named.then_some(ObjectRef { kind, namespace: meta.namespace, name: meta.name });
-    let name = object.as_ref().map_or_else(|| format!("a {kind} without a readable name"), ToString::to_string);
     Unreadable {
         object,
-        name,
         version: Some(meta.resource_version).filter(|version| !version.is_empty()),
         what: error.to_string(),
     }

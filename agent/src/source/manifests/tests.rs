@@ -233,6 +233,7 @@ fn shown(change: &Change) -> String {
         Change::Apply(Object::Service(service)) => format!("+{}={}", service.metadata.name, service.spec.cluster_ip),
         Change::Apply(object) => format!("+{}", object.reference()),
         Change::Delete(reference) => format!("-{}", reference.name),
+        Change::Keep(reference) => format!("={}", reference.name),
     }
 }
 
