@@ -289,9 +289,10 @@ impl Planner {
         let now = after.map(claims).unwrap_or_default();
         let created = after.map_or(0, |after| after.service.created);
         let mut affected = Vec::new();
-        // A Service that is younger than it was claims anew.
-        let older = state.services.get(name).is_some_and(|before| before.service.created != created);
-        if older || before != now {
+        // A Service that was made again under its name has another age, and may
+        // lose or win by that.
+        let recreated = state.services.get(name).is_some_and(|before| before.service.created != created);
+        if recreated || before != now {
             state.claims.replace(name, &before, &now, created, &mut affected);
         }
         affected
