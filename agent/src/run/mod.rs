@@ -74,14 +74,13 @@ pub fn run(options: RunOptions) -> Result<(), Error> {
 
 async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let shutdown = shutdown()?;
-    let sysctls = Sysctls::default();
-    sysctls.set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
     if options.init_only {
+        Sysctls::default().set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
         tracing::info!("the sysctls are set; --init-only ends here");
         return Ok(());
     }
-    if let Err(error) = sysctls.set_oom_score_adj(options.configuration.oom_score_adj) {
-        tracing::warn!("{error}");
+    if matches!(options.source, Source::Kubernetes { .. }) {
+        set_up_node(&options)?;
     }
     let kernel = Kernel::open()?;
     let port = kernel.port();
@@ -113,6 +112,17 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         changed = configuration_changed(&options) => return Err(changed),
     }
     tracing::info!("stopped; the rules stay in place (vmap-proxy cleanup removes them)");
+    Ok(())
+}
+
+/// Sets what kube-proxy sets on a node of its cluster. With manifests nothing
+/// says that the machine is such a node, and it is left as it is.
+fn set_up_node(options: &RunOptions) -> Result<(), SysctlError> {
+    let sysctls = Sysctls::default();
+    sysctls.set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
+    if let Err(error) = sysctls.set_oom_score_adj(options.configuration.oom_score_adj) {
+        tracing::warn!("{error}");
+    }
     Ok(())
 }
 
