@@ -16,6 +16,7 @@ pub mod lab;
 pub mod logging;
 pub mod metrics;
 pub mod netlink;
+pub mod program;
 pub mod run;
 pub mod source;
 pub mod sync;

@@ -1,0 +1,49 @@
+//! The program `vmap-proxy`, but for its process: reads the command line and
+//! starts what is asked.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::cli::{self, Action, Invocation};
+use crate::config::load;
+use crate::{cleanup, compile, demo, logging, run};
+
+/// Does what the arguments say, the program's name first. Says on standard
+/// error why it failed.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let invocation = match cli::parse(arguments) {
+        Ok(invocation) => invocation,
+        // Prints itself; 0 for --help, 2 for wrong usage.
+        Err(error) => error.exit(),
+    };
+    match act(invocation) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; there is nobody left to tell then.
+            let _ = writeln!(io::stderr(), "Error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
+    let resolved = invocation.resolve()?;
+    logging::init(&resolved.logging);
+    for warning in &resolved.warnings {
+        tracing::warn!("{warning}");
+    }
+    match resolved.action {
+        Action::Run(options) => run::run(*options)?,
+        Action::Compile(options) => compile::compile(*options)?,
+        Action::Demo(options) => demo::demo(options)?,
+        Action::Cleanup(options) => cleanup::cleanup(options)?,
+        Action::WriteConfiguration { path, configuration } => {
+            load::write_file(&configuration, &path)?;
+            tracing::info!("the configuration was written to {}", path.display());
+        }
+        Action::PrintVersion => writeln!(io::stdout(), "vmap-proxy {}", env!("CARGO_PKG_VERSION"))?,
+    }
+    Ok(())
+}
