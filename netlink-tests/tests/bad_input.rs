@@ -183,8 +183,11 @@ fn impossible_fields_cost_only_what_they_name() {
     let endpoints = served_by("shop/ends", LOCAL[0][1]).endpoint("10.244.1.1000").endpoint(LOCAL[0][2]);
     let portless = slice("shop/ends", "2").port(Tcp, 0).endpoint(LOCAL[0][3]);
     let objects = [web("shop/ends", 21).build(), endpoints.build(), portless.build()];
-    victim.complains(&objects, &["EndpointSlice shop/ends-1", "10.244.1.1000"]);
-    victim.expect_line(&["EndpointSlice shop/ends-2", "port"]);
+    victim.manifests.write_objects("bad.json", &objects);
+    victim.expect_lines(&[
+        &["EndpointSlice shop/ends-1", "10.244.1.1000"],
+        &["EndpointSlice shop/ends-2", "ports[0].port"],
+    ]);
     victim.synced();
     victim.cluster.assert_served(POD[0], at("10.96.0.21", 80), Tcp, [LOCAL[0][1], LOCAL[0][2]]);
 

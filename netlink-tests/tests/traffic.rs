@@ -541,8 +541,8 @@ fn udp_clients_follow_pods_through_the_running_agent() {
     write(&|family| empty(family).endpoint(REMOTE[family][1]));
     follow(&|family| REMOTE[family][1]);
     // The same pod at another port.
-    for family in 0..2 {
-        cluster.serve(at(REMOTE[family][1], 9090), Udp);
+    for pods in REMOTE {
+        cluster.serve(at(pods[1], 9090), Udp);
     }
     write(&|family| slice("shop/web", &family.to_string()).port(Udp, 9090).endpoint(REMOTE[family][1]));
     for (_, flow) in &mut flows {
