@@ -106,6 +106,22 @@ fn encode(source: SocketAddr, target: SocketAddr, sequence: u32, acknowledged: u
     segment
 }
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netlink-tests");
+
+/// Lets the agent set the node's sysctls, as its init container does (kube-proxy's `--init-only`).
+fn set_sysctls(cluster: &Cluster, manifests: &ManifestDirectory, flags: &[&str]) {
+    // The size of the table belongs to the machine, not to a namespace.
+    let mut all = vec!["--init-only", "--conntrack-max-per-core=0", "--conntrack-min=0"];
+    all.extend(flags);
+    let (status, log) = AgentProcess::launch(PROGRAM, cluster.node(), manifests, &all).end();
+    assert!(status.success(), "{log:?}");
+}
+
+fn sysctl(cluster: &Cluster, name: &str) -> String {
+    let path = format!("/proc/sys/net/netfilter/{name}");
+    cluster.node().run(|| std::fs::read_to_string(&path)).unwrap().unwrap().trim().to_owned()
+}
+
 /// The pod sends a segment out of the window into an open connection. From which address does the client see it, and
 /// what becomes of the connection?
 fn out_of_the_window(flags: &[&str]) -> (SocketAddr, ProbeResult) {
@@ -114,7 +130,8 @@ fn out_of_the_window(flags: &[&str]) -> (SocketAddr, ProbeResult) {
     let web = service("shop/web").cluster_ip(VIP).port(Transport::Tcp, 80);
     let endpoints = slice("shop/web", "1").port(Transport::Tcp, POD_PORT.into()).endpoint(LOCAL[0][0]);
     manifests.write_objects("shop.json", &[node_object(), web.build(), endpoints.build()]);
-    let agent = AgentProcess::start(env!("CARGO_BIN_EXE_netlink-tests"), cluster.node(), &manifests, flags);
+    set_sysctls(&cluster, &manifests, flags);
+    let agent = AgentProcess::start(PROGRAM, cluster.node(), &manifests, &[]);
 
     let (client, pod) = (ip(REMOTE[0][3]), at(LOCAL[0][0], POD_PORT));
     let mut flow = cluster.flow(REMOTE[0][3], at(VIP, 80), Transport::Tcp);
@@ -151,4 +168,13 @@ fn strict_tracking_lets_the_client_reset_it() {
     let (source, result) = out_of_the_window(&[]);
     assert_eq!(source, at(LOCAL[0][0], POD_PORT), "not translated");
     assert_eq!(result, ProbeResult::Reset);
+}
+
+#[test]
+fn the_node_gets_the_timeouts_that_kube_proxy_sets() {
+    let cluster = Cluster::new();
+    set_sysctls(&cluster, &ManifestDirectory::new(), &[]);
+    assert_eq!(sysctl(&cluster, "nf_conntrack_tcp_timeout_close_wait"), "3600");
+    assert_eq!(sysctl(&cluster, "nf_conntrack_tcp_timeout_established"), "86400");
+    assert_eq!(sysctl(&cluster, "nf_conntrack_tcp_be_liberal"), "0");
 }
