@@ -61,10 +61,13 @@ pub fn select(
         selection.local = local_endpoints(&candidates);
         selection.any |= candidates.iter().any(|(_, endpoint)| endpoint.ready || is_fallback(endpoint));
     }
-    let reachable: BTreeSet<Endpoint> = selection.cluster.iter().chain(&selection.local).copied().collect();
+    // Both lists are sorted.
+    let reachable = |address: &Endpoint| {
+        selection.cluster.binary_search(address).is_ok() || selection.local.binary_search(address).is_ok()
+    };
     selection.on_this_node = candidates
         .iter()
-        .filter(|(address, endpoint)| endpoint.local && reachable.contains(address))
+        .filter(|(address, endpoint)| endpoint.local && reachable(address))
         .map(|(address, _)| *address)
         .collect();
     selection

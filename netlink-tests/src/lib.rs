@@ -7,5 +7,7 @@ pub mod commands;
 pub mod fixtures;
 pub mod harness;
 pub mod model;
+pub mod packets;
 pub mod readback;
+pub mod scale;
 pub mod vectors;

@@ -25,6 +25,14 @@ enum Command {
     /// Be the agent, for tests that need it as a process.
     #[command(hide = true)]
     Agent(commands::agent::Options),
+    /// Measure first sync, changes, restart and memory at one size of cluster,
+    /// beside the floor of the kernel.
+    Scale(commands::scale::Options),
+    /// Measure what new connections pay, against the number of Services.
+    Packets(commands::packets::Options),
+    /// One measurement of `scale`, in this process.
+    #[command(hide = true)]
+    ScaleTask(commands::scale::TaskOptions),
 }
 
 fn main() -> ExitCode {
@@ -33,5 +41,8 @@ fn main() -> ExitCode {
         Command::Vectors(options) => commands::vectors::run(&options, agent::lab::enter_user_namespace()),
         Command::Cluster(options) => commands::cluster::run(&options, agent::lab::enter_user_namespace()),
         Command::Agent(options) => commands::agent::run(options),
+        Command::Scale(options) => commands::scale::run(&options, agent::lab::enter_user_namespace()),
+        Command::Packets(options) => commands::packets::run(&options, agent::lab::enter_user_namespace()),
+        Command::ScaleTask(options) => commands::scale::run_task(&options, agent::lab::enter_user_namespace()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use compiler::diff::{Action, Operation};
+use compiler::diff::{Action, Operation, Transaction};
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::element::Element;
 use compiler::ruleset::maps::Map;
@@ -185,6 +185,19 @@ impl Batch {
             self.writer.end_message(open.message);
         }
     }
+}
+
+/// A transaction as the bytes of one batch, numbered from 1, as
+/// [`super::Kernel::commit`] would send it to a kernel of 6.3 or newer: for
+/// benchmarks, and for witnesses that want to see it.
+pub fn encode(transaction: &Transaction) -> Vec<u8> {
+    let mut batch = Batch::default();
+    let mut sequence = 0;
+    batch.encode(&transaction.operations, true, || {
+        sequence += 1;
+        sequence
+    });
+    batch.writer.bytes().to_vec()
 }
 
 fn message_of(action: &Action) -> (u8, u16) {

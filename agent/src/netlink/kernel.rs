@@ -59,6 +59,8 @@ pub struct CommitReport {
     pub bytes: usize,
     /// From the first byte encoded to the kernel's answer.
     pub duration: Duration,
+    /// Of that, what encoding took.
+    pub encoding: Duration,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -212,13 +214,17 @@ impl Kernel {
 
     async fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
         if operations.is_empty() {
-            return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed() });
+            let encoding = Duration::ZERO;
+            return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding });
         }
+        let begun = Instant::now();
         self.batch.encode(operations, self.destroy, || self.socket.next_seq());
+        let encoding = begun.elapsed();
         let bytes = self.batch.writer.bytes().len();
         let answers = self.exchange().await?;
         self.judge(operations, answers)?;
-        Ok(CommitReport { messages: self.batch.messages.len(), bytes, duration: started.elapsed() })
+        let messages = self.batch.messages.len();
+        Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding })
     }
 
     /// Sends the batch and collects the answers. nfnetlink has queued them all

@@ -37,6 +37,7 @@ pub(crate) mod wire;
 use compiler::ruleset::Family;
 
 pub use addresses::{AddressWatcher, local_addresses};
+pub use batch::encode;
 pub use elements::{Counter, ElementState, ForeignElement};
 pub use error::{CommitError, NetlinkError, Refusal};
 pub use kernel::{CommitReport, Kernel};

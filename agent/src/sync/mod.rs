@@ -217,7 +217,7 @@ impl Syncer {
             return Ok(());
         }
         let commit = self.kernel.commit(transaction).await?;
-        report.add(transaction, commit.duration);
+        report.add(transaction, &commit);
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use compiler::diff::planner::{Denied, ServiceChange};
 use compiler::diff::{Action, Transaction};
 
+use crate::netlink::CommitReport;
+
 /// What one sync did.
 #[derive(Debug, Default)]
 pub struct SyncReport {
@@ -21,6 +23,8 @@ pub struct SyncReport {
     pub duration: Duration,
     /// What each transaction took in the kernel, socket included.
     pub commits: Vec<Duration>,
+    /// Of that, what encoding took, all transactions together.
+    pub encoding: Duration,
     /// What the kernel refused; everything else was programmed.
     pub refused: Vec<Refused>,
     /// Frontends that a Service wants and an older one has.
@@ -48,9 +52,10 @@ impl SyncReport {
         self.transactions == 0
     }
 
-    pub(super) fn add(&mut self, transaction: &Transaction, duration: Duration) {
+    pub(super) fn add(&mut self, transaction: &Transaction, commit: &CommitReport) {
         self.transactions += 1;
-        self.commits.push(duration);
+        self.commits.push(commit.duration);
+        self.encoding += commit.encoding;
         for operation in &transaction.operations {
             match operation.action {
                 Action::AddElement(_) => self.added += 1,

@@ -313,12 +313,13 @@ impl Planner {
         family: Family,
         before: Option<&CompiledService>,
     ) -> Option<CompiledService> {
-        let service = wanted(store, name, family)?;
+        let entry = store.get(name)?;
+        let service = entry.service[index(family)].as_ref()?;
         let state = &self.families[index(family)];
         if self.quarantined.contains(name) {
             return before.cloned();
         }
-        let slices = store.get(name).map(|entry| entry.slices.as_slice()).unwrap_or_default();
+        let slices = entry.slices.as_slice();
         let viewpoint = Viewpoint { node_name: &self.config.node_name, zone: store.node().zone.as_deref() };
         let ports = service.ports.iter().map(|port| {
             let selected = select(family, service, port, slices, viewpoint);
@@ -369,10 +370,11 @@ impl Planner {
         }
         let before = state.services.remove(name);
         let owner = name.text();
+        let (gone, come) = differing(name, before.as_ref(), after.as_ref());
         // What comes is counted before what goes: an element that stays is
         // never counted down to nothing.
         if let Some(after) = &after {
-            elements(name, after, &mut |element| {
+            come.into_iter().for_each(|element| {
                 if let Some(chain) = state.chains.add(&element) {
                     make_chain(&state.skeleton, chain, chains);
                 }
@@ -387,7 +389,7 @@ impl Planner {
             }
         }
         if let Some(before) = &before {
-            elements(name, before, &mut |element| {
+            gone.into_iter().for_each(|element| {
                 state.chains.remove(&element);
                 if SharedElements::covers(element.map) {
                     if state.shared.remove(&element) {
@@ -506,10 +508,6 @@ impl Planner {
     }
 }
 
-fn wanted<'a>(store: &'a Store, name: &ServiceName, family: Family) -> Option<&'a Arc<Service>> {
-    store.get(name)?.service[index(family)].as_ref()
-}
-
 /// The elements that belong to the node.
 pub(super) fn node_elements(config: &ProxyConfig, store: &Store, family: Family) -> Vec<Element> {
     let element = |map, key| Element { map, key, data: Data::Nothing, comment: None };
@@ -520,6 +518,29 @@ pub(super) fn node_elements(config: &ProxyConfig, store: &Store, family: Family)
         .map(|address| element(Map::NodePortIps, Key::Address(address)))
         .chain(ranges.map(|range| element(Map::ServiceCidrs, Key::Prefix(range))))
         .collect()
+}
+
+/// The elements of a Service before and after, without those that both begin
+/// and end with: of ten thousand endpoints usually one changes. What is left
+/// may still hold elements that stay.
+fn differing(
+    name: &ServiceName,
+    before: Option<&CompiledService>,
+    after: Option<&CompiledService>,
+) -> (Vec<Element>, Vec<Element>) {
+    let all = |compiled: Option<&CompiledService>| {
+        let mut all = Vec::new();
+        if let Some(compiled) = compiled {
+            elements(name, compiled, &mut |element| all.push(element));
+        }
+        all
+    };
+    let (mut gone, mut come) = (all(before), all(after));
+    let same_end = gone.iter().rev().zip(come.iter().rev()).take_while(|(old, new)| old == new).count();
+    gone.truncate(gone.len() - same_end);
+    come.truncate(come.len() - same_end);
+    let same_begin = gone.iter().zip(&come).take_while(|(old, new)| old == new).count();
+    (gone.split_off(same_begin), come.split_off(same_begin))
 }
 
 /// Whether clients may have learned of an endpoint, behind some frontend, that

@@ -280,6 +280,8 @@ impl Store {
             }
             Err(position) => {
                 self.endpoint_count += slice.endpoints.len();
+                // Nearly every Service has one slice: no room for four.
+                slices.reserve_exact(1);
                 slices.insert(position, NamedSlice { name: slice_name, slice, list });
                 self.dirty.insert(owner);
             }

@@ -1,5 +1,6 @@
 //! Typed elements of the sets and maps.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -92,15 +93,15 @@ pub const MAX_COMMENT: usize = 127;
 
 /// Shortens a comment to what the kernel takes, at a character boundary, with
 /// `...` in place of what is lost.
-pub fn fit_comment(text: &str) -> String {
+pub fn fit_comment(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_COMMENT {
-        return text.to_owned();
+        return Cow::Borrowed(text);
     }
     let mut end = MAX_COMMENT - 3;
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}...", &text[..end])
+    Cow::Owned(format!("{}...", &text[..end]))
 }
 
 #[cfg(test)]
@@ -110,7 +111,8 @@ mod tests {
     #[test]
     fn long_comments_are_shortened_at_a_character() {
         assert_eq!(fit_comment("shop/cart:http"), "shop/cart:http");
-        let long = fit_comment(&"é".repeat(100));
+        let text = "é".repeat(100);
+        let long = fit_comment(&text);
         assert!(long.len() <= MAX_COMMENT && long.ends_with("..."), "{long}");
     }
 }

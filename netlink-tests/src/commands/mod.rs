@@ -2,4 +2,6 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod packets;
+pub mod scale;
 pub mod vectors;

@@ -1,0 +1,58 @@
+//! The least that a first sync can take: the transactions that the agent would
+//! send, encoded before the clock starts, over a raw socket.
+
+use compiler::diff::{KernelState, Planner, Resync};
+use compiler::model::Store;
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+use super::agent::config;
+use super::raw_socket::RawSocket;
+use super::state::{Cluster, NODE, parse};
+use super::statistics::milliseconds;
+
+/// What the floor took.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Floor {
+    /// All commits together, in milliseconds.
+    pub commit_ms: f64,
+    /// Each of them, in order, in milliseconds.
+    pub commits_ms: Vec<f64>,
+    /// What they held, in MiB.
+    pub mib: f64,
+    /// The longest of them, in milliseconds.
+    pub longest_commit_ms: f64,
+}
+
+/// Compiles and encodes a cluster, then sends it.
+///
+/// # Errors
+/// If the kernel refuses anything.
+pub fn run(cluster: Cluster) -> Result<Floor, Failure> {
+    let batches = batches(cluster)?;
+    let mut socket = RawSocket::open()?;
+    let mut floor = Floor::default();
+    for batch in &batches {
+        let took = milliseconds(socket.commit(batch)?);
+        floor.commit_ms += took;
+        floor.commits_ms.push(took);
+        floor.longest_commit_ms = floor.longest_commit_ms.max(took);
+        floor.mib += batch.len() as f64 / f64::from(1 << 20);
+    }
+    Ok(floor)
+}
+
+/// The bytes of every transaction of a first sync.
+fn batches(cluster: Cluster) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut store = Store::new(NODE);
+    for manifest in cluster.manifests() {
+        store.apply(parse(&manifest)?);
+    }
+    let mut planner = Planner::new(config(), store.node());
+    let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+    let mut batches = Vec::new();
+    while let Some(transaction) = resync.next(&mut planner) {
+        batches.push(::agent::netlink::encode(&transaction));
+    }
+    Ok(batches)
+}
