@@ -132,11 +132,14 @@ fn removes_a_detour(map: Map) -> bool {
     matches!(map, Map::NoEndpointServices | Map::NoEndpointNodePorts)
 }
 
-/// Cuts a long list of operations. A removal and the addition that replaces it
-/// are neighbours and are not torn apart.
+/// Cuts a long list of operations into about equal parts. A removal and the
+/// addition that replaces it are neighbours and are not torn apart.
 pub(super) fn push_chunks(mut operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
-    while operations.len() > MAX_OPERATIONS {
-        let mut cut = MAX_OPERATIONS;
+    // Lists are handed over when they are full or a little fuller: no commit
+    // for the little.
+    while operations.len() > MAX_OPERATIONS + MAX_OPERATIONS / 8 {
+        let parts = operations.len().div_ceil(MAX_OPERATIONS);
+        let mut cut = operations.len().div_ceil(parts);
         while cut < operations.len() && replaces(&operations[cut - 1], &operations[cut]) {
             cut += 1;
         }

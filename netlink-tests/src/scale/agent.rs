@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use super::Failure;
 use super::memory::{Resident, kernel_bytes, resident};
 use super::state::{Cluster, NODE, parse};
-use super::statistics::milliseconds;
+use super::statistics::{milliseconds, processor_ms};
 
 /// The configuration that all measurements run with.
 pub fn config() -> ProxyConfig {
@@ -83,6 +83,8 @@ pub struct FirstSync {
     pub take_ms: f64,
     /// The sync itself.
     pub sync: SyncTimes,
+    /// Its processor time, in milliseconds.
+    pub processor_ms: f64,
     /// The process afterwards.
     pub resident: Resident,
     /// How much more the kernel holds, in bytes; the whole machine's.
@@ -165,12 +167,15 @@ impl Agent {
     pub fn first_sync(&mut self, cluster: Cluster) -> Result<FirstSync, Failure> {
         let (parse_ms, take_ms) = self.feed(cluster)?;
         let before = kernel_bytes()?;
+        let begun = processor_ms()?;
         let report = self.sync()?;
+        let processor_ms = processor_ms()? - begun;
         let after = kernel_bytes()?;
         Ok(FirstSync {
             parse_ms,
             take_ms,
             sync: SyncTimes::of(&report),
+            processor_ms,
             resident: resident()?,
             kernel_bytes: after.saturating_sub(before),
             objects: self.objects()?,

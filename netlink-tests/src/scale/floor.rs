@@ -9,13 +9,15 @@ use super::Failure;
 use super::agent::config;
 use super::raw_socket::RawSocket;
 use super::state::{Cluster, NODE, parse};
-use super::statistics::milliseconds;
+use super::statistics::{milliseconds, processor_ms};
 
 /// What the floor took.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Floor {
     /// All commits together, in milliseconds.
     pub commit_ms: f64,
+    /// The processor time of that, in milliseconds.
+    pub processor_ms: f64,
     /// Each of them, in order, in milliseconds.
     pub commits_ms: Vec<f64>,
     /// What they held, in MiB.
@@ -32,6 +34,7 @@ pub fn run(cluster: Cluster) -> Result<Floor, Failure> {
     let batches = batches(cluster)?;
     let mut socket = RawSocket::open()?;
     let mut floor = Floor::default();
+    let begun = processor_ms()?;
     for batch in &batches {
         let took = milliseconds(socket.commit(batch)?);
         floor.commit_ms += took;
@@ -39,6 +42,7 @@ pub fn run(cluster: Cluster) -> Result<Floor, Failure> {
         floor.longest_commit_ms = floor.longest_commit_ms.max(took);
         floor.mib += batch.len() as f64 / f64::from(1 << 20);
     }
+    floor.processor_ms = processor_ms()? - begun;
     Ok(floor)
 }
 

@@ -81,6 +81,12 @@ impl Report {
         Summary::of(pairs.map(|(first, floor)| first.sync.sync_ms / floor.commit_ms).collect())
     }
 
+    /// The same in processor time, which other work on the machine distorts less.
+    pub fn processor_ratio(&self) -> Summary {
+        let pairs = self.first_syncs.iter().zip(&self.floors);
+        Summary::of(pairs.map(|(first, floor)| first.processor_ms / floor.processor_ms).collect())
+    }
+
     /// Bytes of kernel memory for each element.
     pub fn kernel_bytes_per_element(&self) -> f64 {
         self.first(|first| first.kernel_bytes as f64 / first.sync.added.max(1) as f64).p50
@@ -137,6 +143,7 @@ impl Report {
             ),
             plain("floor", format!("{} ms", spread(&floor))),
             goal("first sync / floor", format!("{} x", spread(&ratio)), "at most 1.3 x", ratio.p50 <= 1.3),
+            plain("the same in processor time", format!("{} x", spread(&self.processor_ratio()))),
             goal("longest commit", format!("{longest:.1} ms"), "at most 50 ms", longest <= 50.0),
             Line {
                 name: "peak RSS, RSS after".to_owned(),

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
+
+use super::Failure;
 
 /// A list of measurements, summed up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +42,17 @@ impl Summary {
             max: values.last().copied().unwrap_or_default(),
         }
     }
+}
+
+/// The processor time of this thread so far, in the kernel and outside, in
+/// milliseconds: what else the machine does lengthens it little.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn processor_ms() -> Result<f64, Failure> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let milliseconds = |time: TimeVal| time.num_microseconds() as f64 / 1e3;
+    Ok(milliseconds(usage.user_time()) + milliseconds(usage.system_time()))
 }
 
 /// A duration in milliseconds.
