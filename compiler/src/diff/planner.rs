@@ -8,7 +8,7 @@ use super::batch::Batch;
 use super::claims::Claims;
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
-use crate::model::types::{Service, ServiceName, ServicePort};
+use crate::model::types::{ServiceName, ServicePort};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
