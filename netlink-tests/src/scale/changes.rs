@@ -7,7 +7,7 @@ use agent::follow::{FollowOptions, Observer, Status, follow};
 use agent::source::Event;
 use agent::sync::Syncer;
 use agent::sync::report::SyncReport;
-use compiler::model::objects::{Change, Kind, ObjectRef};
+use compiler::model::Change;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -163,7 +163,7 @@ fn extra_pods(cluster: Cluster, nth: u32, endpoints: u32) -> Pods {
 fn deletion(change: Change) -> Change {
     match change {
         Change::Apply(object) => Change::Delete(object.reference()),
-        Change::Delete(reference) => Change::Delete(ObjectRef { kind: Kind::Service, ..reference }),
+        other => other,
     }
 }
 
