@@ -293,7 +293,8 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
     }
 }
 
-fn describe(claim: compiler::ruleset::service::Claim) -> String {
+/// A frontend in words.
+pub(crate) fn describe(claim: compiler::ruleset::service::Claim) -> String {
     use compiler::ruleset::service::Claim;
     match claim {
         Claim::Frontend(key) | Claim::NoEndpoint(key) => {

@@ -10,6 +10,7 @@ pub mod compile;
 pub mod config;
 pub mod conntrack;
 pub mod demo;
+pub mod events;
 pub mod follow;
 pub mod health;
 pub mod lab;

@@ -11,6 +11,8 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::events::EventSender;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -50,12 +52,21 @@ pub struct Listen {
     pub retry: Duration,
     /// Told the address once it listens, the port filled in if it was 0.
     pub listening: watch::Sender<Option<SocketAddr>>,
+    /// Where each failure is told besides the log, if at all.
+    pub events: Option<EventSender>,
 }
 
 impl Listen {
     /// As kube-proxy does it: again every 5 s, unless `hard_fail`.
     pub fn new(server: &'static str, setting: &'static str, address: SocketAddr, hard_fail: bool) -> Self {
-        Self { server, setting, address, hard_fail, retry: RETRY, listening: watch::Sender::new(None) }
+        let listening = watch::Sender::new(None);
+        Self { server, setting, address, hard_fail, retry: RETRY, listening, events: None }
+    }
+
+    /// Tells failures as kube-proxy's Event about its health server.
+    #[must_use]
+    pub fn with_events(self, events: EventSender) -> Self {
+        Self { events: Some(events), ..self }
     }
 
     /// Serves for ever.
@@ -74,6 +85,9 @@ impl Listen {
             self.listening.send_replace(None);
             let Self { server, address, setting, .. } = self;
             let error = ListenError { server, address, setting, source };
+            if let Some(events) = &self.events {
+                events.health_server_failed(&error.to_string());
+            }
             if self.hard_fail {
                 return Err(error);
             }

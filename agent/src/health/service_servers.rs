@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use super::listen::{Stack, listener};
 use super::proxy_server::JSON_HEADERS;
 use super::state::HealthState;
+use crate::events::{self, EventSender};
 
 /// Load balancers may weigh nodes by this header.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -70,6 +71,7 @@ pub fn listen_addresses(config: &ProxyConfig, node: &NodeInfo, families: &[Famil
 pub struct ServiceHealthServers {
     health: HealthState,
     open: watch::Sender<BTreeSet<SocketAddr>>,
+    events: Option<EventSender>,
     state: Mutex<Servers>,
 }
 
@@ -109,7 +111,13 @@ impl ServiceHealthServers {
     /// No servers, and no addresses yet. `health` decides whether a node with
     /// endpoints may be used: 200 takes endpoints and a proxy that keeps up.
     pub fn new(health: HealthState) -> Self {
-        Self { health, open: watch::Sender::default(), state: Mutex::default() }
+        Self { health, open: watch::Sender::default(), events: None, state: Mutex::default() }
+    }
+
+    /// Tells the first of a row of failures as kube-proxy's Event about it.
+    #[must_use]
+    pub fn with_events(self, events: EventSender) -> Self {
+        Self { events: Some(events), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, Servers> {
@@ -165,7 +173,8 @@ impl ServiceHealthServers {
             for &address in &servers.addresses {
                 let address = SocketAddr::new(address, running.port);
                 running.listeners.entry(address).or_insert_with(|| {
-                    Listener(tokio::spawn(listen(address, running.answer.clone(), self.open.clone())))
+                    let (answer, open, events) = (running.answer.clone(), self.open.clone(), self.events.clone());
+                    Listener(tokio::spawn(listen(address, answer, open, events)))
                 });
             }
         }
@@ -195,7 +204,12 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn listen(address: SocketAddr, answer: Arc<Answer>, open: watch::Sender<BTreeSet<SocketAddr>>) {
+async fn listen(
+    address: SocketAddr,
+    answer: Arc<Answer>,
+    open: watch::Sender<BTreeSet<SocketAddr>>,
+    events: Option<EventSender>,
+) {
     let mut pause = FIRST_RETRY;
     loop {
         let error = match listener(address, Stack::Single) {
@@ -214,6 +228,10 @@ async fn listen(address: SocketAddr, answer: Arc<Answer>, open: watch::Sender<BT
             answer.service.namespace,
             answer.service.name
         );
+        if let Some(events) = events.as_ref().filter(|_| pause == FIRST_RETRY) {
+            let service = events::Service { namespace: &answer.service.namespace, name: &answer.service.name };
+            events.service_health_server_failed(service, &format!("cannot listen on {address}: {error}"));
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_RETRY);
     }

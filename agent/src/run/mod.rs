@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::{RunOptions, Source};
+use crate::events::{self, EventSender, Notice};
 use crate::follow::{FollowOptions, Status, follow};
 use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
@@ -96,7 +97,10 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         // Without a cluster nothing says that the node is not eligible.
         health.set_node(NodeEligibility::Eligible);
     }
-    let mut observer = NodeObserver::new(metrics.clone(), health.clone(), &families, SystemTime::now());
+    let (notify, notices) = events::channel(&options.proxy.node_name);
+    notify.starting();
+    let started = SystemTime::now();
+    let mut observer = NodeObserver::new(metrics.clone(), health.clone(), &families, started, notify.clone());
 
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
@@ -104,8 +108,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let follow_options = FollowOptions { retry: options.sync_period };
     tokio::select! {
         ended = follow(&mut syncer, received, node_received, &status, &mut observer, &follow_options, shutdown) => ended?,
-        failed = run_source(&options, events) => match failed? {},
-        failed = serve_health(&options, health, metrics.clone()) => match failed? {},
+        failed = run_source(&options, events, notices) => match failed? {},
+        failed = serve_health(&options, health, metrics.clone(), notify) => match failed? {},
         failed = serve_metrics(&options, metrics) => match failed? {},
         () = take_over::once_ready(options.cleanup_kube_proxy, watched.clone()) => {}
         () = node::watch(port, addresses, watched, node_events) => {}
@@ -126,10 +130,17 @@ fn set_up_node(options: &RunOptions) -> Result<(), SysctlError> {
     Ok(())
 }
 
-/// Follows the source for ever, or fails.
-async fn run_source(options: &RunOptions, events: mpsc::Sender<Event>) -> Result<Infallible, Error> {
+/// Follows the source for ever, or fails. Events need the API server, too.
+async fn run_source(
+    options: &RunOptions,
+    events: mpsc::Sender<Event>,
+    notices: mpsc::Receiver<Notice>,
+) -> Result<Infallible, Error> {
     match &options.source {
-        Source::Manifests(paths) => ManifestSource::new(paths.clone()).run(events).await?,
+        Source::Manifests(paths) => {
+            drop(notices);
+            ManifestSource::new(paths.clone()).run(events).await?;
+        }
         Source::Kubernetes { kubeconfig, master } => {
             let source = KubernetesSource::connect(KubernetesOptions {
                 kubeconfig: kubeconfig.clone(),
@@ -137,7 +148,9 @@ async fn run_source(options: &RunOptions, events: mpsc::Sender<Event>) -> Result
                 node_name: options.proxy.node_name.clone(),
                 timing: Timing::default(),
             });
-            source.await?.run(events).await;
+            let source = source.await?;
+            let post = events::post(source.client(), &options.proxy.node_name, notices);
+            tokio::join!(source.run(events), post);
         }
     }
     // The sync loop ends when the source does.
@@ -157,9 +170,15 @@ async fn configuration_changed(options: &RunOptions) -> Error {
     }
 }
 
-async fn serve_health(options: &RunOptions, health: HealthState, metrics: Metrics) -> Result<Infallible, Error> {
+async fn serve_health(
+    options: &RunOptions,
+    health: HealthState,
+    metrics: Metrics,
+    notify: EventSender,
+) -> Result<Infallible, Error> {
     let Some(address) = options.healthz_address else { return std::future::pending().await };
     let listen = Listen::new("health", "healthzBindAddress", address, options.bind_address_hard_fail);
+    let listen = listen.with_events(notify);
     Ok(listen.serve(proxy_server::router(health, metrics)).await?)
 }
 

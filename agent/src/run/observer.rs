@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 use super::flows;
 use crate::conntrack::StaleFlows;
-use crate::follow::Observer;
+use crate::events::{self, EventSender};
+use crate::follow::{Observer, describe};
 use crate::health::service_servers::{ServiceHealth, ServiceHealthServers, ServiceName, listen_addresses};
 use crate::health::state::{HealthState, NodeEligibility};
 use crate::metrics::{Metrics, Operation, SyncKind, TrafficPolicy};
@@ -38,15 +39,22 @@ pub(super) struct NodeObserver {
     served: BTreeMap<ServiceName, ServiceHealth>,
     served_on: Vec<IpAddr>,
     flows: mpsc::UnboundedSender<StaleFlows>,
+    events: EventSender,
 }
 
 impl NodeObserver {
-    pub(super) fn new(metrics: Metrics, health: HealthState, families: &[Family], started: SystemTime) -> Self {
+    pub(super) fn new(
+        metrics: Metrics,
+        health: HealthState,
+        families: &[Family],
+        started: SystemTime,
+        events: EventSender,
+    ) -> Self {
         let (flows, received) = mpsc::unbounded_channel();
         tokio::spawn(flows::clean(received, metrics.clone(), families.to_vec()));
         Self {
             metrics,
-            health_servers: ServiceHealthServers::new(health.clone()),
+            health_servers: ServiceHealthServers::new(health.clone()).with_events(events.clone()),
             health,
             families: families.to_vec(),
             started,
@@ -57,6 +65,7 @@ impl NodeObserver {
             served: BTreeMap::new(),
             served_on: Vec::new(),
             flows,
+            events,
         }
     }
 
@@ -193,6 +202,19 @@ impl NodeObserver {
         }
     }
 
+    /// Tells the owners of Services that these don't work as they ask.
+    fn send_events(&self, report: &SyncReport) {
+        for refused in &report.refused {
+            if let Some((namespace, name)) = refused.owner.as_deref().and_then(|owner| owner.split_once('/')) {
+                self.events.quarantined(events::Service { namespace, name }, &refused.description);
+            }
+        }
+        for denied in &report.denied {
+            let service = events::Service { namespace: denied.name.namespace(), name: denied.name.name() };
+            self.events.frontend_taken(service, &describe(denied.claim), &denied.holder.to_string());
+        }
+    }
+
     /// Has flows deleted that must not go on; the next sync does not wait.
     fn clean_flows(&self, syncer: &Syncer, report: &SyncReport) {
         let (planner, node) = (syncer.planner(), syncer.store().node());
@@ -230,6 +252,7 @@ impl Observer for NodeObserver {
         self.count_without_local(syncer, report);
         self.serve_health_checks(syncer, report);
         self.clean_flows(syncer, report);
+        self.send_events(report);
     }
 
     fn failed(&mut self, _error: &SyncError) {

@@ -43,6 +43,9 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
             }
         }
         Target::Events if parts.method == Method::POST || parts.method == Method::PATCH => {
+            if let Some((code, message)) = shared.with(|state| state.event_refusal.clone()) {
+                return failure(code, "Refused", &message);
+            }
             let body = axum::body::to_bytes(body, 1024 * 1024).await.unwrap_or_default();
             shared.with(|state| state.events.push(serde_json::from_slice(&body).unwrap_or_default()));
             shared.changed.send_modify(|count| *count += 1);

@@ -33,6 +33,7 @@ pub(super) struct State {
     pub(super) objects: Objects,
     pub(super) requests: Vec<String>,
     pub(super) events: Vec<Value>,
+    pub(super) event_refusal: Option<(u16, String)>,
     pub(super) has_streaming_lists: bool,
     pub(super) forgets_bookmark: bool,
     pub(super) slow: Option<(usize, Duration)>,
@@ -125,6 +126,7 @@ impl ApiServer {
                 objects: Objects::default(),
                 requests: Vec::new(),
                 events: Vec::new(),
+                event_refusal: None,
                 has_streaming_lists: true,
                 forgets_bookmark: false,
                 slow: None,
@@ -230,6 +232,11 @@ impl ApiServer {
     /// Answers every request for a resource with this status from now on.
     pub fn refuse(&self, resource: Resource, code: u16, message: &str) {
         self.shared.with(|state| state.refusals.insert(resource, (code, message.to_owned())));
+    }
+
+    /// Answers every Event with this status from now on.
+    pub fn refuse_events(&self, code: u16, message: &str) {
+        self.shared.with(|state| state.event_refusal = Some((code, message.to_owned())));
     }
 
     /// Ends [`refuse`](Self::refuse).

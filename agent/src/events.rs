@@ -1,0 +1,197 @@
+//! Kubernetes Events (`events.k8s.io/v1`): what an operator sees in `kubectl
+//! describe`. Those of kube-proxy under its own names, and a few about Services
+//! that can't be programmed as they ask.
+//!
+//! Best effort: whoever has something to tell hands it to an [`EventSender`]
+//! and goes on; [`post`] sends it in its own time. What the API server does not
+//! take is dropped.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc;
+
+/// As kube-proxy names itself, so that filters on its events go on to work.
+const REPORTING_CONTROLLER: &str = "kube-proxy";
+
+/// How many Events may wait; more are dropped.
+const QUEUE: usize = 128;
+
+/// The shortest time between two Events. A change that hits every Service must
+/// not become a storm from every node.
+const PACE: Duration = Duration::from_millis(200);
+
+/// How long the API server may take for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest note that the API server takes, in bytes.
+const MAX_NOTE: usize = 1024;
+
+/// The action of kube-proxy's own Events.
+const START: &str = "StartKubeProxy";
+
+/// Something to tell.
+#[derive(Debug)]
+pub struct Notice {
+    regarding: ObjectReference,
+    is_warning: bool,
+    reason: &'static str,
+    action: &'static str,
+    note: String,
+}
+
+impl Notice {
+    fn event(&self) -> Event {
+        Event {
+            type_: if self.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: self.reason.to_owned(),
+            action: self.action.to_owned(),
+            note: (!self.note.is_empty()).then(|| self.note.clone()),
+            secondary: None,
+        }
+    }
+}
+
+/// Takes what is to be told, and never waits. One that nobody reads drops it.
+#[derive(Debug, Clone)]
+pub struct EventSender {
+    node: String,
+    sender: mpsc::Sender<Notice>,
+}
+
+/// A sender for this node's agent, and what to hand to [`post`].
+pub fn channel(node_name: &str) -> (EventSender, mpsc::Receiver<Notice>) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    (EventSender { node: node_name.to_owned(), sender }, receiver)
+}
+
+/// A Service, as Events refer to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Service<'a> {
+    /// `metadata.namespace`
+    pub namespace: &'a str,
+    /// `metadata.name`
+    pub name: &'a str,
+}
+
+impl EventSender {
+    /// `Starting`, on the Node.
+    pub fn starting(&self) {
+        let regarding = self.node_reference();
+        self.send(Notice { regarding, is_warning: false, reason: "Starting", action: START, note: String::new() });
+    }
+
+    /// `FailedToStartProxierHealthcheck`, on the Node: nothing can listen where
+    /// the proxy's health is to be asked for.
+    pub fn health_server_failed(&self, why: &str) {
+        let note = format!("failed to start proxy healthz: {why}");
+        self.warn(self.node_reference(), "FailedToStartProxierHealthcheck", START, note);
+    }
+
+    /// `FailedToStartServiceHealthcheck`, on the Service: its
+    /// `healthCheckNodePort` can't be listened on.
+    pub fn service_health_server_failed(&self, service: Service<'_>, why: &str) {
+        let note = format!("node {} failed to start healthcheck: {why}", self.node);
+        self.warn(reference(service), "FailedToStartServiceHealthcheck", "Listen", note);
+    }
+
+    /// `FailedToProgram`, on the Service: the kernel refused a part of it, and
+    /// it is left as it was.
+    pub fn quarantined(&self, service: Service<'_>, why: &str) {
+        let note = format!("node {} cannot program this Service until it changes: {why}", self.node);
+        self.warn(reference(service), "FailedToProgram", "SyncRules", note);
+    }
+
+    /// `FrontendConflict`, on the Service: an older one has an address and port
+    /// that it asks for.
+    pub fn frontend_taken(&self, service: Service<'_>, what: &str, holder: &str) {
+        let note = format!("{what} belongs to Service {holder}, which is older; it goes there");
+        self.warn(reference(service), "FrontendConflict", "SyncRules", note);
+    }
+
+    /// kube-proxy puts the Node's name for its uid, and `kubectl describe node`
+    /// looks for that.
+    fn node_reference(&self) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
+    fn warn(&self, regarding: ObjectReference, reason: &'static str, action: &'static str, mut note: String) {
+        let end = (0..=note.len().min(MAX_NOTE)).rev().find(|end| note.is_char_boundary(*end));
+        note.truncate(end.unwrap_or(0));
+        self.send(Notice { regarding, is_warning: true, reason, action, note });
+    }
+
+    fn send(&self, notice: Notice) {
+        let reason = notice.reason;
+        if self.sender.try_send(notice).is_err() {
+            tracing::debug!("an Event was dropped: {reason}");
+        }
+    }
+}
+
+/// kube-proxy puts namespace and name for the Service's uid, which neither it
+/// nor this agent keeps.
+fn reference(service: Service<'_>) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Service".to_owned()),
+        api_version: Some("v1".to_owned()),
+        namespace: Some(service.namespace.to_owned()),
+        name: Some(service.name.to_owned()),
+        uid: Some(format!("{}/{}", service.namespace, service.name)),
+        ..ObjectReference::default()
+    }
+}
+
+/// Posts what is told until nobody is left to tell anything. The same Event
+/// again, within minutes, becomes one with a count.
+pub async fn post(client: kube::Client, node_name: &str, mut notices: mpsc::Receiver<Notice>) {
+    let reporter =
+        Reporter { controller: REPORTING_CONTROLLER.to_owned(), instance: Some(format!("kube-proxy-{node_name}")) };
+    let recorder = Recorder::new(client, reporter);
+    while let Some(notice) = notices.recv().await {
+        let (event, reason) = (notice.event(), notice.reason);
+        match tokio::time::timeout(PATIENCE, recorder.publish(&event, &notice.regarding)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("the Event {reason} was not taken: {error}"),
+            Err(_) => tracing::debug!("the Event {reason} was not taken within {PATIENCE:?}"),
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn more_than_the_queue_holds_is_dropped_and_nobody_waits() {
+        let (sender, mut notices) = channel("n1");
+        for _ in 0..QUEUE + 10 {
+            sender.starting();
+        }
+        let mut count = 0;
+        while notices.try_recv().is_ok() {
+            count += 1;
+        }
+        assert_eq!(count, QUEUE);
+        drop(notices);
+        sender.starting();
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        let (sender, mut notices) = channel("n1");
+        sender.quarantined(Service { namespace: "a", name: "b" }, &"\u{20ac}".repeat(1000));
+        let notice = notices.try_recv().unwrap();
+        let note = notice.event().note.unwrap();
+        assert!(note.len() <= MAX_NOTE && note.len() > MAX_NOTE - 3, "{}", note.len());
+        assert_eq!(notice.regarding.uid.as_deref(), Some("a/b"));
+    }
+}
