@@ -41,7 +41,7 @@ pub enum SysctlError {
         source: io::Error,
     },
     /// It can't be written.
-    #[error("cannot set {} to {value}: {source}; {}", path.display(), remedy(source))]
+    #[error("cannot set {} to {value}: {source}; {}", path.display(), remedy_of(path, source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -50,6 +50,13 @@ pub enum SysctlError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+fn remedy_of(path: &Path, error: &io::Error) -> &'static str {
+    if path.ends_with("oom_score_adj") {
+        return "the score stays as it is (lowering it takes the capability SYS_RESOURCE; in a pod the kubelet sets it)";
+    }
+    remedy(error)
 }
 
 fn remedy(error: &io::Error) -> &'static str {
