@@ -30,8 +30,9 @@ use crate::sync::{SyncError, Syncer};
 use crate::sysctl::{SysctlError, Sysctls};
 use observer::NodeObserver;
 
-/// How many events may wait between a source and the sync loop.
-const EVENT_QUEUE: usize = 64;
+/// How many events may wait between a source and the sync loop. Each may hold
+/// hundreds of objects, so few: a first list is compiled as fast as it comes.
+const EVENT_QUEUE: usize = 4;
 
 /// Why the agent ended.
 #[derive(Debug, Error)]
