@@ -40,9 +40,8 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
     }
     let mut store = Store::new(options.proxy.node_name.clone());
     for object in objects {
-        for problem in store.apply(Change::Apply(object)) {
-            tracing::warn!("{problem}");
-        }
+        // The source has told what in it can't be used.
+        store.apply(Change::Apply(object));
     }
     for slice in store.lone_slices() {
         tracing::warn!("{slice}: no Service of the name in its label exists; the slice has no effect until one does");

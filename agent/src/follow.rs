@@ -78,6 +78,9 @@ impl Observer for Nobody {}
 pub struct FollowOptions {
     /// When a failed sync is tried again, if nothing else happens before.
     pub retry: Duration,
+    /// Whether to log what in an object can't be used. Not where the source
+    /// does: it may know the file.
+    pub log_problems: bool,
 }
 
 /// Follows `events` until the source ends or `shutdown` resolves. What is
@@ -96,8 +99,17 @@ pub async fn follow<O: Observer>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SyncError> {
     let mut shutdown = std::pin::pin!(shutdown);
-    let mut state =
-        Loop { syncer, status, observer, retry: options.retry, listed: false, foreign: false, next: None, last: None };
+    let mut state = Loop {
+        syncer,
+        status,
+        observer,
+        retry: options.retry,
+        log_problems: options.log_problems,
+        listed: false,
+        foreign: false,
+        next: None,
+        last: None,
+    };
     let mut idle = Instant::now() + IDLE;
     let mut node_open = true;
     loop {
@@ -138,6 +150,7 @@ struct Loop<'a, O> {
     status: &'a watch::Sender<Status>,
     observer: &'a mut O,
     retry: Duration,
+    log_problems: bool,
     listed: bool,
     /// Whether somebody else changed our table since the last sync.
     foreign: bool,
@@ -159,8 +172,9 @@ impl<O: Observer> Loop<'_, O> {
             Event::Changes(changes) if self.listed => changes.iter().for_each(log_change),
             _ => {}
         }
-        for problem in self.syncer.take(event) {
-            log_problem(&problem);
+        let problems = self.syncer.take(event);
+        if self.log_problems {
+            problems.iter().for_each(log_problem);
         }
         if self.syncer.is_pending() {
             self.observer.queued();

@@ -53,7 +53,9 @@ impl Victim {
     #[track_caller]
     fn complains(&mut self, objects: &[Value], words: &[&str]) {
         self.manifests.write_objects("bad.json", objects);
-        self.expect_line(words);
+        let mut all = vec!["bad.json"];
+        all.extend(words);
+        self.expect_line(&all);
     }
 
     /// Adds a file of text.
@@ -175,7 +177,7 @@ fn impossible_fields_cost_only_what_they_name() {
     let ports = web("shop/ports", 20).port(Tcp, 70_000).named("a").port(Udp, 0).named("b").port(Udp, 53);
     let backends = served_by("shop/ports", LOCAL[0][1]).port(Udp, POD_PORT.into());
     victim.complains(&[ports.build(), backends.build()], &["Service shop/ports", "spec.ports[1].port", "70000"]);
-    victim.expect_line(&["Service shop/ports", "spec.ports[2].port", "0 is not a port"]);
+    victim.expect_line(&["bad.json", "Service shop/ports", "spec.ports[2].port", "0 is not a port"]);
     victim.synced();
     victim.cluster.assert_served(POD[0], at("10.96.0.20", 80), Tcp, [LOCAL[0][1]]);
     victim.cluster.assert_served(POD[0], at("10.96.0.20", 53), Udp, [LOCAL[0][1]]);
@@ -185,8 +187,8 @@ fn impossible_fields_cost_only_what_they_name() {
     let objects = [web("shop/ends", 21).build(), endpoints.build(), portless.build()];
     victim.manifests.write_objects("bad.json", &objects);
     victim.expect_lines(&[
-        &["EndpointSlice shop/ends-1", "10.244.1.1000"],
-        &["EndpointSlice shop/ends-2", "ports[0].port"],
+        &["bad.json", "EndpointSlice shop/ends-1", "10.244.1.1000"],
+        &["bad.json", "EndpointSlice shop/ends-2", "ports[0].port"],
     ]);
     victim.synced();
     victim.cluster.assert_served(POD[0], at("10.96.0.21", 80), Tcp, [LOCAL[0][1], LOCAL[0][2]]);
@@ -262,7 +264,8 @@ fn the_older_of_two_services_has_the_frontend_that_both_want() {
             served_by("shop/b", LOCAL[0][2]).build(),
         ]
     };
-    victim.complains(&objects("shop/b", "shop/a"), &["Service shop/a", "203.0.113.40 port 80/TCP", "Service shop/b"]);
+    victim.manifests.write_objects("bad.json", &objects("shop/b", "shop/a"));
+    victim.expect_line(&["Service shop/a", "203.0.113.40 port 80/TCP", "Service shop/b"]);
     victim.cluster.assert_served(CLIENT[0], at("203.0.113.40", 80), Tcp, [LOCAL[0][2]]);
     victim.cluster.assert_served(CLIENT[0], at(NODE[0], 30080), Tcp, [LOCAL[0][2]]);
     for (address, pod) in [("10.96.0.42", LOCAL[0][1]), ("10.96.0.41", LOCAL[0][2])] {
@@ -271,7 +274,8 @@ fn the_older_of_two_services_has_the_frontend_that_both_want() {
     // One cluster IP given out twice, which the API server would refuse.
     let duplicate =
         [web("shop/c", 10).created("2026-01-01T00:00:00Z").build(), served_by("shop/c", LOCAL[0][3]).build()];
-    victim.complains(&duplicate, &["Service shop/", "10.96.0.10 port 80/TCP"]);
+    victim.manifests.write_objects("bad.json", &duplicate);
+    victim.expect_line(&["Service shop/", "10.96.0.10 port 80/TCP"]);
     victim.ends_well();
 }
 
@@ -341,7 +345,7 @@ fn source_ranges_may_overlap_and_need_not_parse() {
     let ranges =
         ["198.51.100.0/24", "198.51.100.16/28", "198.51.0.0/16", "198.51.100.23/32", "everyone", " 192.0.2.0/33 "];
     victim.complains(&guarded(&ranges), &["Service shop/guarded", "loadBalancerSourceRanges[4]", "everyone"]);
-    victim.expect_line(&["Service shop/guarded", "loadBalancerSourceRanges[5]"]);
+    victim.expect_line(&["bad.json", "Service shop/guarded", "loadBalancerSourceRanges[5]"]);
     victim.synced();
     let to = at("203.0.113.80", 80);
     victim.cluster.assert_served(CLIENT[0], to, Tcp, [LOCAL[0][1]]);
@@ -368,8 +372,8 @@ fn mixed_families_are_sorted_out() {
     let strays = slice.endpoint(LOCAL[1][1]).address_type("IPv4");
     victim.manifests.write_objects("bad.json", &[mixed.build(), strays.build()]);
     victim.expect_lines(&[
-        &["Service shop/mixed", "clusterIPs[1]", "10.96.0.91"],
-        &["EndpointSlice shop/mixed-1", LOCAL[1][1]],
+        &["bad.json", "Service shop/mixed", "clusterIPs[1]", "10.96.0.91"],
+        &["bad.json", "EndpointSlice shop/mixed-1", LOCAL[1][1]],
     ]);
     victim.synced();
     for address in ["10.96.0.90", "203.0.113.90"] {

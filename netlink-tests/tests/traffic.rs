@@ -76,6 +76,26 @@ fn every_path_works_over_every_protocol() {
 }
 
 #[test]
+fn processes_of_the_node_serve_as_endpoints() {
+    let cluster = Cluster::new();
+    let mut objects = vec![node_object(), with_load_balancer(web()).build()];
+    for (family, address) in NODE.into_iter().enumerate() {
+        [Tcp, Udp].into_iter().for_each(|transport| cluster.serve(at(address, POD_PORT), transport));
+        objects.push(on_pod_port(slice("shop/web", &family.to_string())).endpoint(address).build());
+    }
+    let (_proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects);
+    for family in 0..2 {
+        for from in [POD[family], NODE[family], REMOTE[family][0], CLIENT[family]] {
+            for to in [at(VIP[family], 80), at(NODE[family], 30080), at(LOAD_BALANCER[family], 80)] {
+                for transport in [Tcp, Udp] {
+                    cluster.assert_served(from, to, transport, [NODE[family]]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pod_that_reaches_itself_sees_its_node() {
     let (cluster, _proxy) =
         programmed([web().build()].into_iter().chain(slices("shop/web", |family| vec![LOCAL[family][0]])));

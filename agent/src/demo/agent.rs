@@ -116,7 +116,7 @@ fn run_agent(directory: PathBuf, status: &watch::Sender<Status>, stopped: onesho
         let (events, received) = mpsc::channel(64);
         let source = tokio::spawn(ManifestSource::new(vec![directory]).run(events));
         let (_node_events, node_received) = mpsc::channel(1);
-        let options = FollowOptions { retry: Duration::from_secs(1) };
+        let options = FollowOptions { retry: Duration::from_secs(1), log_problems: false };
         let shutdown = async {
             let _ = stopped.await;
         };

@@ -106,7 +106,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
-    let follow_options = FollowOptions { retry: options.sync_period };
+    let log_problems = matches!(options.source, Source::Kubernetes { .. });
+    let follow_options = FollowOptions { retry: options.sync_period, log_problems };
     tokio::select! {
         ended = follow(&mut syncer, received, node_received, &status, &mut observer, &follow_options, shutdown) => ended?,
         failed = run_source(&options, events, notices) => match failed? {},

@@ -68,7 +68,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Something in the manifests that can't be used. All else is. Displays as one
+/// Something in the manifests that can't be used, or can't be programmed. All
+/// else is. Displays as one
 /// line with file, object and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestProblem {

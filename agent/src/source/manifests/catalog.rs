@@ -8,6 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use compiler::model::Store;
+use compiler::model::convert::Problem;
 use compiler::model::objects::{Change, Object, ObjectRef};
 use tracing::info;
 
@@ -354,10 +356,24 @@ fn take_in(
     let mut objects = Vec::with_capacity(contents.objects.len());
     for object in contents.objects {
         let reference = object.reference();
+        report.problems.extend(unusable(&object).map(|problem| ManifestProblem {
+            path: position.path.to_owned(),
+            document: Some(position.document),
+            line: Some(position.line),
+            object: Some(reference.to_string()),
+            what: format!("{}: {}", problem.field, problem.reason),
+            remedy: "correct it",
+        }));
         objects.push((reference.clone(), fingerprint(&object)));
         parsed(reference, object);
     }
     DocumentState { text: Some(text), objects, is_mistaken }
+}
+
+/// What in a well-formed object can't be programmed. The sync loop finds the
+/// same, but does not know the file.
+fn unusable(object: &Object) -> impl Iterator<Item = Problem> {
+    Store::default().apply(Change::Apply(object.clone())).into_iter()
 }
 
 impl Format {

@@ -77,7 +77,7 @@ fn every_kind_is_read_and_others_are_named() {
         "all.yaml",
         &[
             service("cart", "10.0.0.1"),
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: cart-1, namespace: shop}\naddressType: IPv4\nendpoints:\n- addresses: [10.1.0.1]\n  futureField: {a: 1}\n".to_owned(),
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: cart-1, namespace: shop, labels: {kubernetes.io/service-name: cart}}\naddressType: IPv4\nendpoints:\n- addresses: [10.1.0.1]\n  futureField: {a: 1}\n".to_owned(),
             "apiVersion: v1\nkind: Node\nmetadata: {name: n1, namespace: nonsense}\n".to_owned(),
             "apiVersion: networking.k8s.io/v1beta1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.0.0.0/16]}\n".to_owned(),
             "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: my-sts}\n".to_owned(),
@@ -104,7 +104,7 @@ fn lists_are_taken_apart() {
         ], "kind": "List"}"#,
     );
     scratch.file("b.yaml", "items:\n- metadata: {name: b}\nkind: ServiceList\napiVersion: v1\n");
-    scratch.file("c.yaml", "kind: EndpointSliceList\napiVersion: discovery.k8s.io/v1\nitems:\n- metadata: {name: c}\n");
+    scratch.file("c.yaml", "kind: EndpointSliceList\napiVersion: discovery.k8s.io/v1\nitems:\n- metadata: {name: c, labels: {kubernetes.io/service-name: c}}\n  addressType: IPv4\n");
     scratch.file("d.yaml", "kind: List\napiVersion: v1\nitems: []\n---\nkind: List\napiVersion: v1\n---\nkind: List\napiVersion: v1\nitems: null\n");
     let (objects, problems) = scratch.read();
     assert_eq!(objects, ["Service default/a", "Service default/b", "EndpointSlice default/c"]);
@@ -147,6 +147,20 @@ fn a_malformed_document_costs_only_itself() {
             problem.contains(start) && problem.contains(rest) && !problem.contains('\n'),
             "{problem} should have {start:?}"
         );
+    }
+}
+
+#[test]
+fn what_cannot_be_programmed_is_named_with_its_file() {
+    let scratch = Scratch::new();
+    let spoilt = service("spoilt", "10.0.0.1") + "  externalIPs: [10.0.0.256]\n";
+    scratch.file("a.yaml", &[service("good", "10.0.0.2"), spoilt].join("---\n"));
+    let (objects, problems) = scratch.read();
+    // The rest of the object is used.
+    assert_eq!(objects, ["Service default/good", "Service default/spoilt"]);
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    for words in ["a.yaml:9: document 2: Service default/spoilt: spec.externalIPs[0]: ", "10.0.0.256", "; correct it"] {
+        assert!(problem.contains(words), "{problem}");
     }
 }
 
