@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -505,6 +506,49 @@ fn source_ranges_allow_change_and_clear() {
     for from in [CLIENT[0], POD[0], NODE[0]] {
         cluster.assert_served(from, to, Tcp, pods);
     }
+}
+
+/// The status of `GET /` on a health check node port, asked by the client; `None` while nothing listens.
+fn health(cluster: &Cluster, port: u16) -> Option<u16> {
+    let target = at(NODE[0], port);
+    let answer = cluster.lab().owner(ip(CLIENT[0])).unwrap().run(|| {
+        let mut stream = TcpStream::connect(target)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    });
+    answer.unwrap().ok()?.split(' ').nth(1)?.parse().ok()
+}
+
+#[test]
+fn a_health_check_fails_while_terminating_pods_still_serve() {
+    const HEALTH_PORT: u16 = 30999;
+    let cluster = Cluster::new();
+    let manifests = ManifestDirectory::new();
+    let service =
+        web().load_balancer_ip(LOAD_BALANCER[0]).external_local().spec("healthCheckNodePort", HEALTH_PORT.into());
+    manifests.write_objects("service.json", &[node_object(), service.build()]);
+    let local = || on_pod_port(slice("shop/web", "0")).endpoint(LOCAL[0][0]);
+    let states = [(local(), 200), (local().terminating(), 503), (local(), 200)];
+    manifests.write_objects("slice.json", &[states[0].0.build()]);
+    let agent = AgentProcess::start(env!("CARGO_BIN_EXE_netlink-tests"), cluster.node(), &manifests, &[]);
+    for (slice, expected) in states {
+        manifests.write_objects("slice.json", &[slice.build()]);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = health(&cluster, HEALTH_PORT);
+            if status == Some(expected) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{status:?} instead of {expected}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for to in [at(LOAD_BALANCER[0], 80), at(NODE[0], 30080)] {
+            cluster.assert_served(CLIENT[0], to, Tcp, [LOCAL[0][0]]);
+        }
+    }
+    agent.stop();
 }
 
 /// Asks until the answer comes from this pod: the agent deletes stale flows a moment after it has programmed.
