@@ -49,61 +49,74 @@ pub(super) fn remove_chains(socket: &mut Socket, report: &mut Report) {
 
 /// Returns how many chains went.
 fn remove_chains_of(socket: &mut Socket, family: IpFamily, table: &str, report: &mut Report) -> io::Result<usize> {
-    let chains = proxy_chains(socket, family, table)?;
-    if chains.is_empty() {
+    let chains = chains(socket, family, table)?;
+    if chains.proxy.is_empty() {
         return Ok(0);
     }
     // First what leads to the chains, then their content, then the chains: a
     // packet meets all of them or none, whenever this is interrupted.
-    let jumps: Vec<Order<'_>> = jumps_to(socket, family, table, &chains)?
-        .into_iter()
-        .map(|(chain, handle)| Order::Rule(chain, handle))
-        .collect();
+    let jumps = jumps(socket, family, table, &chains)?;
     submit(socket, family, table, &jumps, report);
-    let flushes: Vec<Order<'_>> = chains.iter().map(|chain| Order::Flush(chain)).collect();
+    let flushes: Vec<Order<'_>> = chains.proxy.iter().map(|chain| Order::Flush(chain)).collect();
     submit(socket, family, table, &flushes, report);
-    let deletions: Vec<Order<'_>> = chains.iter().map(|chain| Order::Chain(chain)).collect();
+    let deletions: Vec<Order<'_>> = chains.proxy.iter().map(|chain| Order::Chain(chain)).collect();
     Ok(submit(socket, family, table, &deletions, report))
 }
 
-fn proxy_chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<HashSet<String>> {
+/// The chains of a table, by whose they are.
+#[derive(Default)]
+struct Chains {
+    proxy: HashSet<String>,
+    others: Vec<String>,
+}
+
+fn chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<Chains> {
     let body = |w: &mut Writer| w.string(NFTA_CHAIN_TABLE, table);
     let question = Request { kind: nft_type(NFT_MSG_GETCHAIN), family: family.nfproto(), body: &body };
     let listed = socket.dump(&question, |message| {
         let attributes = attributes_of(message, NFT_MSG_NEWCHAIN)?;
         let name = attributes.string(NFTA_CHAIN_NAME)?;
-        // Not every kernel leaves out the other tables by itself. A base chain is the table owner's.
-        let ours = attributes.string(NFTA_CHAIN_TABLE) == Some(table)
-            && attributes.get(NFTA_CHAIN_HOOK).is_none()
-            && is_proxy_chain(name);
-        ours.then(|| name.to_owned())
+        // A base chain is the table owner's, whatever its name.
+        let is_proxys = attributes.get(NFTA_CHAIN_HOOK).is_none() && is_proxy_chain(name);
+        // Not every kernel leaves out the other tables by itself.
+        (attributes.string(NFTA_CHAIN_TABLE) == Some(table)).then(|| (name.to_owned(), is_proxys))
     });
-    absent_is_empty(listed).map(|chains| chains.into_iter().collect())
+    let mut chains = Chains::default();
+    for (name, is_proxys) in absent_is_empty(listed)? {
+        if is_proxys {
+            chains.proxy.insert(name);
+        } else {
+            chains.others.push(name);
+        }
+    }
+    Ok(chains)
 }
 
-/// Chain and handle of the rules outside of `chains` that lead into one.
-fn jumps_to(
-    socket: &mut Socket,
-    family: IpFamily,
-    table: &str,
-    chains: &HashSet<String>,
-) -> io::Result<Vec<(String, u64)>> {
-    let body = |w: &mut Writer| w.string(NFTA_RULE_TABLE, table);
-    let question = Request { kind: nft_type(NFT_MSG_GETRULE), family: family.nfproto(), body: &body };
-    let listed = socket.dump(&question, |message| {
-        let attributes = attributes_of(message, NFT_MSG_NEWRULE)?;
-        let chain = attributes.string(NFTA_RULE_CHAIN)?;
-        if attributes.string(NFTA_RULE_TABLE) != Some(table) || chains.contains(chain) {
-            return None;
-        }
-        let leads = attributes
-            .get(NFTA_RULE_EXPRESSIONS)?
-            .nested()
-            .any(|expression| verdict_chain(expression.nested()).is_some_and(|target| chains.contains(target)));
-        let handle = attributes.get(NFTA_RULE_HANDLE)?.be64()?;
-        leads.then(|| (chain.to_owned(), handle))
-    });
-    absent_is_empty(listed)
+/// The rules outside of kube-proxy's chains that lead into one.
+fn jumps<'a>(socket: &mut Socket, family: IpFamily, table: &str, chains: &'a Chains) -> io::Result<Vec<Order<'a>>> {
+    let mut jumps = Vec::new();
+    // Chain by chain: for every piece of a listing the kernel walks the rules from the first, and kube-proxy's own
+    // chains may have hundreds of thousands.
+    for chain in &chains.others {
+        let body = |w: &mut Writer| {
+            w.string(NFTA_RULE_TABLE, table);
+            w.string(NFTA_RULE_CHAIN, chain);
+        };
+        let question = Request { kind: nft_type(NFT_MSG_GETRULE), family: family.nfproto(), body: &body };
+        let listed = socket.dump(&question, |message| {
+            let attributes = attributes_of(message, NFT_MSG_NEWRULE)?;
+            let is_of = |kind, name: &str| attributes.string(kind) == Some(name);
+            let leads = is_of(NFTA_RULE_TABLE, table)
+                && is_of(NFTA_RULE_CHAIN, chain)
+                && attributes.get(NFTA_RULE_EXPRESSIONS)?.nested().any(|expression| {
+                    verdict_chain(expression.nested()).is_some_and(|target| chains.proxy.contains(target))
+                });
+            let handle = attributes.get(NFTA_RULE_HANDLE)?.be64()?;
+            leads.then_some(Order::Rule(chain, handle))
+        });
+        jumps.extend(absent_is_empty(listed)?);
+    }
+    Ok(jumps)
 }
 
 /// The chain that an expression jumps or goes to, if it is a verdict.
@@ -124,7 +137,7 @@ fn attributes_of<'a>(message: &Message<'a>, kind: u8) -> Option<Attributes<'a>> 
 
 /// One thing to take away.
 enum Order<'a> {
-    Rule(String, u64),
+    Rule(&'a str, u64),
     Flush(&'a str),
     Chain(&'a str),
 }
