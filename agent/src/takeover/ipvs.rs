@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::Report;
 use super::names::{IPVS_DEVICE, is_proxy_ipset};
@@ -22,6 +23,9 @@ const IPSET_FLAG_LIST_SETNAME: u32 = 1 << 1;
 const IPSET_PROTOCOL: u8 = 6;
 /// `IPSET_ERR_BUSY`: a rule still refers to the set.
 const IPSET_ERR_BUSY: i32 = 4100;
+/// How long a set may stay busy after the rules are gone.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 // `include/uapi/linux/rtnetlink.h`, `if_link.h`
 const RTM_DELLINK: u16 = 17;
@@ -93,11 +97,25 @@ pub(super) fn remove_ipsets(socket: &mut Socket, report: &mut Report) {
             w.string(IPSET_ATTR_SETNAME, &name);
         };
         let order = Request { kind: ipset_type(IPSET_CMD_DESTROY), family: 0, body: &body };
-        let outcome = socket.order(&order).map_err(|error| match error.raw_os_error() {
+        let outcome = destroy(socket, &order).map_err(|error| match error.raw_os_error() {
             Some(IPSET_ERR_BUSY) => io::Error::other("a rule still refers to it"),
             _ => error,
         });
         report.note(format!("ipset {name}"), outcome, libc::ENOENT);
+    }
+}
+
+/// The kernel lets go of what a deleted rule referred to only a moment after
+/// the transaction: a set that is busy is tried again.
+fn destroy(socket: &mut Socket, order: &Request<'_>) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match socket.order(order) {
+            Err(error) if error.raw_os_error() == Some(IPSET_ERR_BUSY) && begun.elapsed() < BUSY_PATIENCE => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
