@@ -62,6 +62,7 @@ impl Syncer {
                 Pass::Done => {
                     self.initialised = true;
                     self.last_good.clear();
+                    report.denied = self.planner.all_denied();
                     let operations = self.stale_affinity().await?;
                     let swept = self.commit(&mut Transaction { operations }, report).await;
                     return swept.map_err(|error| self.netlink_error(error));

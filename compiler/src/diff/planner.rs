@@ -382,11 +382,7 @@ impl Planner {
                     batch.should_be(family, element, owner);
                 }
             });
-            for claim in &after.denied {
-                if let Some(holder) = state.claims.holder(claim) {
-                    plan.denied.push(Denied { name: name.clone(), claim: *claim, holder: holder.clone() });
-                }
-            }
+            plan.denied.extend(state.denied(name, after));
         }
         if let Some(before) = &before {
             gone.into_iter().for_each(|element| {
@@ -417,6 +413,15 @@ impl Planner {
                 None => state.services.remove(name),
             };
         }
+    }
+
+    /// Every frontend that a Service wants and an older one has. Looks at all
+    /// Services: for the start and for repairs, plans name theirs themselves.
+    pub fn all_denied(&self) -> Vec<Denied> {
+        let of_family = |state: &FamilyState| -> Vec<Denied> {
+            state.services.iter().flat_map(|(name, compiled)| state.denied(name, compiled)).collect()
+        };
+        self.families.iter().flat_map(of_family).collect()
     }
 
     /// Whether connections to this frontend, or to the NodePort of its port if
@@ -561,6 +566,14 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
 }
 
 impl FamilyState {
+    fn denied(&self, name: &ServiceName, compiled: &CompiledService) -> Vec<Denied> {
+        let denied = compiled.denied.iter().filter_map(|claim| {
+            let holder = self.claims.holder(claim)?.clone();
+            Some(Denied { name: name.clone(), claim: *claim, holder })
+        });
+        denied.collect()
+    }
+
     pub(super) fn new(family: Family, config: &ProxyConfig, node: &NodeInfo) -> Self {
         let skeleton = SkeletonConfig {
             family,
