@@ -406,7 +406,7 @@ fn without_permission_it_says_so_and_ends() {
     let cluster = Cluster::new();
     let manifests = ManifestDirectory::new();
     manifests.write_objects("good.json", &good());
-    let mut agent = AgentProcess::launch_without_permission(PROGRAM, cluster.node(), &manifests);
+    let agent = AgentProcess::launch_without_permission(PROGRAM, cluster.node(), &manifests);
     let (status, log) = agent.end();
     assert_eq!(status.code(), Some(1), "{log:?}");
     let errors: Vec<&String> = log.iter().filter(|line| line.starts_with("Error: ")).collect();
@@ -418,7 +418,7 @@ fn a_path_that_is_not_there_ends_it() {
     let cluster = Cluster::new();
     let manifests = ManifestDirectory::new();
     std::fs::remove_dir(manifests.path()).unwrap();
-    let mut agent = AgentProcess::launch(PROGRAM, cluster.node(), &manifests, &[]);
+    let agent = AgentProcess::launch(PROGRAM, cluster.node(), &manifests, &[]);
     let (status, log) = agent.end();
     assert_eq!(status.code(), Some(1), "{log:?}");
     let path = manifests.path().display().to_string();

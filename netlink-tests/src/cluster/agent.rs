@@ -78,6 +78,14 @@ impl AgentProcess {
     pub fn start(namespace: &NetNs, program: &Program, arguments: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(&program.path);
         command.args(&program.first).args(arguments);
+        Self::spawn(namespace, command)
+    }
+
+    /// Starts a command that is the agent, inside a namespace.
+    ///
+    /// # Errors
+    /// No such program, or no process.
+    pub fn spawn(namespace: &NetNs, mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = namespace.run(|| command.spawn()).map_err(io::Error::other)??;
         let log = Arc::new(Log::default());
@@ -132,6 +140,26 @@ impl AgentProcess {
         }
     }
 
+    /// Waits for a line behind the first `passed` ones that `is_wanted`; its
+    /// position and itself.
+    ///
+    /// # Panics
+    /// If it does not come.
+    #[track_caller]
+    pub fn wait_for_line_behind(&self, passed: usize, is_wanted: impl Fn(&str) -> bool) -> (usize, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.log.lock();
+        loop {
+            let mut fresh = state.lines.iter().enumerate().skip(passed);
+            if let Some((position, line)) = fresh.find(|(_, line)| is_wanted(line)) {
+                return (position, line.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!state.has_ended && !left.is_zero(), "the line that is waited for does not come");
+            (state, _) = self.log.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits until everything is programmed for the first time.
     ///
     /// # Panics
@@ -168,6 +196,19 @@ impl AgentProcess {
     pub fn wait(mut self) -> io::Result<ExitStatus> {
         self.wait_until_silent(PATIENCE);
         self.child.wait()
+    }
+
+    /// The same, and what it logged.
+    ///
+    /// # Errors
+    /// The process can't be waited for.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn wait_with_log(mut self) -> io::Result<(ExitStatus, Vec<String>)> {
+        self.wait_until_silent(PATIENCE);
+        let status = self.child.wait()?;
+        Ok((status, self.lines()))
     }
 
     /// Standard error is closed only by the end of the process.
