@@ -1,10 +1,11 @@
 //! What the API tells reaches the packets, and disturbs no others.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent::lab::{Probe, Transport};
 use agent::netlink::Kernel;
 use compiler::ruleset::Family;
+use compiler::ruleset::element::Key;
 use compiler::ruleset::maps::Map;
 use netlink_tests::apiserver::Resource;
 use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, cluster_ip, named_slice, service, slice};
@@ -151,13 +152,15 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
     }
 }
 
-/// How many endpoints the kernel holds.
-fn endpoints_in_kernel(cluster: &Cluster) -> usize {
+/// How many endpoints the kernel holds for a cluster IP.
+fn endpoints_in_kernel(cluster: &Cluster, frontend: SocketAddr) -> usize {
     let read = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut kernel = Kernel::open().unwrap();
-            kernel.read_elements(Family::Ipv4, Map::Endpoints).await.unwrap().len()
+            let elements = kernel.read_elements(Family::Ipv4, Map::Endpoints).await.unwrap();
+            let is_its = |key: &Key| matches!(key, Key::FrontendSlot(key, _) if key.address == frontend.ip());
+            elements.iter().filter(|element| is_its(&element.element.key)).count()
         })
     };
     cluster.node().run(read).unwrap()
@@ -179,10 +182,10 @@ fn slices_of_a_thousand_endpoints() {
     apply(&cluster, &[named_slice("big-1", "big", &many(201)), named_slice("big-2", "big", &many(202))]);
     let agent = cluster.agent().unwrap();
     agent.wait_until_ready();
-    assert_eq!(endpoints_in_kernel(&cluster), 2000);
+    assert_eq!(endpoints_in_kernel(&cluster, big), 2000);
     apply(&cluster, &[named_slice("big-3", "big", &[Endpoint::local(1)])]);
     agent.wait_for_lines(" synced in ", 1);
-    assert_eq!(endpoints_in_kernel(&cluster), 2001);
+    assert_eq!(endpoints_in_kernel(&cluster, big), 2001);
     cluster.api.delete(Resource::EndpointSlices, NAMESPACE, "big-1").unwrap();
     cluster.api.delete(Resource::EndpointSlices, NAMESPACE, "big-2").unwrap();
     cluster.eventually_reaches(CLIENT_POD, big, &[local_pod(1)]);

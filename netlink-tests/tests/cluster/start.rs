@@ -1,6 +1,7 @@
 //! The start, and configurations that do not work.
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
 
 use netlink_tests::apiserver::Resource;
 use netlink_tests::cluster::objects::{Endpoint, NODE};
@@ -94,4 +95,58 @@ fn a_taken_port_ends_the_process_if_asked_to() {
     assert!(line.contains("127.0.0.1:10249") && line.contains("metricsBindAddress"), "{line}");
     assert_eq!(agent.wait().unwrap().code(), Some(1));
     drop(taken);
+}
+
+/// Runs `openssl`; `None` where there is none.
+fn openssl(arguments: &[&str]) -> Option<Command> {
+    if Command::new("openssl").arg("version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "openssl is needed");
+        eprintln!("SKIPPED: no openssl, so no server with a certificate");
+        return None;
+    }
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Some(command)
+}
+
+/// Ends the process when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_wrong_certificate_authority_is_named() {
+    let cluster = cluster();
+    let file = |name: &str| cluster.directory().join(name).display().to_string();
+    for name in ["server", "other"] {
+        let (key, certificate) = (file(&format!("{name}.key")), file(&format!("{name}.crt")));
+        let request =
+            ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+        let names =
+            ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate];
+        let Some(mut command) = openssl(&[&request[..], &names[..]].concat()) else { return };
+        assert!(command.status().unwrap().success());
+    }
+    let (key, certificate) = (file("server.key"), file("server.crt"));
+    let serve = ["s_server", "-accept", "127.0.0.1:6443", "-key", &key, "-cert", &certificate, "-www"];
+    let _server = Running(cluster.node().run(|| openssl(&serve).unwrap().spawn()).unwrap().unwrap());
+    let kubeconfig = file("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster: {{server: 'https://127.0.0.1:6443', \
+         certificate-authority: {}}}\nusers:\n- name: u\n  user: {{token: t}}\ncontexts:\n- name: c\n  context: \
+         {{cluster: c, user: u}}\ncurrent-context: c\n",
+        file("other.crt")
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    let before = cluster.generation();
+    let change = ("/clientConnection/kubeconfig", json!(kubeconfig));
+    let agent = cluster.agent_with(&cluster.configuration(&[change])).unwrap();
+    let line = agent.wait_for_line("check that certificate-authority in the kubeconfig is the one of this API server");
+    assert!(line.contains("WARN"), "{line}");
+    assert_eq!(cluster.generation(), before);
 }
