@@ -106,19 +106,30 @@ impl Printer {
 /// not, the packet level is skipped, loudly, or fails with the environment
 /// variable `CI`.
 pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
+    let mut printer = Printer { json: options.json, sums: Sums::default() };
     let mut vectors = Vec::new();
     for directory in &options.directories {
-        match schema::load_dir(directory) {
-            Ok(loaded) => vectors.extend(loaded),
+        let files = match schema::files(directory) {
+            Ok(files) => files,
             Err(error) => {
                 eprintln!("Error: {error}");
                 return ExitCode::FAILURE;
             }
+        };
+        for file in files
+            .iter()
+            .filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().contains(&options.filter)))
+        {
+            match schema::load_file(file) {
+                Ok(vector) => vectors.push(vector),
+                // It fails at its first level; the others are run all the same.
+                Err(error) => {
+                    printer.line(&file.display().to_string(), Level::Model, "failed", vec![error.to_string()]);
+                }
+            }
         }
     }
-    vectors.retain(|vector| vector.name.contains(&options.filter));
     let wanted = |level| options.level.is_empty() || options.level.contains(&level);
-    let mut printer = Printer { json: options.json, sums: Sums::default() };
     for vector in &vectors {
         if wanted(Level::Model) {
             let failures = run_model::run(vector).iter().map(ToString::to_string).collect();

@@ -264,24 +264,35 @@ impl VectorNode {
 /// The first file that cannot be read or breaks the format; a folder without
 /// vectors.
 pub fn load_dir(path: &Path) -> Result<Vec<Vector>, VectorError> {
-    let read_error = |source| VectorError::Read { path: path.to_owned(), source };
-    let mut vectors = Vec::new();
-    for entry in fs::read_dir(path).map_err(read_error)? {
-        let file = entry.map_err(read_error)?.path();
-        let ending = file.extension().and_then(|ending| ending.to_str());
-        if matches!(ending, Some("yaml" | "yml" | "json")) {
-            vectors.push(load_file(&file)?);
-        }
-    }
-    if vectors.is_empty() {
-        return Err(VectorError::Empty { path: path.to_owned() });
-    }
+    let mut vectors = files(path)?.iter().map(|file| load_file(file)).collect::<Result<Vec<Vector>, _>>()?;
     vectors.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(twins) = vectors.windows(2).find(|pair| pair[0].name == pair[1].name) {
         let what = format!("two files hold the vector {:?}", twins[0].name);
         return Err(VectorError::Invalid { path: path.to_owned(), what });
     }
     Ok(vectors)
+}
+
+/// The files (`*.yaml`, `*.yml`, `*.json`) of a folder that hold a vector each.
+///
+/// # Errors
+///
+/// The folder cannot be read, or holds none.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, VectorError> {
+    let read_error = |source| VectorError::Read { path: path.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(read_error)? {
+        let file = entry.map_err(read_error)?.path();
+        let ending = file.extension().and_then(|ending| ending.to_str());
+        if matches!(ending, Some("yaml" | "yml" | "json")) {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(VectorError::Empty { path: path.to_owned() });
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Loads one vector.
