@@ -8,6 +8,7 @@ pub mod fixtures;
 pub mod harness;
 pub mod model;
 pub mod packets;
+pub mod plot;
 pub mod readback;
 pub mod scale;
 pub mod vectors;

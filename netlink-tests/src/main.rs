@@ -30,6 +30,8 @@ enum Command {
     Scale(commands::scale::Options),
     /// Measure what new connections pay, against the number of Services.
     Packets(commands::packets::Options),
+    /// Draw the JSON of `scale` and `packets` as SVG pictures.
+    Plots(commands::plots::Options),
     /// One measurement of `scale`, in this process.
     #[command(hide = true)]
     ScaleTask(commands::scale::TaskOptions),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Agent(options) => commands::agent::run(options),
         Command::Scale(options) => commands::scale::run(&options, agent::lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, agent::lab::enter_user_namespace()),
+        Command::Plots(options) => commands::plots::run(&options),
         Command::ScaleTask(options) => commands::scale::run_task(&options, agent::lab::enter_user_namespace()),
     }
 }

@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod cluster;
 pub mod packets;
+pub mod plots;
 pub mod scale;
 pub mod vectors;

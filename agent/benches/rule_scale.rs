@@ -1,0 +1,60 @@
+//! Encoding: what a first sync of N Services sends, and what one change sends.
+//!
+//! `cargo bench -p vmap-proxy-agent`. Commits, and other encoders beside ours,
+//! are in `netlink-tests` (`cargo bench -p netlink-tests --bench peers`).
+#![allow(missing_docs, reason = "a benchmark")]
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use agent::netlink::encode;
+use compiler::diff::{Action, Operation, Transaction};
+use compiler::model::{Endpoint, Protocol};
+use compiler::ruleset::Family;
+use compiler::ruleset::chains::{Chain, Domain, Pool};
+use compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
+use compiler::ruleset::maps::Map;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+const ENDPOINTS: u32 = 5;
+
+fn address(base: [u8; 4], number: u32) -> IpAddr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::from(base)) + number).into()
+}
+
+/// The elements of Services with one port: a verdict and the endpoints.
+fn transaction(services: u32) -> Transaction {
+    let mut operations = Vec::new();
+    for service in 0..services {
+        let frontend = FrontendKey { address: address([10, 0, 1, 0], service), protocol: Protocol::Tcp, port: 80 };
+        let mut push = |map, key, data, comment: Option<String>| {
+            let element = Element { map, key, data, comment: comment.map(Into::into) };
+            operations.push(Operation { family: Family::Ipv4, action: Action::AddElement(element), owner: None });
+        };
+        for slot in 0..ENDPOINTS {
+            let pod = address([10, 128, 0, 1], service * ENDPOINTS + slot);
+            let endpoint = Data::Endpoint(Endpoint { address: pod, port: 8080 });
+            push(Map::Endpoints, Key::FrontendSlot(frontend, slot), endpoint, None);
+        }
+        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, endpoints: ENDPOINTS };
+        let comment = format!("team-{:03}/backend-{service:06}:http", service % 200);
+        push(Map::Services, Key::Frontend(frontend), Data::Verdict(Verdict::Goto(chain)), Some(comment));
+    }
+    Transaction { operations }
+}
+
+fn encoding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encode");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for services in [1, 100, 1_000, 10_000, 100_000] {
+        let transaction = transaction(services);
+        group.throughput(Throughput::Elements(transaction.operations.len() as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(services), &transaction, |bencher, transaction| {
+            bencher.iter(|| black_box(encode(transaction)));
+        });
+    }
+}
+
+criterion_group!(benches, encoding);
+criterion_main!(benches);
