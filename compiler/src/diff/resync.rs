@@ -73,6 +73,10 @@ pub struct Resync {
     chains: Vec<Operation>,
     grow: Vec<Operation>,
     point: Vec<Operation>,
+    /// The rules of a table that was not there: they go last, so that the
+    /// kernel need not follow them into the verdict maps at every commit that
+    /// fills these, and all Services begin to work at once.
+    rules: Vec<Operation>,
     ready: std::collections::VecDeque<Transaction>,
     finished: bool,
 }
@@ -83,10 +87,14 @@ impl Resync {
         let mut names: Vec<ServiceName> = store.iter().map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         let mut ready = Vec::new();
+        let mut last = Vec::new();
         for family in Family::ALL {
             planner.reset(store, family, &kernel[index(family)]);
             let state = &planner.families[index(family)];
-            let skeleton = skeleton_operations(&state.skeleton, &kernel[index(family)]);
+            let mut skeleton = skeleton_operations(&state.skeleton, &kernel[index(family)]);
+            if !kernel[index(family)].exists {
+                last.extend(skeleton.extract_if(.., |operation| matches!(operation.action, Action::AddRule(..))));
+            }
             push_skeleton(skeleton, &mut ready);
         }
         for family in Family::ALL {
@@ -105,6 +113,7 @@ impl Resync {
             chains: Vec::new(),
             grow: Vec::new(),
             point: Vec::new(),
+            rules: last,
             ready: ready.into(),
             finished: false,
         }
@@ -181,6 +190,9 @@ impl Resync {
                 None if self.finished => return,
                 None => {
                     self.flush_all();
+                    let mut rules = Vec::new();
+                    push_skeleton(std::mem::take(&mut self.rules), &mut rules);
+                    self.ready.extend(rules);
                     self.leftovers();
                     self.finished = true;
                 }
