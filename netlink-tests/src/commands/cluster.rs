@@ -64,9 +64,7 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         let process = cluster.agent()?;
         let line = process.wait_until_ready();
         let took = begun.elapsed();
-        println!("first sync: {:.0} ms from the start of the process", took.as_secs_f64() * 1000.0);
-        println!("  {}", line.split_once("follow: ").map_or(line.as_str(), |(_, message)| message));
-        println!("  peak RSS {}", memory(&process, "VmHWM")?);
+        print_start("first sync", took, &line, &process)?;
         if start == options.starts.max(1) {
             changes(&cluster, &process, options)?;
             println!("after the changes: peak RSS {}, RSS {}", memory(&process, "VmHWM")?, memory(&process, "VmRSS")?);
@@ -170,10 +168,42 @@ fn restart(cluster: &Cluster, process: AgentProcess) -> Result<(), Box<dyn std::
     let begun = Instant::now();
     let process = cluster.agent()?;
     let line = process.wait_until_ready();
-    println!("restart: {:.0} ms from the start of the process", begun.elapsed().as_secs_f64() * 1000.0);
-    println!("  {}", line.split_once("follow: ").map_or(line.as_str(), |(_, message)| message));
-    println!("  peak RSS {}", memory(&process, "VmHWM")?);
+    print_start("restart", begun.elapsed(), &line, &process)
+}
+
+fn print_start(
+    what: &str,
+    took: Duration,
+    line: &str,
+    process: &AgentProcess,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (user, system) = processor_time(process)?;
+    println!(
+        "{what}: {:.0} ms from the start of the process; processor time {user} ms user, {system} ms system",
+        took.as_secs_f64() * 1000.0
+    );
+    println!("  {}", line.split_once("follow: ").map_or(line, |(_, message)| message));
+    println!(
+        "  peak RSS {}; now {} of memory of its own and {} of mapped files",
+        memory(process, "VmHWM")?,
+        memory(process, "RssAnon")?,
+        memory(process, "RssFile")?
+    );
     Ok(())
+}
+
+/// Milliseconds that the process has spent in user space and in the kernel:
+/// unlike the time that passed, these hardly depend on what else runs.
+fn processor_time(process: &AgentProcess) -> Result<(u64, u64), Box<dyn std::error::Error>> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+    // proc(5): the name in parentheses may contain anything; utime and stime
+    // are the 12th and 13th behind it, in hundredths of a second.
+    let (_, behind) = stat.rsplit_once(") ").ok_or("no name in stat")?;
+    let mut times = behind.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
+    match (times.next(), times.next()) {
+        (Some(user), Some(system)) => Ok((user? * 10, system? * 10)),
+        _ => Err("no times in stat".into()),
+    }
 }
 
 fn memory(process: &AgentProcess, field: &str) -> Result<String, Box<dyn std::error::Error>> {
