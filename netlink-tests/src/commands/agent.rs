@@ -16,5 +16,6 @@ pub struct Options {
 
 /// Runs it in the network namespace of the caller.
 pub fn run(options: Options) -> ExitCode {
-    agent::program::run(std::iter::once("vmap-proxy".into()).chain(options.arguments))
+    let program = std::iter::once(OsString::from("vmap-proxy"));
+    agent::program::run(program.chain(options.arguments))
 }
