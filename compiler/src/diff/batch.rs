@@ -9,8 +9,10 @@ use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::{DataKind, Map};
 
 /// The most operations of one transaction. One commit blocks every other
-/// nftables writer of the namespace: this many take well below 50 ms.
-pub const MAX_OPERATIONS: usize = 8192;
+/// nftables writer of the namespace: this many take well below 50 ms. And what
+/// is sent is in memory twice meanwhile, as operations and as bytes: four times
+/// as many cost 4 MiB more at a first sync.
+pub const MAX_OPERATIONS: usize = 2048;
 
 /// What an element holds besides its key.
 pub(super) type Value = (Data, Option<Arc<str>>);
