@@ -130,7 +130,7 @@ pub async fn follow<O: Observer>(
                 None => node_open = false,
             },
             () = sleep_until(due.unwrap_or(idle)), if due.is_some() => {}
-            () = sleep_until(idle), if due.is_none() && state.syncer.planner().idle_chains() > 0 => {
+            () = sleep_until(idle), if due.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy().await;
             }
         }

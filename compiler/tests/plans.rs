@@ -118,7 +118,7 @@ proptest! {
                 kernel.commit(transaction);
                 kernel.assert_consistent();
             }
-            if let Some(transaction) = planner.collect_idle_chains() {
+            if let Some(transaction) = planner.collect_idle_chains(0) {
                 kernel.commit(&transaction);
             }
         }

@@ -50,6 +50,9 @@ pub enum SyncError {
 /// deleted at once rather than when the agent is idle.
 const MAX_IDLE_CHAINS: usize = 64;
 
+/// Balancing chains for up to so many endpoints stay once they were in use.
+const KEPT_ENDPOINTS: u32 = 64;
+
 /// Takes changes, and programs them.
 #[derive(Debug)]
 pub struct Syncer {
@@ -181,7 +184,7 @@ impl Syncer {
             self.repair(report).await?;
         } else {
             committed.map_err(|error| self.netlink_error(error))?;
-            if self.planner.idle_chains() > MAX_IDLE_CHAINS {
+            if self.idle_chains() > MAX_IDLE_CHAINS {
                 self.tidy().await?;
             }
         }
@@ -242,13 +245,19 @@ impl Syncer {
         }
     }
 
-    /// Deletes chains that nothing points to any more.
+    /// How many chains wait to be deleted by [`Self::tidy`].
+    pub fn idle_chains(&self) -> usize {
+        self.planner.idle_chains(KEPT_ENDPOINTS)
+    }
+
+    /// Deletes chains that nothing points to any more, but for those of small
+    /// endpoint counts.
     ///
     /// # Errors
     /// If the kernel can't be spoken to. A kernel before 6.2 may still hold on
     /// to a chain; that is repaired at the next sync.
     pub async fn tidy(&mut self) -> Result<(), SyncError> {
-        let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(()) };
+        let Some(mut transaction) = self.planner.collect_idle_chains(KEPT_ENDPOINTS) else { return Ok(()) };
         match self.commit(&mut transaction, &mut SyncReport::default()).await {
             Ok(()) => Ok(()),
             Err(CommitError::Netlink(error)) => Err(error.into()),

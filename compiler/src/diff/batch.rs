@@ -1,7 +1,8 @@
 //! From changed elements to transactions.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::{Action, Operation, Transaction};
 use crate::ruleset::Family;
@@ -28,7 +29,7 @@ struct Net {
 /// same element, and only the net effect counts.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    elements: HashMap<(Family, Map, Key), Net>,
+    elements: FxHashMap<(Family, Map, Key), Net>,
 }
 
 impl Batch {

@@ -1,7 +1,7 @@
 //! Which Service has a frontend that several want: the oldest, then the first
 //! by name. (kube-proxy leaves it to chance and rewrites it at every sync.)
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::model::types::ServiceName;
 use crate::ruleset::service::Claim;
@@ -16,8 +16,8 @@ struct Claimant {
 /// Who claims what, in one family. Nearly every frontend has one claimant.
 #[derive(Debug, Default)]
 pub struct Claims {
-    holders: HashMap<Claim, Claimant>,
-    waiting: HashMap<Claim, Vec<Claimant>>,
+    holders: FxHashMap<Claim, Claimant>,
+    waiting: FxHashMap<Claim, Vec<Claimant>>,
 }
 
 impl Claims {
@@ -39,6 +39,11 @@ impl Claims {
         for claim in now {
             self.claim(*claim, Claimant { created, name: name.clone() }, affected);
         }
+    }
+
+    /// Whether any claim has several claimants.
+    pub fn any_contested(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Whether this Service has the frontend.

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use super::batch::Batch;
 use super::claims::Claims;
 use super::{Action, Operation, Transaction, slots};
@@ -87,7 +89,7 @@ pub struct Denied {
 
 /// Elements that several Services may contribute: counted.
 #[derive(Debug, Default)]
-pub(super) struct SharedElements(HashMap<(Map, Key), u32>);
+pub(super) struct SharedElements(FxHashMap<(Map, Key), u32>);
 
 impl SharedElements {
     /// Whether elements of this map are counted at all.
@@ -128,10 +130,10 @@ impl SharedElements {
 /// Chains that exist for as long as an element points to them.
 #[derive(Debug, Default)]
 pub(super) struct CountedChains {
-    uses: HashMap<Chain, u32>,
+    uses: FxHashMap<Chain, u32>,
     /// Those that the kernel holds, in use or not.
-    pub(super) present: HashSet<Chain>,
-    idle: HashSet<Chain>,
+    pub(super) present: FxHashSet<Chain>,
+    idle: FxHashSet<Chain>,
 }
 
 /// The counted chain that an element points to.
@@ -159,6 +161,12 @@ impl CountedChains {
             self.uses.remove(&chain);
             self.idle.insert(chain);
         }
+    }
+
+    /// Chains in no use, but for balancing chains of up to `keep` endpoints.
+    fn superfluous(&self, keep: u32) -> impl Iterator<Item = Chain> {
+        let kept = move |chain: &Chain| matches!(chain, Chain::Balance { endpoints, .. } if *endpoints <= keep);
+        self.idle.iter().copied().filter(move |chain| !kept(chain))
     }
 
     /// The kernel holds this chain already.
@@ -301,6 +309,11 @@ impl Planner {
     /// Notes which of its claims a Service lost.
     pub(super) fn deny(&self, name: &ServiceName, family: Family, compiled: &mut CompiledService) {
         let holders = &self.families[index(family)].claims;
+        // Nearly always: what nobody contends for is not looked up.
+        if !holders.any_contested() {
+            compiled.denied = Box::default();
+            return;
+        }
         compiled.denied = claims(compiled).into_iter().filter(|claim| !holders.holds(claim, name)).collect();
     }
 
@@ -449,11 +462,17 @@ impl Planner {
     /// Deletes chains that nothing points to any more; forgets them. `None` if
     /// there are none. The kernel (before 6.2) may still refuse: then they
     /// stay for the next time.
-    pub fn collect_idle_chains(&mut self) -> Option<Transaction> {
+    ///
+    /// Balancing chains for up to `keep` endpoints stay, once they were in use:
+    /// when one is made, the kernel walks over all elements of the map that its
+    /// rules look into, and small numbers come again soon.
+    pub fn collect_idle_chains(&mut self, keep: u32) -> Option<Transaction> {
         let mut operations = Vec::new();
         for state in &mut self.families {
             let family = state.skeleton.family;
-            for chain in state.chains.idle.drain() {
+            let superfluous: Vec<Chain> = state.chains.superfluous(keep).collect();
+            for chain in superfluous {
+                state.chains.idle.remove(&chain);
                 state.chains.present.remove(&chain);
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
                 operations.push(Operation { family, action: Action::DeleteChain(chain), owner: None });
@@ -462,9 +481,9 @@ impl Planner {
         (!operations.is_empty()).then_some(Transaction { operations })
     }
 
-    /// How many chains nothing points to.
-    pub fn idle_chains(&self) -> usize {
-        self.families.iter().map(|state| state.chains.idle.len()).sum()
+    /// How many chains [`Self::collect_idle_chains`] would delete.
+    pub fn idle_chains(&self, keep: u32) -> usize {
+        self.families.iter().map(|state| state.chains.superfluous(keep).count()).sum()
     }
 
     /// The complete rule set, for listings, evaluation and tests.

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
 use super::claims::Claims;
 use super::planner::{CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
@@ -22,7 +24,7 @@ use crate::ruleset::skeleton::{SkeletonConfig, rules};
 /// The elements of one table as the kernel holds them, without `affinity`:
 /// that map belongs to the packets.
 #[derive(Debug, Default)]
-pub struct KernelElements(HashMap<(Map, Key), Value>);
+pub struct KernelElements(FxHashMap<(Map, Key), Value>);
 
 impl KernelElements {
     /// Adds an element that was read.
@@ -423,6 +425,9 @@ impl Planner {
                 self.claim(name, family, Some(&compiled));
                 self.families[index(family)].services.insert(name.clone(), compiled);
             }
+        }
+        if !self.families[index(family)].claims.any_contested() {
+            return;
         }
         for name in names {
             if let Some(mut compiled) = self.families[index(family)].services.remove(name) {

@@ -1,6 +1,6 @@
 //! Which endpoint sits in which slot.
 
-use std::collections::HashSet;
+use rustc_hash::FxHashSet;
 
 use crate::model::Endpoint;
 
@@ -10,11 +10,11 @@ use crate::model::Endpoint;
 ///
 /// `wanted` holds no endpoint twice.
 pub fn assign(current: &[Endpoint], wanted: &[Endpoint]) -> Box<[Endpoint]> {
-    if current == wanted {
-        return current.into();
+    if current.is_empty() || current == wanted {
+        return wanted.into();
     }
-    let wanted_set: HashSet<Endpoint> = wanted.iter().copied().collect();
-    let mut placed = HashSet::with_capacity(wanted.len());
+    let wanted_set: FxHashSet<Endpoint> = wanted.iter().copied().collect();
+    let mut placed = FxHashSet::default();
     let mut slots: Vec<Option<Endpoint>> = vec![None; wanted.len()];
     let mut homeless = Vec::new();
     for (slot, endpoint) in current.iter().enumerate() {
