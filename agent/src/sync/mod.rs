@@ -65,6 +65,7 @@ pub struct Syncer {
     last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
     damaged: bool,
     max_listed: u32,
+    kept_endpoints: u32,
 }
 
 impl Syncer {
@@ -83,6 +84,7 @@ impl Syncer {
             last_good: HashMap::new(),
             damaged: false,
             max_listed: repair::MAX_LISTED,
+            kept_endpoints: KEPT_ENDPOINTS,
         }
     }
 
@@ -91,6 +93,12 @@ impl Syncer {
     /// up becomes faster.
     pub fn list_at_most(&mut self, elements: u32) {
         self.max_listed = elements;
+    }
+
+    /// Balancing chains for up to this many endpoints stay once they were in
+    /// use; 0 deletes all that nothing points to.
+    pub fn keep_balancing_chains(&mut self, endpoints: u32) {
+        self.kept_endpoints = endpoints;
     }
 
     /// What the sources told.
@@ -247,7 +255,7 @@ impl Syncer {
 
     /// How many chains wait to be deleted by [`Self::tidy`].
     pub fn idle_chains(&self) -> usize {
-        self.planner.idle_chains(KEPT_ENDPOINTS)
+        self.planner.idle_chains(self.kept_endpoints)
     }
 
     /// Deletes chains that nothing points to any more, but for those of small
@@ -257,7 +265,7 @@ impl Syncer {
     /// If the kernel can't be spoken to. A kernel before 6.2 may still hold on
     /// to a chain; that is repaired at the next sync.
     pub async fn tidy(&mut self) -> Result<(), SyncError> {
-        let Some(mut transaction) = self.planner.collect_idle_chains(KEPT_ENDPOINTS) else { return Ok(()) };
+        let Some(mut transaction) = self.planner.collect_idle_chains(self.kept_endpoints) else { return Ok(()) };
         match self.commit(&mut transaction, &mut SyncReport::default()).await {
             Ok(()) => Ok(()),
             Err(CommitError::Netlink(error)) => Err(error.into()),
