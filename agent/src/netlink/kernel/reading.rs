@@ -1,0 +1,287 @@
+//! What the kernel holds: tables, rules, and elements, listed or looked up.
+
+use std::time::Duration;
+
+use compiler::ruleset::element::Key;
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::{Family, TABLE};
+use nlink::netlink::nftables::*;
+use tracing::{debug, warn};
+
+use super::Kernel;
+use crate::netlink::elements::{Contents, ElementState, ForeignElement, Reader, write_element_key};
+use crate::netlink::error::NetlinkError;
+use crate::netlink::family_number;
+use crate::netlink::state::TableState;
+use crate::netlink::wire::{
+    Answer, Attributes, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Writer, nft_type,
+};
+
+/// How often a listing is tried again that changed meanwhile.
+const DUMP_ATTEMPTS: u32 = 20;
+
+/// How long to leave the kernel to resize a hash table before listing it again.
+const RESIZE_PAUSE: Duration = Duration::from_millis(5);
+
+/// The most keys of one question: each is answered by a datagram of its own,
+/// and all of them must fit the socket's receive buffer.
+const LOOKUP_KEYS: usize = 256;
+
+/// One listing, or that it has to be asked for again.
+enum Dump {
+    Complete,
+    Interrupted,
+    Refused(i32),
+}
+
+impl Kernel {
+    /// Reads our table of a family: chains, rules, and the declarations of
+    /// sets and maps. `None`: there is no such table.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
+    pub async fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        if self.list(family, NFT_MSG_GETTABLE).await?.is_empty() {
+            return Ok(None);
+        }
+        for _ in 0..DUMP_ATTEMPTS {
+            let generation = self.generation().await?;
+            let state = self.read_objects(family).await?;
+            if self.generation().await? == generation {
+                return Ok(Some(state));
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    async fn read_objects(&mut self, family: Family) -> Result<TableState, NetlinkError> {
+        let mut state = TableState::default();
+        for chain in self.list(family, NFT_MSG_GETCHAIN).await? {
+            state.read_chain(Attributes(&chain));
+        }
+        for rule in self.list(family, NFT_MSG_GETRULE).await? {
+            state.read_rule(Attributes(&rule));
+        }
+        for set in self.list(family, NFT_MSG_GETSET).await? {
+            state.read_set(Attributes(&set));
+        }
+        Ok(state)
+    }
+
+    /// The generation of the rule set: it grows with every commit, anybody's.
+    async fn generation(&mut self) -> Result<u32, NetlinkError> {
+        let mut generation = 0;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        while let Some(length) = self.receive_now()? {
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                if message.kind == nft_type(NFT_MSG_NEWGEN)
+                    && let Some((_, attributes)) = message.body()
+                {
+                    generation = attributes.be32(NFTA_GEN_ID).unwrap_or_default();
+                }
+            }
+        }
+        Ok(generation)
+    }
+
+    /// Reads the elements of a map that we could have written. Others are
+    /// logged; see [`Kernel::read_contents`].
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` as [`NetlinkError::Question`] if there is no such map;
+    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
+    pub async fn read_elements(&mut self, family: Family, map: Map) -> Result<Vec<ElementState>, NetlinkError> {
+        let (elements, foreign) = self.read_contents(family, map).await?;
+        if !foreign.is_empty() {
+            warn!(%family, %map, count = foreign.len(), "elements that are not ours");
+        }
+        Ok(elements)
+    }
+
+    /// Reads all elements of a map: those we could have written, and others,
+    /// which [`Kernel::delete_foreign`] removes.
+    ///
+    /// The kernel walks a hash table from its beginning for each message of
+    /// about 400 elements, so the time grows with the square of their number:
+    /// 1 to 2 s for 100,000, but minutes for a million. It can't be asked for
+    /// larger messages than 32 KiB.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read_elements`].
+    pub async fn read_contents(
+        &mut self,
+        family: Family,
+        map: Map,
+    ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut reader = Reader::new(family, map);
+            let question = |w: &mut Writer| {
+                w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+            };
+            match self
+                .dump_once(family, NFT_MSG_GETSETELEM, question, &mut |attributes| reader.read(attributes))
+                .await?
+            {
+                Dump::Complete => match reader.finish() {
+                    Some(Contents { elements, foreign }) => return Ok((elements, foreign)),
+                    None => {
+                        debug!(%family, %map, "the map was resized while it was listed");
+                        tokio::time::sleep(RESIZE_PAUSE).await;
+                    }
+                },
+                Dump::Interrupted => debug!(%family, %map, "the map changed while it was listed"),
+                Dump::Refused(errno) => {
+                    return Err(NetlinkError::from_errno(format!("elements of {} {map}", family.keyword()), errno));
+                }
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    /// Reads the state of one element, its counter above all, without listing
+    /// the map. `None`: it is not there. Prefixes can't be asked for alone.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn read_element(
+        &mut self,
+        family: Family,
+        map: Map,
+        key: &Key,
+    ) -> Result<Option<ElementState>, NetlinkError> {
+        Ok(self.look_up(family, map, std::slice::from_ref(key)).await?.pop())
+    }
+
+    /// Reads those of these elements that are there, without listing the map:
+    /// the time grows with the number of keys alone, about 3 us each. Prefixes
+    /// can't be asked for.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn look_up(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<Vec<ElementState>, NetlinkError> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let asked = &rest[..rest.len().min(LOOKUP_KEYS)];
+            let (mut answers, missing) = self.look_up_some(family, map, asked).await?;
+            // The kernel answers in order, up to the first that is missing.
+            let done = if missing { answers.len() + 1 } else { asked.len() };
+            found.append(&mut answers);
+            rest = rest.get(done..).unwrap_or_default();
+        }
+        Ok(found)
+    }
+
+    /// One question. Whether one of the keys, the one behind those that were
+    /// found, is missing.
+    async fn look_up_some(
+        &mut self,
+        family: Family,
+        map: Map,
+        keys: &[Key],
+    ) -> Result<(Vec<ElementState>, bool), NetlinkError> {
+        self.drain()?;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let family_byte = family_number(family);
+        let open = writer.begin_message(nft_type(NFT_MSG_GETSETELEM), NLM_F_ACK, sequence, family_byte, 0);
+        writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        writer.string(NFTA_SET_ELEM_LIST_SET, map.name());
+        writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| keys.iter().for_each(|key| write_element_key(w, key)));
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        let mut reader = Reader::new(family, map);
+        let mut missing = false;
+        // The kernel has queued every answer before the send returns.
+        while let Some(length) = self.receive_now()? {
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                match (message.kind, message.body()) {
+                    (NLMSG_ERROR, _) => match Answer::parse(&message).map_or(0, |answer| answer.errno) {
+                        0 => {}
+                        libc::ENOENT => missing = true,
+                        errno => return Err(NetlinkError::from_errno(format!("an element of {map}"), errno)),
+                    },
+                    (_, Some((_, attributes))) => reader.read(attributes),
+                    _ => {}
+                }
+            }
+        }
+        Ok((reader.finish().map(|contents| contents.elements).unwrap_or_default(), missing))
+    }
+
+    /// The attributes of our table's objects of one kind. Attribute 1 is the
+    /// table's name in each of them; not every kernel leaves out those of
+    /// other tables by itself.
+    async fn list(&mut self, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        const TABLE_NAME: u16 = NFTA_RULE_TABLE;
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut objects = Vec::new();
+            let mut entry = |attributes: Attributes<'_>| {
+                if attributes.string(TABLE_NAME) == Some(TABLE) {
+                    objects.push(attributes.0.to_vec());
+                }
+            };
+            match self.dump_once(family, kind, |w| w.string(TABLE_NAME, TABLE), &mut entry).await? {
+                Dump::Complete => return Ok(objects),
+                Dump::Interrupted => debug!(%family, kind, "the rule set changed while it was listed"),
+                // A kernel that looks for the table first.
+                Dump::Refused(libc::ENOENT) => return Ok(Vec::new()),
+                Dump::Refused(errno) => {
+                    return Err(NetlinkError::from_errno(format!("listing of {} {TABLE}", family.keyword()), errno));
+                }
+            }
+        }
+        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    async fn dump_once(
+        &mut self,
+        family: Family,
+        kind: u8,
+        question: impl FnOnce(&mut Writer),
+        entry: &mut impl FnMut(Attributes<'_>),
+    ) -> Result<Dump, NetlinkError> {
+        self.drain()?;
+        let sequence = self.socket.next_seq();
+        let mut writer = Writer::default();
+        let open = writer.begin_message(nft_type(kind), NLM_F_DUMP, sequence, family_number(family), 0);
+        question(&mut writer);
+        writer.end_message(open);
+        self.socket.send(writer.bytes()).await?;
+        let mut interrupted = false;
+        loop {
+            let length = self.receive().await?;
+            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        // Both begin with the errno; EINTR says the same as the flag.
+                        let errno = Answer::parse(&message).map_or(0, |answer| answer.errno);
+                        return Ok(match errno {
+                            _ if interrupted => Dump::Interrupted,
+                            libc::EINTR | libc::EAGAIN => Dump::Interrupted,
+                            0 => Dump::Complete,
+                            errno => Dump::Refused(errno),
+                        });
+                    }
+                    _ if interrupted => {}
+                    _ => {
+                        if let Some((_, attributes)) = message.body() {
+                            entry(attributes);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
