@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use compiler::diff::Planner;
 use compiler::diff::planner::ServiceChange;
-use compiler::model::types::{Service, ServiceName, ServicePort};
+use compiler::model::types::{Service, ServiceName};
 use compiler::model::{Endpoint, NodeInfo, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::FrontendKey;
@@ -238,12 +238,7 @@ fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)>
     let service = &compiled.service;
     let all = if has_flows(service) { all_frontends(service) } else { Vec::new() };
     all.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
-        let is_its_port = |port: &ServicePort| match claim {
-            Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
-            Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
-        };
-        let position = service.ports.iter().position(is_its_port)?;
+        let position = service.ports.iter().position(|port| claim.serves_port(port))?;
         (protocol(&claim) != Protocol::Tcp).then_some((position, claim))
     })
 }

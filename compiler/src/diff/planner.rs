@@ -451,11 +451,7 @@ impl Planner {
             return false;
         };
         let ports = compiled.service.ports.iter().zip(&compiled.ports);
-        let mut ports = ports.filter(|(port, _)| match claim {
-            Claim::Frontend(key) => port.protocol == key.protocol && port.port == key.port,
-            Claim::NodePort(key) => port.protocol == key.protocol && port.node_port == Some(key.port),
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
-        });
+        let mut ports = ports.filter(|(port, _)| claim.serves_port(port));
         ports.any(|(_, endpoints)| endpoints.cluster.contains(endpoint) || endpoints.local.contains(endpoint))
     }
 

@@ -12,7 +12,7 @@ use super::claims::Claims;
 use super::planner::{CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
-use crate::model::types::{Service, ServiceName, ServicePort};
+use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
@@ -287,7 +287,7 @@ fn adopt(compiled: &mut CompiledService, kernel: &KernelElements, holds: impl Fn
     };
     for (port, endpoints) in service.ports.iter().zip(&mut compiled.ports) {
         let (mut cluster, mut local) = (Vec::new(), Vec::new());
-        for claim in held.iter().filter(|claim| is_of_port(claim, port)) {
+        for claim in held.iter().filter(|claim| claim.serves_port(port)) {
             let main = slots(claim, Map::Endpoints, Map::NodePortEndpoints);
             let list = if is_local(claim, &service) { &mut local } else { &mut cluster };
             if list.is_empty() {
@@ -299,14 +299,6 @@ fn adopt(compiled: &mut CompiledService, kernel: &KernelElements, holds: impl Fn
         }
         endpoints.cluster = slots::assign(&cluster, &endpoints.cluster);
         endpoints.local = slots::assign(&local, &endpoints.local);
-    }
-}
-
-fn is_of_port(claim: &Claim, port: &ServicePort) -> bool {
-    match claim {
-        Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
-        Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
-        Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
     }
 }
 

@@ -65,6 +65,15 @@ pub enum Claim {
 }
 
 impl Claim {
+    /// Whether this is the claim to serve a frontend or node port of `port`.
+    pub fn serves_port(&self, port: &ServicePort) -> bool {
+        match self {
+            Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
+            Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
+        }
+    }
+
     /// The claim to refuse or drop, beside a claim to serve.
     fn no_endpoint(self) -> Claim {
         match self {
