@@ -114,11 +114,10 @@ impl ElementChanges {
         self.firewall.len() + self.grow.len() + self.point.len() + self.shrink.len()
     }
 
-    /// The transactions, in order; `chains` must exist before anything points
-    /// to them.
-    pub(super) fn into_transactions(self, chains: Vec<Operation>) -> Vec<Transaction> {
+    /// The transactions, in order; the first begins with `rules`.
+    pub(super) fn into_transactions(self, rules: Vec<Operation>) -> Vec<Transaction> {
         let mut transactions = Vec::new();
-        let mut first = chains;
+        let mut first = rules;
         // The firewall's removals and additions stay together, however many.
         first.extend(self.firewall);
         first.extend(self.grow);

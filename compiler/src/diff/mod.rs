@@ -11,7 +11,8 @@
 //! Elements become visible per lookup, not per packet. A packet may see the
 //! old verdict and then look for a slot in the new map, never the other way
 //! round. So: *grow before pointing, point before shrinking*. What grows and
-//! what points may share a transaction; what shrinks comes in a later one.
+//! what points may share a transaction; what shrinks comes in a later one, and
+//! a chain that is pointed to comes in an earlier one.
 
 pub mod batch;
 pub mod claims;

@@ -187,6 +187,17 @@ pub(super) fn make_chain(skeleton: &SkeletonConfig, chain: Chain, operations: &m
     }
 }
 
+/// New chains get a transaction of their own, before anything points to them.
+///
+/// A packet keeps the generation of *rules* in which it entered a base chain,
+/// but sees *elements* of the newest generation at every lookup. One that is on
+/// its way while a transaction adds both would follow the new verdict into a
+/// chain that is still empty for it, fall out of it and go on untranslated: see
+/// decision 13.
+pub(super) fn chains_ahead(chains: Vec<Operation>) -> Option<Transaction> {
+    (!chains.is_empty()).then_some(Transaction { operations: chains })
+}
+
 /// The owner of elements that belong to the node.
 pub(super) fn node_owner() -> Arc<str> {
     "node".into()
@@ -279,10 +290,8 @@ impl Planner {
             }
             self.exchange(name, family, after, &mut batch, &mut chains, plan);
         }
-        let changes = batch.into_changes();
-        if changes.len() > 0 || !chains.is_empty() {
-            plan.transactions.extend(changes.into_transactions(chains));
-        }
+        plan.transactions.extend(chains_ahead(chains));
+        plan.transactions.extend(batch.into_changes().into_transactions(Vec::new()));
     }
 
     /// Registers what a Service claims now; returns who else is affected.

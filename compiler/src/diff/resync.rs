@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
 use super::claims::Claims;
-use super::planner::{CountedChains, Planner, SharedElements, make_chain, node_elements, node_owner};
+use super::planner::{CountedChains, Planner, SharedElements, chains_ahead, make_chain, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
 use crate::model::types::{Service, ServiceName};
@@ -251,10 +251,9 @@ impl Resync {
 
     fn flush_all(&mut self) {
         self.flush_grow();
-        let mut operations = std::mem::take(&mut self.chains);
-        operations.append(&mut self.point);
+        self.ready.extend(chains_ahead(std::mem::take(&mut self.chains)));
         let mut chunks = Vec::new();
-        push_chunks(operations, &mut chunks);
+        push_chunks(std::mem::take(&mut self.point), &mut chunks);
         self.ready.extend(chunks);
     }
 

@@ -30,6 +30,7 @@ pub(crate) struct FakeKernel(pub(crate) [FakeTable; 2]);
 impl FakeKernel {
     /// Commits a transaction, or panics with the operation that fails.
     pub(crate) fn commit(&mut self, transaction: &Transaction) {
+        let chains_before = self.0.each_ref().map(|table| table.chains.keys().copied().collect::<HashSet<_>>());
         for operation in &transaction.operations {
             let table = &mut self.0[index(operation.family)];
             match &operation.action {
@@ -52,6 +53,9 @@ impl FakeKernel {
                 Action::AddElement(element) => {
                     assert!(table.maps.contains(&element.map), "{operation:?}");
                     if let Some(chain) = target(element) {
+                        // For packets on their way a chain of the same transaction is empty yet.
+                        let known = &chains_before[index(operation.family)];
+                        assert!(known.contains(&chain), "not there before this transaction: {operation:?}");
                         assert!(table.chains.contains_key(&chain), "no such chain: {operation:?}");
                     }
                     let previous = table.elements.insert((element.map, element.key), element.clone());
