@@ -49,7 +49,7 @@ fn plain(body: &'static str) -> Response {
 async fn metrics_text(State(served): State<std::sync::Arc<Served>>, headers: HeaderMap) -> Response {
     let connections = match &served.connections {
         Some(source) => source().await,
-        None => Vec::new(),
+        None => std::sync::Arc::default(),
     };
     let format = Format::accepted_by(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
     let headers = [(CONTENT_TYPE, format.content_type())];
@@ -76,12 +76,12 @@ mod tests {
     async fn start() -> SocketAddr {
         let source: ConnectionSource = Arc::new(|| {
             Box::pin(async {
-                vec![ServiceConnections {
+                Arc::from([ServiceConnections {
                     namespace: "default".to_owned(),
                     service: "web".to_owned(),
                     port: String::new(),
                     connections: 3,
-                }]
+                }])
             })
         });
         let configuration = KubeProxyConfiguration { cluster_cidr: "10.0.0.0/8".to_owned(), ..Default::default() };

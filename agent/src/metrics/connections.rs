@@ -23,7 +23,7 @@ pub struct ServiceConnections {
 }
 
 /// Reads the counters; called for each reply of `/metrics`.
-pub type ConnectionSource = Arc<dyn Fn() -> BoxFuture<'static, Vec<ServiceConnections>> + Send + Sync>;
+pub type ConnectionSource = Arc<dyn Fn() -> BoxFuture<'static, Arc<[ServiceConnections]>> + Send + Sync>;
 
 const NAME: &str = "vmap_proxy_service_connections";
 

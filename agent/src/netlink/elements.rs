@@ -286,6 +286,11 @@ impl Reader {
         })
     }
 
+    /// What was read so far, boundaries left out.
+    pub(super) fn take_elements(&mut self) -> Vec<ElementState> {
+        std::mem::take(&mut self.contents.elements)
+    }
+
     /// The elements, in the order in which the kernel lists them; prefixes in
     /// ascending order. `None` if the listing is torn and has to be repeated.
     ///

@@ -3,33 +3,66 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use compiler::ruleset::element::Element;
 use compiler::ruleset::maps::Map;
 use futures::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use crate::metrics::{ConnectionSource, ServiceConnections};
-use crate::netlink::{Kernel, NetlinkError};
+use crate::netlink::{Counter, Kernel, NetlinkError};
 
-/// Reads the counters each time it is asked, over a socket of its own: a scrape
-/// does not hold up a sync.
+/// A listing is not repeated before this many times its own duration: of a
+/// hundred thousand elements it takes a second or more, in the kernel.
+const REST: u32 = 20;
+
+/// What was counted, as far as it was read.
+struct Counters {
+    kernel: Kernel,
+    last: Arc<[ServiceConnections]>,
+    /// When the next listing may begin.
+    rest: Option<Instant>,
+}
+
+/// Reads the counters when it is asked, over a socket of its own and on a
+/// thread of its own: a scrape holds up no sync.
 pub(super) fn source() -> Result<ConnectionSource, NetlinkError> {
-    let kernel = Arc::new(Mutex::new(Kernel::open()?));
+    let counters = Counters { kernel: Kernel::open()?, last: Arc::default(), rest: None };
+    let counters = Arc::new(Mutex::new(counters));
     Ok(Arc::new(move || {
-        let kernel = kernel.clone();
-        async move { read(&mut *kernel.lock().await).await }.boxed()
+        let counters = counters.clone();
+        let handle = Handle::current();
+        let read = spawn_blocking(move || handle.block_on(async { counters.lock().await.read().await }));
+        read.map(|read| read.unwrap_or_default()).boxed()
     }))
 }
 
-async fn read(kernel: &mut Kernel) -> Vec<ServiceConnections> {
+impl Counters {
+    async fn read(&mut self) -> Arc<[ServiceConnections]> {
+        let begun = Instant::now();
+        if self.rest.is_none_or(|rest| rest <= begun) {
+            self.last = read(&mut self.kernel).await;
+            self.rest = Some(begun + begun.elapsed() * REST);
+        }
+        self.last.clone()
+    }
+}
+
+async fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
     let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
     for family in super::families() {
         for map in [Map::Services, Map::NodePorts] {
-            // No table, no connections.
-            for state in kernel.read_elements(family, map).await.unwrap_or_default() {
-                if let (Some(comment), Some(counter)) = (state.element.comment, state.counter) {
+            let mut count = |element: Element, counter: Counter| {
+                if let Some(comment) = element.comment {
                     *counts.entry(comment).or_default() += counter.packets;
                 }
+            };
+            if let Err(error) = kernel.read_counters(family, map, &mut count).await {
+                // No table, no connections: before the first sync, say.
+                tracing::debug!("no counters of {map}: {error}");
             }
         }
     }

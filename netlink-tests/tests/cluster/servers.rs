@@ -47,6 +47,12 @@ fn health_mode_configuration_and_metrics_are_served() {
     let partial = r#"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv4"}"#;
     assert!(metric(&reply.body, full) >= 1.0);
     assert!(metric(&reply.body, partial) >= 1.0);
+    // Each connection that was made above, from the counter of the element.
+    let connections = format!(r#"vmap_proxy_service_connections_total{{namespace="{NAMESPACE}",service="shop","#);
+    cluster.eventually_replies(METRICS, "/metrics", |reply| {
+        let line = reply.body.lines().find_map(|line| line.strip_prefix(&connections)?.rsplit_once(' '));
+        line.is_some_and(|(_, count)| count.parse::<u64>().unwrap() >= 1)
+    });
 }
 
 /// Seconds since 1970 as the annotation has them.

@@ -1,15 +1,16 @@
 //! What the kernel holds: tables, rules, and elements, listed or looked up.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use compiler::ruleset::element::Key;
+use compiler::ruleset::element::{Element, Key};
 use compiler::ruleset::maps::Map;
 use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::*;
 use tracing::{debug, warn};
 
 use super::Kernel;
-use crate::netlink::elements::{Contents, ElementState, ForeignElement, Reader, write_element_key};
+use crate::netlink::elements::{Contents, Counter, ElementState, ForeignElement, Reader, write_element_key};
 use crate::netlink::error::NetlinkError;
 use crate::netlink::family_number;
 use crate::netlink::state::TableState;
@@ -32,6 +33,15 @@ enum Dump {
     Complete,
     Interrupted,
     Refused(i32),
+}
+
+/// What becomes of the rest of a listing once the rule set has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Torn {
+    /// It is of no use.
+    Refused,
+    /// It is read like the beginning.
+    Kept,
 }
 
 impl Kernel {
@@ -127,7 +137,7 @@ impl Kernel {
                 w.string(NFTA_SET_ELEM_LIST_SET, map.name());
             };
             match self
-                .dump_once(family, NFT_MSG_GETSETELEM, question, &mut |attributes| reader.read(attributes))
+                .dump_once(family, NFT_MSG_GETSETELEM, question, Torn::Refused, &mut |list| reader.read(list))
                 .await?
             {
                 Dump::Complete => match reader.finish() {
@@ -144,6 +154,44 @@ impl Kernel {
             }
         }
         Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    }
+
+    /// Reads the counters of a map in one listing, whatever happens meanwhile:
+    /// calls `each` with an element and what it has counted, and holds none of
+    /// them. If somebody commits meanwhile, elements may be missing; none comes
+    /// twice.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` as [`NetlinkError::Question`] if there is no such map.
+    pub async fn read_counters(
+        &mut self,
+        family: Family,
+        map: Map,
+        each: &mut impl FnMut(Element, Counter),
+    ) -> Result<(), NetlinkError> {
+        let mut reader = Reader::new(family, map);
+        let mut seen = HashSet::new();
+        let question = |w: &mut Writer| {
+            w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+        };
+        let mut entry = |attributes: Attributes<'_>| {
+            reader.read(attributes);
+            for state in reader.take_elements() {
+                if let Some(counter) = state.counter
+                    && seen.insert(state.element.key)
+                {
+                    each(state.element, counter);
+                }
+            }
+        };
+        match self.dump_once(family, NFT_MSG_GETSETELEM, question, Torn::Kept, &mut entry).await? {
+            Dump::Complete | Dump::Interrupted => Ok(()),
+            Dump::Refused(errno) => {
+                Err(NetlinkError::from_errno(format!("counters of {} {map}", family.keyword()), errno))
+            }
+        }
     }
 
     /// Reads the state of one element, its counter above all, without listing
@@ -231,7 +279,8 @@ impl Kernel {
                     objects.push(attributes.0.to_vec());
                 }
             };
-            match self.dump_once(family, kind, |w| w.string(TABLE_NAME, TABLE), &mut entry).await? {
+            let question = |w: &mut Writer| w.string(TABLE_NAME, TABLE);
+            match self.dump_once(family, kind, question, Torn::Refused, &mut entry).await? {
                 Dump::Complete => return Ok(objects),
                 Dump::Interrupted => debug!(%family, kind, "the rule set changed while it was listed"),
                 // A kernel that looks for the table first.
@@ -249,6 +298,7 @@ impl Kernel {
         family: Family,
         kind: u8,
         question: impl FnOnce(&mut Writer),
+        torn: Torn,
         entry: &mut impl FnMut(Attributes<'_>),
     ) -> Result<Dump, NetlinkError> {
         self.drain()?;
@@ -274,7 +324,7 @@ impl Kernel {
                             errno => Dump::Refused(errno),
                         });
                     }
-                    _ if interrupted => {}
+                    _ if interrupted && torn == Torn::Refused => {}
                     _ => {
                         if let Some((_, attributes)) = message.body() {
                             entry(attributes);
