@@ -46,7 +46,7 @@ fn own_tables() -> Result<(), Error> {
         let mut kernel = Kernel::open()?;
         for family in Family::ALL {
             let table = format!("table {} {TABLE}", family.keyword());
-            if kernel.delete_table(family).await? {
+            if kernel.delete_table(family)? {
                 tracing::info!("{table} was removed");
             } else {
                 tracing::info!("{table} was not there");

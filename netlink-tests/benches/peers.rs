@@ -75,14 +75,14 @@ fn commits(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut kernel = runtime.block_on(async { Kernel::open() }).unwrap();
     let skeleton = transaction([Action::AddTable, Action::AddMap(Map::ClusterIps)].into_iter());
-    runtime.block_on(kernel.commit(&skeleton)).unwrap();
+    kernel.commit(&skeleton).unwrap();
 
     let add = transaction((0..COMMITTED).map(|number| Action::AddElement(element(number))));
     let remove = transaction((0..COMMITTED).map(|number| Action::DeleteElement(element(number))));
     group.bench_function("vmap-proxy", |bencher| {
         bencher.iter(|| {
-            runtime.block_on(kernel.commit(&add)).unwrap();
-            runtime.block_on(kernel.commit(&remove)).unwrap();
+            kernel.commit(&add).unwrap();
+            kernel.commit(&remove).unwrap();
         });
     });
     let mut socket = RawSocket::open().unwrap();

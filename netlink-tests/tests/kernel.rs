@@ -24,7 +24,7 @@ fn every_chain_and_map_reads_back_as_written() {
         for family in Family::ALL {
             assert!(kernel.read_table(family).await.unwrap().is_none());
             for config in all_configs(family) {
-                kernel.commit(&skeleton(&config)).await.unwrap_or_else(|error| panic!("{config:?}: {error}"));
+                kernel.commit(&skeleton(&config)).unwrap_or_else(|error| panic!("{config:?}: {error}"));
                 let state = kernel.read_table(family).await.unwrap().unwrap();
                 for chain in all_chains() {
                     assert!(state.chain_matches(chain, family, &rules(&config, chain)), "{chain} {config:?}");
@@ -33,8 +33,8 @@ fn every_chain_and_map_reads_back_as_written() {
                     assert!(state.map_matches(map, family), "{map} {family}");
                 }
             }
-            assert!(kernel.delete_table(family).await.unwrap());
-            assert!(!kernel.delete_table(family).await.unwrap());
+            assert!(kernel.delete_table(family).unwrap());
+            assert!(!kernel.delete_table(family).unwrap());
         }
     });
 }
@@ -55,11 +55,11 @@ fn elements_of_every_map_read_back_as_written() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
-            kernel.commit(&skeleton(&simple_config(family))).await.unwrap();
+            kernel.commit(&skeleton(&simple_config(family))).unwrap();
             for map in Map::ALL {
                 // More than one message's worth.
                 let mut expected: Vec<Element> = (0..1500).map(|number| sample(family, map, number)).collect();
-                kernel.commit(&elements(family, &expected, true)).await.unwrap_or_else(|e| panic!("{map}: {e}"));
+                kernel.commit(&elements(family, &expected, true)).unwrap_or_else(|e| panic!("{map}: {e}"));
                 let (states, foreign) = kernel.read_contents(family, map).await.unwrap();
                 assert_eq!(foreign, []);
                 let mut listed: Vec<Element> = states.iter().map(|state| state.element.clone()).collect();
@@ -77,7 +77,7 @@ fn elements_of_every_map_read_back_as_written() {
                     let absent = sample(family, map, 2000).key;
                     assert_eq!(kernel.read_element(family, map, &absent).await.unwrap(), None, "{map}");
                 }
-                kernel.commit(&elements(family, &expected, false)).await.unwrap_or_else(|e| panic!("{map}: {e}"));
+                kernel.commit(&elements(family, &expected, false)).unwrap_or_else(|e| panic!("{map}: {e}"));
                 assert_eq!(kernel.read_elements(family, map).await.unwrap(), [], "{map}");
             }
         }
@@ -89,15 +89,15 @@ fn a_refused_element_is_named() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
-            kernel.commit(&skeleton(&simple_config(family))).await.unwrap();
+            kernel.commit(&skeleton(&simple_config(family))).unwrap();
             for map in Map::ALL {
                 // Where boundaries of ranges may be shared, adding twice is no error.
                 if map == Map::ServiceCidrs {
                     continue;
                 }
                 let mut list: Vec<Element> = (0..1500).map(|number| sample(family, map, number)).collect();
-                kernel.commit(&elements(family, &list[1234..1235], true)).await.unwrap();
-                match kernel.commit(&elements(family, &list, true)).await {
+                kernel.commit(&elements(family, &list[1234..1235], true)).unwrap();
+                match kernel.commit(&elements(family, &list, true)) {
                     Err(CommitError::Refused { failures }) => {
                         assert_eq!(failures.len(), 1, "{failures:?}");
                         let failure = &failures[0];
@@ -109,7 +109,7 @@ fn a_refused_element_is_named() {
                 assert_eq!(kernel.read_elements(family, map).await.unwrap().len(), 1, "nothing of it is committed");
                 // Deleting what is not there is refused likewise, but for learned entries.
                 list.swap(7, 1234);
-                let result = kernel.commit(&elements(family, &list[..8], false)).await;
+                let result = kernel.commit(&elements(family, &list[..8], false));
                 if map == Map::Affinity {
                     result.unwrap();
                     continue;
@@ -149,13 +149,13 @@ fn nft_makes_the_same_bytes_of_the_text() {
         for family in Family::ALL {
             for config in all_configs(family) {
                 let table = loadable(config);
-                kernel.commit(&complete(&table)).await.unwrap();
+                kernel.commit(&complete(&table)).unwrap();
                 let (ours, our_elements) = everything(&mut kernel, family).await;
-                kernel.delete_table(family).await.unwrap();
+                kernel.delete_table(family).unwrap();
 
                 nft(&["-f", "-"], &render::table(&table)).unwrap();
                 let (theirs, their_elements) = everything(&mut kernel, family).await;
-                kernel.delete_table(family).await.unwrap();
+                kernel.delete_table(family).unwrap();
 
                 for chain in table.chains.keys() {
                     let name = chain.to_string();
@@ -175,14 +175,14 @@ fn a_listing_of_ours_loads_again() {
         for family in Family::ALL {
             for config in all_configs(family) {
                 let table = loadable(config);
-                kernel.commit(&complete(&table)).await.unwrap();
+                kernel.commit(&complete(&table)).unwrap();
                 let before = everything(&mut kernel, family).await;
                 let listing = nft(&["list", "table", family.keyword(), TABLE], "").unwrap();
 
                 // Over itself, with the sets in place; and into an empty rule set.
                 nft(&["-f", "-"], &format!("flush table {} {TABLE}\n{listing}", family.keyword())).unwrap();
                 assert_eq!(everything(&mut kernel, family).await, before, "{:?}", table.config);
-                kernel.delete_table(family).await.unwrap();
+                kernel.delete_table(family).unwrap();
                 nft(&["-f", "-"], &listing).unwrap();
                 let (state, elements) = everything(&mut kernel, family).await;
                 assert_eq!((&state, &elements), (&before.0, &before.1), "{:?}", table.config);
@@ -192,7 +192,7 @@ fn a_listing_of_ours_loads_again() {
                 for map in Map::ALL {
                     assert!(state.map_matches(map, family), "{map} {family}");
                 }
-                kernel.delete_table(family).await.unwrap();
+                kernel.delete_table(family).unwrap();
             }
         }
     });
@@ -205,7 +205,7 @@ fn nft_lists_the_rules_that_learn() {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
             let config = simple_config(family);
-            kernel.commit(&skeleton(&config)).await.unwrap();
+            kernel.commit(&skeleton(&config)).unwrap();
             let chain = Chain::LearnFor { seconds: 10800 };
             let listing = nft(&["list", "chain", family.keyword(), TABLE, &chain.to_string()], "").unwrap();
             for rule in rules(&config, chain) {
@@ -221,7 +221,7 @@ fn a_changed_chain_does_not_match() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         let config = simple_config(Family::Ipv4);
-        kernel.commit(&skeleton(&config)).await.unwrap();
+        kernel.commit(&skeleton(&config)).unwrap();
         let changes = [
             ("add rule ip vmap-proxy services accept", Chain::Services),
             ("flush chain ip vmap-proxy nodeports", Chain::NodePorts),
@@ -246,7 +246,7 @@ fn a_changed_chain_does_not_match() {
 fn elements_that_are_not_ours_are_told_apart_and_removed() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
-        kernel.commit(&skeleton(&simple_config(Family::Ipv4))).await.unwrap();
+        kernel.commit(&skeleton(&simple_config(Family::Ipv4))).unwrap();
         let text = "add element ip vmap-proxy services { 10.0.0.1 . icmp . 1 : drop, 10.0.0.2 . tcp . 80 : accept, \
                     10.0.0.3 . tcp . 80 : goto reject-chain }
                     add element ip vmap-proxy service-cidrs { 10.0.0.0-10.0.0.2, 10.1.0.0/16 }
@@ -255,7 +255,7 @@ fn elements_that_are_not_ours_are_told_apart_and_removed() {
         for (map, ours, others) in [(Map::Services, 1, 2), (Map::ServiceCidrs, 1, 2), (Map::SourceRanges, 0, 1)] {
             let (known, foreign) = kernel.read_contents(Family::Ipv4, map).await.unwrap();
             assert_eq!((known.len(), foreign.len()), (ours, others), "{map}: {known:?} {foreign:?}");
-            kernel.delete_foreign(Family::Ipv4, map, &foreign).await.unwrap();
+            kernel.delete_foreign(Family::Ipv4, map, &foreign).unwrap();
             let (known, foreign) = kernel.read_contents(Family::Ipv4, map).await.unwrap();
             assert_eq!((known.len(), foreign.len()), (ours, 0), "{map}");
         }

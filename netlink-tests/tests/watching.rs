@@ -34,8 +34,8 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
         let mut kernel = Kernel::open().unwrap();
         let mut monitor = Monitor::open(kernel.port()).unwrap();
         let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
-        kernel.commit(&setup).await.unwrap();
-        kernel.commit(&transaction((1..20_000).map(|port| Action::AddElement(member(port))))).await.unwrap();
+        kernel.commit(&setup).unwrap();
+        kernel.commit(&transaction((1..20_000).map(|port| Action::AddElement(member(port))))).unwrap();
         // Another table of another program does not matter either.
         nft(&["-f", "-"], "table ip other { chain vmap-proxy {}\n }").unwrap();
         nft(&["-f", "-"], "delete element ip vmap-proxy masquerade-nodeports { tcp . 7 }").unwrap();
@@ -47,7 +47,7 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
         assert_eq!(change.process_name, "nft");
         assert_ne!(change.pid, 0);
 
-        kernel.commit(&transaction([Action::AddElement(member(7))])).await.unwrap();
+        kernel.commit(&transaction([Action::AddElement(member(7))])).unwrap();
         nft(&["-f", "-"], "flush ruleset").unwrap();
         let Ok(Ok(Observed::Foreign(flush))) = tokio::time::timeout(PATIENCE, monitor.next()).await else {
             panic!("no foreign change seen");
@@ -63,13 +63,13 @@ fn lost_messages_are_reported() {
         let mut kernel = Kernel::open().unwrap();
         let mut monitor = Monitor::open(kernel.port()).unwrap();
         let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
-        kernel.commit(&setup).await.unwrap();
+        kernel.commit(&setup).unwrap();
         // More than the monitor's buffer holds, by somebody else.
         let mut observed = None;
         for _ in 0..40 {
             let mut other = Kernel::open().unwrap();
-            other.commit(&transaction((1..60_000).map(|port| Action::AddElement(member(port))))).await.unwrap();
-            other.commit(&transaction((1..60_000).map(|port| Action::DeleteElement(member(port))))).await.unwrap();
+            other.commit(&transaction((1..60_000).map(|port| Action::AddElement(member(port))))).unwrap();
+            other.commit(&transaction((1..60_000).map(|port| Action::DeleteElement(member(port))))).unwrap();
             observed = Some(tokio::time::timeout(PATIENCE, monitor.next()).await.unwrap().unwrap());
             if observed == Some(Observed::Unknown) {
                 break;

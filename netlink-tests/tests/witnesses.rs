@@ -19,7 +19,7 @@ fn libnftnl_and_nft_report_what_we_wrote() {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
             let table = loadable(simple_config(family));
-            kernel.commit(&complete(&table)).await.unwrap();
+            kernel.commit(&complete(&table)).unwrap();
             let expected = View::expected(&table);
 
             let listing = nft(&["-j", "list", "table", family.keyword(), TABLE], "").unwrap();
@@ -43,7 +43,7 @@ fn rustables_reports_our_tables_chains_and_sets() {
         // It asks for all families at once and tells tables by name alone: one at a time.
         for family in Family::ALL {
             let loaded = loadable(simple_config(family));
-            kernel.commit(&complete(&loaded)).await.unwrap();
+            kernel.commit(&complete(&loaded)).unwrap();
             let tables = rustables::list_tables().unwrap();
             let [table] = tables.as_slice() else { panic!("{tables:?}") };
             assert_eq!(table.get_name().map(String::as_str), Some(TABLE));
@@ -64,7 +64,7 @@ fn rustables_reports_our_tables_chains_and_sets() {
             };
             rustables::query::list_objects_with_data(libc::NFT_MSG_GETSET as u16, &collect, None, &mut names).unwrap();
             assert_eq!(names, expected.sets.into_keys().collect());
-            kernel.delete_table(family).await.unwrap();
+            kernel.delete_table(family).unwrap();
         }
     });
 }

@@ -9,7 +9,7 @@ use compiler::diff::{Action, Operation, Transaction};
 use compiler::ruleset::maps::Map;
 use compiler::ruleset::{Family, TABLE};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
 use nlink::netlink::nftables::connection::kernel_has_destroy;
 use nlink::netlink::nftables::*;
 use nlink::netlink::{NetlinkSocket, Protocol};
@@ -114,9 +114,7 @@ impl Kernel {
         let sequence = self.socket.next_seq();
         let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
         writer.end_message(open);
-        // nfnetlink works inside sendmsg: the answer is there when it returns.
-        nix::sys::socket::send(self.socket.as_fd().as_raw_fd(), writer.bytes(), MsgFlags::empty())
-            .map_err(|errno| system("send", errno))?;
+        self.send_now(writer.bytes())?;
         loop {
             let Some(length) = self.receive_now()? else {
                 return Err(NetlinkError::NoNfTables("no answer".to_owned()));
@@ -138,8 +136,8 @@ impl Kernel {
     /// Submits a transaction as one batch: all of it becomes visible together,
     /// or none of it.
     ///
-    /// The kernel works on it inside the system call, and no other task of
-    /// this thread runs meanwhile.
+    /// The kernel works on it inside the system call: the calling thread is
+    /// blocked for as long, a few milliseconds.
     ///
     /// Elements of the map `affinity` may have expired by themselves: deleting
     /// one that is gone is no error. Where the kernel lacks the message for
@@ -149,23 +147,23 @@ impl Kernel {
     ///
     /// [`CommitError::Refused`] names the operations that the kernel did not
     /// take; then nothing is committed. [`NetlinkError::AnswerLost`]: unknown.
-    pub async fn commit(&mut self, transaction: &Transaction) -> Result<CommitReport, CommitError> {
+    pub fn commit(&mut self, transaction: &Transaction) -> Result<CommitReport, CommitError> {
         let started = Instant::now();
         let operations = &transaction.operations;
         if self.destroy || !operations.iter().any(deletes_affinity) {
-            return self.submit(operations, started).await;
+            return self.submit(operations, started);
         }
         let (tolerant, strict): (Vec<usize>, Vec<usize>) =
             (0..operations.len()).partition(|index| deletes_affinity(&operations[*index]));
         let strict_operations: Vec<Operation> = strict.iter().map(|index| operations[*index].clone()).collect();
-        let report = self.submit(&strict_operations, started).await.map_err(|error| renumber(error, &strict))?;
-        self.delete_tolerantly(operations, tolerant, started).await?;
+        let report = self.submit(&strict_operations, started).map_err(|error| renumber(error, &strict))?;
+        self.delete_tolerantly(operations, tolerant, started)?;
         Ok(report)
     }
 
     /// Deletes elements of which some may be gone, leaving out those that the
     /// kernel does not find until it is content.
-    async fn delete_tolerantly(
+    fn delete_tolerantly(
         &mut self,
         operations: &[Operation],
         mut indices: Vec<usize>,
@@ -173,7 +171,7 @@ impl Kernel {
     ) -> Result<(), CommitError> {
         while !indices.is_empty() {
             let batch: Vec<Operation> = indices.iter().map(|index| operations[*index].clone()).collect();
-            match self.submit(&batch, started).await {
+            match self.submit(&batch, started) {
                 Ok(_) => break,
                 Err(CommitError::Refused { failures })
                     if failures.iter().all(|failure| failure.errno == libc::ENOENT) =>
@@ -191,7 +189,7 @@ impl Kernel {
         Ok(())
     }
 
-    async fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
+    fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
         if operations.is_empty() {
             let encoding = Duration::ZERO;
             return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding });
@@ -200,7 +198,7 @@ impl Kernel {
         self.batch.encode(operations, self.destroy, || self.socket.next_seq());
         let encoding = begun.elapsed();
         let bytes = self.batch.writer.bytes().len();
-        let answers = self.exchange().await?;
+        let answers = self.exchange()?;
         self.judge(operations, answers)?;
         let messages = self.batch.messages.len();
         Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding })
@@ -208,14 +206,13 @@ impl Kernel {
 
     /// Sends the batch and collects the answers. nfnetlink has queued them all
     /// when `sendmsg` returns.
-    async fn exchange(&mut self) -> Result<BatchAnswers, NetlinkError> {
+    fn exchange(&mut self) -> Result<BatchAnswers, NetlinkError> {
         let bytes = self.batch.writer.bytes();
         if bytes.len() > self.send_limit {
             return Err(NetlinkError::BatchTooLarge { bytes: bytes.len(), limit: self.send_limit });
         }
         self.drain()?;
-        let bytes = self.batch.writer.bytes();
-        self.socket.send(bytes).await?;
+        self.send_now(self.batch.writer.bytes())?;
         let sequences = self.batch.begin_sequence..=self.batch.messages.last().map_or(0, |message| message.sequence);
         let mut answers = BatchAnswers::default();
         while let Some(length) = self.receive_now()? {
@@ -286,8 +283,8 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn delete_table(&mut self, family: Family) -> Result<bool, NetlinkError> {
-        let answer = self.batch_of_one(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, TABLE)).await?;
+    pub fn delete_table(&mut self, family: Family) -> Result<bool, NetlinkError> {
+        let answer = self.batch_of_one(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, TABLE))?;
         match answer {
             0 => Ok(true),
             libc::ENOENT => Ok(false),
@@ -300,7 +297,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`]; `ENOENT` if one is gone meanwhile.
-    pub async fn delete_foreign(
+    pub fn delete_foreign(
         &mut self,
         family: Family,
         map: Map,
@@ -308,13 +305,11 @@ impl Kernel {
     ) -> Result<(), NetlinkError> {
         // 100 elements of at most 200 bytes fit one attribute.
         for some in elements.chunks(100) {
-            let answer = self
-                .batch_of_one(NFT_MSG_DELSETELEM, family, |w| {
-                    w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-                    w.string(NFTA_SET_ELEM_LIST_SET, map.name());
-                    w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
-                })
-                .await?;
+            let answer = self.batch_of_one(NFT_MSG_DELSETELEM, family, |w| {
+                w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+                w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+                w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
+            })?;
             if answer != 0 {
                 return Err(NetlinkError::from_errno(format!("delete foreign elements of {map}"), answer));
             }
@@ -323,19 +318,27 @@ impl Kernel {
     }
 
     /// Submits a single message; the kernel's errno, or 0.
-    async fn batch_of_one(
+    fn batch_of_one(
         &mut self,
         kind: u8,
         family: Family,
         content: impl FnOnce(&mut Writer),
     ) -> Result<i32, NetlinkError> {
         self.batch.encode_one(kind, family, content, || self.socket.next_seq());
-        let answers = self.exchange().await?;
+        let answers = self.exchange()?;
         match answers.refused.first() {
             Some((_, answer)) => Ok(answer.errno),
             None if answers.acknowledged.is_empty() => Err(NetlinkError::AnswerLost),
             None => Ok(0),
         }
+    }
+
+    /// Sends, and returns when the kernel is done: nfnetlink works inside
+    /// `sendmsg`, and has queued its answers when that returns. There is
+    /// nothing that an event loop could wait for in between.
+    fn send_now(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        send(self.socket.as_fd().as_raw_fd(), bytes, MsgFlags::empty()).map_err(|errno| system("send", errno))?;
+        Ok(())
     }
 
     /// The next datagram, waiting for it if need be. Its length.

@@ -3,16 +3,18 @@
 //!
 //! * [`Syncer`]: one change or many, committed as ordered transactions;
 //! * [`report`]: what a sync did;
-//! * `repair`: the start, and what follows a refusal or a foreign change.
+//! * `repair`: the start, and what follows a refusal or a foreign change;
+//! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;
+mod pipeline;
 mod repair;
 pub mod report;
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use compiler::diff::{Plan, Planner, Transaction};
+use compiler::diff::{Action, Plan, Planner, Transaction};
 use compiler::model::convert::Problem;
 use compiler::model::types::ServiceName;
 use compiler::model::{ProxyConfig, Store};
@@ -201,35 +203,29 @@ impl Syncer {
     }
 
     async fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {
+        let changes_elements = |transaction: &&mut Transaction| {
+            let element = |action: &Action| matches!(action, Action::AddElement(_) | Action::DeleteElement(_));
+            transaction.operations.iter().any(|operation| element(&operation.action))
+        };
         if plan.unlearn
-            && let Some(first) = plan.transactions.first_mut()
+            && let Some(first) = plan.transactions.iter_mut().find(changes_elements)
         {
             let stale = self.stale_affinity().await.map_err(CommitError::Netlink)?;
             first.operations.extend(stale);
         }
         for transaction in &mut plan.transactions {
-            self.commit(transaction, report).await?;
+            self.commit(transaction, report)?;
         }
         if plan.unlearn {
             // A packet may have learned of an endpoint in between.
             let operations = self.stale_affinity().await.map_err(CommitError::Netlink)?;
-            self.commit(&mut Transaction { operations }, report).await?;
+            self.commit(&mut Transaction { operations }, report)?;
         }
         Ok(())
     }
 
-    /// Commits one transaction, without the families that the node lacks.
-    async fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
-        let enabled = self.enabled;
-        if enabled != [true, true] {
-            transaction.operations.retain(|operation| enabled[compiler::model::convert::index(operation.family)]);
-        }
-        if transaction.operations.is_empty() {
-            return Ok(());
-        }
-        let commit = self.kernel.commit(transaction).await?;
-        report.add(transaction, &commit);
-        Ok(())
+    fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
+        commit(&mut self.kernel, self.enabled, transaction, report)
     }
 
     fn remember(&mut self, plan: &Plan) {
@@ -266,7 +262,7 @@ impl Syncer {
     /// to a chain; that is repaired at the next sync.
     pub async fn tidy(&mut self) -> Result<(), SyncError> {
         let Some(mut transaction) = self.planner.collect_idle_chains(self.kept_endpoints) else { return Ok(()) };
-        match self.commit(&mut transaction, &mut SyncReport::default()).await {
+        match self.commit(&mut transaction, &mut SyncReport::default()) {
             Ok(()) => Ok(()),
             Err(CommitError::Netlink(error)) => Err(error.into()),
             Err(CommitError::Refused { .. }) => {
@@ -275,6 +271,24 @@ impl Syncer {
             }
         }
     }
+}
+
+/// Commits one transaction, without the families that the node lacks.
+fn commit(
+    kernel: &mut Kernel,
+    enabled: [bool; 2],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) -> Result<(), CommitError> {
+    if enabled != [true, true] {
+        transaction.operations.retain(|operation| enabled[compiler::model::convert::index(operation.family)]);
+    }
+    if transaction.operations.is_empty() {
+        return Ok(());
+    }
+    let commit = kernel.commit(transaction)?;
+    report.add(transaction, &commit);
+    Ok(())
 }
 
 /// Names the Services that a refusal is about.

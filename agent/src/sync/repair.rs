@@ -14,8 +14,8 @@ use compiler::ruleset::maps::Map;
 use compiler::ruleset::skeleton::rules;
 
 use super::report::SyncReport;
-use super::{SyncError, Syncer, refused};
-use crate::netlink::{CommitError, NetlinkError, TableState};
+use super::{SyncError, Syncer, commit, pipeline, refused};
+use crate::netlink::{CommitError, Kernel, NetlinkError, TableState};
 
 /// How many Services the kernel may refuse, one after the other, before a
 /// repair is given up.
@@ -54,8 +54,7 @@ impl Syncer {
             self.store.take_node_changed();
             self.store.take_dirty();
             let (kernel, looked_up) = self.read_kernel(list_all).await?;
-            let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
-            let (transaction, error) = match self.run_resync(&mut resync, &looked_up, report).await? {
+            let (transaction, error) = match self.send_difference(kernel, &looked_up, report).await? {
                 Pass::Leftovers => {
                     list_all = true;
                     continue;
@@ -65,7 +64,7 @@ impl Syncer {
                     self.last_good.clear();
                     report.denied = self.planner.all_denied();
                     let operations = self.stale_affinity().await?;
-                    let swept = self.commit(&mut Transaction { operations }, report).await;
+                    let swept = self.commit(&mut Transaction { operations }, report);
                     return swept.map_err(|error| self.netlink_error(error));
                 }
                 Pass::Refused(transaction, error) => (transaction, error),
@@ -83,41 +82,36 @@ impl Syncer {
         Err(SyncError::Unrepairable { attempts: MAX_ATTEMPTS, last })
     }
 
-    /// Commits all transactions, up to one that is refused.
-    async fn run_resync(
+    /// Commits what the kernel lacks, up to a transaction that is refused.
+    async fn send_difference(
         &mut self,
-        resync: &mut Resync,
+        kernel: PerFamily<KernelState>,
         looked_up: &LookedUp,
         report: &mut SyncReport,
     ) -> Result<Pass, NetlinkError> {
+        let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
+        if looked_up.iter().all(HashMap::is_empty) {
+            let sent = pipeline::run(&mut resync, &mut self.planner, &mut self.kernel, self.enabled, report);
+            return Ok(match sent {
+                Ok(()) => Pass::Done,
+                Err((transaction, error)) => Pass::Refused(transaction, error),
+            });
+        }
         let maps = looked_up.each_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
         let mut found: LookedUp = Default::default();
         while !resync.is_finished() {
-            let keys = resync.keys_ahead(&self.planner, &maps, SERVICES_AT_ONCE);
-            for element in self.look_up(keys).await? {
+            let keys = resync.keys_ahead(&mut self.planner, &maps, SERVICES_AT_ONCE);
+            for element in look_up(&mut self.kernel, keys).await? {
                 *found[index(element.0)].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
             for mut transaction in resync.next_chunk(&mut self.planner, SERVICES_AT_ONCE) {
-                if let Err(error) = self.commit(&mut transaction, report).await {
+                if let Err(error) = commit(&mut self.kernel, self.enabled, &mut transaction, report) {
                     return Ok(Pass::Refused(transaction, error));
                 }
             }
         }
         Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
-    }
-
-    async fn look_up(&mut self, keys: Vec<(Family, Map, Key)>) -> Result<Vec<(Family, Element)>, NetlinkError> {
-        let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
-        for (family, map, key) in keys {
-            by_map.entry((family, map)).or_default().push(key);
-        }
-        let mut elements = Vec::new();
-        for ((family, map), keys) in by_map {
-            let found = self.kernel.look_up(family, map, &keys).await?;
-            elements.extend(found.into_iter().map(|state| (family, state.element)));
-        }
-        Ok(elements)
     }
 
     fn quarantine(&mut self, name: &ServiceName) {
@@ -150,7 +144,7 @@ impl Syncer {
         if let Some(what) = incompatible(&table, family) {
             // Hooks and key types can't be changed in place.
             tracing::warn!(family = %family, "{what} is of another version of vmap-proxy: the table is made anew");
-            self.kernel.delete_table(family).await?;
+            self.kernel.delete_table(family)?;
             return Ok(Default::default());
         }
         let skeleton = self.planner.skeleton(self.store.node(), family);
@@ -192,6 +186,19 @@ impl Syncer {
         }
         Ok(elements)
     }
+}
+
+async fn look_up(kernel: &mut Kernel, keys: Vec<(Family, Map, Key)>) -> Result<Vec<(Family, Element)>, NetlinkError> {
+    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
+    for (family, map, key) in keys {
+        by_map.entry((family, map)).or_default().push(key);
+    }
+    let mut elements = Vec::new();
+    for ((family, map), keys) in by_map {
+        let found = kernel.look_up(family, map, &keys).await?;
+        elements.extend(found.into_iter().map(|state| (family, state.element)));
+    }
+    Ok(elements)
 }
 
 /// The firewall is compared as a whole, before anything else.

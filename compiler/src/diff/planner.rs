@@ -10,7 +10,8 @@ use super::batch::Batch;
 use super::claims::Claims;
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
-use crate::model::types::{ServiceName, ServicePort};
+use crate::model::store::ServiceEntry;
+use crate::model::types::{Service, ServiceName, ServicePort};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
@@ -226,6 +227,12 @@ impl Planner {
         self.quarantined.iter()
     }
 
+    /// Whether the kernel refused this Service.
+    pub(super) fn is_quarantined(&self, name: &ServiceName) -> bool {
+        // Nearly always there is none, and nothing to look up.
+        !self.quarantined.is_empty() && self.quarantined.contains(name)
+    }
+
     /// What is programmed for a Service.
     pub fn compiled(&self, name: &ServiceName, family: Family) -> Option<&CompiledService> {
         self.families[index(family)].services.get(name)
@@ -277,7 +284,7 @@ impl Planner {
                 continue;
             }
             let before = self.families[index(family)].services.get(&name);
-            let after = self.compile(store, &name, family, before);
+            let after = store.get(&name).and_then(|entry| self.compile(store, &name, entry, family, before));
             queue.extend(self.claim(&name, family, after.as_ref()));
             compiled.insert(name, after);
         }
@@ -332,13 +339,13 @@ impl Planner {
         &self,
         store: &Store,
         name: &ServiceName,
+        entry: &ServiceEntry,
         family: Family,
         before: Option<&CompiledService>,
     ) -> Option<CompiledService> {
-        let entry = store.get(name)?;
         let service = entry.service[index(family)].as_ref()?;
         let state = &self.families[index(family)];
-        if self.quarantined.contains(name) {
+        if self.is_quarantined(name) {
             return before.cloned();
         }
         let slices = entry.slices.as_slice();
@@ -364,14 +371,11 @@ impl Planner {
         } else {
             0
         };
-        let admits_node = state
-            .primary_address
-            .is_some_and(|address| service.source_ranges.iter().any(|range| range.contains(&address)));
         Some(CompiledService {
             ports: ports.collect(),
             denied: Box::default(),
             ready_local,
-            admits_node,
+            admits_node: state.admits_node(service),
             service: service.clone(),
         })
     }
@@ -590,6 +594,12 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
 }
 
 impl FamilyState {
+    /// Whether the source ranges of a Service admit this node.
+    pub(super) fn admits_node(&self, service: &Service) -> bool {
+        let admits = |address| service.source_ranges.iter().any(|range| range.contains(&address));
+        self.primary_address.is_some_and(admits)
+    }
+
     fn denied(&self, name: &ServiceName, compiled: &CompiledService) -> Vec<Denied> {
         let denied = compiled.denied.iter().filter_map(|claim| {
             let holder = self.claims.holder(claim)?.clone();

@@ -12,13 +12,14 @@ use super::claims::Claims;
 use super::planner::{CountedChains, Planner, SharedElements, chains_ahead, make_chain, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
+use crate::model::store::ServiceEntry;
 use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::{DataKind, Map};
-use crate::ruleset::service::{Claim, CompiledService, all_frontends, elements, firewall};
+use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements, firewall};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 
 /// The elements of one table as the kernel holds them, without `affinity`:
@@ -69,8 +70,15 @@ pub struct KernelState {
 ///
 /// Nothing is pointed at before it is there, and what is left over goes last.
 #[derive(Debug)]
-pub struct Resync {
-    names: std::vec::IntoIter<ServiceName>,
+pub struct Resync<'a> {
+    store: &'a Store,
+    /// All Services, those that win a contended frontend before those that lose
+    /// it: so each can be compiled and said before the next is looked at.
+    services: Vec<(&'a ServiceName, &'a ServiceEntry)>,
+    /// How many of them are compiled.
+    compiled: usize,
+    /// How many of them are said in elements.
+    said: usize,
     kernel: PerFamily<KernelElements>,
     chains: Vec<Operation>,
     grow: Vec<Operation>,
@@ -83,11 +91,10 @@ pub struct Resync {
     finished: bool,
 }
 
-impl Resync {
+impl<'a> Resync<'a> {
     /// Begins: looks at the skeleton and the firewall; the Services follow.
-    pub fn begin(planner: &mut Planner, store: &Store, mut kernel: PerFamily<KernelState>) -> Self {
-        let mut names: Vec<ServiceName> = store.iter().map(|(name, _)| name.clone()).collect();
-        names.sort_unstable();
+    pub fn begin(planner: &mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
+        let services = planner.by_precedence(store);
         let mut ready = Vec::new();
         let mut last = Vec::new();
         for family in Family::ALL {
@@ -100,17 +107,17 @@ impl Resync {
             push_skeleton(skeleton, &mut ready);
         }
         for family in Family::ALL {
-            planner.compile_all(store, &names, family);
-        }
-        for family in Family::ALL {
             let kernel = &mut kernel[index(family)].elements;
-            let changes = firewall_changes(planner, store, &names, family, kernel);
+            let changes = firewall_changes(planner, store, &services, family, kernel);
             if changes.len() > 0 {
                 ready.extend(changes.into_transactions(Vec::new()));
             }
         }
         Self {
-            names: names.into_iter(),
+            store,
+            services,
+            compiled: 0,
+            said: 0,
             kernel: kernel.map(|state| state.elements),
             chains: Vec::new(),
             grow: Vec::new(),
@@ -149,28 +156,32 @@ impl Resync {
     /// in the kernel and [supplied](Self::supply), for maps that are too large
     /// to be listed. What another Service has brought in already is left out.
     pub fn keys_ahead(
-        &self,
-        planner: &Planner,
+        &mut self,
+        planner: &mut Planner,
         maps: &PerFamily<HashSet<Map>>,
         services: usize,
     ) -> Vec<(Family, Map, Key)> {
+        if maps.iter().all(HashSet::is_empty) {
+            return Vec::new();
+        }
+        let ahead = self.said..self.services.len().min(self.said + services);
+        self.compile_up_to(planner, ahead.end);
         let mut keys = Vec::new();
         let mut seen = HashSet::new();
-        for (family, name) in Family::ALL
-            .into_iter()
-            .flat_map(|family| self.names.as_slice().iter().take(services).map(move |name| (family, name)))
-        {
-            let (state, wanted) = (&planner.families[index(family)], &maps[index(family)]);
-            let Some(compiled) = state.services.get(name).filter(|_| !wanted.is_empty()) else { continue };
-            elements(name, compiled, &mut |element| {
-                let place = (element.map, element.key);
-                let shared = SharedElements::covers(element.map);
-                if wanted.contains(&element.map)
-                    && !(shared && (state.shared.has(&element) || !seen.insert((family, place))))
-                {
-                    keys.push((family, element.map, element.key));
-                }
-            });
+        for family in Family::ALL {
+            for (name, _) in &self.services[ahead.clone()] {
+                let (state, wanted) = (&planner.families[index(family)], &maps[index(family)]);
+                let Some(compiled) = state.services.get(*name).filter(|_| !wanted.is_empty()) else { continue };
+                elements(name, compiled, &mut |element| {
+                    let place = (element.map, element.key);
+                    let shared = SharedElements::covers(element.map);
+                    if wanted.contains(&element.map)
+                        && !(shared && (state.shared.has(&element) || !seen.insert((family, place))))
+                    {
+                        keys.push((family, element.map, element.key));
+                    }
+                });
+            }
         }
         keys
     }
@@ -182,24 +193,48 @@ impl Resync {
 
     fn advance(&mut self, planner: &mut Planner, services: usize) {
         for _ in 0..services {
-            match self.names.next() {
-                Some(name) => {
+            match self.services.get(self.said).copied() {
+                Some((name, _)) => {
+                    self.said += 1;
+                    self.compile_up_to(planner, self.said);
                     for family in Family::ALL {
-                        self.service(planner, &name, family);
+                        self.service(planner, name, family);
                     }
                     self.flush_full();
                 }
                 None if self.finished => return,
                 None => {
                     self.flush_all();
-                    let mut rules = Vec::new();
-                    push_skeleton(std::mem::take(&mut self.rules), &mut rules);
-                    self.ready.extend(rules);
+                    self.connect();
                     self.leftovers();
                     self.finished = true;
+                    planner.families.iter_mut().for_each(|state| state.fresh = false);
                 }
             }
         }
+    }
+
+    /// The rules of a fresh table. The kernel walks through a map once for
+    /// every rule that is bound to it, and once for every base chain that leads
+    /// there: two commits, so that none holds the lock for both.
+    fn connect(&mut self) {
+        let mut inner = std::mem::take(&mut self.rules);
+        let is_base =
+            |operation: &mut Operation| matches!(operation.action, Action::AddRule(chain, _) if chain.base().is_some());
+        let base: Vec<Operation> = inner.extract_if(.., is_base).collect();
+        let mut rules = Vec::new();
+        push_skeleton(inner, &mut rules);
+        push_skeleton(base, &mut rules);
+        self.ready.extend(rules);
+    }
+
+    fn compile_up_to(&mut self, planner: &mut Planner, end: usize) {
+        for (name, entry) in self.services.get(self.compiled..end).unwrap_or_default() {
+            for family in Family::ALL {
+                planner.compile_anew(self.store, name, entry, family);
+            }
+        }
+        self.compiled = self.compiled.max(end);
     }
 
     /// One Service: whatever the kernel does not hold as it should.
@@ -351,19 +386,20 @@ type Owned = (Value, Option<Arc<str>>);
 fn firewall_changes(
     planner: &mut Planner,
     store: &Store,
-    names: &[ServiceName],
+    services: &[(&ServiceName, &ServiceEntry)],
     family: Family,
     kernel: &mut KernelElements,
 ) -> ElementChanges {
     let mut desired: HashMap<(Map, Key), Owned> = HashMap::new();
-    for name in names {
-        let compiled = planner.families[index(family)].services.get(name);
-        if let Some(compiled) = compiled.filter(|compiled| !compiled.service.source_ranges.is_empty()) {
-            firewall(compiled, &mut |element| {
-                let owner = Some(name.text().clone());
-                desired.insert((element.map, element.key), ((element.data, element.comment), owner));
-            });
-        }
+    let mut holders: HashMap<Claim, &ServiceName> = HashMap::new();
+    for (name, entry) in services {
+        let Some(mut filtered) = planner.source_ranges(name, entry, family) else { continue };
+        let claims = claims(&filtered).into_iter();
+        filtered.denied = claims.filter(|claim| holders.entry(*claim).or_insert(name) != name).collect();
+        firewall(&filtered, &mut |element| {
+            let owner = Some(name.text().clone());
+            desired.insert((element.map, element.key), ((element.data, element.comment), owner));
+        });
     }
     let node = node_elements(&planner.config, store, family);
     for element in &node {
@@ -395,6 +431,7 @@ impl Planner {
         let fresh = super::planner::FamilyState::new(family, &config, store.node());
         state.skeleton = fresh.skeleton;
         state.primary_address = fresh.primary_address;
+        state.services.retain(|name, _| store.get(name).is_some());
         state.claims = Claims::default();
         state.shared = SharedElements::default();
         state.chains = CountedChains::default();
@@ -405,26 +442,47 @@ impl Planner {
         }
     }
 
-    /// Compiles every Service, in the place of what was programmed, and settles
-    /// who has which frontend.
-    fn compile_all(&mut self, store: &Store, names: &[ServiceName], family: Family) {
-        let mut before = std::mem::take(&mut self.families[index(family)].services);
-        self.families[index(family)].fresh = before.is_empty();
-        for name in names {
-            let old = before.remove(name);
-            if let Some(compiled) = self.compile(store, name, family, old.as_ref()) {
-                self.claim(name, family, Some(&compiled));
-                self.families[index(family)].services.insert(name.clone(), compiled);
-            }
+    /// All Services, in the order in which they win contended frontends.
+    fn by_precedence<'a>(&self, store: &'a Store) -> Vec<(&'a ServiceName, &'a ServiceEntry)> {
+        let created = |name: &ServiceName, entry: &ServiceEntry| {
+            let families = Family::ALL.into_iter().map(index);
+            let service = families.filter_map(|family| self.effective(name, entry, family)).next();
+            service.map_or(0, |service| service.created)
+        };
+        let mut services: Vec<_> = store.iter().map(|(name, entry)| (created(name, entry), name, entry)).collect();
+        services.sort_unstable_by_key(|(created, name, _)| (*created, *name));
+        services.into_iter().map(|(_, name, entry)| (name, entry)).collect()
+    }
+
+    /// The Service that is to be programmed in a family: while it is in
+    /// quarantine, the one that was programmed last.
+    fn effective<'a>(&'a self, name: &ServiceName, entry: &'a ServiceEntry, family: usize) -> Option<&'a Arc<Service>> {
+        let service = entry.service[family].as_ref()?;
+        if self.is_quarantined(name) {
+            return self.families[family].services.get(name).map(|compiled| &compiled.service);
         }
-        if !self.families[index(family)].claims.any_contested() {
-            return;
-        }
-        for name in names {
-            if let Some(mut compiled) = self.families[index(family)].services.remove(name) {
-                self.deny(name, family, &mut compiled);
-                self.families[index(family)].services.insert(name.clone(), compiled);
-            }
-        }
+        Some(service)
+    }
+
+    /// As much of a Service as its source ranges depend on; `None` if it has
+    /// none.
+    fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
+        let service = self.effective(name, entry, index(family))?;
+        let admits_node = self.families[index(family)].admits_node(service);
+        let ports = Box::default();
+        let ranges =
+            CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node };
+        (!service.source_ranges.is_empty()).then_some(ranges)
+    }
+
+    /// Compiles one Service in the place of what was programmed. Those that win
+    /// over it must have been compiled before it.
+    fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) {
+        let before = self.families[index(family)].services.remove(name);
+        let Some(mut compiled) = self.compile(store, name, entry, family, before.as_ref()) else { return };
+        let affected = self.claim(name, family, Some(&compiled));
+        debug_assert!(affected.is_empty(), "{name} takes frontends of {affected:?}");
+        self.deny(name, family, &mut compiled);
+        self.families[index(family)].services.insert(name.clone(), compiled);
     }
 }

@@ -1,0 +1,70 @@
+//! A first sync on two threads: one plans, one commits.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+
+use compiler::diff::{Planner, Resync, Transaction};
+
+use super::commit;
+use super::report::SyncReport;
+use crate::netlink::{CommitError, Kernel};
+
+/// How many Services are planned before the committer gets what is ready.
+const SERVICES_AT_ONCE: usize = 64;
+
+/// How many transactions may wait for the committer. They are in memory, and
+/// planning is faster than committing.
+const WAITING: usize = 2;
+
+/// A transaction that was not committed, and why.
+pub(super) type Failed = (Transaction, CommitError);
+
+/// Plans and commits everything, up to a transaction that is refused.
+///
+/// The kernel takes three times as long for a transaction as planning does, and
+/// blocks its thread meanwhile. So another thread commits, and the time of
+/// planning disappears behind it. Where no thread can be had, one does both.
+///
+/// All memory is taken on the calling thread: a second one that did so would
+/// have a heap of its own.
+pub(super) fn run(
+    resync: &mut Resync<'_>,
+    planner: &mut Planner,
+    kernel: &mut Kernel,
+    enabled: [bool; 2],
+    report: &mut SyncReport,
+) -> Result<(), Failed> {
+    let (sender, receiver) = sync_channel(WAITING);
+    let outcome = thread::scope(|scope| {
+        let work = || commit_all(receiver, kernel, enabled, report);
+        let committer = thread::Builder::new().name("commit".to_owned()).spawn_scoped(scope, work).ok()?;
+        let mut wanted = true;
+        while wanted && !resync.is_finished() {
+            let ready = resync.next_chunk(planner, SERVICES_AT_ONCE);
+            // It hangs up when the kernel has refused something.
+            wanted = ready.into_iter().all(|transaction| sender.send(transaction).is_ok());
+        }
+        drop(sender);
+        Some(committer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    if let Some(outcome) = outcome {
+        return outcome;
+    }
+    tracing::warn!("no thread can be had to commit on: planning and committing take turns, which takes longer");
+    while let Some(mut transaction) = resync.next(planner) {
+        commit(kernel, enabled, &mut transaction, report).map_err(|error| (transaction, error))?;
+    }
+    Ok(())
+}
+
+fn commit_all(
+    transactions: Receiver<Transaction>,
+    kernel: &mut Kernel,
+    enabled: [bool; 2],
+    report: &mut SyncReport,
+) -> Result<(), Failed> {
+    for mut transaction in transactions {
+        commit(kernel, enabled, &mut transaction, report).map_err(|error| (transaction, error))?;
+    }
+    Ok(())
+}
