@@ -246,6 +246,24 @@ fn a_service_made_anew_takes_over_its_address() {
     }
 }
 
+/// The flows of a Service end with it, even if it goes in the very sync that repairs what somebody did to our rules.
+#[test]
+fn a_service_that_goes_while_rules_are_repaired_takes_its_flows_along() {
+    let (cluster, proxy) =
+        programmed([web().build()].into_iter().chain(slices("shop/web", |family| vec![LOCAL[family][0]])));
+    let mut flows = [0, 1].map(|family| cluster.flow(POD[family], at(VIP[family], 80), Udp));
+    for (family, flow) in flows.iter_mut().enumerate() {
+        assert_eq!(cluster.ask(flow, 10), ip(LOCAL[family][0]));
+    }
+    proxy.with(|syncer, _| syncer.mark_damaged());
+    let report = proxy.delete("Service shop/web");
+    assert!(report.repaired, "{report:?}");
+    for flow in &mut flows {
+        let answer = flow.ask(10).unwrap();
+        assert!(!matches!(answer, ProbeResult::Answered { .. }), "{answer}");
+    }
+}
+
 #[test]
 fn services_that_share_endpoints_do_not_hurt_each_other() {
     let pods = |family: usize| vec![LOCAL[family][0], LOCAL[family][1]];

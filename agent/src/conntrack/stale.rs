@@ -13,6 +13,7 @@ use compiler::ruleset::element::FrontendKey;
 use compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
 
 use super::message::{DumpFilter, Flow};
+use crate::sync::report::SyncReport;
 
 /// Up to so many frontends of one family and protocol are looked for one by one; for more, one dump holds all flows of
 /// the protocol. Each dump walks the kernel's whole table, which costs as much as copying some of its entries out.
@@ -60,6 +61,16 @@ enum Fate {
 }
 
 impl StaleFlows {
+    /// What a sync makes stale. `planner` is the one that planned it, `node` what it planned for.
+    pub fn of_sync(planner: &Planner, node: &NodeInfo, report: &SyncReport) -> Self {
+        let mut stale = Self::of_changes(planner, node, &report.changed);
+        if report.repaired || report.node_changed {
+            // Frontends that are gone are known from the changes alone.
+            stale.merge(Self::of_start(planner, node));
+        }
+        stale
+    }
+
     /// What the changes of a plan make stale. `planner` is the one that planned them, `node` what it planned for. The
     /// work depends on the changes alone.
     ///

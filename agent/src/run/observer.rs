@@ -218,11 +218,7 @@ impl NodeObserver {
     /// Has flows deleted that must not go on; the next sync does not wait.
     fn clean_flows(&self, syncer: &Syncer, report: &SyncReport) {
         let (planner, node) = (syncer.planner(), syncer.store().node());
-        let stale = if report.repaired || report.node_changed {
-            StaleFlows::of_start(planner, node)
-        } else {
-            StaleFlows::of_changes(planner, node, &report.changed)
-        };
+        let stale = StaleFlows::of_sync(planner, node, report);
         if !stale.is_empty() {
             // The cleaner ends only with this observer, or where there is no conntrack.
             let _ = self.flows.send(stale);

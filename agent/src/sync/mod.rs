@@ -198,7 +198,7 @@ impl Syncer {
                 self.tidy().await?;
             }
         }
-        report.changed = plan.changed;
+        report.changed.extend(plan.changed);
         Ok(())
     }
 

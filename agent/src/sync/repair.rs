@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use compiler::diff::planner::ServiceChange;
 use compiler::diff::{KernelElements, KernelState, Resync, Transaction};
 use compiler::model::convert::{PerFamily, index};
 use compiler::model::types::ServiceName;
@@ -11,6 +12,7 @@ use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::element::{Element, Key};
 use compiler::ruleset::maps::Map;
+use compiler::ruleset::service::CompiledService;
 use compiler::ruleset::skeleton::rules;
 
 use super::report::SyncReport;
@@ -50,9 +52,12 @@ impl Syncer {
         report.repaired = true;
         let mut last = String::new();
         let mut list_all = false;
+        // What came at the same time is to be told like any change. At the
+        // start nothing was before.
+        let dirty = self.store.take_dirty();
+        let changing = if self.initialised { self.compiled(dirty) } else { Vec::new() };
         for _ in 0..MAX_ATTEMPTS {
             self.store.take_node_changed();
-            self.store.take_dirty();
             let (kernel, looked_up) = self.read_kernel(list_all).await?;
             let (transaction, error) = match self.send_difference(kernel, &looked_up, report).await? {
                 Pass::Leftovers => {
@@ -62,6 +67,7 @@ impl Syncer {
                 Pass::Done => {
                     self.initialised = true;
                     self.last_good.clear();
+                    report.changed = self.changes(changing);
                     report.denied = self.planner.all_denied();
                     let operations = self.stale_affinity().await?;
                     let swept = self.commit(&mut Transaction { operations }, report);
@@ -112,6 +118,26 @@ impl Syncer {
             }
         }
         Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
+    }
+
+    /// What is programmed for these Services.
+    fn compiled(&self, names: Vec<ServiceName>) -> Vec<(ServiceName, PerFamily<Option<CompiledService>>)> {
+        let compiled = |name: &ServiceName| Family::ALL.map(|family| self.planner.compiled(name, family).cloned());
+        names.into_iter().map(|name| (name.clone(), compiled(&name))).collect()
+    }
+
+    /// What became of Services that were programmed so.
+    fn changes(&self, before: Vec<(ServiceName, PerFamily<Option<CompiledService>>)>) -> Vec<ServiceChange> {
+        let mut changes = Vec::new();
+        for (name, before) in before {
+            for (family, before) in Family::ALL.into_iter().zip(before) {
+                let after = self.planner.compiled(&name, family).cloned();
+                if before != after {
+                    changes.push(ServiceChange { name: name.clone(), family, before, after });
+                }
+            }
+        }
+        changes
     }
 
     fn quarantine(&mut self, name: &ServiceName) {

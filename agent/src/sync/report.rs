@@ -29,7 +29,8 @@ pub struct SyncReport {
     pub refused: Vec<Refused>,
     /// Frontends that a Service wants and an older one has.
     pub denied: Vec<Denied>,
-    /// What changed, by Service; empty for the start and for repairs.
+    /// What changed, by Service; empty for the start. After a repair: what the
+    /// sources changed at the same time.
     pub changed: Vec<ServiceChange>,
     /// Whether the node itself changed: its addresses, zone or ranges.
     pub node_changed: bool,
