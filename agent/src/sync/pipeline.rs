@@ -14,7 +14,7 @@ const SERVICES_AT_ONCE: usize = 64;
 
 /// How many transactions may wait for the committer. They are in memory, and
 /// planning is faster than committing.
-const WAITING: usize = 2;
+const WAITING: usize = 1;
 
 /// A transaction that was not committed, and why.
 pub(super) type Failed = (Transaction, CommitError);
