@@ -74,6 +74,9 @@ fn figures(report: &Report) -> Vec<(&'static str, &'static str, Summary)> {
         ("one Service more: user space", " us", changes.add_service.user_us),
         ("one Service less", " ms", changes.remove_service.total_ms),
         ("one Service less: user space", " us", changes.remove_service.user_us),
+        ("one endpoint replaced, no kernel", " us", report.user_space.replace.warm_us),
+        ("one endpoint more, no kernel", " us", report.user_space.grow.warm_us),
+        ("one endpoint less, no kernel", " us", report.user_space.shrink.warm_us),
         ("large Service: one endpoint replaced", " ms", large.replace.total_ms),
         ("large Service: one endpoint more", " ms", large.grow.total_ms),
     ]
