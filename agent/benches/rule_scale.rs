@@ -1,4 +1,5 @@
-//! Encoding: what a first sync of N Services sends, and what one change sends.
+//! Encoding: what a first sync of N Services sends, cut into transactions as
+//! the agent cuts it. One Service alone is about what one change sends.
 //!
 //! `cargo bench -p vmap-proxy-agent`. Commits, and other encoders beside ours,
 //! are in `netlink-tests` (`cargo bench -p netlink-tests --bench peers`).
@@ -9,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use agent::netlink::encode;
+use compiler::diff::batch::MAX_OPERATIONS;
 use compiler::diff::{Action, Operation, Transaction};
 use compiler::model::{Endpoint, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
 use compiler::ruleset::maps::Map;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
 const ENDPOINTS: u32 = 5;
 
@@ -23,8 +25,10 @@ fn address(base: [u8; 4], number: u32) -> IpAddr {
     Ipv4Addr::from(u32::from(Ipv4Addr::from(base)) + number).into()
 }
 
-/// The elements of Services with one port: a verdict and the endpoints.
-fn transaction(services: u32) -> Transaction {
+/// The elements of Services with one port: their endpoints, the verdict, the
+/// cluster IP.
+fn transactions(services: u32) -> Vec<Transaction> {
+    let mut transactions = Vec::new();
     let mut operations = Vec::new();
     for service in 0..services {
         let frontend = FrontendKey { address: address([10, 0, 1, 0], service), protocol: Protocol::Tcp, port: 80 };
@@ -40,18 +44,30 @@ fn transaction(services: u32) -> Transaction {
         let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, endpoints: ENDPOINTS };
         let comment = format!("team-{:03}/backend-{service:06}:http", service % 200);
         push(Map::Services, Key::Frontend(frontend), Data::Verdict(Verdict::Goto(chain)), Some(comment));
+        push(Map::ClusterIps, Key::Address(frontend.address), Data::Nothing, None);
+        if operations.len() >= MAX_OPERATIONS || service + 1 == services {
+            transactions.push(Transaction { operations: std::mem::take(&mut operations) });
+        }
     }
-    Transaction { operations }
+    transactions
 }
 
 fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
-    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for services in [1, 100, 1_000, 10_000, 100_000] {
-        let transaction = transaction(services);
-        group.throughput(Throughput::Elements(transaction.operations.len() as u64));
-        group.bench_with_input(BenchmarkId::from_parameter(services), &transaction, |bencher, transaction| {
-            bencher.iter(|| black_box(encode(transaction)));
+        let transactions = transactions(services);
+        let operations: usize = transactions.iter().map(|transaction| transaction.operations.len()).sum();
+        group.throughput(Throughput::Elements(operations as u64));
+        if services >= 10_000 {
+            group.sampling_mode(SamplingMode::Flat);
+        }
+        group.bench_with_input(BenchmarkId::from_parameter(services), &transactions, |bencher, transactions| {
+            bencher.iter(|| {
+                for transaction in transactions {
+                    black_box(encode(black_box(transaction)));
+                }
+            });
         });
     }
 }

@@ -4,6 +4,7 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod commands;
+pub mod compare;
 pub mod fixtures;
 pub mod harness;
 pub mod model;

@@ -32,6 +32,9 @@ enum Command {
     Packets(commands::packets::Options),
     /// Draw the JSON of `scale` and `packets` as SVG pictures.
     Plots(commands::plots::Options),
+    /// Say what got slower since an earlier run. Exit status 1 if anything did,
+    /// 2 if there is nothing to compare with.
+    Compare(commands::compare::Options),
     /// One measurement of `scale`, in this process.
     #[command(hide = true)]
     ScaleTask(commands::scale::TaskOptions),
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Scale(options) => commands::scale::run(&options, agent::lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, agent::lab::enter_user_namespace()),
         Command::Plots(options) => commands::plots::run(&options),
+        Command::Compare(options) => commands::compare::run(&options),
         Command::ScaleTask(options) => commands::scale::run_task(&options, agent::lab::enter_user_namespace()),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod compare;
 pub mod packets;
 pub mod plots;
 pub mod scale;

@@ -116,5 +116,7 @@ fn measure(options: &Options) -> Result<Report, Failure> {
     report.large_service = spawn(Task::LargeService, cluster, None)?;
     eprintln!("{} services: second writer", cluster.services);
     report.second_writer = spawn(Task::SecondWriter, cluster, None)?;
+    eprintln!("{} services: changes with no kernel", cluster.services);
+    report.user_space = spawn(Task::UserSpace, cluster, None)?;
     Ok(report)
 }

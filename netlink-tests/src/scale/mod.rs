@@ -11,6 +11,7 @@
 //! | [`agent`] | the agent's own path over it: `Syncer` and a kernel |
 //! | [`floor`] | the same elements, encoded before the clock starts, over a raw socket |
 //! | [`changes`] | changes of a programmed cluster: endpoints, Services, a burst |
+//! | [`user_space`] | the same changes with no kernel: what is ours of them |
 //! | [`second_writer`] | how long others wait while the agent commits |
 //! | [`raw_socket`] | a netlink socket with nothing around it |
 //! | [`memory`] | what the process and the kernel hold |
@@ -28,6 +29,7 @@ pub mod report;
 pub mod second_writer;
 pub mod state;
 pub mod statistics;
+pub mod user_space;
 
 /// Why a measurement failed; it ends the run with its text.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -10,6 +10,7 @@ use super::child::Programmed;
 use super::floor::Floor;
 use super::second_writer::SecondWriter;
 use super::statistics::Summary;
+use super::user_space::UserSpace;
 
 /// Everything measured for one size of cluster.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Report {
     pub large_service: LargeService,
     /// Another writer meanwhile.
     pub second_writer: SecondWriter,
+    /// Changes with no kernel; older files lack them.
+    #[serde(default)]
+    pub user_space: UserSpace,
 }
 
 /// The machine that the figures are of.
@@ -96,6 +100,7 @@ impl Report {
     pub fn lines(&self) -> Vec<Line> {
         let mut lines = self.first_sync_lines();
         lines.extend(self.change_lines());
+        lines.extend(self.user_space_lines());
         lines.extend(self.other_lines());
         lines
     }
@@ -182,6 +187,22 @@ impl Report {
                 );
                 let met = total.p50 <= limit && total.p99 <= 3.0 * limit;
                 goal(name, value, &format!("p50 at most {limit} ms, p99 {} ms", 3.0 * limit), met)
+            })
+            .collect()
+    }
+
+    fn user_space_lines(&self) -> Vec<Line> {
+        let kinds = [
+            ("one endpoint replaced", self.user_space.replace),
+            ("one endpoint more", self.user_space.grow),
+            ("one endpoint less", self.user_space.shrink),
+        ];
+        let measured = kinds.into_iter().filter(|(_, caches)| caches.warm_us.count > 0);
+        measured
+            .map(|(name, caches)| {
+                let (warm, emptied) = (caches.warm_us, caches.emptied_us);
+                let value = format!("p50 {:.1}, after emptied caches {:.1} us", warm.p50, emptied.p50);
+                plain(&format!("{name}: user space, no kernel"), value)
             })
             .collect()
     }
