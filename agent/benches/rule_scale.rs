@@ -15,6 +15,7 @@ use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
 use compiler::ruleset::maps::Map;
+use compiler::ruleset::spread::Spread;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const ENDPOINTS: u32 = 5;
@@ -37,7 +38,8 @@ fn transaction(services: u32) -> Transaction {
             let endpoint = Data::Endpoint(Endpoint { address: pod, port: 8080 });
             push(Map::Endpoints, Key::FrontendSlot(frontend, slot), endpoint, None);
         }
-        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, endpoints: ENDPOINTS };
+        let spread = Spread::of(ENDPOINTS);
+        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, spread };
         let comment = format!("team-{:03}/backend-{service:06}:http", service % 200);
         push(Map::Services, Key::Frontend(frontend), Data::Verdict(Verdict::Goto(chain)), Some(comment));
     }

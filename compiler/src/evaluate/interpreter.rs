@@ -162,7 +162,7 @@ impl<'e> Walker<'_, 'e, '_> {
     /// Whether a slot has no element.
     fn follow(&mut self, place: (Chain, &'e Rule), key: &[KeyPart], map: Map) -> bool {
         let slots = key.iter().find_map(|part| match part {
-            KeyPart::Random(slots) | KeyPart::ClientHash(slots) => Some(*slots),
+            KeyPart::Random(slots) | KeyPart::ClientHash { slots, .. } => Some(*slots),
             _ => None,
         });
         let mut missed = false;
@@ -219,7 +219,7 @@ impl<'e> Walker<'_, 'e, '_> {
                 KeyPart::TcpPort => return None,
                 KeyPart::OriginalDestination => Field::Address(state.original_destination),
                 KeyPart::OriginalPort => Field::Port(state.original_port),
-                KeyPart::Random(_) | KeyPart::ClientHash(_) => Field::Slot(slot),
+                KeyPart::Random(_) | KeyPart::ClientHash { .. } => Field::Slot(slot),
             })
         };
         parts.iter().map(field).collect()
