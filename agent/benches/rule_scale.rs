@@ -17,6 +17,7 @@ use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
 use compiler::ruleset::maps::Map;
+use compiler::ruleset::spread::Spread;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
 const ENDPOINTS: u32 = 5;
@@ -41,7 +42,8 @@ fn transactions(services: u32) -> Vec<Transaction> {
             let endpoint = Data::Endpoint(Endpoint { address: pod, port: 8080 });
             push(Map::Endpoints, Key::FrontendSlot(frontend, slot), endpoint, None);
         }
-        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, endpoints: ENDPOINTS };
+        let spread = Spread::of(ENDPOINTS);
+        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, spread };
         let comment = format!("team-{:03}/backend-{service:06}:http", service % 200);
         push(Map::Services, Key::Frontend(frontend), Data::Verdict(Verdict::Goto(chain)), Some(comment));
         push(Map::ClusterIps, Key::Address(frontend.address), Data::Nothing, None);

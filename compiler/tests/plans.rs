@@ -5,10 +5,14 @@
 
 mod support;
 
-use compiler::diff::{Planner, Resync};
+use compiler::diff::{Action, Planner, Resync};
+use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use compiler::model::config::{DetectLocal, NodePortAddresses};
-use compiler::model::{Change, Object, ProxyConfig, Store};
+use compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
 use compiler::ruleset::Family;
+use compiler::ruleset::chains::Chain;
+use compiler::ruleset::maps::{DataKind, Map};
+use compiler::ruleset::spread::Spread;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::FakeKernel;
@@ -62,7 +66,16 @@ fn slice() -> impl Strategy<Value = Value> {
                "conditions": {"ready": state < 5, "serving": state < 7, "terminating": state >= 5},
                "hints": if hinted { json!({"forZones": [{"name": "a"}]}) } else { Value::Null }})
     });
-    (0u8..4, 0u8..2, proptest::collection::vec(endpoint, 0..6), any::<bool>()).prop_map(|(id, part, endpoints, udp)| {
+    // Now and then so many that counts share a chain.
+    let crowd = prop_oneof![12 => Just(0u32), 1 => 55u32..140];
+    let endpoints = (proptest::collection::vec(endpoint, 0..6), crowd).prop_map(|(mut endpoints, crowd)| {
+        endpoints.extend((0..crowd).map(|pod| {
+            json!({"addresses": [format!("10.244.1.{pod}")],
+                "nodeName": if pod.is_multiple_of(4) { "heron" } else { "kestrel" }})
+        }));
+        endpoints
+    });
+    (0u8..4, 0u8..2, endpoints, any::<bool>()).prop_map(|(id, part, endpoints, udp)| {
         json!({"kind": "EndpointSlice",
             "metadata": {"name": format!("s{id}-{part}"), "namespace": "shop",
                 "labels": {"kubernetes.io/service-name": format!("s{id}")}},
@@ -118,7 +131,7 @@ proptest! {
                 kernel.commit(transaction);
                 kernel.assert_consistent();
             }
-            if let Some(transaction) = planner.collect_idle_chains(0) {
+            if let Some(transaction) = planner.collect_idle_chains() {
                 kernel.commit(&transaction);
             }
         }
@@ -129,8 +142,13 @@ proptest! {
         for family in Family::ALL {
             prop_assert_eq!(kernel.normalised(family), fresh.normalised(family));
         }
+        // Balancing chains stay once they were in use; nothing else does.
         for (ours, full) in kernel.0.iter().zip(&fresh.0) {
-            prop_assert_eq!(&ours.chains, &full.chains);
+            for (chain, rules) in &ours.chains {
+                let stays = matches!(chain, Chain::Draw { .. } | Chain::Balance { .. });
+                prop_assert!(full.chains.get(chain).map_or(stays, |full| full == rules), "{}", chain);
+            }
+            prop_assert!(full.chains.keys().all(|chain| ours.chains.contains_key(chain)));
         }
         // A restart adopts what is there, slots included.
         let mut restarted = Planner::new(config(), store.node());
@@ -172,6 +190,112 @@ fn store_dirty(store: &mut Store) -> Vec<compiler::model::types::ServiceName> {
     names
 }
 
+/// What follows is about one Service on every kind of frontend.
+fn busy_service(sticky: bool, etp_local: bool) -> Value {
+    json!({"kind": "Service", "metadata": {"name": "busy", "namespace": "shop"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10",
+            "ports": [{"name": "", "port": 80, "nodePort": 30080}],
+            "externalTrafficPolicy": if etp_local { "Local" } else { "Cluster" },
+            "sessionAffinity": if sticky { "ClientIP" } else { "None" }},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}})
+}
+
+/// Its endpoints: numbers of pods. Three of four are on this node.
+fn busy_slice(pods: impl IntoIterator<Item = u32>) -> Value {
+    let endpoint = |pod: u32| {
+        json!({"addresses": [format!("10.244.{}.{}", pod >> 8, pod & 255)],
+            "nodeName": if pod.is_multiple_of(4) { "heron" } else { "kestrel" }})
+    };
+    json!({"kind": "EndpointSlice", "addressType": "IPv4",
+        "endpoints": pods.into_iter().map(endpoint).collect::<Vec<_>>(),
+        "metadata": {"name": "busy-a", "namespace": "shop", "labels": {"kubernetes.io/service-name": "busy"}},
+        "ports": [{"name": "", "port": 8080}]})
+}
+
+fn apply(store: &mut Store, value: Value) {
+    let problems = store.apply(Change::Apply(serde_json::from_value(value).unwrap()));
+    assert!(problems.is_empty(), "{problems:?}");
+}
+
+/// Plans what changed and commits it; every transaction leaves a consistent
+/// kernel. Returns the number of operations that are not about endpoints and
+/// hairpins: chains, rules and verdicts.
+fn commit_changes(store: &mut Store, planner: &mut Planner, kernel: &mut FakeKernel) -> usize {
+    let dirty = store_dirty(store);
+    let mut others = 0;
+    for transaction in planner.plan(store, dirty).transactions {
+        kernel.commit(&transaction);
+        kernel.assert_consistent();
+        let is_other = |action: &Action| match action {
+            Action::AddElement(element) | Action::DeleteElement(element) => {
+                element.map.data() != DataKind::Endpoint && element.map != Map::HairpinConnections
+            }
+            _ => true,
+        };
+        others += transaction.operations.iter().filter(|operation| is_other(&operation.action)).count();
+    }
+    others
+}
+
+/// How many endpoints a packet may go to.
+fn reached(evaluator: &Evaluator<'_>, to: &str, port: u16, from: &str) -> usize {
+    let packet = Packet {
+        source: from.parse().unwrap(),
+        destination: to.parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port,
+        input_interface: Some("eth0".to_owned()),
+    };
+    match evaluator.evaluate(&packet).verdict {
+        Verdict::Dnat { endpoints } => endpoints.len(),
+        other => panic!("{from} to {to}:{port}: {other:?}"),
+    }
+}
+
+/// From 60 to 140 endpoints and back, one by one: from exact counts into the
+/// shared ones and over one power of two. Pods leave in another order than
+/// they came, so that slots move.
+#[test]
+fn a_service_grows_and_shrinks_through_the_shared_counts() {
+    for (sticky, etp_local) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (mut store, mut planner) = start();
+        let mut kernel = FakeKernel::default();
+        resync(&mut planner, &store, &mut kernel);
+        apply(&mut store, busy_service(sticky, etp_local));
+        let mut pods: Vec<u32> = (0..59).collect();
+        let mut before = [0, 0];
+        for count in (60..=140).chain((60..140).rev()) {
+            if pods.len() < count {
+                pods.push(count as u32);
+            } else {
+                pods.swap_remove(pods.len() * 2 / 3);
+            }
+            let local = pods.iter().filter(|pod| !pod.is_multiple_of(4)).count();
+            apply(&mut store, busy_slice(pods.iter().copied()));
+            let others = commit_changes(&mut store, &mut planner, &mut kernel);
+
+            let ruleset = planner.ruleset();
+            let host = Host { local_addresses: vec!["192.0.2.11".parse().unwrap()] };
+            let evaluator = Evaluator::new(&ruleset, host);
+            let outside = if etp_local { local } else { count };
+            assert_eq!(reached(&evaluator, "10.96.0.10", 80, "10.244.0.9"), count);
+            assert_eq!(reached(&evaluator, "192.0.2.11", 30080, "198.51.100.7"), outside, "{count}");
+            assert_eq!(reached(&evaluator, "203.0.113.9", 80, "198.51.100.7"), outside, "{count}");
+
+            let after = [count, outside].map(|count| count as u32);
+            // Where no list leaves its class, the change is about elements of endpoints alone.
+            if before.into_iter().zip(after).all(|(before, after)| Spread::of(before) == Spread::of(after)) {
+                assert_eq!(others, 0, "{before:?} to {after:?}");
+            }
+            before = after;
+        }
+        let before = kernel.clone();
+        let (_, mut restarted) = start();
+        assert_eq!(resync(&mut restarted, &store, &mut kernel), 0);
+        assert_eq!(kernel, before);
+    }
+}
+
 /// The law: objects do not depend on the number of Services.
 #[test]
 fn the_number_of_objects_is_constant() {
@@ -195,12 +319,49 @@ fn the_number_of_objects_is_constant() {
         }
         let mut kernel = FakeKernel::default();
         resync(&mut planner, &store, &mut kernel);
-        let rules = kernel.0.iter().flat_map(|table| table.chains.values()).map(Vec::len).sum::<usize>();
-        let chains = kernel.0.iter().map(|table| table.chains.len()).sum::<usize>();
-        let maps = kernel.0.iter().map(|table| table.maps.len()).sum::<usize>();
         let elements = kernel.0.iter().map(|table| table.elements.len()).sum::<usize>();
         assert!(elements > 5 * services as usize / 2);
-        (chains, rules, maps)
+        object_counts(&kernel)
     };
     assert_eq!(objects(15), objects(10_000));
+}
+
+/// Chains, rules and maps.
+fn object_counts(kernel: &FakeKernel) -> (usize, usize, usize) {
+    let rules = kernel.0.iter().flat_map(|table| table.chains.values()).map(Vec::len).sum();
+    let chains = kernel.0.iter().map(|table| table.chains.len()).sum();
+    let maps = kernel.0.iter().map(|table| table.maps.len()).sum();
+    (chains, rules, maps)
+}
+
+/// Nor on the number of endpoints: one more of ten thousand is one element more
+/// in each list, and whoever passed through many counts left no more chains
+/// behind than there are counts of their own and powers of two.
+#[test]
+fn many_endpoints_need_no_more_objects() {
+    for sticky in [false, true] {
+        let (mut store, mut planner) = start();
+        let mut kernel = FakeKernel::default();
+        resync(&mut planner, &store, &mut kernel);
+        apply(&mut store, busy_service(sticky, false));
+        let mut counts = Vec::new();
+        for count in [8_193, 9_999, 10_000] {
+            apply(&mut store, busy_slice(0..count));
+            let others = commit_changes(&mut store, &mut planner, &mut kernel);
+            counts.push(object_counts(&kernel));
+            assert!(count == 8_193 || others == 0, "{others} to {count}");
+        }
+        assert_eq!(counts[1], counts[0]);
+        assert_eq!(counts[2], counts[0]);
+
+        for count in (1..=200).chain([300, 500, 700, 900, 1_000, 1_020]) {
+            apply(&mut store, busy_slice(0..count));
+            commit_changes(&mut store, &mut planner, &mut kernel);
+        }
+        let is_balancing = |chain: &&Chain| matches!(chain, Chain::Draw { .. } | Chain::Balance { .. });
+        let chains = kernel.0[0].chains.keys().filter(is_balancing).count();
+        // 1 to 64, and 128, 256, 512, 1024 and 16384; for addresses and for NodePorts.
+        let draws = if sticky { 0 } else { 5 };
+        assert_eq!(chains, 2 * (64 + 5 + draws));
+    }
 }

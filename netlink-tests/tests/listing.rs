@@ -13,6 +13,7 @@ use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
 use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
+use compiler::ruleset::spread::Spread;
 use compiler::ruleset::table::{Ruleset, Table};
 use ipnet::IpNet;
 use netlink_tests::harness::{NftError, load_nft};
@@ -138,8 +139,9 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
 /// What the verdicts of a map may say: dnat only where the kernel takes it.
 fn verdicts(map: Map) -> Vec<Verdict> {
     let chains = |domain, pool| -> Vec<Verdict> {
-        let balance = |sticky, endpoints| Verdict::Goto(Chain::Balance { domain, pool, sticky, endpoints });
-        vec![balance(false, 1), balance(true, 3), balance(false, 300), balance(true, 1)]
+        let balance =
+            |sticky, endpoints| Verdict::Goto(Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) });
+        vec![balance(false, 1), balance(true, 3), balance(false, 300), balance(true, 10_000)]
     };
     match map {
         Map::Services => [chains(Domain::Service, Pool::Main), vec![Verdict::Goto(Chain::LocalPolicy)]].concat(),
@@ -291,19 +293,29 @@ fn a_listing_loads_again_with_the_same_meaning() {
 }
 
 /// The rule behind the TCP rule serves UDP and SCTP: it must not have been given a match for TCP as well, and the
-/// TCP rule must have one. In front of the two, a `sticky` chain asks the affinity map, for every protocol.
+/// TCP rule must have one. In front of the two, a `sticky` chain asks the affinity map, for every protocol; where
+/// not every slot is filled, further draws follow, for every protocol.
 fn assert_rules_for_every_protocol(code: &BTreeMap<String, Vec<String>>) {
-    let balancing = code.iter().filter(|(chain, _)| chain.contains("lb-") || chain.contains("sticky-"));
-    let mut chains = 0;
-    for (chain, code) in balancing {
+    let mut kinds = BTreeSet::new();
+    for (chain, code) in code {
+        let name = chain.rsplit(' ').next().unwrap_or_default();
+        let expected: &[bool] = match Chain::parse(name) {
+            Some(Chain::Draw { .. }) => &[true, false],
+            Some(Chain::Balance { sticky: false, spread: Spread::Exactly(_), .. }) => &[true, false],
+            Some(Chain::Balance { sticky: true, spread: Spread::Exactly(_), .. }) => &[false, true, false],
+            Some(Chain::Balance { sticky: false, spread: Spread::AtMost(_), .. }) => &[false],
+            Some(Chain::Balance { sticky: true, spread: Spread::AtMost(_), .. }) => {
+                &[false, true, false, false, false, false, false]
+            }
+            _ => continue,
+        };
         let only_tcp: Vec<bool> = code
             .split(|line| line == "rule")
             .filter(|rule| rule.iter().any(|line| line.starts_with("nat dnat")))
             .map(|rule| rule.iter().any(|line| line.starts_with("cmp eq reg 1 0x00000006")))
             .collect();
-        let expected: &[bool] = if chain.contains("sticky-") { &[false, true, false] } else { &[true, false] };
         assert_eq!(only_tcp, expected, "{chain}: {code:#?}");
-        chains += 1;
+        kinds.insert(expected);
     }
-    assert!(chains > 0, "no balancing chain was read");
+    assert_eq!(kinds.len(), 4, "not every kind of balancing chain was read: {kinds:?}");
 }

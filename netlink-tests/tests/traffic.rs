@@ -1,22 +1,31 @@
 //! Real connections through Services, on every path, as Kubernetes' end-to-end tests have them.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use agent::lab::ProbeResult;
 use agent::lab::Transport::{Sctp, Tcp, Udp};
+use agent::lab::{Probe, ProbeResult};
 use compiler::ruleset::Family;
 use netlink_tests::fixtures::cluster::{
     ALL_TRANSPORTS, CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, answerer, at, ip, node_object, proxy_config,
 };
-use netlink_tests::fixtures::holdings::learned;
+use netlink_tests::fixtures::holdings::{Holdings, learned};
 use netlink_tests::fixtures::manifests::slice;
 use netlink_tests::fixtures::proxy::Proxy;
-use netlink_tests::fixtures::shop::{LOAD_BALANCER, VIP, on_pod_port, programmed, slices, web, with_load_balancer};
+use netlink_tests::fixtures::shop::{
+    LOAD_BALANCER, VIP, many_pods, on_pod_port, programmed, slices, slices_of, web, with_load_balancer,
+};
+use netlink_tests::harness::load_nft;
+use netlink_tests::readback::nft;
 
 netlink_tests::in_own_namespaces!();
+
+/// What `nft` prints on the node.
+fn nft_in(cluster: &Cluster, arguments: &[&str]) -> String {
+    cluster.node().run(|| nft(arguments, "")).unwrap().unwrap()
+}
 
 /// From pods, the node, an endpoint itself and outside, to every kind of address, over every protocol and family.
 #[test]
@@ -220,6 +229,71 @@ fn source_ranges_allow_change_and_clear() {
     for from in [CLIENT[0], POD[0], NODE[0]] {
         cluster.assert_served(from, to, Tcp, pods);
     }
+}
+
+/// A count beyond 64 has no chain of its own: draws that hit an empty slot are repeated.
+#[test]
+fn every_one_of_a_hundred_endpoints_answers() {
+    const PODS: usize = 100;
+    let (cluster, proxy) = programmed([with_load_balancer(web()).build()]);
+    let pods = many_pods(&cluster, PODS);
+    proxy.apply(&slices_of("shop/web", &pods, PODS));
+    let ask = |from: &str, to, transport, family: usize| {
+        // As in `assert_served`, but not all at once: misses one pod in one run of 10^8.
+        let answered: BTreeSet<IpAddr> = (0..24).flat_map(|_| cluster.answers(from, to, transport, PODS)).collect();
+        assert_eq!(answered, pods[family].iter().map(|pod| ip(pod)).collect(), "{from} to {to} over {transport}");
+    };
+    for family in 0..2 {
+        ask(POD[family], at(VIP[family], 80), Tcp, family);
+        ask(NODE[family], at(VIP[family], 80), Udp, family);
+        ask(CLIENT[family], at(NODE[family], 30080), Udp, family);
+        ask(CLIENT[family], at(LOAD_BALANCER[family], 80), Tcp, family);
+    }
+
+    // Nothing else uses the maps: what nft makes of the first rule that does is decided by the chain that draws.
+    let listing = nft_in(&cluster, &["list", "ruleset"]);
+    let before = Holdings::read(cluster.node());
+    load_nft(cluster.node(), &format!("flush ruleset\n{listing}")).unwrap();
+    for (before, after) in before.iter().zip(&Holdings::read(cluster.node())) {
+        assert_eq!(before.differences(after), [""; 0], "{listing}");
+    }
+    ask(POD[0], at(VIP[0], 80), Udp, 0);
+}
+
+/// With affinity each try hashes with another seed. Who has a place keeps it while the Service grows, as long as the
+/// number of slots stays the same, even if nobody remembers him.
+#[test]
+fn a_hundred_endpoints_have_their_clients() {
+    const CLIENTS: usize = 1_000;
+    let (cluster, proxy) = programmed([web().affinity(600).build()]);
+    let pods = many_pods(&cluster, 101);
+    let clients: Vec<IpAddr> =
+        (0..CLIENTS).map(|number| ip(&format!("10.250.{}.{}", number / 250, 1 + number % 250))).collect();
+    cluster.lab().add_addresses("outside", &clients).unwrap();
+    let place_all = |to, transport| -> Vec<IpAddr> {
+        let probes: Vec<Probe> = clients
+            .iter()
+            .map(|source| Probe { source: *source, target: to, transport, timeout: Duration::from_millis(950) })
+            .collect();
+        let results = probes.chunks(100).flat_map(|probes| cluster.lab().probe_all(probes).unwrap());
+        results.zip(&clients).map(|(result, client)| answerer(result, &client.to_string())).collect()
+    };
+
+    proxy.apply(&slices_of("shop/web", &pods, 100));
+    let placed = place_all(at(VIP[0], 80), Tcp);
+    // Addresses and seeds are fixed, and so is the outcome: it is not a matter of luck that all are hit.
+    let expected: BTreeSet<IpAddr> = pods[0].iter().take(100).map(|pod| ip(pod)).collect();
+    assert_eq!(placed.iter().copied().collect::<BTreeSet<_>>(), expected);
+    assert!(place_all(at(NODE[0], 30080), Udp) == placed, "frontends and protocols place clients differently");
+
+    let report = proxy.apply(&slices_of("shop/web", &pods, 101));
+    assert_eq!(report.objects, 0, "a chain was made: {report:?}");
+    assert!(place_all(at(VIP[0], 80), Tcp) == placed, "who is remembered moved");
+    nft_in(&cluster, &["flush", "map", "ip", "vmap-proxy", "affinity"]);
+    let now = place_all(at(VIP[0], 80), Tcp);
+    let moved: Vec<&IpAddr> = now.iter().zip(&placed).filter(|(now, then)| now != then).map(|(now, _)| now).collect();
+    let added = ip(&pods[0][100]);
+    assert!((1..=30).contains(&moved.len()) && moved.iter().all(|now| **now == added), "{moved:?}");
 }
 
 #[test]

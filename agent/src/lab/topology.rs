@@ -10,8 +10,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{EchoServer, Flow, LabError, NetNs, Probe, ProbeResult, Transport, links, probe_all};
 
 /// Kernel parameters of every namespace. Reverse path filters and the refusal of one's own source address would
-/// drop packets between two addresses of one host; ICMP rate limits would turn a reject into silence;
-/// redirects would teach hosts a way around the node.
+/// drop packets between two addresses of one host; ICMP rate limits would turn a reject into silence (the masks
+/// say which types are limited at all, by host and all together); redirects would teach hosts a way around the node.
 const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.conf.all.rp_filter", "0"),
     ("net.ipv4.conf.default.rp_filter", "0"),
@@ -20,8 +20,8 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.conf.default.accept_redirects", "0"),
     ("net.ipv4.conf.all.send_redirects", "0"),
     ("net.ipv4.conf.default.send_redirects", "0"),
-    ("net.ipv4.icmp_ratelimit", "0"),
-    ("net.ipv6.icmp.ratelimit", "0"),
+    ("net.ipv4.icmp_ratemask", "0"),
+    ("net.ipv6.icmp.ratemask", "255"),
     ("net.ipv6.conf.all.disable_ipv6", "0"),
     ("net.ipv6.conf.default.disable_ipv6", "0"),
     ("net.ipv6.conf.all.accept_dad", "0"),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::{CLIENT_HASH_SEED, KeyPart, Op, Rule, Side, Statement};
+use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, client_hash_seed};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
 
@@ -214,15 +214,15 @@ impl Expressions<'_> {
                 w.be32(NFTA_NG_TYPE, NFT_NG_RANDOM);
                 w.be32(NFTA_NG_OFFSET, 0);
             }),
-            KeyPart::ClientHash(modulus) => {
+            KeyPart::ClientHash { slots, attempt } => {
                 self.address(Side::Source, scratch);
                 let length = self.family.address_bytes() as u32;
                 self.expression("hash", |w| {
                     w.be32(NFTA_HASH_SREG, register(scratch));
                     w.be32(NFTA_HASH_DREG, register(word));
                     w.be32(NFTA_HASH_LEN, length);
-                    w.be32(NFTA_HASH_MODULUS, modulus);
-                    w.be32(NFTA_HASH_SEED, CLIENT_HASH_SEED);
+                    w.be32(NFTA_HASH_MODULUS, slots);
+                    w.be32(NFTA_HASH_SEED, client_hash_seed(attempt));
                     w.be32(NFTA_HASH_TYPE, NFT_HASH_JENKINS);
                 });
             }

@@ -52,9 +52,6 @@ pub enum SyncError {
 /// deleted at once rather than when the agent is idle.
 const MAX_IDLE_CHAINS: usize = 64;
 
-/// Balancing chains for up to so many endpoints stay once they were in use.
-const KEPT_ENDPOINTS: u32 = 64;
-
 /// Takes changes, and programs them.
 #[derive(Debug)]
 pub struct Syncer {
@@ -67,7 +64,6 @@ pub struct Syncer {
     last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
     damaged: bool,
     max_listed: u32,
-    kept_endpoints: u32,
 }
 
 impl Syncer {
@@ -86,7 +82,6 @@ impl Syncer {
             last_good: HashMap::new(),
             damaged: false,
             max_listed: repair::MAX_LISTED,
-            kept_endpoints: KEPT_ENDPOINTS,
         }
     }
 
@@ -95,12 +90,6 @@ impl Syncer {
     /// up becomes faster.
     pub fn list_at_most(&mut self, elements: u32) {
         self.max_listed = elements;
-    }
-
-    /// Balancing chains for up to this many endpoints stay once they were in
-    /// use; 0 deletes all that nothing points to.
-    pub fn keep_balancing_chains(&mut self, endpoints: u32) {
-        self.kept_endpoints = endpoints;
     }
 
     /// What the sources told.
@@ -251,17 +240,17 @@ impl Syncer {
 
     /// How many chains wait to be deleted by [`Self::tidy`].
     pub fn idle_chains(&self) -> usize {
-        self.planner.idle_chains(self.kept_endpoints)
+        self.planner.idle_chains()
     }
 
-    /// Deletes chains that nothing points to any more, but for those of small
-    /// endpoint counts.
+    /// Deletes chains that nothing points to any more, but for balancing chains:
+    /// these stay once they were in use.
     ///
     /// # Errors
     /// If the kernel can't be spoken to. A kernel before 6.2 may still hold on
     /// to a chain; that is repaired at the next sync.
     pub async fn tidy(&mut self) -> Result<(), SyncError> {
-        let Some(mut transaction) = self.planner.collect_idle_chains(self.kept_endpoints) else { return Ok(()) };
+        let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(()) };
         match self.commit(&mut transaction, &mut SyncReport::default()) {
             Ok(()) => Ok(()),
             Err(CommitError::Netlink(error)) => Err(error.into()),

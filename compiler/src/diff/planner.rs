@@ -128,17 +128,25 @@ impl SharedElements {
     }
 }
 
-/// Chains that exist for as long as an element points to them.
+/// Chains that are made when the first element points to them.
+///
+/// Those that learn are deleted again some time after the last did: there may
+/// be one for every timeout that was ever used. Balancing chains stay. There
+/// are only so many ([`crate::ruleset::spread`]), the numbers come again soon,
+/// and making one lets the kernel walk over all elements of its endpoint map.
 #[derive(Debug, Default)]
 pub(super) struct CountedChains {
+    /// How many elements point to each chain that learns.
     uses: FxHashMap<Chain, u32>,
     /// Those that the kernel holds, in use or not.
-    pub(super) present: FxHashSet<Chain>,
+    present: FxHashSet<Chain>,
+    /// Chains that learn and that nothing points to.
     idle: FxHashSet<Chain>,
 }
 
-/// The counted chain that an element points to.
-fn counted_chain(element: &Element) -> Option<Chain> {
+/// The chain that an element points to, if it is one of those made for a
+/// number.
+fn made_for_number(element: &Element) -> Option<Chain> {
     match element.data {
         Data::Verdict(Verdict::Goto(chain @ (Chain::Balance { .. } | Chain::LearnFor { .. }))) => Some(chain),
         _ => None,
@@ -146,16 +154,23 @@ fn counted_chain(element: &Element) -> Option<Chain> {
 }
 
 impl CountedChains {
-    /// An element points here; returns the chain if it has to be made.
-    pub(super) fn add(&mut self, element: &Element) -> Option<Chain> {
-        let chain = counted_chain(element)?;
-        *self.uses.entry(chain).or_default() += 1;
-        self.idle.remove(&chain);
-        self.present.insert(chain).then_some(chain)
+    /// An element points here; returns the chains that have to be made, in
+    /// order.
+    pub(super) fn add(&mut self, element: &Element) -> Vec<Chain> {
+        let Some(chain) = made_for_number(element) else { return Vec::new() };
+        if let Chain::LearnFor { .. } = chain {
+            *self.uses.entry(chain).or_default() += 1;
+            self.idle.remove(&chain);
+        }
+        if !self.present.insert(chain) {
+            return Vec::new();
+        }
+        let needed = chain.needs().filter(|needed| self.present.insert(*needed));
+        needed.into_iter().chain([chain]).collect()
     }
 
     pub(super) fn remove(&mut self, element: &Element) {
-        let Some(chain) = counted_chain(element) else { return };
+        let Some(chain) = made_for_number(element) else { return };
         let Some(count) = self.uses.get_mut(&chain) else { return };
         *count -= 1;
         if *count == 0 {
@@ -164,15 +179,10 @@ impl CountedChains {
         }
     }
 
-    /// Chains in no use, but for balancing chains of up to `keep` endpoints.
-    fn superfluous(&self, keep: u32) -> impl Iterator<Item = Chain> {
-        let kept = move |chain: &Chain| matches!(chain, Chain::Balance { endpoints, .. } if *endpoints <= keep);
-        self.idle.iter().copied().filter(move |chain| !kept(chain))
-    }
-
     /// The kernel holds this chain already.
     pub(super) fn adopt(&mut self, chain: Chain) {
-        if self.present.insert(chain) && !self.uses.contains_key(&chain) {
+        let is_new = self.present.insert(chain);
+        if is_new && matches!(chain, Chain::LearnFor { .. }) && !self.uses.contains_key(&chain) {
             self.idle.insert(chain);
         }
     }
@@ -401,7 +411,7 @@ impl Planner {
         // never counted down to nothing.
         if let Some(after) = &after {
             come.into_iter().for_each(|element| {
-                if let Some(chain) = state.chains.add(&element) {
+                for chain in state.chains.add(&element) {
                     make_chain(&state.skeleton, chain, chains);
                 }
                 if state.shared.add(&element) {
@@ -468,20 +478,18 @@ impl Planner {
         ports.any(|(_, endpoints)| endpoints.cluster.contains(endpoint) || endpoints.local.contains(endpoint))
     }
 
-    /// Deletes chains that nothing points to any more; forgets them. `None` if
-    /// there are none. The kernel (before 6.2) may still refuse: then they
-    /// stay for the next time.
+    /// Deletes chains that learn and that nothing points to any more; forgets
+    /// them. `None` if there are none. The kernel (before 6.2) may still
+    /// refuse: then they stay for the next time.
     ///
-    /// Balancing chains for up to `keep` endpoints stay, once they were in use:
-    /// when one is made, the kernel walks over all elements of the map that its
-    /// rules look into, and small numbers come again soon.
-    pub fn collect_idle_chains(&mut self, keep: u32) -> Option<Transaction> {
+    /// Balancing chains stay, once they were in use: when one is made, the
+    /// kernel walks over all elements of the map that its rules look into, and
+    /// the same numbers come again soon.
+    pub fn collect_idle_chains(&mut self) -> Option<Transaction> {
         let mut operations = Vec::new();
         for state in &mut self.families {
             let family = state.skeleton.family;
-            let superfluous: Vec<Chain> = state.chains.superfluous(keep).collect();
-            for chain in superfluous {
-                state.chains.idle.remove(&chain);
+            for chain in state.chains.idle.drain() {
                 state.chains.present.remove(&chain);
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
                 operations.push(Operation { family, action: Action::DeleteChain(chain), owner: None });
@@ -491,8 +499,8 @@ impl Planner {
     }
 
     /// How many chains [`Self::collect_idle_chains`] would delete.
-    pub fn idle_chains(&self, keep: u32) -> usize {
-        self.families.iter().map(|state| state.chains.superfluous(keep).count()).sum()
+    pub fn idle_chains(&self) -> usize {
+        self.families.iter().map(|state| state.chains.idle.len()).sum()
     }
 
     /// The complete rule set, for listings, evaluation and tests.

@@ -248,7 +248,7 @@ impl<'a> Resync<'a> {
         let state = &mut planner.families[index(family)];
         let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
         elements(name, &compiled, &mut |element| {
-            if let Some(chain) = state.chains.add(&element) {
+            for chain in state.chains.add(&element) {
                 make_chain(&state.skeleton, chain, chains);
             }
             if !state.shared.add(&element) || is_firewall(element.map) {
@@ -361,6 +361,10 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
     actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
     let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
     let mut wrong: Vec<Chain> = counted.map(|(chain, _)| *chain).collect();
+    // What these should jump to may be gone: whoever changed them could delete it.
+    let lost: Vec<Chain> = wrong.iter().filter_map(|chain| chain.needs()).filter(missing).collect();
+    actions.extend(lost.iter().copied().map(Action::AddChain));
+    wrong.extend(lost);
     wrong.sort_unstable();
     let fixed = Chain::FIXED.into_iter().filter(|chain| kernel.chains.get(chain) != Some(&true));
     for chain in fixed.chain(wrong) {
@@ -436,9 +440,9 @@ impl Planner {
         state.shared = SharedElements::default();
         state.chains = CountedChains::default();
         for chain in kernel.chains.keys() {
-            if matches!(chain, Chain::Balance { .. } | Chain::LearnFor { .. }) {
-                state.chains.adopt(*chain);
-            }
+            state.chains.adopt(*chain);
+            // If it is not there, [`skeleton_operations`] makes it.
+            chain.needs().into_iter().for_each(|needed| state.chains.adopt(needed));
         }
     }
 

@@ -52,7 +52,7 @@ pub(super) fn walk<'e>(
     state: &mut State,
     trace: &mut Trace<'e>,
 ) -> Walk {
-    let mut walker = Walker { table, host, state, trace, endpoints: BTreeSet::new() };
+    let mut walker = Walker { table, host, state, trace, endpoints: BTreeSet::new(), drawn: Vec::new() };
     let otherwise = match walker.chain(chain, 0) {
         Flow::Next | Flow::Return => Some(End::Accepted),
         Flow::Stop(end) => end,
@@ -66,14 +66,17 @@ struct Walker<'w, 'e, 'a> {
     state: &'w mut State,
     trace: &'w mut Trace<'e>,
     endpoints: BTreeSet<Endpoint>,
+    /// Which slots of which map were followed already, and whether one had no
+    /// element: who draws again from the same finds nothing new.
+    drawn: Vec<(&'e [KeyPart], Map, bool)>,
 }
 
 impl<'e> Walker<'_, 'e, '_> {
     fn chain(&mut self, chain: Chain, depth: usize) -> Flow {
         let table: &'e _ = self.table;
         let rules = table.table.chains.get(&chain).filter(|_| depth <= MAX_DEPTH);
-        for (number, rule) in rules.into_iter().flatten().enumerate() {
-            match self.rule((chain, number, rule), depth) {
+        for rule in rules.into_iter().flatten() {
+            match self.rule((chain, rule), depth) {
                 Flow::Next => {}
                 // Also how `goto` ends: the rest of this chain is skipped.
                 Flow::Return => return Flow::Next,
@@ -84,9 +87,9 @@ impl<'e> Walker<'_, 'e, '_> {
     }
 
     /// Runs the statements of a rule until a test fails or one decides.
-    fn rule(&mut self, place: (Chain, usize, &'e Rule), depth: usize) -> Flow {
+    fn rule(&mut self, place: (Chain, &'e Rule), depth: usize) -> Flow {
         let mut found = None;
-        for statement in &place.2.0 {
+        for statement in &place.1.0 {
             let flow = match statement {
                 Statement::Vmap(key, map) => match self.find(key, *map, 0) {
                     Some(element) => {
@@ -143,9 +146,23 @@ impl<'e> Walker<'_, 'e, '_> {
 
     /// Follows every slot. A slot without an element ends the rule for the
     /// packets that draw it: they go on with the next.
-    fn dnat(&mut self, place: (Chain, usize, &'e Rule), key: &[KeyPart], map: Map) -> Flow {
+    fn dnat(&mut self, place: (Chain, &'e Rule), key: &'e [KeyPart], map: Map) -> Flow {
+        let known = self.drawn.iter().find(|(drawn, of, _)| (*drawn, *of) == (key, map));
+        let missed = match known {
+            Some((.., missed)) => *missed,
+            None => {
+                let missed = self.follow(place, key, map);
+                self.drawn.push((key, map, missed));
+                missed
+            }
+        };
+        if missed { Flow::Next } else { Flow::Stop(None) }
+    }
+
+    /// Whether a slot has no element.
+    fn follow(&mut self, place: (Chain, &'e Rule), key: &[KeyPart], map: Map) -> bool {
         let slots = key.iter().find_map(|part| match part {
-            KeyPart::Random(slots) | KeyPart::ClientHash(slots) => Some(*slots),
+            KeyPart::Random(slots) | KeyPart::ClientHash { slots, .. } => Some(*slots),
             _ => None,
         });
         let mut missed = false;
@@ -160,7 +177,7 @@ impl<'e> Walker<'_, 'e, '_> {
                 _ => missed = true,
             }
         }
-        if missed { Flow::Next } else { Flow::Stop(None) }
+        missed
     }
 
     fn test(&self, statement: &Statement, found: &mut Option<&'e Element>) -> bool {
@@ -202,7 +219,7 @@ impl<'e> Walker<'_, 'e, '_> {
                 KeyPart::TcpPort => return None,
                 KeyPart::OriginalDestination => Field::Address(state.original_destination),
                 KeyPart::OriginalPort => Field::Port(state.original_port),
-                KeyPart::Random(_) | KeyPart::ClientHash(_) => Field::Slot(slot),
+                KeyPart::Random(_) | KeyPart::ClientHash { .. } => Field::Slot(slot),
             })
         };
         parts.iter().map(field).collect()
@@ -216,26 +233,26 @@ impl<'e> Walker<'_, 'e, '_> {
     }
 }
 
-/// The rules that held, each with the element it found, once.
+/// The rules that held, each with the element it found, once. A chain may say
+/// the same rule again, to draw again: that is no new step.
 #[derive(Debug, Default)]
 pub(super) struct Trace<'e> {
-    steps: Vec<(Chain, usize, &'e Rule, Option<&'e Element>)>,
+    steps: Vec<(Chain, &'e Rule, Option<&'e Element>)>,
 }
 
 impl<'e> Trace<'e> {
-    fn push(&mut self, (chain, number, rule): (Chain, usize, &'e Rule), element: Option<&'e Element>) {
-        let same = |step: &&(Chain, usize, &Rule, Option<&Element>)| {
-            (step.0, step.1) == (chain, number) && step.3.map(std::ptr::from_ref) == element.map(std::ptr::from_ref)
+    fn push(&mut self, (chain, rule): (Chain, &'e Rule), element: Option<&'e Element>) {
+        let same = |step: &(Chain, &Rule, Option<&Element>)| {
+            (step.0, step.1) == (chain, rule) && step.2.map(std::ptr::from_ref) == element.map(std::ptr::from_ref)
         };
-        if self.steps.iter().find(same).is_none() {
-            self.steps.push((chain, number, rule, element));
+        if !self.steps.iter().any(same) {
+            self.steps.push((chain, rule, element));
         }
     }
 
     pub(super) fn steps(&self, family: Family) -> Vec<TraceStep> {
-        let step = |(chain, _, rule, element): &(Chain, usize, &Rule, Option<&Element>)| {
-            TraceStep::new(family, *chain, rule, *element)
-        };
+        let step =
+            |(chain, rule, element): &(Chain, &Rule, Option<&Element>)| TraceStep::new(family, *chain, rule, *element);
         self.steps.iter().map(step).collect()
     }
 }

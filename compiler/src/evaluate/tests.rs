@@ -9,6 +9,7 @@ use crate::ruleset::chains::{Chain, Domain, Pool};
 use crate::ruleset::element::{self, Data, Element, FrontendKey, Key, NodePortKey};
 use crate::ruleset::maps::Map;
 use crate::ruleset::skeleton::{LocalDetector, SkeletonConfig};
+use crate::ruleset::spread::Spread;
 use crate::ruleset::table::{Ruleset, Table};
 
 const NODE: &str = "192.0.2.11";
@@ -47,7 +48,7 @@ impl Rules {
             Map::NodePorts | Map::LocalNodePorts => (Pool::Main, Map::NodePortEndpoints),
             _ => (Pool::Main, Map::Endpoints),
         };
-        let chain = Chain::Balance { domain, pool, sticky, endpoints: endpoints.len() as u32 };
+        let chain = Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints.len() as u32) };
         let mut rules = self.with(map, key, goto(chain));
         for (slot, endpoint) in (0..).zip(endpoints) {
             let slot_key = match key {
@@ -354,6 +355,85 @@ fn affinity_explores_every_slot_and_is_remembered() {
     let key = FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Tcp, port: 80 };
     let known = sticky().with(Map::Affinity, Key::Affinity(ip(POD), key), Data::Endpoint(at(TWO[1])));
     assert_outcome(&known.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO[1..]), &[]);
+}
+
+/// The first of so many endpoints are in the first slots.
+fn many(endpoints: usize) -> Vec<String> {
+    (0..endpoints).map(|number| format!("10.244.{}.{}:8080", 1 + number / 200, 1 + number % 200)).collect()
+}
+
+#[test]
+fn every_one_of_many_endpoints_is_reached_and_nothing_is_dropped() {
+    for count in [63, 64, 65, 66, 100, 128, 129, 256, 257] {
+        let many = many(count);
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for sticky in [false, true] {
+            let rules = || {
+                Rules::new()
+                    .balanced(Map::Services, frontend(CLUSTER_IP), sticky, &many)
+                    .balanced(Map::NodePorts, NODE_PORT, sticky, &many)
+                    .with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+            };
+            let udp = Key::Frontend(FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Udp, port: 80 });
+            let datagram = Packet { protocol: Protocol::Udp, ..arrives(POD, CLUSTER_IP, 80) };
+            assert_outcome(&rules().evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&many), &[]);
+            assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&many), &many);
+            let rules = Rules::new().balanced(Map::Services, udp, sticky, &many);
+            assert_outcome(&rules.evaluate(&datagram), dnat(&many), &[]);
+        }
+    }
+}
+
+#[test]
+fn local_policy_with_many_endpoints() {
+    let many = many(100);
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for sticky in [false, true] {
+        let rules = || {
+            Rules::new()
+                .with(Map::NodePorts, NODE_PORT, goto(Chain::NodePortLocalPolicy))
+                .with(Map::LocalPolicyNodePorts, NODE_PORT, Data::Nothing)
+                .balanced(Map::NodePortShortCircuit, NODE_PORT, sticky, &many)
+                .balanced(Map::LocalNodePorts, NODE_PORT, sticky, &many[..70])
+        };
+        assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&many[..70]), &[]);
+        assert_outcome(&rules().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&many), &many);
+    }
+}
+
+/// A draw that is repeated is one step of the way, not eight.
+#[test]
+fn repeated_draws_are_named_once() {
+    let many = many(100);
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let outcome = Rules::new().cluster_ip(&many).evaluate(&arrives(POD, CLUSTER_IP, 80));
+    let texts = |chain: &str| -> Vec<&str> {
+        let steps = outcome.trace.iter().filter(|step| step.chain.to_string() == chain);
+        steps.map(|step| step.rule_text.as_str()).collect()
+    };
+    assert_eq!(texts("lb-max-128"), ["jump draw-128"]);
+    let drawn = "dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 128 map @endpoints";
+    assert_eq!(texts("draw-128"), [drawn]);
+}
+
+/// Who finds nothing among the slots that must be filled is dropped, never let through.
+#[test]
+fn a_hole_among_the_slots_that_are_always_filled_is_inconsistent() {
+    for (hole, whole) in [(0, false), (63, false), (64, true), (99, true)] {
+        for sticky in [false, true] {
+            let many = many(100);
+            let many: Vec<&str> = many.iter().map(String::as_str).collect();
+            let mut rules = Rules::new().balanced(Map::Services, frontend(CLUSTER_IP), sticky, &many);
+            rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(_, slot) if slot == hole));
+            match rules.evaluate(&arrives(POD, CLUSTER_IP, 80)).verdict {
+                Verdict::Dnat { endpoints } => assert!(whole && endpoints.len() == 99, "{hole}"),
+                Verdict::Inconsistent { endpoints, dropped: true, rejected: false, passed: false } => {
+                    assert!(!whole && endpoints.len() == 99, "{hole}");
+                }
+                other => panic!("{hole}: {other:?}"),
+            }
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::ruleset::Family;
 use crate::ruleset::maps::Map;
-use crate::ruleset::rule::{CLIENT_HASH_SEED, KeyPart, Op, Rule, Side, Statement};
+use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, client_hash_seed};
 
 /// One rule as nft text, without the line's end.
 pub fn rule(family: Family, rule: &Rule) -> String {
@@ -55,7 +55,9 @@ fn key_part(family: Family, part: KeyPart) -> String {
         KeyPart::OriginalDestination => format!("ct original {ip} daddr"),
         KeyPart::OriginalPort => "ct original proto-dst".to_owned(),
         KeyPart::Random(modulus) => format!("numgen random mod {modulus}"),
-        KeyPart::ClientHash(modulus) => format!("jhash {ip} saddr mod {modulus} seed {CLIENT_HASH_SEED:#x}"),
+        KeyPart::ClientHash { slots, attempt } => {
+            format!("jhash {ip} saddr mod {slots} seed {:#x}", client_hash_seed(attempt))
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! The chains: where they hook, and the few families of them that are made
-//! for each *distinct* endpoint count or affinity timeout in use.
+//! for each *distinct* endpoint count (large ones by powers of two) or affinity
+//! timeout in use.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+
+use super::spread::Spread;
 
 /// Which of the two endpoint lists of a frontend a balancing chain reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +29,11 @@ pub enum Domain {
 }
 
 /// Every chain there can be. The first group hooks into the kernel, the second
-/// is the fixed skeleton, the last two exist once per distinct number in use.
+/// is the fixed skeleton, the last three exist once per distinct number in use.
+///
+/// The order is that of listings. A chain that others jump to for a draw comes
+/// before them: what nft makes of the first rule that uses a map depends on it
+/// (decision 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chain {
     /// Source ranges, before DNAT so that they see the load balancer address.
@@ -74,16 +81,28 @@ pub enum Chain {
     /// Holds the `reject`: the kernel does not take it as a map's verdict.
     Reject,
 
-    /// Spreads connections over `endpoints` endpoints.
+    /// One draw from the slots of a frontend, not all of which hold an
+    /// endpoint (`draw-128`): comes back if it hit none. [`Chain::Balance`]
+    /// without affinity jumps here, several times.
+    Draw {
+        /// Frontends by address, or NodePorts.
+        domain: Domain,
+        /// Which endpoint list.
+        pool: Pool,
+        /// How many slots; those of a [`Spread::AtMost`].
+        slots: u32,
+    },
+    /// Spreads connections over endpoints.
     Balance {
         /// Frontends by address, or NodePorts.
         domain: Domain,
         /// Which endpoint list.
         pool: Pool,
-        /// With session affinity (`sticky-N`) or without (`lb-N`).
+        /// With session affinity (`sticky-3`, `sticky-max-128`) or without
+        /// (`lb-3`, `lb-max-128`).
         sticky: bool,
-        /// How many endpoints, at least 1.
-        endpoints: u32,
+        /// Over how many slots.
+        spread: Spread,
     },
     /// Remembers a client's endpoint for this many seconds.
     LearnFor {
@@ -186,6 +205,17 @@ impl Chain {
         Some(BaseChain { nat, hook, priority })
     }
 
+    /// The chain that this one's rules jump to and that is not one of
+    /// [`Chain::FIXED`]. It has to be there first.
+    pub fn needs(self) -> Option<Chain> {
+        match self {
+            Chain::Balance { domain, pool, sticky: false, spread: Spread::AtMost(slots) } => {
+                Some(Chain::Draw { domain, pool, slots })
+            }
+            _ => None,
+        }
+    }
+
     /// Reads a chain's name back. `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Chain> {
         if let Some(fixed) = Chain::FIXED.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
@@ -204,12 +234,18 @@ impl Chain {
             Some(rest) => (rest, Pool::ShortCircuit),
             None => (stem, Pool::Main),
         };
-        let sticky = match stem {
-            "lb" => false,
-            "sticky" => true,
+        let (exactly, at_most) = (Spread::Exactly(number), Spread::AtMost(number));
+        let balance = |sticky, spread| Chain::Balance { domain, pool, sticky, spread };
+        let (chain, spread) = match stem {
+            "draw" => (Chain::Draw { domain, pool, slots: number }, at_most),
+            "lb" => (balance(false, exactly), exactly),
+            "lb-max" => (balance(false, at_most), at_most),
+            "sticky" => (balance(true, exactly), exactly),
+            "sticky-max" => (balance(true, at_most), at_most),
             _ => return None,
         };
-        Some(Chain::Balance { domain, pool, sticky, endpoints: number })
+        // Every number is the largest of those that share its chain.
+        (Spread::of(number) == spread).then_some(chain)
     }
 
     fn fixed_name(self) -> Option<&'static str> {
@@ -235,7 +271,7 @@ impl Chain {
             Chain::NodePortEndpointsCheck => "nodeport-endpoints-check",
             Chain::ClusterIpsCheck => "cluster-ips-check",
             Chain::Reject => "reject-chain",
-            Chain::Balance { .. } | Chain::LearnFor { .. } => return None,
+            Chain::Draw { .. } | Chain::Balance { .. } | Chain::LearnFor { .. } => return None,
         })
     }
 }
@@ -247,18 +283,23 @@ impl fmt::Display for Chain {
             return f.write_str(name);
         }
         match self {
-            Chain::Balance { domain, pool, sticky, endpoints } => {
-                if *domain == Domain::NodePort {
-                    f.write_str("nodeport-")?;
-                }
-                if *pool == Pool::ShortCircuit {
-                    f.write_str("short-circuit-")?;
-                }
-                write!(f, "{}-{endpoints}", if *sticky { "sticky" } else { "lb" })
+            Chain::Draw { domain, pool, slots } => write!(f, "{}draw-{slots}", prefix(*domain, *pool)),
+            Chain::Balance { domain, pool, sticky, spread } => {
+                write!(f, "{}{}-{spread}", prefix(*domain, *pool), if *sticky { "sticky" } else { "lb" })
             }
             Chain::LearnFor { seconds } => write!(f, "learn-{seconds}"),
             _ => Ok(()),
         }
+    }
+}
+
+/// How the names of the chains begin that read one kind of endpoint list.
+fn prefix(domain: Domain, pool: Pool) -> &'static str {
+    match (domain, pool) {
+        (Domain::Service, Pool::Main) => "",
+        (Domain::Service, Pool::ShortCircuit) => "short-circuit-",
+        (Domain::NodePort, Pool::Main) => "nodeport-",
+        (Domain::NodePort, Pool::ShortCircuit) => "nodeport-short-circuit-",
     }
 }
 
@@ -272,16 +313,27 @@ impl Serialize for Chain {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_name_reads_back_as_its_chain() {
-        let mut chains = Chain::FIXED.to_vec();
+    /// Every kind of balancing chain, for several numbers of endpoints, and what these need.
+    fn balancing_chains() -> Vec<Chain> {
+        let mut chains = Vec::new();
         for domain in [Domain::Service, Domain::NodePort] {
             for pool in [Pool::Main, Pool::ShortCircuit] {
                 for sticky in [false, true] {
-                    chains.push(Chain::Balance { domain, pool, sticky, endpoints: 17 });
+                    for endpoints in [1, 17, 64, 65, 128, 129, 10_000, 65_536] {
+                        chains.push(Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) });
+                    }
                 }
             }
         }
+        let needed: Vec<Chain> = chains.iter().filter_map(|chain| chain.needs()).collect();
+        chains.extend(needed);
+        chains
+    }
+
+    #[test]
+    fn every_name_reads_back_as_its_chain() {
+        let mut chains = Chain::FIXED.to_vec();
+        chains.extend(balancing_chains());
         chains.push(Chain::LearnFor { seconds: 10800 });
         for chain in chains {
             assert_eq!(Chain::parse(&chain.to_string()), Some(chain), "{chain}");
@@ -290,8 +342,50 @@ mod tests {
 
     #[test]
     fn foreign_names_are_not_ours() {
-        for name in ["lb-0", "lb-01", "lb-", "lb-x", "input", "service-P4ZYZVCF", ""] {
+        for name in [
+            "lb-0",
+            "lb-01",
+            "lb-",
+            "lb-x",
+            "lb-65",
+            "lb-128",
+            "lb-max-64",
+            "lb-max-100",
+            "lb-max-0",
+            "lb-max",
+            "sticky-65",
+            "sticky-max-1",
+            "sticky-max-300",
+            "draw-64",
+            "draw-100",
+            "draw-max-128",
+            "draw-0",
+            "max-128",
+            "learn-max-128",
+            "short-circuit-nodeport-lb-3",
+            "input",
+            "service-P4ZYZVCF",
+            "",
+        ] {
             assert_eq!(Chain::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_say_what_is_shared() {
+        let (domain, pool) = (Domain::NodePort, Pool::ShortCircuit);
+        let balance = |sticky| Chain::Balance { domain, pool, sticky, spread: Spread::of(100) };
+        assert_eq!(balance(false).to_string(), "nodeport-short-circuit-lb-max-128");
+        assert_eq!(balance(true).to_string(), "nodeport-short-circuit-sticky-max-128");
+        assert_eq!(balance(false).needs(), Some(Chain::Draw { domain, pool, slots: 128 }));
+        assert_eq!(balance(true).needs(), None);
+        assert_eq!(balance(false), Chain::Balance { domain, pool, sticky: false, spread: Spread::of(128) });
+    }
+
+    #[test]
+    fn what_a_chain_needs_is_listed_before_it() {
+        for chain in balancing_chains() {
+            assert!(chain.needs().is_none_or(|needed| needed < chain && needed.needs().is_none()), "{chain}");
         }
     }
 }

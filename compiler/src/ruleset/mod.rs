@@ -6,6 +6,7 @@
 //! netlink.
 //!
 //! * [`chains`]: the names, hooks and priorities of all chains;
+//! * [`spread`]: which numbers of endpoints share a chain;
 //! * [`maps`]: the sets and maps, their keys, values and flags;
 //! * [`rule`]: the closed vocabulary that rules are made of;
 //! * [`skeleton`]: which rules stand in which chain;
@@ -19,6 +20,7 @@ pub mod maps;
 pub mod rule;
 pub mod service;
 pub mod skeleton;
+pub mod spread;
 pub mod table;
 
 use std::fmt;

@@ -46,12 +46,24 @@ pub enum KeyPart {
     /// `numgen random mod N`
     Random(u32),
     /// `jhash ip saddr mod N seed 0x5eed`: the same client gets the same slot.
-    ClientHash(u32),
+    ClientHash {
+        /// How many slots.
+        slots: u32,
+        /// Which try this is, from 0 on: each hashes with another seed, so
+        /// that it finds another slot.
+        attempt: u32,
+    },
 }
 
-/// The seed of [`KeyPart::ClientHash`]. It is fixed so that the frontends of
-/// one service port, and an agent that restarts, place a client alike.
-pub const CLIENT_HASH_SEED: u32 = 0x5eed;
+/// The seed of the first try of [`KeyPart::ClientHash`]. It is fixed so that
+/// the frontends of one service port, and an agent that restarts, place a
+/// client alike.
+const CLIENT_HASH_SEED: u32 = 0x5eed;
+
+/// The seed with which this try of [`KeyPart::ClientHash`] hashes.
+pub fn client_hash_seed(attempt: u32) -> u32 {
+    CLIENT_HASH_SEED + attempt
+}
 
 /// One statement of a rule: a test, or what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::chains::{Chain, Domain, Pool};
 use super::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
 use super::maps::Map;
+use super::spread::Spread;
 use crate::model::Endpoint;
 use crate::model::types::{Service, ServiceName, ServicePort};
 
@@ -302,7 +303,7 @@ impl Frontend<'_> {
             let map = self.map(Map::Sticky, Map::NodePortSticky);
             emit(Element { map, key: self.key(), data: learn, comment: None });
         }
-        let chain = Chain::Balance { domain: self.domain(), pool, sticky, endpoints: count };
+        let chain = Chain::Balance { domain: self.domain(), pool, sticky, spread: Spread::of(count) };
         self.verdict(map, Verdict::Goto(chain), emit);
     }
 

@@ -7,6 +7,7 @@ use super::Family;
 use super::chains::{Chain, Domain, Pool};
 use super::maps::Map;
 use super::rule::{KeyPart, Op, Rule, Side, Statement};
+use super::spread::Spread;
 use crate::model::Protocol;
 
 /// How to tell that a packet comes from a pod of this node (or of the cluster:
@@ -100,7 +101,9 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         Chain::ClusterIpsCheck => cluster_ips_check(),
         // reject
         Chain::Reject => vec![rule([Reject])],
-        Chain::Balance { domain, pool, sticky, endpoints } => balance(domain, pool, sticky, endpoints),
+        Chain::Draw { domain, pool, slots } => List { domain, pool }.draw(slots),
+        Chain::Balance { domain, pool, sticky: false, spread } => List { domain, pool }.balance(spread),
+        Chain::Balance { domain, pool, sticky: true, spread } => List { domain, pool }.sticky(spread),
         Chain::LearnFor { seconds } => learn_for(seconds),
     }
 }
@@ -175,52 +178,135 @@ fn local_policy(config: &SkeletonConfig, key: &[KeyPart], cluster: Map, local: M
     rules
 }
 
-/// ```nft
-/// chain lb-3 {
-///     dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 3 map @endpoints
-///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
-///     drop
-/// }
-/// chain sticky-3 {
-///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
-///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
-///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
-///     drop
-/// }
-/// ```
-///
-/// Two rules, because nft (1.0.6) gives the *first* rule of a file that uses a
-/// map whose value is declared as `tcp dport` a match for TCP of its own, and
-/// only the first: without the TCP rule in front, a listing that is loaded
-/// again would lose UDP and SCTP. See `docs/decisions/`.
-///
-/// The final `drop` catches a missed lookup: elements become visible per
-/// lookup, not per packet, and no packet may leave untranslated.
-fn balance(domain: Domain, pool: Pool, sticky: bool, endpoints: u32) -> Vec<Rule> {
-    let slot = if sticky { KeyPart::ClientHash(endpoints) } else { KeyPart::Random(endpoints) };
-    let map = match (domain, pool) {
-        (Domain::Service, Pool::Main) => Map::Endpoints,
-        (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitEndpoints,
-        (Domain::NodePort, Pool::Main) => Map::NodePortEndpoints,
-        (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitEndpoints,
-    };
-    let key = |port: KeyPart| {
-        let mut key = match domain {
+/// How often a slot is drawn, of which more than half hold an endpoint, before
+/// the last draw is from those that all do: the 1/256 of the draws that hit
+/// none, at most, fall on the first half of the slots.
+const DRAWS: usize = 8;
+
+/// The same with session affinity. Each try is a rule that binds the map there,
+/// and binding one makes the kernel walk over its elements, so they are fewer.
+const STICKY_DRAWS: u32 = 4;
+
+/// The endpoint lists of one kind of frontend: what balancing chains read.
+#[derive(Clone, Copy)]
+struct List {
+    domain: Domain,
+    pool: Pool,
+}
+
+impl List {
+    fn map(self) -> Map {
+        match (self.domain, self.pool) {
+            (Domain::Service, Pool::Main) => Map::Endpoints,
+            (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitEndpoints,
+            (Domain::NodePort, Pool::Main) => Map::NodePortEndpoints,
+            (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitEndpoints,
+        }
+    }
+
+    /// ```nft
+    /// dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
+    /// ```
+    fn dnat(self, port: KeyPart, slot: KeyPart) -> Rule {
+        let mut key = match self.domain {
             Domain::Service => vec![KeyPart::Address(Side::Destination)],
             Domain::NodePort => Vec::new(),
         };
         key.extend([KeyPart::Protocol, port, slot]);
-        key
-    };
-    let mut rules = Vec::with_capacity(4);
-    if sticky {
-        let known = [&[KeyPart::Address(Side::Source)], FRONTEND.as_slice()].concat();
-        rules.push(rule([Statement::Dnat(known, Map::Affinity)]));
+        rule([Statement::Dnat(key, self.map())])
     }
-    rules.push(rule([Statement::Dnat(key(KeyPart::TcpPort), map)]));
-    rules.push(rule([Statement::Dnat(key(KeyPart::Port), map)]));
-    rules.push(rule([Drop]));
-    rules
+
+    /// Two rules, because nft (1.0.6) gives the *first* rule of a file that
+    /// uses a map whose value is declared as `tcp dport` a match for TCP of its
+    /// own, and only the first: without the TCP rule in front, a listing that
+    /// is loaded again would lose UDP and SCTP (decision 4).
+    fn dnat_each_protocol(self, slot: KeyPart) -> [Rule; 2] {
+        [self.dnat(KeyPart::TcpPort, slot), self.dnat(KeyPart::Port, slot)]
+    }
+
+    /// ```nft
+    /// chain draw-128 {
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 128 map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 128 map @endpoints
+    /// }
+    /// ```
+    ///
+    /// A packet that draws an empty slot falls off the end and comes back. TCP
+    /// draws twice.
+    fn draw(self, slots: u32) -> Vec<Rule> {
+        self.dnat_each_protocol(KeyPart::Random(slots)).into()
+    }
+
+    /// ```nft
+    /// chain lb-3 {
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 3 map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
+    ///     drop
+    /// }
+    /// chain lb-max-128 {
+    ///     jump draw-128
+    ///     ... seven times more
+    ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 64 map @endpoints
+    ///     drop
+    /// }
+    /// ```
+    ///
+    /// The draws are in a chain of their own, so that three rules bind the map
+    /// and not seventeen: see decision 14. `draw-128` is made before
+    /// `lb-max-128` and so is listed before it: the last draw is never the
+    /// first rule that uses the map and needs no TCP rule in front.
+    ///
+    /// The final `drop` catches a missed lookup: elements become visible per
+    /// lookup, not per packet, and no packet may leave untranslated.
+    fn balance(self, spread: Spread) -> Vec<Rule> {
+        let last = KeyPart::Random(spread.always_filled());
+        let mut rules = Vec::with_capacity(DRAWS + 2);
+        match spread {
+            Spread::Exactly(_) => rules.extend(self.dnat_each_protocol(last)),
+            Spread::AtMost(slots) => {
+                let draw = Jump(Chain::Draw { domain: self.domain, pool: self.pool, slots });
+                rules.extend(std::iter::repeat_n(rule([draw]), DRAWS));
+                rules.push(self.dnat(KeyPart::Port, last));
+            }
+        }
+        rules.push(rule([Drop]));
+        rules
+    }
+
+    /// ```nft
+    /// chain sticky-3 {
+    ///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
+    ///     drop
+    /// }
+    /// chain sticky-max-128 {
+    ///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 128 seed 0x5eed map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eed map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eee map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eef map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5ef0 map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 64 seed 0x5ef1 map @endpoints
+    ///     drop
+    /// }
+    /// ```
+    ///
+    /// The last draw has a seed of its own too: with one of those before it,
+    /// who missed there would all be placed in one part of the slots.
+    fn sticky(self, spread: Spread) -> Vec<Rule> {
+        let known = [&[KeyPart::Address(Side::Source)], FRONTEND.as_slice()].concat();
+        let mut rules = vec![rule([Statement::Dnat(known, Map::Affinity)])];
+        let hash = |attempt| KeyPart::ClientHash { slots: spread.slots(), attempt };
+        rules.extend(self.dnat_each_protocol(hash(0)));
+        if let Spread::AtMost(_) = spread {
+            rules.extend((1..STICKY_DRAWS).map(|attempt| self.dnat(KeyPart::Port, hash(attempt))));
+            let last = KeyPart::ClientHash { slots: spread.always_filled(), attempt: STICKY_DRAWS };
+            rules.push(self.dnat(KeyPart::Port, last));
+        }
+        rules.push(rule([Drop]));
+        rules
+    }
 }
 
 /// One rule a protocol: `ct original proto-dst` needs to know which.
@@ -330,4 +416,96 @@ fn cluster_ips_check() -> Vec<Rule> {
         rule([Lookup(destination(), Op::Is, Map::ClusterIps), Goto(Chain::Reject)]),
         rule([Lookup(destination(), Op::Is, Map::ServiceCidrs), Drop]),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> SkeletonConfig {
+        SkeletonConfig {
+            family: Family::Ipv4,
+            detector: None,
+            masquerade_all: false,
+            nodeports_on_all_addresses: false,
+        }
+    }
+
+    /// What part of the new connections each of so many endpoints gets, as the
+    /// rules say, and what part is dropped.
+    fn shares(chain: Chain, endpoints: u32, is_tcp: bool) -> (Vec<f64>, f64) {
+        let mut shares = vec![0.0; endpoints as usize];
+        let mut left = 1.0;
+        draw_all(chain, is_tcp, &mut shares, &mut left);
+        (shares, left)
+    }
+
+    fn draw_all(chain: Chain, is_tcp: bool, shares: &mut [f64], left: &mut f64) {
+        let mut attempts = Vec::new();
+        for rule in rules(&config(), chain) {
+            let key = match rule.0.as_slice() {
+                [Jump(draw)] => {
+                    draw_all(*draw, is_tcp, shares, left);
+                    continue;
+                }
+                [Statement::Dnat(_, Map::Affinity)] | [Drop] => continue,
+                [Statement::Dnat(key, _)] if is_tcp || !key.contains(&KeyPart::TcpPort) => key,
+                [Statement::Dnat(..)] => continue,
+                other => panic!("{other:?}"),
+            };
+            let slots = match key.last() {
+                Some(KeyPart::Random(slots)) => *slots,
+                // Of one seed the second rule finds the slot of the first.
+                Some(KeyPart::ClientHash { attempt, .. }) if attempts.contains(attempt) => continue,
+                Some(KeyPart::ClientHash { slots, attempt }) => {
+                    attempts.push(*attempt);
+                    *slots
+                }
+                other => panic!("{other:?}"),
+            };
+            let each = *left / f64::from(slots);
+            let filled = shares.iter_mut().take(slots as usize);
+            *left -= each * filled.map(|share| *share += each).count() as f64;
+        }
+    }
+
+    /// The figures of decision 14.
+    #[test]
+    fn connections_are_spread_evenly_and_none_is_dropped() {
+        for (sticky, is_tcp, fewest, most) in [
+            (false, false, 1.0 - 1.0 / 256.0, 1.0003),
+            (false, true, 1.0 - 1.0 / 65536.0, 1.0001),
+            (true, false, 1.0 - 1.0 / 16.0, 1.006),
+            (true, true, 1.0 - 1.0 / 16.0, 1.006),
+        ] {
+            for endpoints in [1, 2, 3, 63, 64, 65, 66, 77, 100, 127, 128, 129, 140, 256, 257, 9_000, 16_384] {
+                let spread = Spread::of(endpoints);
+                let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky, spread };
+                let (shares, dropped) = shares(chain, endpoints, is_tcp);
+                let of_equal = |share: f64| share * f64::from(endpoints);
+                let least = shares.iter().copied().map(of_equal).fold(f64::INFINITY, f64::min);
+                let greatest = shares.iter().copied().map(of_equal).fold(0.0, f64::max);
+                assert!(dropped.abs() < 1e-9, "{chain} {endpoints}: {dropped} dropped");
+                assert!(least >= fewest && greatest <= most, "{chain} {endpoints}: {least} to {greatest}");
+            }
+        }
+    }
+
+    /// The kernel walks over the whole map for each rule that binds it.
+    #[test]
+    fn few_rules_bind_an_endpoint_map() {
+        let binds = |chain| {
+            let rules = rules(&config(), chain);
+            rules.iter().filter(|rule| matches!(rule.0.as_slice(), [Statement::Dnat(_, Map::Endpoints)])).count()
+        };
+        let balance = |sticky, endpoints| {
+            let (domain, pool) = (Domain::Service, Pool::Main);
+            Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) }
+        };
+        for (chain, rules) in
+            [(balance(false, 3), 2), (balance(true, 3), 2), (balance(false, 10_000), 3), (balance(true, 10_000), 6)]
+        {
+            assert_eq!(binds(chain) + chain.needs().map_or(0, binds), rules, "{chain}");
+        }
+    }
 }

@@ -24,7 +24,8 @@ pub struct Table {
 
 impl Table {
     /// Completes elements to a table: the fixed skeleton, and each chain made
-    /// for a number that the verdict of an element points to.
+    /// for a number that the verdict of an element points to, with what that
+    /// chain needs.
     pub fn new(config: SkeletonConfig, elements: Vec<Element>) -> Table {
         let pointed_to = elements.iter().filter_map(|element| match element.data {
             Data::Verdict(Verdict::Goto(chain)) => Some(chain),
@@ -32,7 +33,7 @@ impl Table {
         });
         let chains = Chain::FIXED
             .into_iter()
-            .chain(pointed_to)
+            .chain(pointed_to.flat_map(|chain| chain.needs().into_iter().chain([chain])))
             .collect::<BTreeSet<Chain>>()
             .into_iter()
             .map(|chain| (chain, skeleton::rules(&config, chain)))

@@ -1,6 +1,6 @@
 //! A kernel made of hash maps, stricter than the real one: adding what is
 //! there, removing what is not, or pointing to a chain that does not exist is
-//! an error.
+//! an error, by element or by rule.
 #![allow(clippy::panic, reason = "a failing test panics")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -12,7 +12,8 @@ use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, Key, Verdict};
 use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::Rule;
+use compiler::ruleset::rule::{Rule, Statement};
+use compiler::ruleset::spread::Spread;
 
 /// One table.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -43,11 +44,15 @@ impl FakeKernel {
                     table.chains.get_mut(chain).unwrap_or_else(|| panic!("{operation:?}")).clear();
                 }
                 Action::AddRule(chain, rule) => {
+                    for target in jumps(rule) {
+                        assert!(table.chains.contains_key(&target), "no such chain: {operation:?}");
+                    }
                     table.chains.get_mut(chain).unwrap_or_else(|| panic!("{operation:?}")).push(rule.clone());
                 }
                 Action::DeleteChain(chain) => {
                     let pointed = table.elements.values().any(|element| target(element) == Some(*chain));
-                    assert!(!pointed && table.chains.remove(chain).is_some(), "{operation:?}");
+                    let jumped = table.chains.values().flatten().any(|rule| jumps(rule).any(|to| to == *chain));
+                    assert!(!pointed && !jumped && table.chains.remove(chain).is_some(), "{operation:?}");
                 }
                 Action::DeleteMap(map) => assert!(table.maps.remove(map), "{operation:?}"),
                 Action::AddElement(element) => {
@@ -69,13 +74,18 @@ impl FakeKernel {
         }
     }
 
-    /// Every verdict that spreads over N endpoints finds slots 0 to N-1: no
-    /// frontend is without a usable endpoint while it has one.
+    /// Every verdict that spreads over N endpoints finds slots 0 to N-1, and one
+    /// that spreads over at most N finds more than half of them: no frontend
+    /// is without a usable endpoint while it has one.
     pub(crate) fn assert_consistent(&self) {
         for table in &self.0 {
             for element in table.elements.values() {
-                let Some(Chain::Balance { domain, pool, endpoints, .. }) = target(element) else { continue };
-                for slot in 0..endpoints {
+                let Some(Chain::Balance { domain, pool, spread, .. }) = target(element) else { continue };
+                let filled = match spread {
+                    Spread::Exactly(slots) => slots,
+                    Spread::AtMost(slots) => slots / 2 + 1,
+                };
+                for slot in 0..filled {
                     let (map, key) = match (domain, pool, element.key) {
                         (Domain::Service, Pool::Main, Key::Frontend(key)) => {
                             (Map::Endpoints, Key::FrontendSlot(key, slot))
@@ -153,4 +163,12 @@ fn target(element: &Element) -> Option<Chain> {
         Data::Verdict(Verdict::Goto(chain)) => Some(chain),
         _ => None,
     }
+}
+
+/// The chains that a rule leads to.
+fn jumps(rule: &Rule) -> impl Iterator<Item = Chain> {
+    rule.0.iter().filter_map(|statement| match statement {
+        Statement::Jump(chain) | Statement::Goto(chain) => Some(*chain),
+        _ => None,
+    })
 }

@@ -11,15 +11,20 @@ use compiler::ruleset::chains::{Chain, Domain, Pool};
 use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
 use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
+use compiler::ruleset::spread::Spread;
 use compiler::ruleset::table::Table;
 
-/// The fixed chains and one of each kind that exists once per number.
+/// The fixed chains and one of each kind that exists once per number, of small
+/// numbers and of those that share a chain.
 pub fn all_chains() -> Vec<Chain> {
     let mut chains = Chain::FIXED.to_vec();
     for domain in [Domain::Service, Domain::NodePort] {
         for pool in [Pool::Main, Pool::ShortCircuit] {
             for sticky in [false, true] {
-                chains.push(Chain::Balance { domain, pool, sticky, endpoints: 3 });
+                for endpoints in [3, 100] {
+                    let chain = Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) };
+                    chains.extend(chain.needs().into_iter().chain([chain]));
+                }
             }
         }
     }

@@ -1,0 +1,97 @@
+//! Over how many slots a balancing chain draws.
+//!
+//! A chain for each number of endpoints would be made anew whenever a large
+//! Service grows, and the kernel walks every element of the endpoint map for
+//! each rule that binds it. So only small numbers have a chain of their own;
+//! larger ones share one for each power of two: see decision 14.
+
+use std::fmt;
+
+/// Over how many slots connections are spread, and how many of them hold an
+/// endpoint. [`Spread::of`] makes the one for a number of endpoints; names of
+/// chains with any other do not parse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Spread {
+    /// So many slots, and an endpoint in each: 1 to [`Spread::MAX_EXACT`].
+    Exactly(u32),
+    /// So many slots, a power of two above [`Spread::MAX_EXACT`]: the first
+    /// half holds endpoints, and at least one slot of the second half. A draw
+    /// that hits an empty slot is repeated.
+    AtMost(u32),
+}
+
+impl Spread {
+    /// Up to so many endpoints each number has a chain of its own.
+    pub const MAX_EXACT: u32 = 64;
+
+    /// The largest power of two that 32 bits can hold.
+    const LARGEST: u32 = 1 << 31;
+
+    /// How connections are spread over this many endpoints, at least 1. The
+    /// endpoints stand in the slots from 0 on, without a gap.
+    pub fn of(endpoints: u32) -> Spread {
+        if endpoints <= Self::MAX_EXACT {
+            Spread::Exactly(endpoints)
+        } else {
+            Spread::AtMost(endpoints.checked_next_power_of_two().unwrap_or(Self::LARGEST))
+        }
+    }
+
+    /// Slots 0 up to this number, exclusive, are drawn from.
+    pub fn slots(self) -> u32 {
+        match self {
+            Spread::Exactly(slots) | Spread::AtMost(slots) => slots,
+        }
+    }
+
+    /// Slots 0 up to this number, exclusive, hold an endpoint, however many
+    /// endpoints there are: what the last draw is from.
+    pub fn always_filled(self) -> u32 {
+        match self {
+            Spread::Exactly(slots) => slots,
+            Spread::AtMost(slots) => slots / 2,
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    /// As the chain's name ends: `3`, `max-128`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Spread::Exactly(slots) => write!(f, "{slots}"),
+            Spread::AtMost(slots) => write!(f, "max-{slots}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread::{self, AtMost, Exactly};
+
+    #[test]
+    fn small_numbers_are_exact_and_larger_ones_share_powers_of_two() {
+        for (endpoints, spread) in [
+            (1, Exactly(1)),
+            (64, Exactly(64)),
+            (65, AtMost(128)),
+            (128, AtMost(128)),
+            (129, AtMost(256)),
+            (9_999, AtMost(16_384)),
+            (10_000, AtMost(16_384)),
+            (65_536, AtMost(65_536)),
+            (u32::MAX, AtMost(1 << 31)),
+        ] {
+            assert_eq!(Spread::of(endpoints), spread, "{endpoints}");
+        }
+    }
+
+    #[test]
+    fn what_is_always_filled_is_filled() {
+        for endpoints in 1..70_000 {
+            let spread = Spread::of(endpoints);
+            assert!(spread.always_filled() <= endpoints && endpoints <= spread.slots(), "{endpoints}: {spread:?}");
+            // More than half: each draw finds an endpoint at least every second time.
+            assert!(2 * endpoints > spread.slots(), "{endpoints}: {spread:?}");
+        }
+    }
+}
