@@ -18,6 +18,9 @@ pub struct Options {
     /// Differences up to this many percent do not count.
     #[arg(long, global = true, default_value_t = 5.0)]
     threshold: f64,
+    /// Print only the names of what got slower, one a line.
+    #[arg(long, global = true)]
+    names: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,7 +55,11 @@ pub fn run(options: &Options) -> ExitCode {
     };
     match comparison {
         Ok(comparison) => {
-            print!("{comparison}");
+            if options.names {
+                comparison.slower().for_each(|line| println!("{}", line.name));
+            } else {
+                print!("{comparison}");
+            }
             ExitCode::from(u8::from(comparison.any_slower()))
         }
         Err(error) => {

@@ -131,9 +131,14 @@ impl LeftOut {
 const NAMED: usize = 3;
 
 impl Comparison {
+    /// What got slower.
+    pub fn slower(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(|line| line.judgement == Judgement::Slower)
+    }
+
     /// Whether anything got slower.
     pub fn any_slower(&self) -> bool {
-        self.lines.iter().any(|line| line.judgement == Judgement::Slower)
+        self.slower().next().is_some()
     }
 
     fn count(&self, judgement: Judgement) -> usize {
@@ -212,6 +217,7 @@ mod tests {
         ];
         let comparison = Comparison { lines, left_out: left_out(&["a", "b", "c", "d"]) };
         assert!(comparison.any_slower());
+        assert_eq!(comparison.slower().map(|line| line.name.as_str()).collect::<Vec<_>>(), ["bad", "worse"]);
         assert_eq!(
             comparison.to_string(),
             "SLOWER  worse   1 us -> 2 us  +70.0 %\n\
