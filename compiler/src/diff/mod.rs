@@ -6,6 +6,7 @@
 //!   it should hold;
 //! * [`slots`]: which endpoint sits in which slot;
 //! * [`claims`]: which Service has a frontend that several want;
+//! * `counted`: shared elements, and chains that elements point to;
 //! * [`batch`]: from changed elements to transactions.
 //!
 //! Elements become visible per lookup, not per packet. A packet may see the
@@ -16,6 +17,7 @@
 
 pub mod batch;
 pub mod claims;
+mod counted;
 pub mod planner;
 pub mod resync;
 pub mod slots;

@@ -4,10 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHashSet};
-
 use super::batch::Batch;
 use super::claims::Claims;
+use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
 use crate::model::store::ServiceEntry;
@@ -15,7 +14,7 @@ use crate::model::types::{Service, ServiceName, ServicePort};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
-use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey};
 use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends, claims, elements};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
@@ -86,127 +85,6 @@ pub struct Denied {
     pub claim: Claim,
     /// The Service that has it.
     pub holder: ServiceName,
-}
-
-/// Elements that several Services may contribute: counted.
-#[derive(Debug, Default)]
-pub(super) struct SharedElements(FxHashMap<(Map, Key), u32>);
-
-impl SharedElements {
-    /// Whether elements of this map are counted at all.
-    pub(super) fn covers(map: Map) -> bool {
-        matches!(map, Map::ClusterIps | Map::HairpinConnections)
-    }
-
-    /// Whether anybody contributes it.
-    pub(super) fn has(&self, element: &Element) -> bool {
-        self.0.contains_key(&(element.map, element.key))
-    }
-
-    /// Counts one more; whether it is the first. Elements of one owner: always.
-    pub(super) fn add(&mut self, element: &Element) -> bool {
-        if !Self::covers(element.map) {
-            return true;
-        }
-        let count = self.0.entry((element.map, element.key)).or_default();
-        *count += 1;
-        *count == 1
-    }
-
-    /// Counts one less; whether it was the last.
-    pub(super) fn remove(&mut self, element: &Element) -> bool {
-        if !Self::covers(element.map) {
-            return true;
-        }
-        let Some(count) = self.0.get_mut(&(element.map, element.key)) else { return false };
-        *count -= 1;
-        if *count == 0 {
-            self.0.remove(&(element.map, element.key));
-            return true;
-        }
-        false
-    }
-}
-
-/// Chains that are made when the first element points to them.
-///
-/// Those that learn are deleted again some time after the last did: there may
-/// be one for every timeout that was ever used. Balancing chains stay. There
-/// are only so many ([`crate::ruleset::spread`]), the numbers come again soon,
-/// and making one lets the kernel walk over all elements of its endpoint map.
-#[derive(Debug, Default)]
-pub(super) struct CountedChains {
-    /// How many elements point to each chain that learns.
-    uses: FxHashMap<Chain, u32>,
-    /// Those that the kernel holds, in use or not.
-    present: FxHashSet<Chain>,
-    /// Chains that learn and that nothing points to.
-    idle: FxHashSet<Chain>,
-}
-
-/// The chain that an element points to, if it is one of those made for a
-/// number.
-fn made_for_number(element: &Element) -> Option<Chain> {
-    match element.data {
-        Data::Verdict(Verdict::Goto(chain @ (Chain::Balance { .. } | Chain::LearnFor { .. }))) => Some(chain),
-        _ => None,
-    }
-}
-
-impl CountedChains {
-    /// An element points here; returns the chains that have to be made, in
-    /// order.
-    pub(super) fn add(&mut self, element: &Element) -> Vec<Chain> {
-        let Some(chain) = made_for_number(element) else { return Vec::new() };
-        if let Chain::LearnFor { .. } = chain {
-            *self.uses.entry(chain).or_default() += 1;
-            self.idle.remove(&chain);
-        }
-        if !self.present.insert(chain) {
-            return Vec::new();
-        }
-        let needed = chain.needs().filter(|needed| self.present.insert(*needed));
-        needed.into_iter().chain([chain]).collect()
-    }
-
-    pub(super) fn remove(&mut self, element: &Element) {
-        let Some(chain) = made_for_number(element) else { return };
-        let Some(count) = self.uses.get_mut(&chain) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.uses.remove(&chain);
-            self.idle.insert(chain);
-        }
-    }
-
-    /// The kernel holds this chain already.
-    pub(super) fn adopt(&mut self, chain: Chain) {
-        let is_new = self.present.insert(chain);
-        if is_new && matches!(chain, Chain::LearnFor { .. }) && !self.uses.contains_key(&chain) {
-            self.idle.insert(chain);
-        }
-    }
-}
-
-/// The operations that make a chain with its rules.
-pub(super) fn make_chain(skeleton: &SkeletonConfig, chain: Chain, operations: &mut Vec<Operation>) {
-    let family = skeleton.family;
-    let mut push = |action| operations.push(Operation { family, action, owner: None });
-    push(Action::AddChain(chain));
-    for rule in rules(skeleton, chain) {
-        push(Action::AddRule(chain, rule));
-    }
-}
-
-/// New chains get a transaction of their own, before anything points to them.
-///
-/// A packet keeps the generation of *rules* in which it entered a base chain,
-/// but sees *elements* of the newest generation at every lookup. One that is on
-/// its way while a transaction adds both would follow the new verdict into a
-/// chain that is still empty for it, fall out of it and go on untranslated: see
-/// decision 13.
-pub(super) fn chains_ahead(chains: Vec<Operation>) -> Option<Transaction> {
-    (!chains.is_empty()).then_some(Transaction { operations: chains })
 }
 
 /// The owner of elements that belong to the node.
@@ -489,8 +367,7 @@ impl Planner {
         let mut operations = Vec::new();
         for state in &mut self.families {
             let family = state.skeleton.family;
-            for chain in state.chains.idle.drain() {
-                state.chains.present.remove(&chain);
+            for chain in state.chains.take_idle() {
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
                 operations.push(Operation { family, action: Action::DeleteChain(chain), owner: None });
             }
@@ -500,7 +377,7 @@ impl Planner {
 
     /// How many chains [`Self::collect_idle_chains`] would delete.
     pub fn idle_chains(&self) -> usize {
-        self.families.iter().map(|state| state.chains.idle.len()).sum()
+        self.families.iter().map(|state| state.chains.idle()).sum()
     }
 
     /// The complete rule set, for listings, evaluation and tests.

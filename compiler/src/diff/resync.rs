@@ -9,7 +9,8 @@ use rustc_hash::FxHashMap;
 
 use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
 use super::claims::Claims;
-use super::planner::{CountedChains, Planner, SharedElements, chains_ahead, make_chain, node_elements, node_owner};
+use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
+use super::planner::{Planner, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::model::convert::{PerFamily, index};
 use crate::model::store::ServiceEntry;

@@ -18,11 +18,14 @@ use super::objects::{
 };
 use super::types::{Hints, Service, ServiceName};
 
+/// So many names of ports are shared at most.
+const MAX_SHARED_NAMES: usize = 1024;
+
 /// A slice with the name it is known by.
 #[derive(Debug)]
 pub struct NamedSlice {
-    /// Its name within the Service's namespace.
-    pub name: Arc<str>,
+    /// `namespace/name`, the text that it is also found by.
+    name: Arc<str>,
     /// What it holds.
     pub slice: Slice,
     list: u32,
@@ -50,6 +53,8 @@ pub struct Store {
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
     hints: HashSet<Arc<Hints>>,
+    /// Names of ports: a cluster has few different ones.
+    port_names: HashSet<Arc<str>>,
     service_count: usize,
     endpoint_count: usize,
     dirty: HashSet<ServiceName>,
@@ -99,7 +104,7 @@ impl Store {
             entry.slices.iter().map(|slice| ObjectRef {
                 kind: Kind::EndpointSlice,
                 namespace: name.namespace().to_owned(),
-                name: slice.name.to_string(),
+                name: slice.name.split_once('/').map_or("", |(_, name)| name).to_owned(),
             })
         })
     }
@@ -173,16 +178,11 @@ impl Store {
                 }
             }
             Kind::EndpointSlice => {
-                let gone: Vec<(ServiceName, Arc<str>)> = self
-                    .services
-                    .iter()
-                    .flat_map(|(name, entry)| {
-                        let old = entry.slices.iter().filter(|slice| slice.list != current);
-                        old.map(|slice| (name.clone(), slice.name.clone()))
-                    })
-                    .collect();
-                for (name, slice) in gone {
-                    self.remove_slice(name.namespace(), &slice);
+                let all = self.services.values().flat_map(|entry| &entry.slices);
+                let gone: Vec<Arc<str>> =
+                    all.filter(|slice| slice.list != current).map(|slice| slice.name.clone()).collect();
+                for name in gone {
+                    self.remove_slice(&name);
                 }
             }
             Kind::ServiceCidr => {
@@ -195,18 +195,25 @@ impl Store {
         }
     }
 
+    /// The same name, as the one text that everybody shares.
+    fn known_name(&self, name: ServiceName) -> ServiceName {
+        self.services.get_key_value(&name).map_or(name, |(known, _)| known.clone())
+    }
+
     fn list(&self, kind: Kind) -> u32 {
         self.lists.get(&kind).copied().unwrap_or(0)
     }
 
     fn apply_service(&mut self, object: &ServiceObject) -> Vec<Problem> {
-        let name = ServiceName::new(&object.metadata.namespace, &object.metadata.name);
+        let name = self.known_name(ServiceName::new(&object.metadata.namespace, &object.metadata.name));
         if object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
             self.remove_service(&name);
             return Vec::new();
         }
         let list = self.list(Kind::Service);
-        let (service, problems) = convert::service(object);
+        let (mut service, problems) = convert::service(object);
+        let ports = service.iter_mut().flatten().flat_map(|service| &mut service.ports);
+        ports.for_each(|port| self.share_port_name(&mut port.name));
         let entry = self.services.entry(name.clone()).or_default();
         entry.known = true;
         entry.list = list;
@@ -240,32 +247,39 @@ impl Store {
 
     fn apply_slice(&mut self, object: &EndpointSliceObject) -> Vec<Problem> {
         let namespace = &object.metadata.namespace;
-        let slice_name: Arc<str> = object.metadata.name.as_str().into();
+        let slice_name = format!("{namespace}/{}", object.metadata.name);
         if object.metadata.labels.contains_key(LABEL_HEADLESS) {
-            self.remove_slice(namespace, &slice_name);
+            self.remove_slice(&slice_name);
             return Vec::new();
         }
         let Some(owner) = convert::owner(object) else {
-            self.remove_slice(namespace, &slice_name);
+            self.remove_slice(&slice_name);
             return vec![Problem {
                 object: Object::EndpointSlice(object.clone()).reference(),
                 field: format!("metadata.labels[{}]", super::objects::LABEL_SERVICE_NAME),
                 reason: "it is absent, so the slice belongs to no Service; the slice is skipped".to_owned(),
             }];
         };
-        let owner = ServiceName::new(namespace, owner);
+        let owner = self.known_name(ServiceName::new(namespace, owner));
         let (slice, problems) = convert::slice(object, &self.node_name);
         let Some(mut slice) = slice else {
-            self.remove_slice(namespace, &slice_name);
+            self.remove_slice(&slice_name);
             return problems;
         };
         self.share_hints(&mut slice);
+        slice.ports.iter_mut().for_each(|port| self.share_port_name(&mut port.name));
 
-        let key: Arc<str> = format!("{namespace}/{slice_name}").into();
-        if self.slice_owners.get(&key).is_some_and(|previous| *previous != owner) {
-            self.remove_slice(namespace, &slice_name);
+        if self.slice_owners.get(slice_name.as_str()).is_some_and(|previous| *previous != owner) {
+            self.remove_slice(&slice_name);
         }
-        self.slice_owners.insert(key, owner.clone());
+        let slice_name = match self.slice_owners.get_key_value(slice_name.as_str()) {
+            Some((known, _)) => known.clone(),
+            None => {
+                let slice_name: Arc<str> = slice_name.into();
+                self.slice_owners.insert(slice_name.clone(), owner.clone());
+                slice_name
+            }
+        };
         let list = self.list(Kind::EndpointSlice);
         let slices = &mut self.services.entry(owner.clone()).or_default().slices;
         match slices.binary_search_by(|slice| slice.name.cmp(&slice_name)) {
@@ -302,8 +316,23 @@ impl Store {
         }
     }
 
-    fn remove_slice(&mut self, namespace: &str, slice_name: &str) {
-        let Some(owner) = self.slice_owners.remove(format!("{namespace}/{slice_name}").as_str()) else { return };
+    /// Keeps one text for a port's name. Names that nobody has any more go when
+    /// there are many: a cluster may make up new ones for ever.
+    fn share_port_name(&mut self, name: &mut Arc<str>) {
+        if let Some(known) = self.port_names.get(name) {
+            *name = known.clone();
+            return;
+        }
+        if self.port_names.len() >= MAX_SHARED_NAMES {
+            self.port_names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        if self.port_names.len() < MAX_SHARED_NAMES {
+            self.port_names.insert(name.clone());
+        }
+    }
+
+    fn remove_slice(&mut self, slice_name: &str) {
+        let Some(owner) = self.slice_owners.remove(slice_name) else { return };
         if let Some(entry) = self.services.get_mut(&owner) {
             if let Some(position) = entry.slices.iter().position(|slice| *slice.name == *slice_name) {
                 self.endpoint_count -= entry.slices.remove(position).slice.endpoints.len();
@@ -344,9 +373,10 @@ impl Store {
                 }
             }
             Kind::EndpointSlice => {
-                let owner = self.slice_owners.get(format!("{namespace}/{name}").as_str());
+                let name = format!("{namespace}/{name}");
+                let owner = self.slice_owners.get(name.as_str());
                 let slices = owner.and_then(|owner| self.services.get_mut(owner)).map(|entry| &mut entry.slices);
-                if let Some(slice) = slices.into_iter().flatten().find(|slice| *slice.name == **name) {
+                if let Some(slice) = slices.into_iter().flatten().find(|slice| *slice.name == *name) {
                     slice.list = current;
                 }
             }
@@ -362,7 +392,7 @@ impl Store {
     fn delete(&mut self, reference: &ObjectRef) {
         match reference.kind {
             Kind::Service => self.remove_service(&ServiceName::new(&reference.namespace, &reference.name)),
-            Kind::EndpointSlice => self.remove_slice(&reference.namespace, &reference.name),
+            Kind::EndpointSlice => self.remove_slice(&format!("{}/{}", reference.namespace, reference.name)),
             // kube-proxy keeps the last known Node as well.
             Kind::Node => {}
             Kind::ServiceCidr => self.node_changed |= self.service_cidrs.remove(&reference.name).is_some(),
