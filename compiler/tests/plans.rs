@@ -360,8 +360,8 @@ fn many_endpoints_need_no_more_objects() {
         }
         let is_balancing = |chain: &&Chain| matches!(chain, Chain::Draw { .. } | Chain::Balance { .. });
         let chains = kernel.0[0].chains.keys().filter(is_balancing).count();
-        // 1 to 64, and 128, 256, 512, 1024 and 16384; for addresses and for NodePorts.
-        let draws = if sticky { 0 } else { 5 };
-        assert_eq!(chains, 2 * (64 + 5 + draws));
+        // 1 to 3, and up to 7, 15, 31, 63, 127, 255, 511, 1023 and 16383; for addresses and for NodePorts.
+        let draws = if sticky { 0 } else { 9 };
+        assert_eq!(chains, 2 * (3 + 9 + draws));
     }
 }

@@ -171,7 +171,7 @@ fn damage_by_others_is_repaired_at_once() {
     manifests.write_objects("shop.json", &objects);
     let mut agent = AgentProcess::start(PROGRAM, cluster.node(), &manifests, &[]);
     let whole = Holdings::read(cluster.node());
-    let chain = whole[0].chain_names().find(|name| name.contains("-4")).unwrap();
+    let chain = whole[0].chain_names().find(|name| name.contains("sticky-max-7")).unwrap();
     let damages = [
         "flush ruleset".to_owned(),
         "delete table ip6 vmap-proxy".to_owned(),
@@ -179,8 +179,8 @@ fn damage_by_others_is_repaired_at_once() {
         "flush map ip6 vmap-proxy endpoints".to_owned(),
         "add element ip vmap-proxy cluster-ips { 10.96.0.99 }".to_owned(),
         format!("flush chain ip vmap-proxy {chain}"),
-        "flush chain ip vmap-proxy draw-128".to_owned(),
-        "flush chain ip vmap-proxy lb-max-128; delete chain ip vmap-proxy draw-128".to_owned(),
+        "flush chain ip vmap-proxy draw-127".to_owned(),
+        "flush chain ip vmap-proxy lb-max-127; delete chain ip vmap-proxy draw-127".to_owned(),
         "flush table ip vmap-proxy".to_owned(),
         // A map can't go while a rule looks into it.
         "flush table ip vmap-proxy; delete set ip vmap-proxy hairpin-connections".to_owned(),

@@ -231,7 +231,7 @@ fn source_ranges_allow_change_and_clear() {
     }
 }
 
-/// A count beyond 64 has no chain of its own: draws that hit an empty slot are repeated.
+/// Such a count has no chain of its own: draws that hit an empty slot are repeated.
 #[test]
 fn every_one_of_a_hundred_endpoints_answers() {
     const PODS: usize = 100;

@@ -82,7 +82,7 @@ pub enum Chain {
     Reject,
 
     /// One draw from the slots of a frontend, not all of which hold an
-    /// endpoint (`draw-128`): comes back if it hit none. [`Chain::Balance`]
+    /// endpoint (`draw-127`): comes back if it hit none. [`Chain::Balance`]
     /// without affinity jumps here, several times.
     Draw {
         /// Frontends by address, or NodePorts.
@@ -98,8 +98,8 @@ pub enum Chain {
         domain: Domain,
         /// Which endpoint list.
         pool: Pool,
-        /// With session affinity (`sticky-3`, `sticky-max-128`) or without
-        /// (`lb-3`, `lb-max-128`).
+        /// With session affinity (`sticky-3`, `sticky-max-127`) or without
+        /// (`lb-3`, `lb-max-127`).
         sticky: bool,
         /// Over how many slots.
         spread: Spread,
@@ -319,7 +319,7 @@ mod tests {
         for domain in [Domain::Service, Domain::NodePort] {
             for pool in [Pool::Main, Pool::ShortCircuit] {
                 for sticky in [false, true] {
-                    for endpoints in [1, 17, 64, 65, 128, 129, 10_000, 65_536] {
+                    for endpoints in [1, 2, 3, 4, 7, 8, 17, 64, 127, 128, 10_000, 65_536] {
                         chains.push(Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) });
                     }
                 }
@@ -347,21 +347,21 @@ mod tests {
             "lb-01",
             "lb-",
             "lb-x",
-            "lb-65",
-            "lb-128",
+            "lb-4",
+            "lb-127",
+            "lb-max-3",
             "lb-max-64",
-            "lb-max-100",
             "lb-max-0",
             "lb-max",
-            "sticky-65",
+            "sticky-4",
             "sticky-max-1",
             "sticky-max-300",
+            "draw-3",
             "draw-64",
-            "draw-100",
-            "draw-max-128",
+            "draw-max-127",
             "draw-0",
-            "max-128",
-            "learn-max-128",
+            "max-127",
+            "learn-max-127",
             "short-circuit-nodeport-lb-3",
             "input",
             "service-P4ZYZVCF",
@@ -375,11 +375,11 @@ mod tests {
     fn names_say_what_is_shared() {
         let (domain, pool) = (Domain::NodePort, Pool::ShortCircuit);
         let balance = |sticky| Chain::Balance { domain, pool, sticky, spread: Spread::of(100) };
-        assert_eq!(balance(false).to_string(), "nodeport-short-circuit-lb-max-128");
-        assert_eq!(balance(true).to_string(), "nodeport-short-circuit-sticky-max-128");
-        assert_eq!(balance(false).needs(), Some(Chain::Draw { domain, pool, slots: 128 }));
+        assert_eq!(balance(false).to_string(), "nodeport-short-circuit-lb-max-127");
+        assert_eq!(balance(true).to_string(), "nodeport-short-circuit-sticky-max-127");
+        assert_eq!(balance(false).needs(), Some(Chain::Draw { domain, pool, slots: 127 }));
         assert_eq!(balance(true).needs(), None);
-        assert_eq!(balance(false), Chain::Balance { domain, pool, sticky: false, spread: Spread::of(128) });
+        assert_eq!(balance(false), Chain::Balance { domain, pool, sticky: false, spread: Spread::of(127) });
     }
 
     #[test]

@@ -225,9 +225,9 @@ impl List {
     }
 
     /// ```nft
-    /// chain draw-128 {
-    ///     dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 128 map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 128 map @endpoints
+    /// chain draw-127 {
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . numgen random mod 127 map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 127 map @endpoints
     /// }
     /// ```
     ///
@@ -243,8 +243,8 @@ impl List {
     ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
     ///     drop
     /// }
-    /// chain lb-max-128 {
-    ///     jump draw-128
+    /// chain lb-max-127 {
+    ///     jump draw-127
     ///     ... seven times more
     ///     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 64 map @endpoints
     ///     drop
@@ -252,8 +252,8 @@ impl List {
     /// ```
     ///
     /// The draws are in a chain of their own, so that three rules bind the map
-    /// and not seventeen: see decision 14. `draw-128` is made before
-    /// `lb-max-128` and so is listed before it: the last draw is never the
+    /// and not seventeen: see decision 14. `draw-127` is made before
+    /// `lb-max-127` and so is listed before it: the last draw is never the
     /// first rule that uses the map and needs no TCP rule in front.
     ///
     /// The final `drop` catches a missed lookup: elements become visible per
@@ -280,13 +280,13 @@ impl List {
     ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
     ///     drop
     /// }
-    /// chain sticky-max-128 {
+    /// chain sticky-max-127 {
     ///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
-    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 128 seed 0x5eed map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eed map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eee map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5eef map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 128 seed 0x5ef0 map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 127 seed 0x5eed map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eed map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eee map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eef map @endpoints
+    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5ef0 map @endpoints
     ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 64 seed 0x5ef1 map @endpoints
     ///     drop
     /// }
@@ -478,7 +478,7 @@ mod tests {
             (true, false, 1.0 - 1.0 / 16.0, 1.006),
             (true, true, 1.0 - 1.0 / 16.0, 1.006),
         ] {
-            for endpoints in [1, 2, 3, 63, 64, 65, 66, 77, 100, 127, 128, 129, 140, 256, 257, 9_000, 16_384] {
+            for endpoints in (1..130).chain([140, 255, 256, 257, 300, 9_000, 16_383]) {
                 let spread = Spread::of(endpoints);
                 let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky, spread };
                 let (shares, dropped) = shares(chain, endpoints, is_tcp);
@@ -503,7 +503,7 @@ mod tests {
             Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) }
         };
         for (chain, rules) in
-            [(balance(false, 3), 2), (balance(true, 3), 2), (balance(false, 10_000), 3), (balance(true, 10_000), 6)]
+            [(balance(false, 3), 2), (balance(true, 3), 2), (balance(false, 4), 3), (balance(false, 10_000), 3), (balance(true, 10_000), 6)]
         {
             assert_eq!(binds(chain) + chain.needs().map_or(0, binds), rules, "{chain}");
         }

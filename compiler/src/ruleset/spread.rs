@@ -1,9 +1,10 @@
 //! Over how many slots a balancing chain draws.
 //!
-//! A chain for each number of endpoints would be made anew whenever a large
-//! Service grows, and the kernel walks every element of the endpoint map for
-//! each rule that binds it. So only small numbers have a chain of their own;
-//! larger ones share one for each power of two: see decision 14.
+//! With a chain for each number of endpoints, one endpoint more is another
+//! verdict, and a commit that adds a verdict lets the kernel walk through those
+//! of all Services; a new chain costs a walk through all endpoints besides. So
+//! only the smallest numbers have a chain of their own; larger ones share one
+//! for each power of two: see decision 14.
 
 use std::fmt;
 
@@ -14,18 +15,18 @@ use std::fmt;
 pub enum Spread {
     /// So many slots, and an endpoint in each: 1 to [`Spread::MAX_EXACT`].
     Exactly(u32),
-    /// So many slots, a power of two above [`Spread::MAX_EXACT`]: the first
-    /// half holds endpoints, and at least one slot of the second half. A draw
+    /// So many slots, one less than a power of two and above
+    /// [`Spread::MAX_EXACT`], of which more than half hold an endpoint. A draw
     /// that hits an empty slot is repeated.
+    ///
+    /// One less, so that a Service of 4, 8 or 16 endpoints has room for those
+    /// that a rolling update adds for a while.
     AtMost(u32),
 }
 
 impl Spread {
     /// Up to so many endpoints each number has a chain of its own.
-    pub const MAX_EXACT: u32 = 64;
-
-    /// The largest power of two that 32 bits can hold.
-    const LARGEST: u32 = 1 << 31;
+    pub const MAX_EXACT: u32 = 3;
 
     /// How connections are spread over this many endpoints, at least 1. The
     /// endpoints stand in the slots from 0 on, without a gap.
@@ -33,7 +34,8 @@ impl Spread {
         if endpoints <= Self::MAX_EXACT {
             Spread::Exactly(endpoints)
         } else {
-            Spread::AtMost(endpoints.checked_next_power_of_two().unwrap_or(Self::LARGEST))
+            // All bits below the highest that is set.
+            Spread::AtMost(u32::MAX >> endpoints.leading_zeros())
         }
     }
 
@@ -49,13 +51,13 @@ impl Spread {
     pub fn always_filled(self) -> u32 {
         match self {
             Spread::Exactly(slots) => slots,
-            Spread::AtMost(slots) => slots / 2,
+            Spread::AtMost(slots) => slots / 2 + 1,
         }
     }
 }
 
 impl fmt::Display for Spread {
-    /// As the chain's name ends: `3`, `max-128`.
+    /// As the chain's name ends: `3`, `max-7`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spread::Exactly(slots) => write!(f, "{slots}"),
@@ -72,14 +74,14 @@ mod tests {
     fn small_numbers_are_exact_and_larger_ones_share_powers_of_two() {
         for (endpoints, spread) in [
             (1, Exactly(1)),
-            (64, Exactly(64)),
-            (65, AtMost(128)),
-            (128, AtMost(128)),
-            (129, AtMost(256)),
-            (9_999, AtMost(16_384)),
-            (10_000, AtMost(16_384)),
-            (65_536, AtMost(65_536)),
-            (u32::MAX, AtMost(1 << 31)),
+            (3, Exactly(3)),
+            (4, AtMost(7)),
+            (7, AtMost(7)),
+            (8, AtMost(15)),
+            (9_999, AtMost(16_383)),
+            (10_000, AtMost(16_383)),
+            (65_535, AtMost(65_535)),
+            (u32::MAX, AtMost(u32::MAX)),
         ] {
             assert_eq!(Spread::of(endpoints), spread, "{endpoints}");
         }
