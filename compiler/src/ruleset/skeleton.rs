@@ -313,14 +313,15 @@ impl List {
 ///
 /// ```nft
 /// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @sticky
-/// ct original ip daddr @nodeport-ips meta l4proto tcp meta l4proto . ct original proto-dst vmap @nodeport-sticky
+/// meta l4proto tcp ct original ip daddr @nodeport-ips meta l4proto . ct original proto-dst vmap @nodeport-sticky
 /// ```
 fn learn(config: &SkeletonConfig) -> Vec<Rule> {
     let services = Protocol::ALL
         .map(|protocol| rule([Statement::Protocol(protocol), Vmap(ORIGINAL_FRONTEND.to_vec(), Map::Sticky)]));
     let nodeports = Protocol::ALL.map(|protocol| {
-        let mut statements = original_nodeport_address(config);
-        statements.extend([Statement::Protocol(protocol), Vmap(ORIGINAL_NODEPORT.to_vec(), Map::NodePortSticky)]);
+        let mut statements = vec![Statement::Protocol(protocol)];
+        statements.extend(original_nodeport_address(config));
+        statements.push(Vmap(ORIGINAL_NODEPORT.to_vec(), Map::NodePortSticky));
         Rule(statements)
     });
     services.into_iter().chain(nodeports).collect()
@@ -355,7 +356,7 @@ fn learn_for(seconds: u32) -> Vec<Rule> {
 /// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @masquerade-services masquerade fully-random
 /// meta l4proto tcp ip saddr != 10.244.0.0/16 fib saddr type local ct original ip daddr . meta l4proto . ct original proto-dst @local-policy-services masquerade fully-random
 /// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @local-policy-services return
-/// ct original ip daddr @nodeport-ips meta l4proto tcp meta l4proto . ct original proto-dst @masquerade-nodeports masquerade fully-random
+/// meta l4proto tcp ct original ip daddr @nodeport-ips meta l4proto . ct original proto-dst @masquerade-nodeports masquerade fully-random
 /// ct original ip daddr @nodeport-ips ... fib saddr type local meta l4proto tcp meta l4proto . ct original proto-dst @local-policy-nodeports masquerade fully-random
 /// ```
 fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
@@ -386,8 +387,9 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
     }
     for protocol in Protocol::ALL {
         let original = |map| {
-            let mut statements = original_nodeport_address(config);
-            statements.extend([Statement::Protocol(protocol), Lookup(ORIGINAL_NODEPORT.to_vec(), Op::Is, map)]);
+            let mut statements = vec![Statement::Protocol(protocol)];
+            statements.extend(original_nodeport_address(config));
+            statements.push(Lookup(ORIGINAL_NODEPORT.to_vec(), Op::Is, map));
             statements
         };
         rules.push(rule(original(Map::MasqueradeNodePorts).into_iter().chain([Masquerade])));
