@@ -360,7 +360,7 @@ proptest! {
         let (fresh, _syncer, _) = program(&scenario, &end, &[]);
         let ours = Holdings::read(&changed);
         for (mut ours, theirs) in Holdings::read(&changed).into_iter().zip(&Holdings::read(&fresh)) {
-            ours.forget_unused_balancing_chains();
+            ours.forget_unused_chains();
             prop_assert_eq!(ours.differences(theirs), NOTHING);
         }
         drop(syncer);

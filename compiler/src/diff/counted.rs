@@ -65,8 +65,8 @@ fn one_less<K: std::hash::Hash + Eq>(counts: &mut FxHashMap<K, u32>, key: K) -> 
 
 /// Chains that are made when the first element points to them.
 ///
-/// Those that learn are deleted again some time after the last did: there may
-/// be one for every timeout that was ever used. Balancing chains stay. There
+/// Those that learn for a timeout are deleted again some time after the last
+/// did: there may be one for every timeout that was ever used. All others stay. There
 /// are only so many ([`crate::ruleset::spread`]), the numbers come again soon,
 /// and making one lets the kernel walk over all elements of its endpoint map.
 #[derive(Debug, Default)]
@@ -100,8 +100,9 @@ impl CountedChains {
         if !self.present.insert(chain) {
             return Vec::new();
         }
-        let needed = chain.needs().filter(|needed| self.present.insert(*needed));
-        needed.into_iter().chain([chain]).collect()
+        let mut chains: Vec<Chain> = chain.needs().filter(|needed| self.present.insert(*needed)).collect();
+        chains.push(chain);
+        chains
     }
 
     /// An element that pointed here is gone.
@@ -121,6 +122,11 @@ impl CountedChains {
         if is_new && matches!(chain, Chain::LearnFor { .. }) && !self.uses.contains_key(&chain) {
             self.idle.insert(chain);
         }
+    }
+
+    /// Whether the kernel holds this chain.
+    pub(super) fn has(&self, chain: Chain) -> bool {
+        self.present.contains(&chain)
     }
 
     /// How many chains could be deleted.

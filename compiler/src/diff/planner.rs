@@ -402,7 +402,9 @@ impl Planner {
         let wanted = FamilyState::new(family, &self.config, store.node());
         let state = &mut self.families[index(family)];
         let mut operations = Vec::new();
-        for chain in Chain::FIXED {
+        for chain in
+            Chain::FIXED.into_iter().chain(Chain::LEARNING.into_iter().filter(|chain| state.chains.has(*chain)))
+        {
             let new = rules(&wanted.skeleton, chain);
             if rules(&state.skeleton, chain) != new {
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });

@@ -1,7 +1,7 @@
 //! The start, and the repair: what the kernel holds against what it should
 //! hold. A restart with nothing changed sends nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -88,6 +88,8 @@ pub struct Resync<'a> {
     /// kernel need not follow them into the verdict maps at every commit that
     /// fills these, and all Services begin to work at once.
     rules: Vec<Operation>,
+    /// Which tables were not there.
+    new_tables: PerFamily<bool>,
     ready: std::collections::VecDeque<Transaction>,
     finished: bool,
 }
@@ -96,6 +98,7 @@ impl<'a> Resync<'a> {
     /// Begins: looks at the skeleton and the firewall; the Services follow.
     pub fn begin(planner: &mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
         let services = planner.by_precedence(store);
+        let new_tables = kernel.each_ref().map(|state| !state.exists);
         let mut ready = Vec::new();
         let mut last = Vec::new();
         for family in Family::ALL {
@@ -124,6 +127,7 @@ impl<'a> Resync<'a> {
             grow: Vec::new(),
             point: Vec::new(),
             rules: last,
+            new_tables,
             ready: ready.into(),
             finished: false,
         }
@@ -248,9 +252,16 @@ impl<'a> Resync<'a> {
         }
         let state = &mut planner.families[index(family)];
         let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
+        let (rules, is_new_table) = (&mut self.rules, self.new_tables[index(family)]);
         elements(name, &compiled, &mut |element| {
             for chain in state.chains.add(&element) {
+                let begin = chains.len();
                 make_chain(&state.skeleton, chain, chains);
+                if is_new_table && Chain::LEARNING.contains(&chain) {
+                    rules.extend(
+                        chains.extract_if(begin.., |operation| matches!(operation.action, Action::AddRule(..))),
+                    );
+                }
             }
             if !state.shared.add(&element) || is_firewall(element.map) {
                 return;
@@ -362,8 +373,8 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
     actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
     let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
     let mut wrong: Vec<Chain> = counted.map(|(chain, _)| *chain).collect();
-    // What these should jump to may be gone: whoever changed them could delete it.
-    let lost: Vec<Chain> = wrong.iter().filter_map(|chain| chain.needs()).filter(missing).collect();
+    // What a chain needs may be gone: somebody deleted it.
+    let lost: BTreeSet<Chain> = kernel.chains.keys().flat_map(|chain| chain.needs()).filter(missing).collect();
     actions.extend(lost.iter().copied().map(Action::AddChain));
     wrong.extend(lost);
     wrong.sort_unstable();
@@ -443,7 +454,7 @@ impl Planner {
         for chain in kernel.chains.keys() {
             state.chains.adopt(*chain);
             // If it is not there, [`skeleton_operations`] makes it.
-            chain.needs().into_iter().for_each(|needed| state.chains.adopt(needed));
+            chain.needs().for_each(|needed| state.chains.adopt(needed));
         }
     }
 

@@ -29,7 +29,8 @@ pub enum Domain {
 }
 
 /// Every chain there can be. The first group hooks into the kernel, the second
-/// is the fixed skeleton, the last three exist once per distinct number in use.
+/// is the fixed skeleton, and the last exist once they are needed: for distinct
+/// numbers of endpoints and timeouts, and for session affinity as such.
 ///
 /// The order is that of listings. A chain that others jump to for a draw comes
 /// before them: what nft makes of the first rule that uses a map depends on it
@@ -44,10 +45,6 @@ pub enum Chain {
     NatPrerouting,
     /// DNAT of packets of this node's own processes.
     NatOutput,
-    /// Learns session affinity right behind DNAT, for packets that arrive.
-    LearnPrerouting,
-    /// Learns session affinity right behind DNAT, for this node's processes.
-    LearnOutput,
     /// Rejects or drops what has no endpoint, for packets to this node.
     FilterInput,
     /// The same for forwarded packets, and undefined ports on cluster IPs.
@@ -68,8 +65,6 @@ pub enum Chain {
     LocalPolicy,
     /// The same for NodePorts.
     NodePortLocalPolicy,
-    /// Finds the affinity timeout of a translated connection.
-    Learn,
     /// Decides which translated connections are masqueraded.
     Masquerading,
     /// Frontends without a usable endpoint.
@@ -104,6 +99,12 @@ pub enum Chain {
         /// Over how many slots.
         spread: Spread,
     },
+    /// Finds the affinity timeout of a translated connection.
+    Learn,
+    /// Learns session affinity right behind DNAT, for packets that arrive.
+    LearnPrerouting,
+    /// Learns session affinity right behind DNAT, for this node's processes.
+    LearnOutput,
     /// Remembers a client's endpoint for this many seconds.
     LearnFor {
         /// The timeout of `sessionAffinityConfig.clientIP`.
@@ -163,13 +164,11 @@ const SRCNAT: i32 = 100;
 
 impl Chain {
     /// The chains that always exist, in the order in which they are listed.
-    pub const FIXED: [Chain; 21] = [
+    pub const FIXED: [Chain; 18] = [
         Chain::FilterPreroutingPreDnat,
         Chain::FilterOutputPreDnat,
         Chain::NatPrerouting,
         Chain::NatOutput,
-        Chain::LearnPrerouting,
-        Chain::LearnOutput,
         Chain::FilterInput,
         Chain::FilterForward,
         Chain::FilterOutput,
@@ -179,13 +178,16 @@ impl Chain {
         Chain::NodePorts,
         Chain::LocalPolicy,
         Chain::NodePortLocalPolicy,
-        Chain::Learn,
         Chain::Masquerading,
         Chain::ServiceEndpointsCheck,
         Chain::NodePortEndpointsCheck,
         Chain::ClusterIpsCheck,
         Chain::Reject,
     ];
+
+    /// The chains that exist once a Service has session affinity, each behind
+    /// those that it jumps to: a cluster without pays nothing for it.
+    pub const LEARNING: [Chain; 3] = [Chain::Learn, Chain::LearnPrerouting, Chain::LearnOutput];
 
     /// Where the chain hooks in; `None` for a chain that is only jumped to.
     pub fn base(self) -> Option<BaseChain> {
@@ -205,20 +207,24 @@ impl Chain {
         Some(BaseChain { nat, hook, priority })
     }
 
-    /// The chain that this one's rules jump to and that is not one of
-    /// [`Chain::FIXED`]. It has to be there first.
-    pub fn needs(self) -> Option<Chain> {
-        match self {
+    /// The chains that must be there first and that are not all of
+    /// [`Chain::FIXED`], in order: those that this one's rules jump to, and
+    /// those without which nothing leads to it.
+    pub fn needs(self) -> impl Iterator<Item = Chain> {
+        let draw = match self {
             Chain::Balance { domain, pool, sticky: false, spread: Spread::AtMost(slots) } => {
                 Some(Chain::Draw { domain, pool, slots })
             }
             _ => None,
-        }
+        };
+        let learning: &[Chain] = if let Chain::LearnFor { .. } = self { &Chain::LEARNING } else { &[] };
+        draw.into_iter().chain(learning.iter().copied())
     }
 
     /// Reads a chain's name back. `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Chain> {
-        if let Some(fixed) = Chain::FIXED.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
+        let named = Chain::FIXED.into_iter().chain(Chain::LEARNING);
+        if let Some(fixed) = named.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
             return Some(fixed);
         }
         let (stem, digits) = name.rsplit_once('-')?;
@@ -325,7 +331,7 @@ mod tests {
                 }
             }
         }
-        let needed: Vec<Chain> = chains.iter().filter_map(|chain| chain.needs()).collect();
+        let needed: Vec<Chain> = chains.iter().flat_map(|chain| chain.needs()).collect();
         chains.extend(needed);
         chains
     }
@@ -333,6 +339,7 @@ mod tests {
     #[test]
     fn every_name_reads_back_as_its_chain() {
         let mut chains = Chain::FIXED.to_vec();
+        chains.extend(Chain::LEARNING);
         chains.extend(balancing_chains());
         chains.push(Chain::LearnFor { seconds: 10800 });
         for chain in chains {
@@ -377,15 +384,16 @@ mod tests {
         let balance = |sticky| Chain::Balance { domain, pool, sticky, spread: Spread::of(100) };
         assert_eq!(balance(false).to_string(), "nodeport-short-circuit-lb-max-127");
         assert_eq!(balance(true).to_string(), "nodeport-short-circuit-sticky-max-127");
-        assert_eq!(balance(false).needs(), Some(Chain::Draw { domain, pool, slots: 127 }));
-        assert_eq!(balance(true).needs(), None);
+        assert!(balance(false).needs().eq([Chain::Draw { domain, pool, slots: 127 }]));
+        assert_eq!(balance(true).needs().count(), 0);
+        assert!(Chain::LearnFor { seconds: 60 }.needs().eq(Chain::LEARNING));
         assert_eq!(balance(false), Chain::Balance { domain, pool, sticky: false, spread: Spread::of(127) });
     }
 
     #[test]
     fn what_a_chain_needs_is_listed_before_it() {
-        for chain in balancing_chains() {
-            assert!(chain.needs().is_none_or(|needed| needed < chain && needed.needs().is_none()), "{chain}");
+        for chain in balancing_chains().into_iter().chain([Chain::LearnFor { seconds: 60 }]) {
+            assert!(chain.needs().all(|needed| needed < chain && needed.needs().count() == 0), "{chain}");
         }
     }
 }

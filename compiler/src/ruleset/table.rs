@@ -33,7 +33,7 @@ impl Table {
         });
         let chains = Chain::FIXED
             .into_iter()
-            .chain(pointed_to.flat_map(|chain| chain.needs().into_iter().chain([chain])))
+            .chain(pointed_to.flat_map(|chain| chain.needs().chain([chain])))
             .collect::<BTreeSet<Chain>>()
             .into_iter()
             .map(|chain| (chain, skeleton::rules(&config, chain)))

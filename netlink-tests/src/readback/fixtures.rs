@@ -23,12 +23,13 @@ pub fn all_chains() -> Vec<Chain> {
             for sticky in [false, true] {
                 for endpoints in [3, 100] {
                     let chain = Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) };
-                    chains.extend(chain.needs().into_iter().chain([chain]));
+                    chains.extend(chain.needs().chain([chain]));
                 }
             }
         }
     }
-    chains.push(Chain::LearnFor { seconds: 10800 });
+    let learn = Chain::LearnFor { seconds: 10800 };
+    chains.extend(learn.needs().chain([learn]));
     chains
 }
 
