@@ -44,13 +44,13 @@ impl Summary {
     }
 }
 
-/// The processor time of this thread so far, in the kernel and outside, in
+/// The processor time of this process so far, in the kernel and outside, in
 /// milliseconds: what else the machine does lengthens it little.
 ///
 /// # Errors
 /// If the kernel does not tell.
 pub fn processor_ms() -> Result<f64, Failure> {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let milliseconds = |time: TimeVal| time.num_microseconds() as f64 / 1e3;
     Ok(milliseconds(usage.user_time()) + milliseconds(usage.system_time()))
 }
