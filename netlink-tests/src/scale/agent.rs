@@ -41,7 +41,8 @@ pub struct Agent {
 pub struct SyncTimes {
     /// From the call to the last commit.
     pub sync_ms: f64,
-    /// Of that: reading the kernel, selecting, comparing, planning.
+    /// Of that: reading the kernel, selecting, comparing, planning, as far as no
+    /// commit ran beside it.
     pub compile_ms: f64,
     /// Of that: encoding.
     pub encode_ms: f64,

@@ -134,7 +134,7 @@ impl Report {
             ),
             plain("first sync", format!("{} ms", spread(&sync))),
             plain(
-                "of that: compile, encode, kernel",
+                "of that: planning alone, encoding, kernel",
                 format!(
                     "{:.1}, {:.1}, {:.1} ms",
                     part(|first| first.sync.compile_ms),
