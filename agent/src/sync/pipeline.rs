@@ -1,6 +1,6 @@
 //! A first sync on two threads: one plans, one commits.
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use compiler::diff::{Planner, Resync, Transaction};
@@ -51,14 +51,11 @@ pub(super) fn run(
         return outcome;
     }
     tracing::warn!("no thread can be had to commit on: planning and committing take turns, which takes longer");
-    while let Some(mut transaction) = resync.next(planner) {
-        commit(kernel, enabled, &mut transaction, report).map_err(|error| (transaction, error))?;
-    }
-    Ok(())
+    commit_all(std::iter::from_fn(|| resync.next(planner)), kernel, enabled, report)
 }
 
 fn commit_all(
-    transactions: Receiver<Transaction>,
+    transactions: impl IntoIterator<Item = Transaction>,
     kernel: &mut Kernel,
     enabled: [bool; 2],
     report: &mut SyncReport,

@@ -67,9 +67,10 @@ fn one_less<K: std::hash::Hash + Eq>(counts: &mut FxHashMap<K, u32>, key: K) -> 
 /// Chains that are made when the first element points to them.
 ///
 /// Those that learn for a timeout are deleted again some time after the last
-/// did: there may be one for every timeout that was ever used. All others stay. There
-/// are only so many ([`crate::ruleset::spread`]), the numbers come again soon,
-/// and making one lets the kernel walk over all elements of its endpoint map.
+/// did: there may be one for every timeout that was ever used. All others stay.
+/// There are only so many ([`crate::ruleset::spread`]), the numbers come again
+/// soon, and making one lets the kernel walk over all elements of its endpoint
+/// map.
 #[derive(Debug, Default)]
 pub(super) struct CountedChains {
     /// How many elements point to each chain that learns.

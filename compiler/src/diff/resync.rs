@@ -483,12 +483,10 @@ impl Planner {
     /// As much of a Service as its source ranges depend on; `None` if it has
     /// none.
     fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
-        let service = self.effective(name, entry, index(family))?;
+        let service = self.effective(name, entry, index(family)).filter(|service| !service.source_ranges.is_empty())?;
         let admits_node = self.families[index(family)].admits_node(service);
         let ports = Box::default();
-        let ranges =
-            CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node };
-        (!service.source_ranges.is_empty()).then_some(ranges)
+        Some(CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node })
     }
 
     /// Compiles one Service in the place of what was programmed. Those that win

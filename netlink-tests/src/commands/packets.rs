@@ -1,6 +1,5 @@
 //! `netlink-tests packets`: what new connections pay, against the number of
 //! Services.
-#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 use std::process::ExitCode;
 
@@ -41,18 +40,9 @@ pub struct Options {
 /// Measures, with progress on standard error, and prints it.
 pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
     let measured = permitted.map_err(Failure::from).and_then(|()| measure(options));
-    let printed =
-        measured.and_then(|report| Ok(if options.json { serde_json::to_string(&report)? } else { report.markdown() }));
-    match printed {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("Error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    super::print(
+        measured.and_then(|report| Ok(if options.json { serde_json::to_string(&report)? } else { report.markdown() })),
+    )
 }
 
 fn stages(options: &Options) -> Result<Vec<Stage>, Failure> {

@@ -56,7 +56,7 @@ pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     match measure(options) {
-        Ok(report) if options.json => print_json(&report),
+        Ok(report) if options.json => super::print(serde_json::to_string(&report).map_err(Failure::from)),
         Ok(report) => {
             print!("{}", if options.markdown { report.markdown() } else { report.plain() });
             ExitCode::SUCCESS
@@ -73,26 +73,7 @@ pub fn run_task(options: &TaskOptions, permitted: Result<(), LabError>) -> ExitC
     let cluster = Cluster { services: options.services, endpoints: options.endpoints };
     let measured =
         permitted.map_err(Failure::from).and_then(|()| perform(options.task, cluster, options.namespace.as_deref()));
-    match measured {
-        Ok(value) => print_json(&value),
-        Err(error) => {
-            eprintln!("Error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn print_json(value: &impl serde::Serialize) -> ExitCode {
-    match serde_json::to_string(value) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("Error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    super::print(measured.and_then(|value| Ok(serde_json::to_string(&value)?)))
 }
 
 fn measure(options: &Options) -> Result<Report, Failure> {

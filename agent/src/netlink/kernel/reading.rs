@@ -44,6 +44,14 @@ enum Torn {
     Kept,
 }
 
+/// Which elements a question is about: those of this map.
+fn elements_of(map: Map) -> impl FnOnce(&mut Writer) {
+    move |writer| {
+        writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        writer.string(NFTA_SET_ELEM_LIST_SET, map.name());
+    }
+}
+
 impl Kernel {
     /// Reads our table of a family: chains, rules, and the declarations of
     /// sets and maps. `None`: there is no such table.
@@ -132,12 +140,8 @@ impl Kernel {
     ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut reader = Reader::new(family, map);
-            let question = |w: &mut Writer| {
-                w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-                w.string(NFTA_SET_ELEM_LIST_SET, map.name());
-            };
             match self
-                .dump_once(family, NFT_MSG_GETSETELEM, question, Torn::Refused, &mut |list| reader.read(list))
+                .dump_once(family, NFT_MSG_GETSETELEM, elements_of(map), Torn::Refused, &mut |list| reader.read(list))
                 .await?
             {
                 Dump::Complete => match reader.finish() {
@@ -172,10 +176,6 @@ impl Kernel {
     ) -> Result<(), NetlinkError> {
         let mut reader = Reader::new(family, map);
         let mut seen = HashSet::new();
-        let question = |w: &mut Writer| {
-            w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            w.string(NFTA_SET_ELEM_LIST_SET, map.name());
-        };
         let mut entry = |attributes: Attributes<'_>| {
             reader.read(attributes);
             for state in reader.take_elements() {
@@ -186,7 +186,7 @@ impl Kernel {
                 }
             }
         };
-        match self.dump_once(family, NFT_MSG_GETSETELEM, question, Torn::Kept, &mut entry).await? {
+        match self.dump_once(family, NFT_MSG_GETSETELEM, elements_of(map), Torn::Kept, &mut entry).await? {
             Dump::Complete | Dump::Interrupted => Ok(()),
             Dump::Refused(errno) => {
                 Err(NetlinkError::from_errno(format!("counters of {} {map}", family.keyword()), errno))
@@ -243,8 +243,7 @@ impl Kernel {
         let mut writer = Writer::default();
         let family_byte = family_number(family);
         let open = writer.begin_message(nft_type(NFT_MSG_GETSETELEM), NLM_F_ACK, sequence, family_byte, 0);
-        writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-        writer.string(NFTA_SET_ELEM_LIST_SET, map.name());
+        elements_of(map)(&mut writer);
         writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| keys.iter().for_each(|key| write_element_key(w, key)));
         writer.end_message(open);
         self.socket.send(writer.bytes()).await?;
