@@ -154,6 +154,26 @@ fn a_restart_after_changes_sends_only_the_difference() {
     assert!(report.is_empty(), "{report:?}");
 }
 
+/// nft declares a slot as an `integer`, a type without a size that lets older versions of it abort at any listing.
+#[test]
+fn a_table_that_nft_loaded_is_put_right() {
+    let namespace = NetNs::new("node").unwrap();
+    let objects = [web("shop/web", 10).node_port(30080).build(), served_by("shop/web", LOCAL[0]).build()];
+    let (proxy, _) = Proxy::start(&namespace, proxy_config(), &objects);
+    let whole = Holdings::read(&namespace);
+    drop(proxy);
+    let listing = namespace.run(|| nft(&["list", "ruleset"], "")).unwrap().unwrap();
+    load_nft(&namespace, &format!("flush ruleset\n{listing}")).unwrap();
+    assert!(Holdings::read(&namespace) != whole, "nft declares the maps as we do: is it needed still?");
+
+    let (proxy, report) = Proxy::start(&namespace, proxy_config(), &objects);
+    assert!(report.objects > 0, "{report:?}");
+    assert!(Holdings::read(&namespace) == whole);
+    drop(proxy);
+    let (_proxy, report) = Proxy::start(&namespace, proxy_config(), &objects);
+    assert!(report.is_empty(), "{report:?}");
+}
+
 #[test]
 fn damage_by_others_is_repaired_at_once() {
     let cluster = Cluster::new();

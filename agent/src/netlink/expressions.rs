@@ -38,7 +38,6 @@ const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
 const NFT_NG_RANDOM: u32 = 1;
 const NFT_HASH_JENKINS: u32 = 0;
-const NFT_BYTEORDER_HTON: u32 = 1;
 const NFT_NAT_DNAT: u32 = 1;
 const NFT_DYNSET_OP_UPDATE: u32 = 1;
 
@@ -136,16 +135,16 @@ impl Expressions<'_> {
                 self.compare(Op::Is, &RTN_LOCAL.to_ne_bytes());
             }
             Statement::Lookup(key, op, map) => {
-                self.key(key, *map, 0);
+                self.key(key, 0);
                 self.lookup(*map, *op, None);
             }
             Statement::Vmap(key, map) => {
-                self.key(key, *map, 0);
+                self.key(key, 0);
                 self.lookup(*map, Op::Is, Some(NFT_REG_VERDICT));
             }
             Statement::Dnat(key, map) => {
                 // nft sets a full register aside for the address before the key.
-                self.key(key, *map, REGISTER_WORDS);
+                self.key(key, REGISTER_WORDS);
                 self.lookup(*map, Op::Is, Some(register(0)));
                 self.dnat();
             }
@@ -175,7 +174,7 @@ impl Expressions<'_> {
     /// Loads a key into consecutive words, each field padded to full words.
     /// `reserved`: words nft has set aside before it allocates for the key;
     /// what a part needs beside its own words lies behind both.
-    fn key(&mut self, parts: &[KeyPart], map: Map, reserved: Word) {
+    fn key(&mut self, parts: &[KeyPart], reserved: Word) {
         if parts.contains(&KeyPart::TcpPort) {
             self.match_protocol(TCP);
         }
@@ -183,12 +182,6 @@ impl Expressions<'_> {
         let mut word = 0;
         for part in parts {
             self.key_part(*part, word, reserved + words);
-            // nft converts a one-byte field of an interval concatenation to
-            // network byte order. It changes nothing, and a listing that is
-            // loaded again has it.
-            if *part == KeyPart::Protocol && map.is_interval() {
-                self.byteorder(word);
-            }
             word += self.part_words(*part);
         }
     }
@@ -343,16 +336,6 @@ impl Expressions<'_> {
         });
     }
 
-    fn byteorder(&mut self, word: Word) {
-        self.expression("byteorder", |w| {
-            w.be32(NFTA_BYTEORDER_SREG, register(word));
-            w.be32(NFTA_BYTEORDER_DREG, register(word));
-            w.be32(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON);
-            w.be32(NFTA_BYTEORDER_LEN, 1);
-            w.be32(NFTA_BYTEORDER_SIZE, 2);
-        });
-    }
-
     /// Looks up the key at word 0.
     fn lookup(&mut self, map: Map, op: Op, destination: Option<u32>) {
         let flags = match op {
@@ -448,5 +431,68 @@ impl Octets {
             Octets::V4(octets) => octets,
             Octets::V6(octets) => octets,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use compiler::ruleset::chains::{Domain, Pool};
+    use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
+    use compiler::ruleset::spread::Spread;
+
+    use super::*;
+    use crate::netlink::wire::Attributes;
+
+    fn chains() -> Vec<Chain> {
+        let mut chains = Chain::FIXED.to_vec();
+        chains.extend(Chain::LEARNING);
+        chains.push(Chain::LearnFor { seconds: 10800 });
+        for (domain, sticky) in [(Domain::Service, false), (Domain::NodePort, true)] {
+            for endpoints in [3, 100] {
+                let balance = Chain::Balance { domain, pool: Pool::Main, sticky, spread: Spread::of(endpoints) };
+                chains.extend(balance.needs());
+                chains.push(balance);
+            }
+        }
+        chains
+    }
+
+    /// Kernels differ in which forms they take: 6.12.115 and 7.3 refuse a
+    /// `byteorder` whose length is not its size, which others took. A new
+    /// expression is to be read up in the kernel's source, from 5.13 to the
+    /// newest, before it joins this list.
+    #[test]
+    fn only_expressions_that_every_kernel_takes_are_written() {
+        const KNOWN: [&str; 14] = [
+            "bitwise",
+            "cmp",
+            "ct",
+            "dynset",
+            "fib",
+            "hash",
+            "immediate",
+            "lookup",
+            "masq",
+            "meta",
+            "nat",
+            "numgen",
+            "payload",
+            "reject",
+        ];
+        let mut written = BTreeSet::new();
+        for family in Family::ALL {
+            let detector = Some(LocalDetector::InterfacePrefix("veth".to_owned()));
+            let config = SkeletonConfig { family, detector, masquerade_all: false, nodeports_on_all_addresses: false };
+            for rule in chains().into_iter().flat_map(|chain| rules(&config, chain)) {
+                let mut writer = Writer::as_listed();
+                write_rule(&mut writer, family, &rule);
+                let names =
+                    Attributes(writer.bytes()).map(|one| one.nested().string(NFTA_EXPR_NAME).map(str::to_owned));
+                written.extend(names.flatten());
+            }
+        }
+        assert_eq!(written, BTreeSet::from(KNOWN.map(str::to_owned)));
     }
 }

@@ -1,8 +1,9 @@
 //! Sets and maps: how each is declared to the kernel.
 //!
 //! The types and the userdata mean nothing to the kernel; they are how nft
-//! knows what to print. Both are written exactly as nft 1.0.6 writes them, so
-//! that `nft list` shows our maps and its output can be loaded again.
+//! knows what to print. Both are written as nft 1.0.6 writes them, so that
+//! `nft list` shows our maps and its output can be loaded again. But for one
+//! type: the slot's, see [`TYPE_MARK`].
 
 use compiler::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
 use compiler::ruleset::{Family, TABLE};
@@ -11,11 +12,17 @@ use nlink::netlink::nftables::*;
 use super::wire::Writer;
 
 // nft's numbers for its data types (`include/datatype.h` of nftables).
-const TYPE_INTEGER: u32 = 4;
 const TYPE_IPADDR: u32 = 7;
 const TYPE_IP6ADDR: u32 = 8;
 const TYPE_INET_PROTOCOL: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
+/// The slot's type: nft's `mark`, four bytes in host byte order.
+///
+/// By its typeof the slot is an `integer`, and nft writes that type. It has no
+/// size, and an nft that does not know the typeof of a `numgen` (before 1.0.4)
+/// takes the key apart by the types: it ends at an assertion at every listing,
+/// even of other tables. With `mark` it lists the slot as 0x00000001.
+const TYPE_MARK: u32 = 19;
 /// A concatenation's type is its fields' types, six bits each.
 const TYPE_BITS: u32 = 6;
 
@@ -48,7 +55,7 @@ fn field_type(family: Family, field: KeyField) -> u32 {
         (KeyField::Address, Family::Ipv6) => TYPE_IP6ADDR,
         (KeyField::Protocol, _) => TYPE_INET_PROTOCOL,
         (KeyField::Port, _) => TYPE_INET_SERVICE,
-        (KeyField::Slot, _) => TYPE_INTEGER,
+        (KeyField::Slot, _) => TYPE_MARK,
     }
 }
 
@@ -295,6 +302,49 @@ pub(super) mod userdata {
 mod tests {
     use super::*;
 
+    /// The sizes in bits of the types of nft that our maps may be made of;
+    /// `None` for a type without a size, or that some nft does not know.
+    fn type_bits(kind: u32) -> Option<u32> {
+        match kind {
+            TYPE_IPADDR | TYPE_MARK => Some(32),
+            TYPE_IP6ADDR => Some(128),
+            TYPE_INET_PROTOCOL => Some(8),
+            TYPE_INET_SERVICE => Some(16),
+            _ => None,
+        }
+    }
+
+    /// The bytes that nft computes from a type: each field of a concatenation
+    /// fills full words.
+    fn type_bytes(mut kind: u32) -> u32 {
+        let single = kind >> TYPE_BITS == 0;
+        let mut bytes = 0;
+        while kind != 0 {
+            let field = kind & ((1 << TYPE_BITS) - 1);
+            let bits = type_bits(field).unwrap_or_else(|| panic!("a field of type {field}, which has no size"));
+            bytes += if single { bits / 8 } else { (bits / 8).next_multiple_of(4) };
+            kind >>= TYPE_BITS;
+        }
+        bytes
+    }
+
+    /// An nft that does not know a typeof takes key and value apart by their
+    /// types, and must find the bytes that are there.
+    #[test]
+    fn every_field_has_a_type_with_a_size() {
+        for family in Family::ALL {
+            for map in Map::ALL {
+                let set = declaration(family, map);
+                assert_eq!(type_bytes(set.key_type), set.key_bytes, "key of {family} {map}");
+                if let (Some(kind), Some(bytes)) =
+                    (set.data_type.filter(|kind| *kind != NFT_DATA_VERDICT), set.data_bytes)
+                {
+                    assert_eq!(type_bytes(kind), bytes, "value of {family} {map}");
+                }
+            }
+        }
+    }
+
     /// Captured with `nft --debug=mnl` (1.0.6).
     #[test]
     fn userdata_is_what_nft_writes() {
@@ -314,7 +364,7 @@ mod tests {
             "000400000000010400000000030800040d0000000100060400000000"
         );
         assert_eq!(hex(&userdata::of(Family::Ipv4, Map::ClusterIps)), "000402000000");
-        assert_eq!(declaration(Family::Ipv4, Map::Endpoints).key_type, 0x001c_c344);
+        assert_eq!(declaration(Family::Ipv4, Map::Endpoints).key_type, 0x001c_c353);
         assert_eq!(declaration(Family::Ipv6, Map::SourceRanges).key_type, 0x0020_c348);
     }
 }
