@@ -24,13 +24,26 @@ macro_rules! in_own_namespaces {
     };
 }
 
-/// The work of [`in_own_namespaces!`](crate::in_own_namespaces).
+/// Where the programs that tests call may be, besides `PATH`: Debian's ordinary users have no `sbin` in theirs.
+const SYSTEM_DIRECTORIES: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// The work of [`in_own_namespaces!`](crate::in_own_namespaces): namespaces, and a `PATH` in which `nft` and `ip` are.
 pub extern "C" fn enter_namespaces_or_exit() {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":");
+    path.push(SYSTEM_DIRECTORIES);
+    // SAFETY: called before `main`, when the process has no other thread that could read the environment.
+    unsafe { std::env::set_var("PATH", path) };
     if let Err(error) = agent::lab::enter_user_namespace() {
         let strict = std::env::var_os("CI").is_some();
         eprintln!("SKIPPED, nothing was tested: {error}");
         std::process::exit(i32::from(strict));
     }
+}
+
+/// What to print when a program that a test calls did not start.
+pub fn cannot_run(program: &str, error: &io::Error) -> String {
+    format!("can't run {program}: {error}; scripts/setup installs what the tests call")
 }
 
 /// Loads rules as nft text into a namespace by the `nft` program: for tests of the harness itself, and as an
@@ -61,8 +74,8 @@ pub enum NftError {
     /// The namespace could not be entered.
     #[error(transparent)]
     Namespace(#[from] LabError),
-    /// The program did not run; install the package `nftables`.
-    #[error("can't run nft: {0}")]
+    /// The program did not run.
+    #[error("{}", cannot_run("nft", .0))]
     Run(#[source] io::Error),
     /// The program or the kernel refused the text.
     #[error("nft: {0}")]

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
-use agent::lab::{Lab, LabError, Probe, ProbeResult, Transport};
-use netlink_tests::harness::load_nft;
+use agent::lab::{Lab, LabError, NetNs, Probe, ProbeResult, Transport};
+use netlink_tests::harness::{NftError, load_nft};
 
 netlink_tests::in_own_namespaces!();
 
@@ -287,4 +288,29 @@ fn addresses_can_be_added_and_mistakes_are_named() {
     let shared =
         Lab::builder().node_addresses(ips(&["192.0.2.11"])).host("pods", "vethab", ips(&["192.0.2.11"])).build();
     assert!(matches!(shared, Err(LabError::DuplicateAddress(_))));
+}
+
+/// Not a test by itself: what another test runs with little in `PATH`.
+#[test]
+#[ignore = "the part of the test below that has an ordinary user's PATH"]
+fn child_that_loads_with_nft() {
+    load_nft(&NetNs::new("loaded").unwrap(), "table ip empty { }").unwrap();
+}
+
+#[test]
+fn nft_is_found_with_the_path_of_an_ordinary_user() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_loads_with_nft", "--ignored"])
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games")
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named_with_the_remedy() {
+    let error = Command::new("/nowhere/nft").status().unwrap_err();
+    let message = NftError::Run(error).to_string();
+    assert!(message.contains("can't run nft: No such file") && message.contains("scripts/setup"), "{message}");
 }

@@ -11,12 +11,13 @@ use compiler::model::Protocol;
 use compiler::ruleset::Family;
 use compiler::ruleset::element::{Data, Element, Key, NodePortKey};
 use compiler::ruleset::maps::Map;
+use netlink_tests::harness::cannot_run;
 use netlink_tests::readback::{in_fresh_namespace, nft};
 
 netlink_tests::in_own_namespaces!();
 
 /// Longer than any of this takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn transaction(actions: impl IntoIterator<Item = Action>) -> Transaction {
     let operation = |action| Operation { family: Family::Ipv4, action, owner: None };
@@ -80,7 +81,9 @@ fn lost_messages_are_reported() {
 }
 
 fn ip(arguments: &[&str]) {
-    assert!(Command::new("ip").args(arguments).status().unwrap().success(), "ip {arguments:?}");
+    let outcome = Command::new("ip").args(arguments).status();
+    let status = outcome.unwrap_or_else(|error| panic!("{}", cannot_run("ip", &error)));
+    assert!(status.success(), "ip {arguments:?}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
+use crate::harness::cannot_run;
+
 /// Runs a test in a network namespace of its own, which dies with it. The test
 /// runs on one thread, so that everything it opens is in that namespace.
 ///
@@ -37,13 +39,13 @@ pub fn in_fresh_namespace<T: Send + 'static>(test: impl AsyncFnOnce() -> T + Sen
 ///
 /// # Errors
 ///
-/// What `nft` prints on standard error if it fails.
+/// That there is no such program, or what it prints on standard error if it fails.
 pub fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     use std::io::Write;
     use std::process::Stdio;
     let mut command = Command::new("nft");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("nft: {error}"))?;
+    let mut child = command.spawn().map_err(|error| cannot_run("nft", &error))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes()).map_err(|error| format!("nft: {error}"))?;
     }
