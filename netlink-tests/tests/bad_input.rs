@@ -104,7 +104,7 @@ impl Victim {
         // One more Service tells when the agent has seen all that.
         let last = web("shop/last", 250).build();
         self.manifests.write_objects("last.json", &[last, served_by("shop/last", LOCAL[0][3]).build()]);
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
         while !matches!(self.cluster.connect(POD[0], at("10.96.0.250", 80), Tcp, 1)[0], ProbeResult::Answered { .. }) {
             assert!(std::time::Instant::now() < deadline);
         }

@@ -345,7 +345,7 @@ fn a_health_check_fails_while_terminating_pods_still_serve() {
     let agent = AgentProcess::start(env!("CARGO_BIN_EXE_netlink-tests"), cluster.node(), &manifests, &[]);
     for (slice, expected) in states {
         manifests.write_objects("slice.json", &[slice.build()]);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             let status = health(&cluster, HEALTH_PORT);
             if status == Some(expected) {
@@ -364,7 +364,7 @@ fn a_health_check_fails_while_terminating_pods_still_serve() {
 /// Asks until the answer comes from this pod: the agent deletes stale flows a moment after it has programmed.
 #[track_caller]
 fn ask_until(flow: &mut Flow, pod: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(180);
     loop {
         match flow.ask(10).unwrap() {
             ProbeResult::Answered { by, .. } if by.ip() == ip(pod) => return,
@@ -420,7 +420,7 @@ fn udp_clients_follow_pods_through_the_running_agent() {
     }
     write(&|family| slice("shop/web", &family.to_string()).port(Udp, 9090).endpoint(REMOTE[family][1]));
     for (_, flow) in &mut flows {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             match flow.ask(10).unwrap() {
                 ProbeResult::Answered { by, .. } if by.port() == 9090 => break,

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::DemoError;
 use crate::follow::{FollowOptions, Nobody, Status, follow};
-use crate::lab::{Lab, LabError};
+use crate::lab::{Lab, LabError, patient};
 use crate::netlink::Kernel;
 use crate::source::manifests::ManifestSource;
 use crate::sync::Syncer;
@@ -26,7 +26,7 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("web.yaml", include_str!("../../../examples/web.yaml")),
 ];
 
-/// How long anything may take before the demo gives up.
+/// How long anything may take on an ordinary machine before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running agent and the manifests it follows.
@@ -97,10 +97,11 @@ impl DemoAgent {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|error| DemoError::Agent(error.to_string()))?;
         runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, status.wait_for(|status| wanted(status))).await {
+            let patience = patient(PATIENCE);
+            match tokio::time::timeout(patience, status.wait_for(|status| wanted(status))).await {
                 Ok(Ok(status)) => Ok(status.clone()),
                 Ok(Err(_)) => Err(DemoError::Agent("it ended too early".to_owned())),
-                Err(_) => Err(DemoError::Agent(format!("it was not done within {PATIENCE:?}"))),
+                Err(_) => Err(DemoError::Agent(format!("it was not done within {patience:?}"))),
             }
         })
     }

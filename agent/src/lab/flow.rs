@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use super::probe::Attempt;
-use super::{LabError, NetNs, Probe, ProbeResult, Transport};
+use super::{LabError, NetNs, Probe, ProbeResult, Transport, patient};
 
 /// An open TCP connection, or a UDP socket that keeps its port: what connection tracking knows as one flow. Ended by
 /// dropping it, over TCP with a reset. Over SCTP every question repeats the first INIT, whatever its size.
@@ -53,7 +53,7 @@ impl Flow {
         if let Err(error) = self.send(&message) {
             self.attempt.note_send_error(&error);
         }
-        self.attempt.deadline = Instant::now() + self.probe.timeout;
+        self.attempt.deadline = Instant::now() + patient(self.probe.timeout);
         self.attempt.finish()
     }
 
@@ -64,7 +64,7 @@ impl Flow {
         }
         let socket = &self.attempt.socket;
         socket.set_nonblocking(false)?;
-        socket.set_write_timeout(Some(self.probe.timeout.max(Duration::from_millis(1))))?;
+        socket.set_write_timeout(Some(patient(self.probe.timeout).max(Duration::from_millis(1))))?;
         let sent = (&*socket).write_all(message);
         socket.set_nonblocking(true)?;
         sent

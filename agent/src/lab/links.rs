@@ -11,7 +11,7 @@ use nlink::netlink::link::VethLink;
 use nlink::netlink::neigh::Neighbor;
 use nlink::{Connection, Ipv4Address, Ipv4Route, Ipv6Address, Ipv6Route, LinkCond, Route, RuleBuilder};
 
-use super::{LabError, NetNs};
+use super::{LabError, NetNs, patient};
 
 /// Name of the one interface inside every host.
 pub(super) const HOST_INTERFACE: &str = "eth0";
@@ -28,7 +28,7 @@ const HOST_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 const TABLE_LOCAL: u32 = 255;
 const TABLE_MAIN: u32 = 254;
 
-/// How long the kernel may take to finish a link or an address. It takes well below a millisecond.
+/// How long the kernel may take to finish a link or an address on an ordinary machine. It takes well below a millisecond.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `job` with a route netlink connection inside `namespace`; `what` names the objects in an error.
@@ -79,7 +79,7 @@ pub(super) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
         send_everything_out(&netlink, RuleBuilder::v6).await
     })?;
     with_netlink(node, &what, async |netlink| {
-        netlink.wait_link(interface, LinkCond::OperUp, SETTLE_LIMIT).await.map(drop)
+        netlink.wait_link(interface, LinkCond::OperUp, patient(SETTLE_LIMIT)).await.map(drop)
     })
 }
 
@@ -130,7 +130,7 @@ pub(super) fn add_addresses(namespace: &NetNs, interface: &str, addresses: &[IpA
                 }
             }
         }
-        let settled = tokio::time::timeout(SETTLE_LIMIT, await_local_routes(&netlink, addresses));
+        let settled = tokio::time::timeout(patient(SETTLE_LIMIT), await_local_routes(&netlink, addresses));
         settled.await.unwrap_or_else(|_| Err(nlink::Error::timeout()))
     })
 }

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::sctp::Packet;
 use super::server::{RECEIVE_BUFFER, receive_raw};
-use super::{Identity, LabError, NetNs};
+use super::{Identity, LabError, NetNs, patient};
 
 /// How many probes of one call have a socket at the same time.
 const IN_FLIGHT: usize = 256;
@@ -49,7 +49,8 @@ pub struct Probe {
     pub target: SocketAddr,
     /// Over which protocol.
     pub transport: Transport,
-    /// How long to wait before calling it silence. Below one second no TCP SYN is sent twice.
+    /// How long to wait before calling it silence, on an ordinary machine; a slow one waits longer, see [`patient`].
+    /// Below one second no TCP SYN is sent twice.
     pub timeout: Duration,
 }
 
@@ -183,7 +184,7 @@ impl Attempt {
             target: probe.target,
             transport: probe.transport,
             source_port,
-            deadline: Instant::now() + probe.timeout,
+            deadline: Instant::now() + patient(probe.timeout),
             text: Vec::new(),
             ended: None,
         };
