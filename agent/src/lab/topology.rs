@@ -34,6 +34,10 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
 const NODE_SYSCTLS: &[(&str, &str)] =
     &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
 
+/// Three seconds by default, in which a slow machine does not get from one question on a [`Flow`] to the next: its INIT
+/// would be a new association. Absent where connection tracking is not loaded yet.
+const SCTP_PATIENCE: &[(&str, &str)] = &[("net.netfilter.nf_conntrack_sctp_timeout_cookie_wait", "300")];
+
 /// A host to attach to the node: a pod, a client, another node with its pods, or many of these in one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSpec {
@@ -113,6 +117,8 @@ impl LabBuilder {
         let node = NetNs::new("node")?;
         prepare(&node)?;
         node.set_sysctls(NODE_SYSCTLS)?;
+        // Without it, only an SCTP flow on a slow machine is in danger.
+        let _ = node.set_sysctls(SCTP_PATIENCE);
         let mut lab = Lab {
             node_addresses: BTreeSet::from([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]),
             node_server: EchoServer::start(&node)?,
