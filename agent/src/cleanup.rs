@@ -5,6 +5,7 @@ use compiler::ruleset::{Family, TABLE};
 use thiserror::Error;
 
 use crate::cli::CleanupOptions;
+use crate::instance::{self, InstanceError};
 use crate::netlink::{Kernel, NetlinkError};
 use crate::takeover;
 
@@ -14,6 +15,9 @@ pub enum Error {
     /// The event loop could not be started.
     #[error("the event loop could not be started: {0}")]
     Runtime(#[from] std::io::Error),
+    /// An agent runs, and would make the tables again.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -27,8 +31,11 @@ pub enum Error {
 /// That they are not there is no error.
 ///
 /// # Errors
-/// If the kernel can't be spoken to or refuses. Whatever else can be removed is.
+/// If an agent runs in this network namespace; or if the kernel can't be spoken
+/// to or refuses, and then whatever else can be removed is.
 pub fn cleanup(options: CleanupOptions) -> Result<(), Error> {
+    // Held, so that none starts meanwhile.
+    let _instance = instance::claim()?;
     let leftovers = if options.kube_proxy { kube_proxy() } else { Ok(()) };
     own_tables()?;
     leftovers

@@ -2,10 +2,15 @@
 //!
 //! Nothing is programmed before the source has listed everything once. After
 //! that a change is committed at once; what arrives while a commit runs, or
-//! within [`MIN_GAP`] of the last one, goes together into the next.
+//! within [`MIN_GAP`] of the last one, goes together into the next. What others
+//! do to our tables is repaired likewise ([`pace`] says when).
+
+mod culprits;
+mod pace;
 
 use std::future::Future;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use compiler::model::convert::Problem;
@@ -13,19 +18,22 @@ use compiler::model::objects::{Change, Kind, Object, ObjectRef};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::netlink::NetlinkError;
 use crate::source::Event;
 use crate::sync::report::SyncReport;
 use crate::sync::{SyncError, Syncer};
-
-/// The shortest time between the beginnings of two syncs: a burst of changes
-/// becomes few commits, and a single change waits for nothing.
-pub const MIN_GAP: Duration = Duration::from_millis(50);
+use culprits::Culprits;
+pub use pace::MIN_GAP;
+use pace::{Blame, Pace};
 
 /// How long nothing must happen before chains that nothing uses are deleted.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The most events that go into one sync.
 const MAX_EVENTS: usize = 4096;
+
+/// How often the log says that syncs go on failing.
+const FAILURE_LINES: Duration = Duration::from_secs(60);
 
 /// What the loop tells those who watch it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,8 +55,16 @@ pub struct Status {
 pub enum NodeEvent {
     /// The addresses of the interfaces, all of them, after a change.
     Addresses(Vec<IpAddr>),
-    /// Somebody else changed our table.
-    ForeignChange(String),
+}
+
+/// Why the kernel may not hold what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// In one sentence.
+    pub reason: String,
+    /// Whether Services may be without rules that had some, and not only a
+    /// change be late.
+    pub rules_missing: bool,
 }
 
 /// Who is told what the loop does: metrics, health, conntrack.
@@ -65,6 +81,11 @@ pub trait Observer {
     fn repaired_foreign_change(&mut self) {}
     /// A sync failed; it will be tried again.
     fn failed(&mut self, _error: &SyncError) {}
+    /// The kernel may not hold what it should. Told again when the reason
+    /// changes.
+    fn troubled(&mut self, _trouble: Trouble) {}
+    /// It does, and nobody is about to change that.
+    fn recovered(&mut self) {}
 }
 
 /// An observer that does nothing.
@@ -76,7 +97,8 @@ impl Observer for Nobody {}
 /// How the loop behaves.
 #[derive(Debug, Clone)]
 pub struct FollowOptions {
-    /// When a failed sync is tried again, if nothing else happens before.
+    /// The longest time until a failed sync is tried again, if nothing else
+    /// happens before. The first attempts follow much sooner.
     pub retry: Duration,
     /// Whether to log what in an object can't be used. Not where the source
     /// does: it may know the file.
@@ -103,17 +125,26 @@ pub async fn follow<O: Observer>(
         syncer,
         status,
         observer,
-        retry: options.retry,
+        pace: Pace::new(options.retry),
+        culprits: Culprits::default(),
+        failures: Failures::default(),
         log_problems: options.log_problems,
         listed: false,
         foreign: false,
-        next: None,
-        last: None,
+        news: false,
     };
     let mut idle = Instant::now() + IDLE;
     let mut node_open = true;
     loop {
-        let due = state.next;
+        let due = state.due();
+        if due.is_some_and(|due| due <= Instant::now()) {
+            if state.sync().await?.is_break() {
+                return Ok(());
+            }
+            idle = Instant::now() + IDLE;
+            continue;
+        }
+        let wake = due.or(state.pace.truce());
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -126,20 +157,14 @@ pub async fn follow<O: Observer>(
                 }
             }
             event = node_events.recv(), if node_open => match event {
-                Some(event) => state.take_node(event).await?,
+                Some(NodeEvent::Addresses(addresses)) => state.syncer.set_interface_addresses(addresses),
                 None => node_open = false,
             },
-            () = sleep_until(due.unwrap_or(idle)), if due.is_some() => {}
-            () = sleep_until(idle), if due.is_none() && state.syncer.idle_chains() > 0 => {
+            () = state.syncer.foreign_change() => state.note_foreign_changes(),
+            () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => state.make_truce(),
+            () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy().await;
             }
-        }
-        if state.listed && state.syncer.is_pending() && state.next.is_none() {
-            let gap = state.last.map_or_else(Instant::now, |last| last + MIN_GAP);
-            state.next = Some(gap.max(Instant::now()));
-        }
-        if state.next.is_some_and(|next| next <= Instant::now()) {
-            state.sync().await?;
         }
         idle = Instant::now() + IDLE;
     }
@@ -149,15 +174,22 @@ struct Loop<'a, O> {
     syncer: &'a mut Syncer,
     status: &'a watch::Sender<Status>,
     observer: &'a mut O,
-    retry: Duration,
+    pace: Pace,
+    culprits: Culprits,
+    failures: Failures,
     log_problems: bool,
     listed: bool,
     /// Whether somebody else changed our table since the last sync.
     foreign: bool,
-    /// When to sync next, if anything waits.
-    next: Option<Instant>,
-    /// When the last sync began.
-    last: Option<Instant>,
+    /// Whether the sources told anything since the last sync.
+    news: bool,
+}
+
+/// What the log was told of syncs that failed in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    told: Option<Instant>,
 }
 
 impl<O: Observer> Loop<'_, O> {
@@ -177,22 +209,49 @@ impl<O: Observer> Loop<'_, O> {
             problems.iter().for_each(log_problem);
         }
         if self.syncer.is_pending() {
+            self.news = true;
             self.observer.queued();
         }
     }
 
-    async fn take_node(&mut self, event: NodeEvent) -> Result<(), SyncError> {
-        match event {
-            NodeEvent::Addresses(addresses) => self.syncer.set_interface_addresses(addresses),
-            NodeEvent::ForeignChange(who) => {
-                tracing::warn!("the table vmap-proxy was changed by {who}; comparing and repairing it");
-                if self.listed {
-                    self.syncer.mark_damaged();
-                    self.foreign = true;
-                }
+    /// When to sync next, if anything waits.
+    fn due(&self) -> Option<Instant> {
+        (self.listed && self.syncer.is_pending()).then(|| self.pace.next(Instant::now(), self.news))
+    }
+
+    fn note_foreign_changes(&mut self) {
+        let now = Instant::now();
+        let changes = self.syncer.take_foreign_changes();
+        if changes.is_empty() {
+            return;
+        }
+        for change in changes {
+            self.pace.foreign_change(now);
+            if let Some(line) = self.culprits.note(&change, now) {
+                tracing::warn!("{line}");
             }
         }
-        Ok(())
+        self.foreign = true;
+        self.observer.queued();
+        self.observer.troubled(self.foreign_trouble());
+    }
+
+    fn foreign_trouble(&self) -> Trouble {
+        let who = self.culprits.last().unwrap_or("another process");
+        let reason = match self.pace.is_fight() {
+            true => format!("{who} changes the table vmap-proxy again and again; it is repaired each time"),
+            false => format!("{who} changed the table vmap-proxy; it is being repaired"),
+        };
+        Trouble { reason, rules_missing: true }
+    }
+
+    /// A fight is over if nobody has changed anything for a while.
+    fn make_truce(&mut self) {
+        if self.pace.truce().is_some_and(|truce| truce <= Instant::now()) {
+            self.pace.make_truce();
+            tracing::info!("nobody has changed the table vmap-proxy for a while; everything is as it should be");
+            self.observer.recovered();
+        }
     }
 
     /// Slices of no Service have no effect; after the first list that is worth
@@ -207,33 +266,57 @@ impl<O: Observer> Loop<'_, O> {
         }
     }
 
-    async fn sync(&mut self) -> Result<(), SyncError> {
-        self.next = None;
-        self.last = Some(Instant::now());
-        match self.syncer.sync().await {
+    /// One sync, and what follows from it. Breaks if the agent is to end.
+    async fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
+        self.news = false;
+        self.pace.begin(Instant::now());
+        let outcome = self.syncer.sync().await;
+        self.note_foreign_changes();
+        match outcome {
             Ok(report) => {
-                let first = !self.status.borrow().ready;
-                self.publish(&report, first);
-                if std::mem::take(&mut self.foreign) {
-                    self.observer.repaired_foreign_change();
-                }
-                self.observer.synced(self.syncer, &report).await;
-                Ok(())
+                self.pace.succeeded(Instant::now());
+                self.succeeded(&report).await;
+                Ok(ControlFlow::Continue(()))
             }
+            Err(SyncError::Netlink(NetlinkError::Stopped)) => Ok(ControlFlow::Break(())),
             Err(error) if !self.status.borrow().ready && is_hopeless(&error) => Err(error),
             Err(error) => {
-                tracing::error!("sync failed, trying again in {:?}: {error}", self.retry);
-                self.observer.failed(&error);
-                self.status.send_modify(|status| status.failure = Some(error.to_string()));
-                self.next = Some(Instant::now() + self.retry);
-                Ok(())
+                self.pace.failed(Instant::now(), blame(&error));
+                self.failed(&error);
+                Ok(ControlFlow::Continue(()))
             }
         }
     }
 
+    async fn succeeded(&mut self, report: &SyncReport) {
+        let first = !self.status.borrow().ready;
+        self.failures.recovered();
+        self.publish(report, first);
+        if std::mem::take(&mut self.foreign) {
+            self.observer.repaired_foreign_change();
+        }
+        self.observer.synced(self.syncer, report).await;
+        if !self.pace.is_fight() {
+            self.observer.recovered();
+        }
+    }
+
+    fn failed(&mut self, error: &SyncError) {
+        self.failures.log(error, self.pace.next(Instant::now(), false));
+        self.observer.failed(error);
+        self.observer.queued();
+        let rules_missing = self.foreign || matches!(error, SyncError::Owned { .. });
+        self.observer.troubled(Trouble { reason: format!("the last sync failed: {error}"), rules_missing });
+        self.status.send_modify(|status| status.failure = Some(error.to_string()));
+    }
+
     fn publish(&mut self, report: &SyncReport, first: bool) {
         let (services, endpoints) = (self.syncer.store().service_count(), self.syncer.store().endpoint_count());
-        log_report(report, first, services, endpoints);
+        log_refused(report);
+        if self.culprits.is_quiet(Instant::now()) {
+            log_cleaned(report, self.culprits.last().filter(|_| self.foreign));
+            log_report(report, first, services, endpoints);
+        }
         self.status.send_modify(|status| {
             *status = Status { ready: true, syncs: status.syncs + 1, services, endpoints, failure: None };
         });
@@ -246,12 +329,49 @@ impl<O: Observer> Loop<'_, O> {
     }
 }
 
+impl Failures {
+    /// The first of a row, and one a minute.
+    fn log(&mut self, error: &SyncError, next: Instant) {
+        let now = Instant::now();
+        self.count = self.count.saturating_add(1);
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < FAILURE_LINES) {
+            return;
+        }
+        self.told = Some(now);
+        let next = next.saturating_duration_since(now);
+        match self.count {
+            1 => tracing::error!("sync failed, trying again in {next:?}: {error}"),
+            count => tracing::error!("sync failed {count} times in a row, trying again in {next:?}: {error}"),
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.count > 0 {
+            tracing::info!("sync succeeded after {} that failed", self.count);
+        }
+        *self = Self::default();
+    }
+}
+
+/// Who is to blame for a failed sync.
+fn blame(error: &SyncError) -> Blame {
+    match error {
+        SyncError::Disturbed { .. }
+        | SyncError::Owned { .. }
+        | SyncError::Netlink(NetlinkError::Interrupted { .. }) => Blame::Others,
+        _ => Blame::Us,
+    }
+}
+
 /// Whether trying again can't help.
 fn is_hopeless(error: &SyncError) -> bool {
     match error {
         SyncError::Skeleton(_) => true,
         SyncError::Netlink(error) => error.is_permanent(),
-        SyncError::Unrepairable { .. } => false,
+        SyncError::Owned { .. }
+        | SyncError::Disturbed { .. }
+        | SyncError::OutOfMemory(_)
+        | SyncError::Unrepairable { .. } => false,
     }
 }
 
@@ -271,8 +391,16 @@ fn log_change(change: &Change) {
     }
 }
 
-fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usize) {
-    let milliseconds = report.duration.as_secs_f64() * 1000.0;
+/// What others had put into our tables, or changed in them.
+fn log_cleaned(report: &SyncReport, culprit: Option<&str>) {
+    for cleaned in &report.cleaned {
+        let family = cleaned.family.keyword();
+        let by = culprit.map(|who| format!(" (last changed by {who})")).unwrap_or_default();
+        tracing::warn!("not ours in table {family} vmap-proxy{by}: {} {}", cleaned.count, cleaned.description);
+    }
+}
+
+fn log_refused(report: &SyncReport) {
     for refused in &report.refused {
         let owner = refused.owner.as_deref().unwrap_or("the skeleton");
         tracing::error!(
@@ -288,6 +416,10 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
             denied.holder
         );
     }
+}
+
+fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usize) {
+    let milliseconds = report.duration.as_secs_f64() * 1000.0;
     if first {
         tracing::info!(
             "programmed {services} services, {endpoints} endpoints in {milliseconds:.1} ms ({} elements added, {} \

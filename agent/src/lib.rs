@@ -13,6 +13,7 @@ pub mod demo;
 pub mod events;
 pub mod follow;
 pub mod health;
+pub mod instance;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use agent::lab::{NetNs, Transport};
 use agent::source::Event;
+use compiler::diff::Operation;
 use compiler::model::{Change, ProxyConfig};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::{Data, Key};
@@ -14,7 +15,7 @@ use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{
     CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object, proxy_config,
 };
-use netlink_tests::fixtures::holdings::{Holdings, learned};
+use netlink_tests::fixtures::holdings::{Holdings, await_holdings, learned};
 use netlink_tests::fixtures::manifests::{ServiceManifest, SliceManifest, service, service_cidr, slice};
 use netlink_tests::fixtures::proxy::Proxy;
 use netlink_tests::harness::load_nft;
@@ -208,18 +209,15 @@ fn damage_by_others_is_repaired_at_once() {
     ];
     for damage in damages {
         load_nft(cluster.node(), &damage).unwrap();
-        agent.wait_for(&["vmap-proxy was changed by process", "(nft)"]);
-        agent.wait_for(&["repaired in"]);
-        let repaired = Holdings::read(cluster.node());
-        for (repaired, whole) in repaired.iter().zip(&whole) {
-            assert_eq!(repaired.differences(whole), NOTHING, "{damage}");
-        }
+        await_holdings(cluster.node(), &whole, &damage);
         for (family, from) in POD.into_iter().enumerate() {
             let to = [at("10.96.0.10", 80), at("fd00:10:96::10", 80)][family];
             assert_eq!(cluster.answers(from, to, Transport::Tcp, 4).len(), 1, "{damage}");
         }
         cluster.answers(CLIENT[0], at(NODE[0], 30080), Transport::Tcp, 4);
     }
+    agent.wait_for(&["vmap-proxy was changed by process", "(nft)"]);
+    agent.wait_for(&["repaired in"]);
     agent.stop();
     // Stopping takes nothing away.
     cluster.answers(POD[0], at("10.96.0.10", 80), Transport::Tcp, 4);
@@ -240,15 +238,14 @@ fn what_the_kernel_refuses_costs_only_its_service() {
         served_by("shop/guarded", [LOCAL[0][1]]).build(),
     ];
     let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &first);
-    // A range that overlaps the one to come, which no element of ours could express: the kernel refuses ours beside it.
-    let foreign = "element ip vmap-proxy source-ranges { 203.0.113.20 . tcp . 80 . 198.51.100.7-198.51.101.9 }";
-    load_nft(cluster.node(), &format!("add {foreign}")).unwrap();
+    let refuse = |operation: &Operation| operation.owner.as_deref() == Some("shop/guarded");
+    proxy.with(move |syncer, _| syncer.kernel().refuse_when(Some(refuse)));
 
     let later = [guarded.build(), web("shop/later", 30).build(), served_by("shop/later", [LOCAL[0][2]]).build()];
     let report = proxy.apply(&later);
     let owners: BTreeSet<&str> = report.refused.iter().filter_map(|refused| refused.owner.as_deref()).collect();
     assert_eq!(owners, BTreeSet::from(["shop/guarded"]), "{:?}", report.refused);
-    assert!(report.refused[0].description.contains("source-ranges"), "{:?}", report.refused);
+    assert!(report.refused[0].description.contains("shop/guarded"), "{:?}", report.refused);
     let quarantined = proxy.with(|syncer, _| syncer.planner().quarantined().count());
     assert_eq!(quarantined, 1);
     for (address, pod) in [("10.96.0.10", LOCAL[0][0]), ("10.96.0.30", LOCAL[0][2])] {
@@ -259,7 +256,7 @@ fn what_the_kernel_refuses_costs_only_its_service() {
     cluster.assert_served(POD[0], at("10.96.0.10", 80), Transport::Tcp, [LOCAL[0][3]]);
 
     // With the obstacle gone, the next change of the Service brings it in.
-    load_nft(cluster.node(), &format!("delete {foreign}")).unwrap();
+    proxy.with(|syncer, _| syncer.kernel().refuse_when(None));
     let report = proxy.apply(&[guarded.label("touched", "yes").external_ip("203.0.113.21").build()]);
     assert!(report.refused.is_empty(), "{:?}", report.refused);
     for frontend in ["10.96.0.20", "203.0.113.20", "203.0.113.21"] {

@@ -28,7 +28,8 @@ pub fn router(health: HealthState, metrics: Metrics) -> Router {
 }
 
 /// Whether the node should get traffic: 200 while the proxy keeps up, has its
-/// rules in place, and the node is not about to go.
+/// rules in place (or had them until a second ago), and the node is not about to
+/// go.
 async fn healthz(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
     let report = health.report();
     let body = Body::healthz(&report);
@@ -45,7 +46,8 @@ async fn livez(State((health, metrics)): State<(HealthState, Metrics)>) -> Respo
 }
 
 /// kube-proxy's body, and `reason`, which it lacks: there, a body may say
-/// `healthy: true` under a 503 and leave the reader to wonder.
+/// `healthy: true` under a 503 and leave the reader to wonder. Under a 200 the
+/// reason is what is wrong and, so far, no reason to send traffic elsewhere.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -57,7 +59,9 @@ struct Body {
     #[serde(skip_serializing_if = "Families::is_empty")]
     status: Families,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
+    reason: Option<String>,
+    #[serde(skip)]
+    unavailable: bool,
 }
 
 type Families = std::collections::BTreeMap<String, FamilyBody>;
@@ -71,19 +75,22 @@ struct FamilyBody {
 
 impl Body {
     fn healthz(report: &Report) -> Self {
+        let missing = report.trouble.as_ref().is_some_and(|trouble| trouble.rules_missing);
         let not_synced = (!report.synced).then_some("the first sync is not done, rules may be missing");
-        let reason = overdue(report).or(not_synced).or(report.node.reason());
-        Self { node_eligible: Some(report.node == NodeEligibility::Eligible), ..Self::new(report, reason) }
+        let others = not_synced.or(report.node.reason());
+        let unavailable = !report.healthy || missing || others.is_some();
+        let reasons: Vec<String> = explain(report).into_iter().chain(others.map(str::to_owned)).collect();
+        let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
+        Self { node_eligible: Some(report.node == NodeEligibility::Eligible), ..Self::new(report, unavailable, reason) }
     }
 
     fn livez(report: &Report) -> Self {
-        Self::new(report, overdue(report))
+        Self::new(report, !report.healthy, explain(report))
     }
 
-    /// A reply is 200 if there is no reason for another; it then counts as an
-    /// update, as in kube-proxy.
-    fn new(report: &Report, reason: Option<&'static str>) -> Self {
-        let last_updated = if reason.is_none() { Some(report.now) } else { report.last_updated() };
+    /// A reply of 200 counts as an update, as in kube-proxy.
+    fn new(report: &Report, unavailable: bool, reason: Option<String>) -> Self {
+        let last_updated = if unavailable { report.last_updated() } else { Some(report.now) };
         let family_body = |updated, healthy| FamilyBody { last_updated: rfc3339(updated), healthy };
         Self {
             last_updated: rfc3339(last_updated),
@@ -96,11 +103,12 @@ impl Body {
                 .map(|family| (family.family.to_string(), family_body(family.last_updated, family.healthy)))
                 .collect(),
             reason,
+            unavailable,
         }
     }
 
     fn status(&self) -> StatusCode {
-        if self.reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+        if self.unavailable { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
     }
 
     fn into_response(self) -> Response {
@@ -111,8 +119,14 @@ impl Body {
     }
 }
 
-fn overdue(report: &Report) -> Option<&'static str> {
-    (!report.healthy).then_some("a change has waited too long for its sync")
+/// What is wrong with the rules. With a 200 it is a warning.
+fn explain(report: &Report) -> Option<String> {
+    const OVERDUE: &str = "a change has waited too long for its sync";
+    match (report.healthy, &report.trouble) {
+        (true, trouble) => trouble.as_ref().map(|trouble| trouble.reason.clone()),
+        (false, None) => Some(OVERDUE.to_owned()),
+        (false, Some(trouble)) => Some(format!("{OVERDUE}: {}", trouble.reason)),
+    }
 }
 
 /// RFC 3339 with as many digits of a second as needed, as Go prints it.

@@ -95,6 +95,19 @@ pub struct FamilyReport {
     pub healthy: bool,
 }
 
+/// How long rules may be missing before no traffic should come any more. A
+/// change by others that is repaired at once is no reason.
+const MISSING_RULES: Duration = Duration::from_secs(1);
+
+/// Why the kernel may not hold what it should, at a time of asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TroubleReport {
+    /// In one sentence.
+    pub reason: String,
+    /// Whether rules have been missing for so long that no traffic should come.
+    pub rules_missing: bool,
+}
+
 /// Everything at a time of asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -108,6 +121,8 @@ pub struct Report {
     pub synced: bool,
     /// Whether the node wants traffic.
     pub node: NodeEligibility,
+    /// What is wrong with the rules, if anything is.
+    pub trouble: Option<TroubleReport>,
 }
 
 impl Report {
@@ -128,6 +143,14 @@ struct FamilyState {
 struct State {
     families: Vec<FamilyState>,
     node: NodeEligibility,
+    trouble: Option<TroubleState>,
+}
+
+#[derive(Debug)]
+struct TroubleState {
+    reason: String,
+    /// Since when rules may be missing.
+    missing_since: Option<Instant>,
 }
 
 /// The proxy's health. Cheap to clone and to write; all clones are one.
@@ -137,7 +160,10 @@ struct State {
 /// [`HealthState::initialized`] (a slow API server is not ours to answer for),
 /// the first sync is waited for from then on, and until it is done `/healthz`
 /// says 503: a load balancer should not send traffic to a node without rules.
-/// `/livez` is 200 meanwhile, so that nobody restarts what is starting.
+/// `/livez` is 200 meanwhile, so that nobody restarts what is starting. The same
+/// holds while others have changed our tables, or own them, and the rules could
+/// not be put right for a second: 503 from `/healthz`, with the reason, and
+/// `/livez` as the timeout has it.
 #[derive(Debug, Clone)]
 pub struct HealthState {
     clock: Clock,
@@ -151,7 +177,7 @@ impl HealthState {
     /// `timeout` is how long a change may wait; kube-proxy has twice the sync
     /// period.
     pub fn new(clock: Clock, timeout: Duration) -> Self {
-        let state = State { families: Vec::new(), node: NodeEligibility::Unknown };
+        let state = State { families: Vec::new(), node: NodeEligibility::Unknown, trouble: None };
         Self { clock, timeout, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -191,6 +217,21 @@ impl HealthState {
         }
     }
 
+    /// The kernel may not hold what it should, for this reason; `rules_missing`:
+    /// Services may be without rules that had some.
+    pub fn troubled(&self, reason: String, rules_missing: bool) {
+        let now = self.clock.now().instant;
+        let mut state = self.lock();
+        let since = state.trouble.as_ref().and_then(|trouble| trouble.missing_since);
+        let missing_since = since.or(rules_missing.then_some(now));
+        state.trouble = Some(TroubleState { reason, missing_since });
+    }
+
+    /// The kernel holds what it should.
+    pub fn recovered(&self) {
+        self.lock().trouble = None;
+    }
+
     /// What the Node object says.
     pub fn set_node(&self, node: NodeEligibility) {
         self.lock().node = node;
@@ -221,6 +262,12 @@ impl HealthState {
             healthy: families.iter().all(|family| family.healthy),
             synced: !families.is_empty() && families.iter().all(|family| family.last_updated.is_some()),
             node: state.node,
+            trouble: state.trouble.as_ref().map(|trouble| TroubleReport {
+                reason: trouble.reason.clone(),
+                rules_missing: trouble
+                    .missing_since
+                    .is_some_and(|since| now.instant.saturating_duration_since(since) >= MISSING_RULES),
+            }),
             families,
         }
     }
@@ -294,6 +341,28 @@ pub(super) mod tests {
         assert!(!health.is_healthy());
         health.updated(Family::Ipv4);
         assert!(health.is_healthy());
+    }
+
+    #[test]
+    fn rules_that_are_missing_for_a_second_count() {
+        let (clock, health) = state();
+        health.initialized(&[Family::Ipv4]);
+        health.updated(Family::Ipv4);
+        let missing = || health.report().trouble.map(|trouble| trouble.rules_missing);
+        assert_eq!(missing(), None);
+        health.troubled("somebody flushed them".to_owned(), true);
+        clock.forward(999);
+        assert_eq!(missing(), Some(false));
+        // Another reason does not begin anew.
+        health.troubled("the last sync failed".to_owned(), false);
+        clock.forward(1);
+        assert_eq!(missing(), Some(true));
+        assert!(health.is_healthy(), "nobody should restart it for that");
+        health.recovered();
+        assert_eq!(missing(), None);
+        health.troubled("a change is refused".to_owned(), false);
+        clock.forward(10_000);
+        assert_eq!(missing(), Some(false));
     }
 
     #[test]

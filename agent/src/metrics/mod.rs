@@ -49,6 +49,11 @@ struct OperationLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VersionLabel {
     version: &'static str,
 }
@@ -109,6 +114,7 @@ pub struct Metrics {
     elements_changed: MetricFamily<OperationLabel, Counter>,
     quarantined_services: Gauge,
     drift_repairs: Counter,
+    foreign_removed: MetricFamily<KindLabel, Counter>,
 }
 
 /// Buckets of kube-proxy's durations: 1 ms to 16.384 s, doubling.
@@ -185,6 +191,7 @@ impl Metrics {
             elements_changed: MetricFamily::default(),
             quarantined_services: Gauge::default(),
             drift_repairs: Counter::default(),
+            foreign_removed: MetricFamily::default(),
         };
         let mut registry = Registry::default();
         metrics.register_kube_proxy(&mut registry);
@@ -303,6 +310,11 @@ impl Metrics {
             "drift_repairs",
             "Times that changes made by others to our tables were undone",
             self.drift_repairs.clone(),
+        );
+        registry.register(
+            "foreign_removed",
+            "Things in our tables that were not ours and were removed or undone",
+            self.foreign_removed.clone(),
         );
         let build: MetricFamily<VersionLabel, Gauge> = MetricFamily::default();
         build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
@@ -423,6 +435,13 @@ impl Metrics {
     /// Someone else's change to our tables was undone.
     pub fn drift_repaired(&self) {
         self.drift_repairs.inc();
+    }
+
+    /// Things of others were taken out of our tables, or what others did to
+    /// these was undone. `kind`: chain, set, object, flowtable, element, flags,
+    /// policy.
+    pub fn foreign_removed(&self, kind: &'static str, count: usize) {
+        self.foreign_removed.get_or_create(&KindLabel { kind }).inc_by(count as u64);
     }
 
     /// Every metric as text.

@@ -11,6 +11,7 @@ use nlink::netlink::nftables::*;
 
 use super::elements::{MAX_ELEMENT, write_element, write_element_key};
 use super::expressions::{write_chain_name, write_rule};
+use super::foreign::RawMessage;
 use super::sets::write_set;
 use super::wire::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Writer, nft_type};
 use super::{NF_ACCEPT, family_number};
@@ -68,34 +69,36 @@ impl Batch {
             self.operation(index, operation, destroy, &mut sequence);
         }
         self.close();
-        // The last message's answer ends the batch; the first one's tells a
-        // failed commit, which is reported in its name, from its own failure.
-        if let (Some(first), Some(last)) = (self.messages.first(), self.messages.last()) {
-            self.writer.add_flags(first.start, NLM_F_ACK);
-            self.writer.add_flags(last.start, NLM_F_ACK);
-        }
+        self.ask_for_answers();
         let end = sequence();
         self.mark(NFNL_MSG_BATCH_END, end);
     }
 
-    /// Encodes a single message that is not an operation of a transaction.
-    pub(super) fn encode_one(
-        &mut self,
-        kind: u8,
-        family: Family,
-        content: impl FnOnce(&mut Writer),
-        mut sequence: impl FnMut() -> u32,
-    ) {
+    /// Encodes messages that are not operations of a transaction.
+    pub(super) fn encode_raw(&mut self, family: Family, messages: &[RawMessage], mut sequence: impl FnMut() -> u32) {
         self.writer.clear();
         self.messages.clear();
         self.starts.clear();
         self.begin_sequence = sequence();
         self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
-        let open = self.begin(0, kind, NLM_F_ACK, family, sequence());
-        content(&mut self.writer);
-        self.writer.end_message(open);
+        for (index, (kind, attributes)) in messages.iter().enumerate() {
+            let open = self.begin(index, *kind, 0, family, sequence());
+            self.starts.push(self.writer.position());
+            self.writer.raw(attributes);
+            self.writer.end_message(open);
+        }
+        self.ask_for_answers();
         let end = sequence();
         self.mark(NFNL_MSG_BATCH_END, end);
+    }
+
+    /// The last message's answer ends the batch; the first one's tells a failed
+    /// commit, which is reported in its name, from its own failure.
+    fn ask_for_answers(&mut self) {
+        if let (Some(first), Some(last)) = (self.messages.first(), self.messages.last()) {
+            self.writer.add_flags(first.start, NLM_F_ACK);
+            self.writer.add_flags(last.start, NLM_F_ACK);
+        }
     }
 
     /// The operation whose encoding covers a byte of a message.
@@ -244,7 +247,7 @@ fn write_action(writer: &mut Writer, action: &Action, family: Family, id: u32) {
     }
 }
 
-fn write_chain(writer: &mut Writer, chain: Chain) {
+pub(super) fn write_chain(writer: &mut Writer, chain: Chain) {
     writer.string(NFTA_CHAIN_TABLE, TABLE);
     write_chain_name(writer, NFTA_CHAIN_NAME, chain);
     if let Some(base) = chain.base() {

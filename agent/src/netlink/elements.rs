@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use nlink::netlink::nftables::*;
 
 use super::expressions::{Octets, write_verdict};
-use super::wire::{Attributes, Writer};
+use super::wire::{Attribute, Attributes, Writer};
 
 /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl.
 const NFTNL_UDATA_SET_ELEM_COMMENT: u8 = 0;
@@ -254,7 +254,8 @@ impl Reader {
             let end = flags & NFT_SET_ELEM_INTERVAL_END != 0;
             return self.boundaries.push((address, end, comment(attributes)));
         }
-        let known = (flags == 0).then(|| self.known(attributes, key, key_end)).flatten();
+        let plain = flags == 0 && has_our_expressions(attributes, self.map);
+        let known = plain.then(|| self.known(attributes, key, key_end)).flatten();
         match known {
             Some(state) => self.contents.elements.push(state),
             None => self.contents.foreign.push(ForeignElement {
@@ -411,6 +412,15 @@ fn counter(attributes: Attributes<'_>) -> Option<Counter> {
     Some(Counter { packets: data.get(NFTA_COUNTER_PACKETS)?.be64()?, bytes: data.get(NFTA_COUNTER_BYTES)?.be64()? })
 }
 
+/// Whether an element does nothing but count, where we count. Somebody else may
+/// have added one whose `limit` or `quota` makes each look-up of it fail.
+fn has_our_expressions(attributes: Attributes<'_>, map: Map) -> bool {
+    let is_counter = |expression: Attribute<'_>| expression.nested().string(NFTA_EXPR_NAME) == Some("counter");
+    let one = attributes.get(NFTA_SET_ELEM_EXPR);
+    let several = attributes.get(NFTA_SET_ELEM_EXPRESSIONS).map(|list| list.nested()).unwrap_or_default();
+    map.is_dynamic() || one.into_iter().chain(several).all(|expression| map.has_counter() && is_counter(expression))
+}
+
 fn read_verdict(data: Attributes<'_>) -> Option<Verdict> {
     let verdict = data.get(NFTA_DATA_VERDICT)?.nested();
     match verdict.be32(NFTA_VERDICT_CODE)? as i32 {
@@ -495,6 +505,28 @@ fn read_key(family: Family, map: Map, bytes: &[u8], end: Option<&[u8]>) -> Optio
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn an_element_that_does_more_than_count_is_foreign() {
+        let read = |map: Map, expressions: &[&str]| {
+            let mut writer = Writer::default();
+            writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                w.nest(NFTA_LIST_ELEM, |w| {
+                    w.value(NFTA_SET_ELEM_KEY, &[192, 0, 2, 9]);
+                    for name in expressions {
+                        w.nest(NFTA_SET_ELEM_EXPR, |w| w.string(NFTA_EXPR_NAME, name));
+                    }
+                });
+            });
+            let mut reader = Reader::new(Family::Ipv4, map);
+            reader.read(Attributes(writer.bytes()));
+            let contents = reader.finish().unwrap();
+            (contents.elements.len(), contents.foreign.len())
+        };
+        assert_eq!(read(Map::ClusterIps, &[]), (1, 0));
+        assert_eq!(read(Map::ClusterIps, &["limit"]), (0, 1));
+        assert_eq!(read(Map::ClusterIps, &["counter"]), (0, 1), "not where we count");
+    }
 
     #[test]
     fn ranges_that_are_no_prefix_are_none() {

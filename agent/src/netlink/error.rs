@@ -52,6 +52,9 @@ pub enum NetlinkError {
     /// lost (`ENOBUFS`). Read the table back.
     #[error("the kernel's answer to a batch was lost: read the table back before going on")]
     AnswerLost,
+    /// The agent is to end: [`super::StopFlag`].
+    #[error("stopped before it was done; what was committed stays")]
+    Stopped,
     /// The rule set kept changing while it was listed.
     #[error("the rule set changed {attempts} times while it was listed")]
     Interrupted {

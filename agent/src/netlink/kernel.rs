@@ -1,13 +1,15 @@
-//! Submits transactions to the kernel; [`reading`]: reads its tables.
+//! Submits transactions to the kernel; [`reading`]: reads its tables;
+//! [`cleaning`]: takes out of them what is not ours.
 
+mod cleaning;
 mod reading;
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use compiler::diff::{Action, Operation, Transaction};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
 use nlink::netlink::nftables::connection::kernel_has_destroy;
@@ -16,7 +18,6 @@ use nlink::netlink::{NetlinkSocket, Protocol};
 use tracing::debug;
 
 use super::batch::{Batch, MessageSpan};
-use super::elements::{ForeignElement, write_foreign};
 use super::error::{CommitError, NetlinkError, Refusal};
 use super::wire::{Answer, HEADER, Messages, NLM_F_ACK, NLMSG_ERROR, Writer, nft_type};
 
@@ -38,6 +39,34 @@ pub struct Kernel {
     received: Vec<u8>,
     send_limit: usize,
     destroy: bool,
+    /// How many batches of ours the kernel has taken.
+    commits: u32,
+    stop: StopFlag,
+    refuse: Option<fn(&Operation) -> bool>,
+}
+
+/// Ends what a [`Kernel`] does, from any thread: a listing at its next message,
+/// a list of commits at the next one. What is committed by then stays.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// From now on every question and every commit fails with
+    /// [`NetlinkError::Stopped`].
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), NetlinkError> {
+        if self.0.load(Ordering::Relaxed) { Err(NetlinkError::Stopped) } else { Ok(()) }
+    }
+}
+
+/// A moment in the life of the rule set: see [`Kernel::undisturbed_since`].
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    generation: u32,
+    commits: u32,
 }
 
 /// What a commit took.
@@ -90,6 +119,9 @@ impl Kernel {
             received: vec![0; RECEIVE_BYTES],
             send_limit,
             destroy: kernel_has_destroy(),
+            commits: 0,
+            stop: StopFlag::default(),
+            refuse: None,
         };
         kernel.check()?;
         Ok(kernel)
@@ -105,6 +137,31 @@ impl Kernel {
     /// The socket's address in netlink: the sender of everything we commit.
     pub fn port(&self) -> u32 {
         self.socket.pid()
+    }
+
+    /// Ends what this does from another thread.
+    pub fn stop_flag(&self) -> StopFlag {
+        self.stop.clone()
+    }
+
+    /// The present moment, for [`Kernel::undisturbed_since`].
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn moment(&mut self) -> Result<Moment, NetlinkError> {
+        Ok(Moment { generation: self.generation().await?, commits: self.commits })
+    }
+
+    /// Whether nobody else has committed anything to any table since then: the
+    /// generation of the rule set has grown by our own commits alone.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub async fn undisturbed_since(&mut self, then: Moment) -> Result<bool, NetlinkError> {
+        let ours = self.commits.wrapping_sub(then.commits);
+        Ok(self.generation().await?.wrapping_sub(then.generation) == ours)
     }
 
     /// Asks for the generation of the rule set: every later question would
@@ -189,7 +246,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Refuses what this chooses, in the kernel's stead: for tests of what
+    /// follows. Nothing that our types can say is known to be refused by a real
+    /// kernel while its tables are intact.
+    #[doc(hidden)]
+    pub fn refuse_when(&mut self, refuse: Option<fn(&Operation) -> bool>) {
+        self.refuse = refuse;
+    }
+
     fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
+        let refused = self.refuse.and_then(|refuse| operations.iter().position(refuse));
+        if let Some(position) = refused {
+            let failures = vec![Refusal::new(operations, position, 1, libc::EINVAL, None)];
+            return Err(CommitError::Refused { failures });
+        }
         if operations.is_empty() {
             let encoding = Duration::ZERO;
             return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding });
@@ -211,6 +281,7 @@ impl Kernel {
         if bytes.len() > self.send_limit {
             return Err(NetlinkError::BatchTooLarge { bytes: bytes.len(), limit: self.send_limit });
         }
+        self.stop.check()?;
         self.drain()?;
         self.send_now(self.batch.writer.bytes())?;
         let sequences = self.batch.begin_sequence..=self.batch.messages.last().map_or(0, |message| message.sequence);
@@ -226,6 +297,9 @@ impl Kernel {
                     None => {}
                 }
             }
+        }
+        if answers.refused.is_empty() {
+            self.commits = self.commits.wrapping_add(1);
         }
         Ok(answers)
     }
@@ -277,62 +351,6 @@ impl Kernel {
         Refusal::new(operations, operation, span, answer.errno, answer.text)
     }
 
-    /// Removes our table of a family with all it holds. `false`: it was not
-    /// there.
-    ///
-    /// # Errors
-    ///
-    /// Any [`NetlinkError`].
-    pub fn delete_table(&mut self, family: Family) -> Result<bool, NetlinkError> {
-        let answer = self.batch_of_one(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, TABLE))?;
-        match answer {
-            0 => Ok(true),
-            libc::ENOENT => Ok(false),
-            errno => Err(NetlinkError::from_errno(format!("delete table {} {TABLE}", family.keyword()), errno)),
-        }
-    }
-
-    /// Removes elements that somebody else put into one of our maps.
-    ///
-    /// # Errors
-    ///
-    /// Any [`NetlinkError`]; `ENOENT` if one is gone meanwhile.
-    pub fn delete_foreign(
-        &mut self,
-        family: Family,
-        map: Map,
-        elements: &[ForeignElement],
-    ) -> Result<(), NetlinkError> {
-        // 100 elements of at most 200 bytes fit one attribute.
-        for some in elements.chunks(100) {
-            let answer = self.batch_of_one(NFT_MSG_DELSETELEM, family, |w| {
-                w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-                w.string(NFTA_SET_ELEM_LIST_SET, map.name());
-                w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
-            })?;
-            if answer != 0 {
-                return Err(NetlinkError::from_errno(format!("delete foreign elements of {map}"), answer));
-            }
-        }
-        Ok(())
-    }
-
-    /// Submits a single message; the kernel's errno, or 0.
-    fn batch_of_one(
-        &mut self,
-        kind: u8,
-        family: Family,
-        content: impl FnOnce(&mut Writer),
-    ) -> Result<i32, NetlinkError> {
-        self.batch.encode_one(kind, family, content, || self.socket.next_seq());
-        let answers = self.exchange()?;
-        match answers.refused.first() {
-            Some((_, answer)) => Ok(answer.errno),
-            None if answers.acknowledged.is_empty() => Err(NetlinkError::AnswerLost),
-            None => Ok(0),
-        }
-    }
-
     /// Sends, and returns when the kernel is done: nfnetlink works inside
     /// `sendmsg`, and has queued its answers when that returns. There is
     /// nothing that an event loop could wait for in between.
@@ -343,6 +361,7 @@ impl Kernel {
 
     /// The next datagram, waiting for it if need be. Its length.
     async fn receive(&mut self) -> Result<usize, NetlinkError> {
+        self.stop.check()?;
         if let Some(length) = self.receive_now()? {
             return Ok(length);
         }

@@ -14,6 +14,7 @@
 //! * [`batch`]: a transaction as one batch;
 //! * [`kernel`]: submits batches and reads back;
 //! * [`state`]: what was read back, compared with what we would write;
+//!   [`foreign`]: what in it is not ours;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses;
 //! * [`error`]: what can go wrong.
@@ -28,6 +29,7 @@ mod batch;
 mod elements;
 mod error;
 mod expressions;
+mod foreign;
 mod kernel;
 mod monitor;
 mod sets;
@@ -40,7 +42,8 @@ pub use addresses::{AddressWatcher, local_addresses};
 pub use batch::encode;
 pub use elements::{Counter, ElementState, ForeignElement};
 pub use error::{CommitError, NetlinkError, Refusal};
-pub use kernel::{CommitReport, Kernel};
+pub use foreign::{ForeignKind, ForeignObject};
+pub use kernel::{CommitReport, Kernel, Moment, StopFlag};
 pub use monitor::{ForeignChange, Monitor, Observed};
 pub use state::{ChainState, MapState, TableState};
 

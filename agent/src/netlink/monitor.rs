@@ -5,8 +5,13 @@
 //! dropped inside the kernel by a socket filter: the first sync of a large
 //! cluster would overrun any buffer. The kernel still makes them, as soon as
 //! anybody in the network namespace listens, and a commit of very many
-//! elements takes about three times as long: open the monitor after the first
-//! sync. A change of a few elements does not feel it.
+//! elements takes about three times as long. So a first sync goes without, and
+//! counts the generations of the rule set instead (decision 23). A change of a
+//! few elements does not feel it.
+//!
+//! The kernel queues the messages of a commit before it takes the next one. So
+//! when it has answered to a batch of ours, everything that was committed before
+//! can be read here.
 
 use std::collections::VecDeque;
 
@@ -17,7 +22,7 @@ use nlink::netlink::{NetlinkSocket, Protocol};
 
 use super::error::NetlinkError;
 use super::message_family;
-use super::wire::{Messages, nft_type};
+use super::wire::{Attributes, Messages, nft_type};
 
 /// A commit of somebody else that touched one of our tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,18 +84,50 @@ impl Monitor {
     /// [`NetlinkError::Socket`], if the socket fails.
     pub async fn next(&mut self) -> Result<Observed, NetlinkError> {
         loop {
-            if let Some(change) = self.follower.changes.pop_front() {
-                return Ok(Observed::Foreign(change));
+            if let Some(change) = self.follower.seen.pop_front() {
+                return Ok(change);
             }
-            match self.socket.recv_msg().await {
-                Ok(datagram) => self.follower.read(&datagram),
-                Err(error) if error.is_no_buffer_space() || error.is_truncated() => {
-                    self.follower = Follower::default();
-                    return Ok(Observed::Unknown);
-                }
-                Err(error) => return Err(error.into()),
+            let received = self.socket.recv_msg().await;
+            self.follow(received)?;
+        }
+    }
+
+    /// Whether anybody has changed anything that [`Self::next`] or
+    /// [`Self::take`] has not returned yet. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::next`].
+    pub fn has_seen(&mut self) -> Result<bool, NetlinkError> {
+        loop {
+            match self.socket.try_recv_msg() {
+                Ok(None) => return Ok(!self.follower.seen.is_empty()),
+                Ok(Some(datagram)) => self.follow(Ok(datagram))?,
+                Err(error) => self.follow(Err(error))?,
             }
         }
+    }
+
+    /// Everything that was seen and not returned yet. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::next`].
+    pub fn take(&mut self) -> Result<Vec<Observed>, NetlinkError> {
+        self.has_seen()?;
+        Ok(self.follower.seen.drain(..).collect())
+    }
+
+    fn follow(&mut self, received: nlink::Result<Vec<u8>>) -> Result<(), NetlinkError> {
+        match received {
+            Ok(datagram) => self.follower.read(&datagram),
+            Err(error) if error.is_no_buffer_space() || error.is_truncated() => {
+                self.follower.touched.clear();
+                self.follower.push(Observed::Unknown);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 }
 
@@ -99,10 +136,19 @@ impl Monitor {
 struct Follower {
     /// Which tables the commit under way has touched so far.
     touched: Vec<Family>,
-    changes: VecDeque<ForeignChange>,
+    seen: VecDeque<Observed>,
 }
 
+/// More than this need not be told apart: that there were very many is enough.
+const MOST_KEPT: usize = 1024;
+
 impl Follower {
+    fn push(&mut self, observed: Observed) {
+        if self.seen.len() < MOST_KEPT {
+            self.seen.push_back(observed);
+        }
+    }
+
     fn read(&mut self, datagram: &[u8]) {
         /// The table's name is attribute 1 of every object.
         const TABLE_NAME: u16 = NFTA_TABLE_NAME;
@@ -111,12 +157,12 @@ impl Follower {
             if message.kind == nft_type(NFT_MSG_NEWGEN) {
                 let families = std::mem::take(&mut self.touched);
                 if !families.is_empty() {
-                    self.changes.push_back(ForeignChange {
+                    self.push(Observed::Foreign(ForeignChange {
                         genid: attributes.be32(NFTA_GEN_ID).unwrap_or_default(),
                         families,
                         pid: attributes.be32(NFTA_GEN_PROC_PID).unwrap_or_default(),
-                        process_name: attributes.string(NFTA_GEN_PROC_NAME).unwrap_or_default().to_owned(),
-                    });
+                        process_name: process_name(attributes),
+                    }));
                 }
             } else if attributes.string(TABLE_NAME) == Some(TABLE)
                 && let Some(family) = message_family(family)
@@ -127,6 +173,14 @@ impl Follower {
             }
         }
     }
+}
+
+/// The name of a process, which may choose it: what is not printable in it is
+/// replaced, lest it reaches a terminal.
+fn process_name(attributes: Attributes<'_>) -> String {
+    let bytes = attributes.get(NFTA_GEN_PROC_NAME).map(|name| name.payload).unwrap_or_default();
+    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').chars().map(printable).collect()
 }
 
 /// A socket filter that lets everything pass but what was caused by one port:
@@ -182,7 +236,7 @@ mod tests {
         follower.read(writer.bytes());
         let expected =
             ForeignChange { genid: 8, families: vec![Family::Ipv6], pid: 42, process_name: "nft".to_owned() };
-        assert_eq!(follower.changes, [expected]);
+        assert_eq!(follower.seen, [Observed::Foreign(expected)]);
         assert_eq!(follower.touched, []);
     }
 }

@@ -78,6 +78,12 @@ pub(super) struct Declaration {
     pub(super) fields: Vec<u32>,
     /// Whether every element counts packets.
     pub(super) counter: bool,
+    /// How long elements live that do not say so themselves, in milliseconds; 0
+    /// for ever. We never set it, and somebody else may (Linux 6.5).
+    pub(super) timeout: u64,
+    /// How often expired elements are collected, in milliseconds; 0 for the
+    /// kernel's own choice. As `timeout`.
+    pub(super) collects_every: u32,
     pub(super) userdata: Vec<u8>,
 }
 
@@ -115,6 +121,8 @@ pub(super) fn declaration(family: Family, map: Map) -> Declaration {
         size: if map.is_dynamic() { AFFINITY_SIZE } else { 0 },
         fields,
         counter: map.has_counter(),
+        timeout: 0,
+        collects_every: 0,
         userdata: userdata::of(family, map),
     }
 }

@@ -10,6 +10,7 @@ use nlink::netlink::nftables::*;
 
 use super::NF_ACCEPT;
 use super::expressions::write_rule;
+use super::foreign::{ForeignKind, ForeignObject};
 use super::sets::{Declaration, declaration, userdata};
 use super::wire::{Attribute, Attributes, Writer};
 
@@ -17,9 +18,20 @@ use super::wire::{Attribute, Attributes, Writer};
 /// declarations of sets and maps, but not their elements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableState {
+    /// `NFT_TABLE_F_*`; ours has none.
+    flags: u32,
+    /// The netlink address of the socket that owns the table, if one does.
+    owner: Option<u32>,
     chains: HashMap<String, ChainState>,
     maps: HashMap<String, MapState>,
+    foreign: Vec<ForeignObject>,
 }
+
+/// The socket that owns a table (Linux 5.12; not yet among nlink's constants).
+const NFTA_TABLE_OWNER: u16 = 7;
+
+/// A chain without a name of its own, part of the rule that jumps to it.
+const NFT_CHAIN_BINDING: u32 = 0x4;
 
 /// A chain as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,14 +81,8 @@ impl TableState {
     /// accepting policy if it is a base chain.
     pub fn chain_matches(&self, chain: Chain, family: Family, rules: &[Rule]) -> bool {
         let Some(state) = self.chains.get(&chain.to_string()) else { return false };
-        let expected = chain.base().map(|base| Hooked {
-            kind: if base.nat { "nat" } else { "filter" }.to_owned(),
-            hook: base.hook.number(),
-            priority: base.priority,
-            policy: NF_ACCEPT,
-        });
         let mut writer = Writer::as_listed();
-        state.base == expected
+        state.base == hooked(chain)
             && state.rules.len() == rules.len()
             && state.rules.iter().zip(rules).all(|(state, rule)| {
                 writer.clear();
@@ -88,13 +94,43 @@ impl TableState {
     /// Whether a chain is there and hooks in as it should: what can't be
     /// changed in place.
     pub fn base_matches(&self, chain: Chain) -> bool {
-        let expected = chain.base().map(|base| Hooked {
-            kind: if base.nat { "nat" } else { "filter" }.to_owned(),
-            hook: base.hook.number(),
-            priority: base.priority,
-            policy: NF_ACCEPT,
-        });
-        self.chains.get(&chain.to_string()).is_some_and(|state| state.base == expected)
+        let Some(state) = self.chains.get(&chain.to_string()) else { return false };
+        match (&state.base, hooked(chain)) {
+            (Some(base), Some(expected)) => Hooked { policy: base.policy, ..expected } == *base,
+            (base, expected) => base.is_none() && expected.is_none(),
+        }
+    }
+
+    /// Base chains of ours that do not accept what they let through: somebody
+    /// changed their policy, which can be changed back in place.
+    pub fn wrong_policies(&self) -> Vec<Chain> {
+        let of_ours = |(name, state): (&String, &ChainState)| {
+            let wrong = state.base.as_ref().is_some_and(|base| base.policy != NF_ACCEPT);
+            Chain::parse(name).filter(|_| wrong)
+        };
+        self.chains.iter().filter_map(of_ours).collect()
+    }
+
+    /// Whether the table is switched off as a whole (`flags dormant`).
+    pub fn is_dormant(&self) -> bool {
+        self.flags & NFT_TABLE_F_DORMANT != 0
+    }
+
+    /// The flags that can't be taken from an existing table.
+    pub(super) fn lasting_flags(&self) -> u32 {
+        self.flags & NFT_TABLE_F_PERSIST
+    }
+
+    /// The netlink address of the socket that owns the table (`flags owner`):
+    /// nobody else may change it. As a rule that is the number of a process.
+    pub fn owner(&self) -> Option<u32> {
+        self.owner
+    }
+
+    /// What is in the table and is none of ours, elements and rules of our own
+    /// chains left out.
+    pub fn foreign(&self) -> &[ForeignObject] {
+        &self.foreign
     }
 
     /// Whether a set or map is there and declared as we would: the types and
@@ -132,37 +168,55 @@ impl TableState {
         self.chains.get(name)
     }
 
+    /// Reads the `NFT_MSG_NEWTABLE` of our table.
+    pub(super) fn read_table(&mut self, attributes: Attributes<'_>) {
+        self.flags = attributes.be32(NFTA_TABLE_FLAGS).unwrap_or_default();
+        self.owner = attributes.be32(NFTA_TABLE_OWNER).filter(|_| self.flags & NFT_TABLE_F_OWNER != 0);
+    }
+
     /// Reads a `NFT_MSG_NEWCHAIN` of our table.
     pub(super) fn read_chain(&mut self, attributes: Attributes<'_>) {
-        let Some(name) = attributes.string(NFTA_CHAIN_NAME) else { return };
+        let Some(name) = name(attributes, NFTA_CHAIN_NAME) else { return };
         let base = attributes.get(NFTA_CHAIN_HOOK).map(|hook| Hooked {
             kind: attributes.string(NFTA_CHAIN_TYPE).unwrap_or_default().to_owned(),
             hook: hook.nested().be32(NFTA_HOOK_HOOKNUM).unwrap_or(u32::MAX),
             priority: hook.nested().be32(NFTA_HOOK_PRIORITY).unwrap_or_default() as i32,
             policy: attributes.be32(NFTA_CHAIN_POLICY).unwrap_or(NF_ACCEPT),
         });
-        self.chains.insert(name.to_owned(), ChainState { base, rules: Vec::new() });
+        let is_binding = attributes.be32(NFTA_CHAIN_FLAGS).unwrap_or_default() & NFT_CHAIN_BINDING != 0;
+        if Chain::parse(&name).is_none() && !is_binding {
+            let kind = if base.is_some() { ForeignKind::BaseChain } else { ForeignKind::Chain };
+            self.add_foreign(kind, attributes, NFTA_CHAIN_NAME);
+        }
+        self.chains.insert(name, ChainState { base, rules: Vec::new() });
     }
 
     /// Reads a `NFT_MSG_NEWRULE` of our table; the chains come before.
     pub(super) fn read_rule(&mut self, attributes: Attributes<'_>) {
-        let Some(name) = attributes.string(NFTA_RULE_CHAIN) else { return };
+        let Some(name) = name(attributes, NFTA_RULE_CHAIN) else { return };
         let expressions = attributes.get(NFTA_RULE_EXPRESSIONS).map(|list| list.payload.to_vec());
-        if let Some(chain) = self.chains.get_mut(name) {
+        if let Some(chain) = self.chains.get_mut(&name) {
             chain.rules.push(expressions.unwrap_or_default());
         }
     }
 
     /// Reads a `NFT_MSG_NEWSET` of our table.
     pub(super) fn read_set(&mut self, attributes: Attributes<'_>) {
-        let Some(name) = attributes.string(NFTA_SET_NAME) else { return };
+        let Some(name) = name(attributes, NFTA_SET_NAME) else { return };
+        let flags = attributes.be32(NFTA_SET_FLAGS).unwrap_or_default();
+        if Map::parse(&name).is_none() {
+            // One without a name of its own goes with the rule that it is part of.
+            if flags & NFT_SET_ANONYMOUS == 0 {
+                self.add_foreign(ForeignKind::Set, attributes, NFTA_SET_NAME);
+            }
+        }
         let description = attributes.get(NFTA_SET_DESC).map(|desc| desc.nested()).unwrap_or_default();
         let fields = description.get(NFTA_SET_DESC_CONCAT).into_iter().flat_map(|list| list.nested());
         let expression = attributes.get(NFTA_SET_EXPR);
         let declaration = Declaration {
             // Of the flags, those that say what the set is; CONCAT and EXPR
             // appear or not depending on the kernel.
-            flags: attributes.be32(NFTA_SET_FLAGS).unwrap_or_default() & !NFT_SET_EXPR,
+            flags: flags & !NFT_SET_EXPR,
             key_type: attributes.be32(NFTA_SET_KEY_TYPE).unwrap_or_default(),
             key_bytes: attributes.be32(NFTA_SET_KEY_LEN).unwrap_or_default(),
             data_type: attributes.be32(NFTA_SET_DATA_TYPE),
@@ -174,10 +228,46 @@ impl TableState {
             size: description.be32(NFTA_SET_DESC_SIZE).unwrap_or_default(),
             fields: fields.filter_map(|field| field.nested().be32(NFTA_SET_FIELD_LEN)).collect(),
             counter: expression.is_some_and(|e| e.nested().string(NFTA_EXPR_NAME) == Some("counter")),
+            timeout: attributes.get(NFTA_SET_TIMEOUT).and_then(|timeout| timeout.be64()).unwrap_or_default(),
+            collects_every: attributes.be32(NFTA_SET_GC_INTERVAL).unwrap_or_default(),
             userdata: attributes.get(NFTA_SET_USERDATA).map(|data| data.payload.to_vec()).unwrap_or_default(),
         };
-        self.maps.insert(name.to_owned(), MapState { declaration, count: attributes.be32(NFTA_SET_COUNT) });
+        self.maps.insert(name, MapState { declaration, count: attributes.be32(NFTA_SET_COUNT) });
     }
+
+    /// Reads a `NFT_MSG_NEWOBJ` of our table: a counter, quota, limit or the
+    /// like. We have none.
+    pub(super) fn read_object(&mut self, attributes: Attributes<'_>) {
+        let kind = attributes.be32(NFTA_OBJ_TYPE).unwrap_or_default();
+        self.add_foreign(ForeignKind::Object(kind), attributes, NFTA_OBJ_NAME);
+    }
+
+    /// Reads a `NFT_MSG_NEWFLOWTABLE` of our table. We have none.
+    pub(super) fn read_flowtable(&mut self, attributes: Attributes<'_>) {
+        self.add_foreign(ForeignKind::Flowtable, attributes, NFTA_FLOWTABLE_NAME);
+    }
+
+    fn add_foreign(&mut self, kind: ForeignKind, attributes: Attributes<'_>, name: u16) {
+        if let Some(name) = attributes.get(name) {
+            self.foreign.push(ForeignObject { kind, name: name.payload.to_vec() });
+        }
+    }
+}
+
+/// How one of our base chains hooks in.
+fn hooked(chain: Chain) -> Option<Hooked> {
+    chain.base().map(|base| Hooked {
+        kind: if base.nat { "nat" } else { "filter" }.to_owned(),
+        hook: base.hook.number(),
+        priority: base.priority,
+        policy: NF_ACCEPT,
+    })
+}
+
+/// A name as text. Somebody else's need not be UTF-8.
+fn name(attributes: Attributes<'_>, kind: u16) -> Option<String> {
+    let bytes = attributes.get(kind)?.payload;
+    Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
 }
 
 /// Whether the kernel lists the expressions that we would write. It adds

@@ -5,6 +5,7 @@ mod connections;
 mod flows;
 mod node;
 mod observer;
+mod sync_thread;
 mod take_over;
 
 use std::convert::Infallible;
@@ -17,18 +18,20 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::{RunOptions, Source};
 use crate::events::{self, EventSender, Notice};
-use crate::follow::{FollowOptions, Status, follow};
+use crate::follow::{FollowOptions, Status};
 use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server};
+use crate::instance::{self, InstanceError};
 use crate::metrics::Metrics;
-use crate::netlink::{AddressWatcher, Kernel, NetlinkError, local_addresses};
+use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
-use crate::sync::{SyncError, Syncer};
+use crate::sync::SyncError;
 use crate::sysctl::{SysctlError, Sysctls};
 use observer::NodeObserver;
+use sync_thread::{SyncThread, Work};
 
 /// How many events may wait between a source and the sync loop. Each may hold
 /// hundreds of objects, so few: a first list is compiled as fast as it comes.
@@ -40,6 +43,14 @@ pub enum Error {
     /// The event loop or the signal handlers could not be set up.
     #[error("the event loop could not be started: {0}")]
     Runtime(#[from] std::io::Error),
+    /// Another agent works in this network namespace.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The thread that speaks to the kernel panicked.
+    #[error(
+        "the thread that speaks to the kernel ended unexpectedly; this is an error in vmap-proxy, please report it"
+    )]
+    SyncThread,
     /// The kernel could not be spoken to.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -71,7 +82,10 @@ pub enum Error {
 /// read. Later failures are logged and retried.
 pub fn run(options: RunOptions) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run_agent(options))
+    let ended = runtime.block_on(run_agent(options));
+    // What a thread reads at this moment, nobody needs any more.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run_agent(options: RunOptions) -> Result<(), Error> {
@@ -81,16 +95,15 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         tracing::info!("the sysctls are set; --init-only ends here");
         return Ok(());
     }
+    // Held until the process ends.
+    let _instance = instance::claim()?;
     if matches!(options.source, Source::Kubernetes { .. }) {
         set_up_node(&options)?;
     }
-    let kernel = Kernel::open()?;
-    let port = kernel.port();
     // Opened before the first look, so that nothing is missed in between.
     let addresses = AddressWatcher::open()?;
     let families = families();
-    let mut syncer = Syncer::new(options.proxy.clone(), kernel, &families);
-    syncer.set_interface_addresses(local_addresses().await?);
+    let own_addresses = local_addresses().await?;
 
     let metrics = Metrics::new();
     let health = HealthState::new(Clock::system(), options.health_timeout);
@@ -101,22 +114,36 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (notify, notices) = events::channel(&options.proxy.node_name);
     notify.starting();
     let started = SystemTime::now();
-    let mut observer = NodeObserver::new(metrics.clone(), health.clone(), &families, started, notify.clone());
+    let observer = NodeObserver::new(metrics.clone(), health.clone(), &families, started, notify.clone());
 
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
     let log_problems = matches!(options.source, Source::Kubernetes { .. });
     let follow_options = FollowOptions { retry: options.sync_period, log_problems };
-    tokio::select! {
-        ended = follow(&mut syncer, received, node_received, &status, &mut observer, &follow_options, shutdown) => ended?,
-        failed = run_source(&options, events, notices) => match failed? {},
-        failed = serve_health(&options, health, metrics.clone(), notify) => match failed? {},
-        failed = serve_metrics(&options, metrics) => match failed? {},
-        () = take_over::once_ready(options.cleanup_kube_proxy, watched.clone()) => {}
-        () = node::watch(port, addresses, watched, node_events) => {}
-        changed = configuration_changed(&options) => return Err(changed),
-    }
+    let mut sync_thread = SyncThread::start(Work {
+        config: options.proxy.clone(),
+        families,
+        addresses: own_addresses,
+        events: received,
+        node_events: node_received,
+        status,
+        observer,
+        options: follow_options,
+    })
+    .await?;
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        ended = sync_thread.ended() => return ended,
+        failed = run_source(&options, events, notices) => failed.map(|never| match never {}),
+        failed = serve_health(&options, health, metrics.clone(), notify) => failed.map(|never| match never {}),
+        failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
+        () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
+        () = node::watch(addresses, node_events) => Ok(()),
+        changed = configuration_changed(&options) => Err(changed),
+    };
+    let ended = sync_thread.end().await;
+    outcome.and(ended)?;
     tracing::info!("stopped; the rules stay in place (vmap-proxy cleanup removes them)");
     Ok(())
 }

@@ -11,12 +11,13 @@ use compiler::model::{Change, Object};
 use compiler::ruleset::Family;
 use compiler::ruleset::service::CompiledService;
 use k8s_openapi::jiff::Timestamp;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::flows;
 use crate::conntrack::StaleFlows;
 use crate::events::{self, EventSender};
-use crate::follow::{Observer, describe};
+use crate::follow::{Observer, Trouble, describe};
 use crate::health::service_servers::{ServiceHealth, ServiceHealthServers, ServiceName, listen_addresses};
 use crate::health::state::{HealthState, NodeEligibility};
 use crate::metrics::{Metrics, Operation, SyncKind, TrafficPolicy};
@@ -40,9 +41,12 @@ pub(super) struct NodeObserver {
     served_on: Vec<IpAddr>,
     flows: mpsc::UnboundedSender<StaleFlows>,
     events: EventSender,
+    /// Where the health check servers run: not where commits block.
+    servers: Handle,
 }
 
 impl NodeObserver {
+    /// To be called where the servers of Services are to run.
     pub(super) fn new(
         metrics: Metrics,
         health: HealthState,
@@ -66,6 +70,7 @@ impl NodeObserver {
             served_on: Vec::new(),
             flows,
             events,
+            servers: Handle::current(),
         }
     }
 
@@ -127,6 +132,9 @@ impl NodeObserver {
         }
         self.metrics.elements_changed(Operation::Add, report.added);
         self.metrics.elements_changed(Operation::Delete, report.removed);
+        for cleaned in &report.cleaned {
+            self.metrics.foreign_removed(cleaned.kind, cleaned.count);
+        }
         self.metrics.set_quarantined_services(syncer.planner().quarantined().count());
         for (family, triggered) in self.triggers.drain().flat_map(|(_, triggers)| triggers) {
             self.metrics.network_programmed(family, now.duration_since(triggered).unwrap_or(Duration::ZERO));
@@ -164,6 +172,8 @@ impl NodeObserver {
 
     /// Opens, closes and updates the health check ports of Services.
     fn serve_health_checks(&mut self, syncer: &Syncer, report: &SyncReport) {
+        let handle = self.servers.clone();
+        let _servers = handle.enter();
         let addresses = listen_addresses(syncer.planner().config(), syncer.store().node(), &self.families);
         if addresses != self.served_on {
             self.served_on.clone_from(&addresses);
@@ -255,6 +265,14 @@ impl Observer for NodeObserver {
         for family in &self.families {
             self.metrics.sync_failed(*family, SyncKind::Full, Duration::ZERO);
         }
+    }
+
+    fn troubled(&mut self, trouble: Trouble) {
+        self.health.troubled(trouble.reason, trouble.rules_missing);
+    }
+
+    fn recovered(&mut self) {
+        self.health.recovered();
     }
 
     fn repaired_foreign_change(&mut self) {

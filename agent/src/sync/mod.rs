@@ -4,9 +4,13 @@
 //! * [`Syncer`]: one change or many, committed as ordered transactions;
 //! * [`report`]: what a sync did;
 //! * `repair`: the start, and what follows a refusal or a foreign change;
+//! * `compare`: reads the kernel's tables, and takes out of them what is not ours;
+//! * `foreign`: what others change meanwhile;
 //! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;
+mod compare;
+mod foreign;
 mod pipeline;
 mod repair;
 pub mod report;
@@ -15,15 +19,15 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use compiler::diff::{Action, Plan, Planner, Transaction};
-use compiler::model::convert::Problem;
+use compiler::model::convert::{PerFamily, Problem};
 use compiler::model::types::ServiceName;
 use compiler::model::{ProxyConfig, Store};
-use compiler::ruleset::Family;
 use compiler::ruleset::service::CompiledService;
+use compiler::ruleset::{Family, TABLE};
 
-use crate::netlink::{CommitError, Kernel, NetlinkError};
+use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
-use report::{Refused, SyncReport};
+use report::SyncReport;
 
 /// Why a sync failed as a whole. What concerns a single Service is no error
 /// here but a [`Refused`] in the report.
@@ -38,6 +42,30 @@ pub enum SyncError {
          newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT, NFT_NUMGEN and NFT_HASH"
     )]
     Skeleton(String),
+    /// Somebody else owns one of our tables, and nobody but the owner may change
+    /// it.
+    #[error(
+        "table {} {TABLE} belongs to {owner}, and the kernel lets nobody else change it (flag owner): no Service can be \
+         programmed until that process ends or deletes the table",
+        family.keyword()
+    )]
+    Owned {
+        /// Which table.
+        family: Family,
+        /// The owner, as far as it is known.
+        owner: String,
+    },
+    /// Others changed our tables during each attempt to put them right.
+    #[error("others changed our tables during each of {attempts} attempts to put them right; the last failed: {last}")]
+    Disturbed {
+        /// How often it was tried.
+        attempts: usize,
+        /// What went wrong last.
+        last: String,
+    },
+    /// The kernel had no memory for it: no Service is to blame.
+    #[error("the kernel is short of memory and refused {0}")]
+    OutOfMemory(String),
     /// Repairs were refused again and again.
     #[error("the kernel refused {attempts} repairs in a row, the last for: {last}; trying again at the next change")]
     Unrepairable {
@@ -64,7 +92,17 @@ pub struct Syncer {
     last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
     damaged: bool,
     max_listed: u32,
+    /// Open from the end of the first sync on.
+    monitor: Option<Monitor>,
+    /// What others did, and nobody has been told yet.
+    seen: Vec<Observed>,
+    /// What was programmed for Services that have changed since, in syncs that
+    /// failed: the next that succeeds has to report them.
+    untold: HashMap<ServiceName, Programmed>,
 }
+
+/// What is programmed for a Service.
+type Programmed = PerFamily<Option<CompiledService>>;
 
 impl Syncer {
     /// A syncer that has neither heard nor programmed anything. `families` are
@@ -81,7 +119,10 @@ impl Syncer {
             initialised: false,
             last_good: HashMap::new(),
             damaged: false,
-            max_listed: repair::MAX_LISTED,
+            max_listed: compare::MAX_LISTED,
+            monitor: None,
+            seen: Vec::new(),
+            untold: HashMap::new(),
         }
     }
 
@@ -140,12 +181,14 @@ impl Syncer {
     pub async fn sync(&mut self) -> Result<SyncReport, SyncError> {
         let begun = Instant::now();
         let mut report = SyncReport::default();
-        let outcome = if self.initialised && !self.damaged {
+        self.see_foreign_changes();
+        let damaged = std::mem::take(&mut self.damaged);
+        let outcome = if self.initialised && !damaged {
             self.sync_changes(&mut report).await
         } else {
             self.repair(&mut report).await
         };
-        self.damaged = outcome.is_err();
+        self.damaged |= outcome.is_err();
         report.duration = begun.elapsed();
         outcome.map(|()| report)
     }
@@ -164,6 +207,11 @@ impl Syncer {
         self.sync().await
     }
 
+    /// How to end a sync from another thread: between two commits.
+    pub fn stop_flag(&self) -> crate::netlink::StopFlag {
+        self.kernel.stop_flag()
+    }
+
     async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.node_changed = self.store.take_node_changed();
         let mut plan = if report.node_changed {
@@ -176,18 +224,27 @@ impl Syncer {
         };
         report.denied = std::mem::take(&mut plan.denied);
         let committed = self.commit_plan(&mut plan, report).await;
-        if let Err(CommitError::Refused { .. }) = &committed {
-            // What the kernel holds may not be what we believed: look, and send
-            // the difference. Only who is refused then is at fault.
-            self.remember(&plan);
-            self.repair(report).await?;
-        } else {
-            committed.map_err(|error| self.netlink_error(error))?;
-            if self.idle_chains() > MAX_IDLE_CHAINS {
-                self.tidy().await?;
+        match committed {
+            Ok(()) => report.changed.extend(plan.changed),
+            Err(error) => {
+                for change in &plan.changed {
+                    let programmed = self.untold.entry(change.name.clone()).or_insert_with(|| {
+                        Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned())
+                    });
+                    programmed[compiler::model::convert::index(change.family)].clone_from(&change.before);
+                }
+                // What the kernel holds may not be what we believed: look, and send
+                // the difference. Only who is refused then is at fault.
+                self.remember(&plan);
+                return match error {
+                    CommitError::Refused { .. } => self.repair(report).await,
+                    CommitError::Netlink(error) => Err(error.into()),
+                };
             }
         }
-        report.changed.extend(plan.changed);
+        if self.idle_chains() > MAX_IDLE_CHAINS {
+            self.tidy().await?;
+        }
         Ok(())
     }
 
@@ -225,16 +282,6 @@ impl Syncer {
                 .entry(change.name.clone())
                 .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
             good[slot].clone_from(&change.before);
-        }
-    }
-
-    fn netlink_error(&self, error: CommitError) -> SyncError {
-        match error {
-            CommitError::Netlink(error) => SyncError::Netlink(error),
-            CommitError::Refused { failures } => {
-                let last = failures.first().map(|failure| failure.description.clone()).unwrap_or_default();
-                SyncError::Skeleton(last)
-            }
         }
     }
 
@@ -278,16 +325,4 @@ fn commit(
     let commit = kernel.commit(transaction)?;
     report.add(transaction, &commit);
     Ok(())
-}
-
-/// Names the Services that a refusal is about.
-fn refused(transaction: &Transaction, error: &CommitError) -> Vec<Refused> {
-    let CommitError::Refused { failures } = error else { return Vec::new() };
-    failures
-        .iter()
-        .map(|failure| Refused {
-            owner: transaction.operations.get(failure.operation).and_then(|operation| operation.owner.clone()),
-            description: failure.description.clone(),
-        })
-        .collect()
 }

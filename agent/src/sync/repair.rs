@@ -2,38 +2,34 @@
 //! compare, and send the difference.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::time::Duration;
 
 use compiler::diff::planner::ServiceChange;
-use compiler::diff::{KernelElements, KernelState, Resync, Transaction};
+use compiler::diff::{KernelState, Operation, Resync, Transaction};
 use compiler::model::convert::{PerFamily, index};
 use compiler::model::types::ServiceName;
 use compiler::ruleset::Family;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::{Element, Key};
 use compiler::ruleset::maps::Map;
-use compiler::ruleset::service::CompiledService;
-use compiler::ruleset::skeleton::rules;
 
-use super::report::SyncReport;
-use super::{SyncError, Syncer, commit, pipeline, refused};
-use crate::netlink::{CommitError, Kernel, NetlinkError, TableState};
+use super::compare::{LookedUp, Read, look_up};
+use super::report::{Refused, SyncReport};
+use super::{SyncError, Syncer, commit, pipeline};
+use crate::netlink::{CommitError, Moment, NetlinkError};
 
-/// How many Services the kernel may refuse, one after the other, before a
-/// repair is given up.
-const MAX_ATTEMPTS: usize = 64;
+/// How many passes the kernel may answer with a refusal before a repair is
+/// given up.
+const MAX_REFUSALS: usize = 64;
 
-/// A map with more elements than this is not listed but looked up element by
-/// element: the time of a listing grows with the square of their number (half
-/// a minute for 500,000), that of look-ups does not. And what is listed is in
-/// memory as a whole: 50,000 elements are 18 MiB.
-pub(super) const MAX_LISTED: u32 = 8_192;
+/// How many passes others may disturb before a repair is given up: whoever
+/// called it tries again, at a pace that a fight does not burn the node with.
+const MAX_DISTURBED: u32 = 5;
+
+/// How long to wait after the first disturbed pass; twice as long after each
+/// further one. Who flushes a rule set often has more to do to it.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// How many Services are looked up together.
 const SERVICES_AT_ONCE: usize = 512;
-
-/// Maps that are looked up, and how many elements each has.
-type LookedUp = PerFamily<HashMap<Map, u32>>;
 
 /// How a pass through the kernel ended.
 enum Pass {
@@ -45,47 +41,145 @@ enum Pass {
     Refused(Transaction, CommitError),
 }
 
+/// What the passes of one repair have met so far.
+#[derive(Default)]
+struct Met {
+    refusals: usize,
+    disturbed: u32,
+    list_all: bool,
+    last: String,
+}
+
 impl Syncer {
     /// Makes the kernel hold what it should. Services that the kernel refuses
     /// keep what was programmed for them, and everything else goes in.
+    ///
+    /// A refusal counts only if nobody else changed our tables between the look
+    /// at them and the refusal. If somebody did, it is tried again.
     pub(super) async fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.repaired = true;
-        let mut last = String::new();
-        let mut list_all = false;
         // What came at the same time is to be told like any change. At the
         // start nothing was before.
         let dirty = self.store.take_dirty();
-        let changing = if self.initialised { self.compiled(dirty) } else { Vec::new() };
-        for _ in 0..MAX_ATTEMPTS {
-            self.store.take_node_changed();
-            let (kernel, looked_up) = self.read_kernel(list_all).await?;
-            let (transaction, error) = match self.send_difference(kernel, &looked_up, report).await? {
-                Pass::Leftovers => {
-                    list_all = true;
-                    continue;
+        if self.initialised {
+            self.remember_programmed(dirty);
+        }
+        let mut met = Met::default();
+        while met.refusals < MAX_REFUSALS {
+            let moment = self.kernel.moment().await?;
+            self.see_foreign_changes();
+            // This look is the one that they ask for.
+            self.damaged = false;
+            match self.pass(met.list_all, report).await {
+                Ok(Pass::Done) => {
+                    if self.is_settled(moment).await? {
+                        return self.finish(report).await;
+                    }
+                    tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
-                Pass::Done => {
-                    self.initialised = true;
-                    self.last_good.clear();
-                    report.changed = self.changes(changing);
-                    report.denied = self.planner.all_denied();
-                    let operations = self.stale_affinity().await?;
-                    let swept = self.commit(&mut Transaction { operations }, report);
-                    return swept.map_err(|error| self.netlink_error(error));
+                Ok(Pass::Leftovers) => met.list_all = true,
+                Ok(Pass::Refused(transaction, error)) => {
+                    self.judge(moment, transaction, error, &mut met, report).await?;
                 }
-                Pass::Refused(transaction, error) => (transaction, error),
-            };
-            let CommitError::Refused { .. } = &error else { return Err(self.netlink_error(error)) };
-            for refusal in refused(&transaction, &error) {
-                last.clone_from(&refusal.description);
-                match refusal.owner.as_deref().and_then(|owner| owner.split_once('/')) {
-                    Some((namespace, name)) => self.quarantine(&ServiceName::new(namespace, name)),
-                    None => return Err(SyncError::Skeleton(refusal.description)),
-                }
-                report.refused.push(refusal);
+                Err(error) => self.judge_failure(moment, error, &mut met).await?,
             }
         }
-        Err(SyncError::Unrepairable { attempts: MAX_ATTEMPTS, last })
+        Err(SyncError::Unrepairable { attempts: MAX_REFUSALS, last: met.last })
+    }
+
+    /// One look at the kernel, and what it lacks.
+    async fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
+        self.store.take_node_changed();
+        let Read { states, looked_up, foreign } = self.read_kernel(list_all, report).await?;
+        let pass = self.send_difference(states, &looked_up, report).await?;
+        if let Pass::Done = pass {
+            for (family, foreign) in Family::ALL.into_iter().zip(foreign) {
+                self.kernel.remove_foreign(family, &foreign)?;
+            }
+        }
+        Ok(pass)
+    }
+
+    /// What follows when the kernel holds everything.
+    async fn finish(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+        self.initialised = true;
+        self.last_good.clear();
+        report.changed = self.changes();
+        report.denied = self.planner.all_denied();
+        let operations = self.stale_affinity().await?;
+        match self.commit(&mut Transaction { operations }, report) {
+            Ok(()) => Ok(()),
+            Err(CommitError::Netlink(error)) => Err(error.into()),
+            // It is looked at again with the next sync.
+            Err(error @ CommitError::Refused { .. }) => {
+                tracing::debug!("what clients learned could not be swept: {error}");
+                self.damaged = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Who is to blame for a refusal: others who changed our tables meanwhile,
+    /// the skeleton (an error), or Services, which are quarantined.
+    async fn judge(
+        &mut self,
+        moment: Moment,
+        transaction: Transaction,
+        error: CommitError,
+        met: &mut Met,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let CommitError::Refused { failures } = &error else {
+            let CommitError::Netlink(error) = error else { return Ok(()) };
+            return self.judge_failure(moment, error.into(), met).await;
+        };
+        if self.was_disturbed(moment).await {
+            return disturbed(&error, met).await;
+        }
+        if failures.iter().any(|failure| failure.errno == libc::ENOMEM) {
+            return Err(SyncError::OutOfMemory(error.to_string()));
+        }
+        let culprits = match failures.iter().all(|failure| failure.span == 1) {
+            true => named(&transaction, &error),
+            false => self.find_culprits(&transaction),
+        };
+        if culprits.is_empty() {
+            return Err(SyncError::Skeleton(error.to_string()));
+        }
+        met.refusals += 1;
+        for refusal in culprits {
+            met.last.clone_from(&refusal.description);
+            match refusal.owner.as_deref().and_then(|owner| owner.split_once('/')) {
+                Some((namespace, name)) => self.quarantine(&ServiceName::new(namespace, name)),
+                None => return Err(SyncError::Skeleton(refusal.description)),
+            }
+            report.refused.push(refusal);
+        }
+        Ok(())
+    }
+
+    /// A pass that failed as such: an error, unless others are to blame.
+    async fn judge_failure(&mut self, moment: Moment, error: SyncError, met: &mut Met) -> Result<(), SyncError> {
+        let is_ours = matches!(error, SyncError::Owned { .. } | SyncError::Netlink(NetlinkError::Stopped));
+        if is_ours || !self.was_disturbed(moment).await {
+            return Err(error);
+        }
+        disturbed(&error, met).await
+    }
+
+    /// Finds out whom the kernel refuses in a transaction of which it has named
+    /// no single operation: commits what it holds owner by owner. The next pass
+    /// sees what of it went in.
+    fn find_culprits(&mut self, transaction: &Transaction) -> Vec<Refused> {
+        let mut culprits = Vec::new();
+        for operations in transaction.operations.chunk_by(|one, other| one.owner == other.owner) {
+            let mut part = Transaction { operations: operations.to_vec() };
+            let refusal = self.commit(&mut part, &mut SyncReport::default());
+            if let Err(error @ CommitError::Refused { .. }) = refusal {
+                culprits.extend(named(&part, &error));
+            }
+        }
+        culprits
     }
 
     /// Commits what the kernel lacks, up to a transaction that is refused.
@@ -94,7 +188,7 @@ impl Syncer {
         kernel: PerFamily<KernelState>,
         looked_up: &LookedUp,
         report: &mut SyncReport,
-    ) -> Result<Pass, NetlinkError> {
+    ) -> Result<Pass, SyncError> {
         let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
         if looked_up.iter().all(HashMap::is_empty) {
             let sent = pipeline::run(&mut resync, &mut self.planner, &mut self.kernel, self.enabled, report);
@@ -107,7 +201,7 @@ impl Syncer {
         let mut found: LookedUp = Default::default();
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&mut self.planner, &maps, SERVICES_AT_ONCE);
-            for element in look_up(&mut self.kernel, keys).await? {
+            for element in look_up(&mut self.kernel, keys, report).await? {
                 *found[index(element.0)].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
@@ -120,16 +214,22 @@ impl Syncer {
         Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
     }
 
-    /// What is programmed for these Services.
-    fn compiled(&self, names: Vec<ServiceName>) -> Vec<(ServiceName, PerFamily<Option<CompiledService>>)> {
-        let compiled = |name: &ServiceName| Family::ALL.map(|family| self.planner.compiled(name, family).cloned());
-        names.into_iter().map(|name| (name.clone(), compiled(&name))).collect()
+    /// Notes what is programmed for Services that are to change, unless it is
+    /// known from a sync that failed.
+    pub(super) fn remember_programmed(&mut self, names: Vec<ServiceName>) {
+        for name in names {
+            let planner = &self.planner;
+            let programmed = |name: &ServiceName| Family::ALL.map(|family| planner.compiled(name, family).cloned());
+            self.untold.entry(name).or_insert_with_key(programmed);
+        }
     }
 
-    /// What became of Services that were programmed so.
-    fn changes(&self, before: Vec<(ServiceName, PerFamily<Option<CompiledService>>)>) -> Vec<ServiceChange> {
+    /// What became of Services since they were told last.
+    fn changes(&mut self) -> Vec<ServiceChange> {
         let mut changes = Vec::new();
-        for (name, before) in before {
+        let mut untold: Vec<_> = std::mem::take(&mut self.untold).into_iter().collect();
+        untold.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        for (name, before) in untold {
             for (family, before) in Family::ALL.into_iter().zip(before) {
                 let after = self.planner.compiled(&name, family).cloned();
                 if before != after {
@@ -144,100 +244,28 @@ impl Syncer {
         let good = self.last_good.remove(name).unwrap_or([None, None]);
         self.planner.quarantine(name, good);
     }
-
-    /// Reads both tables. Large maps are left out, to be looked up, unless all
-    /// are to be listed or the kernel does not tell how large they are.
-    async fn read_kernel(&mut self, list_all: bool) -> Result<(PerFamily<KernelState>, LookedUp), NetlinkError> {
-        let mut states = [KernelState::default(), KernelState::default()];
-        let mut looked_up = LookedUp::default();
-        for family in Family::ALL {
-            if self.enabled[index(family)] {
-                let largest = if list_all { u32::MAX } else { self.max_listed };
-                (states[index(family)], looked_up[index(family)]) = self.read_table(family, largest).await?;
-            }
-        }
-        Ok((states, looked_up))
-    }
-
-    async fn read_table(
-        &mut self,
-        family: Family,
-        largest: u32,
-    ) -> Result<(KernelState, HashMap<Map, u32>), NetlinkError> {
-        let Some(table) = self.kernel.read_table(family).await? else {
-            return Ok(Default::default());
-        };
-        if let Some(what) = incompatible(&table, family) {
-            // Hooks and key types can't be changed in place.
-            tracing::warn!(family = %family, "{what} is of another version of vmap-proxy: the table is made anew");
-            self.kernel.delete_table(family)?;
-            return Ok(Default::default());
-        }
-        let skeleton = self.planner.skeleton(self.store.node(), family);
-        let mut state = KernelState { exists: true, ..KernelState::default() };
-        for name in table.chain_names() {
-            if let Some(chain) = Chain::parse(name) {
-                state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
-            }
-        }
-        let mut looked_up = HashMap::new();
-        for map in Map::ALL.into_iter().filter(|map| table.map_matches(*map, family)) {
-            state.maps.push(map);
-            match table.count(map) {
-                _ if map == Map::Affinity => {}
-                Some(count) if count > largest && !map.is_interval() && !is_firewall(map) => {
-                    looked_up.insert(map, count);
-                }
-                _ => state.elements = self.read_map(family, map, state.elements).await?,
-            }
-        }
-        Ok((state, looked_up))
-    }
-
-    async fn read_map(
-        &mut self,
-        family: Family,
-        map: Map,
-        mut elements: KernelElements,
-    ) -> Result<KernelElements, NetlinkError> {
-        // One text for all elements that carry it.
-        let mut previous: Option<Arc<str>> = None;
-        for state in self.kernel.read_elements(family, map).await? {
-            let mut element = state.element;
-            if element.comment.is_some() && element.comment == previous {
-                element.comment.clone_from(&previous);
-            }
-            previous.clone_from(&element.comment);
-            elements.insert(element);
-        }
-        Ok(elements)
-    }
 }
 
-async fn look_up(kernel: &mut Kernel, keys: Vec<(Family, Map, Key)>) -> Result<Vec<(Family, Element)>, NetlinkError> {
-    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
-    for (family, map, key) in keys {
-        by_map.entry((family, map)).or_default().push(key);
+/// Waits a little before the next pass, or gives up.
+async fn disturbed(error: &(dyn std::error::Error + Sync), met: &mut Met) -> Result<(), SyncError> {
+    met.disturbed += 1;
+    if met.disturbed == MAX_DISTURBED {
+        return Err(SyncError::Disturbed { attempts: MAX_DISTURBED as usize, last: error.to_string() });
     }
-    let mut elements = Vec::new();
-    for ((family, map), keys) in by_map {
-        let found = kernel.look_up(family, map, &keys).await?;
-        elements.extend(found.into_iter().map(|state| (family, state.element)));
-    }
-    Ok(elements)
+    let pause = FIRST_PAUSE * 2_u32.pow(met.disturbed - 1);
+    tracing::debug!("others changed our tables meanwhile, looking again in {pause:?}: {error}");
+    tokio::time::sleep(pause).await;
+    Ok(())
 }
 
-/// The firewall is compared as a whole, before anything else.
-fn is_firewall(map: Map) -> bool {
-    matches!(map, Map::FirewallIps | Map::NodePortIps)
-}
-
-/// A map or base chain that exists and is not what it should be.
-fn incompatible(table: &TableState, family: Family) -> Option<String> {
-    let map = table.map_names().filter_map(Map::parse).find(|map| !table.map_matches(*map, family));
-    if let Some(map) = map {
-        return Some(format!("map {map}"));
-    }
-    let chain = table.chain_names().filter_map(Chain::parse).find(|chain| !table.base_matches(*chain));
-    chain.map(|chain| format!("chain {chain}"))
+/// Names the Services that a refusal is about.
+fn named(transaction: &Transaction, error: &CommitError) -> Vec<Refused> {
+    let CommitError::Refused { failures } = error else { return Vec::new() };
+    let owner = |position: usize| {
+        transaction.operations.get(position).and_then(|operation: &Operation| operation.owner.clone())
+    };
+    failures
+        .iter()
+        .map(|failure| Refused { owner: owner(failure.operation), description: failure.description.clone() })
+        .collect()
 }

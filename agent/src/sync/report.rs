@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use compiler::diff::planner::{Denied, ServiceChange};
 use compiler::diff::{Action, Transaction};
+use compiler::ruleset::Family;
 
 use crate::netlink::CommitReport;
 
@@ -36,6 +37,21 @@ pub struct SyncReport {
     pub node_changed: bool,
     /// Whether the kernel was read and compared.
     pub repaired: bool,
+    /// What was in our tables and not ours: it was removed or undone.
+    pub cleaned: Vec<Cleaned>,
+}
+
+/// Something that somebody else did to our tables, and that was undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cleaned {
+    /// In which table.
+    pub family: Family,
+    /// What kind of thing it was, in one word.
+    pub kind: &'static str,
+    /// How many.
+    pub count: usize,
+    /// What it was, and what became of it.
+    pub description: String,
 }
 
 /// Something that the kernel refused.

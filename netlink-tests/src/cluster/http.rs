@@ -14,7 +14,10 @@ pub struct Reply {
 }
 
 /// Asks, from the calling thread's namespace.
-pub(super) fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
+///
+/// # Errors
+/// Nobody answers, or not in HTTP.
+pub fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
     let timeout = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_read_timeout(Some(timeout))?;

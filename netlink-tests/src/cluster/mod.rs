@@ -10,7 +10,7 @@
 mod agent;
 mod api;
 mod generation;
-mod http;
+pub mod http;
 pub mod objects;
 mod real_api;
 mod traffic;

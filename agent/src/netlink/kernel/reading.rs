@@ -60,21 +60,21 @@ impl Kernel {
     ///
     /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
     pub async fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
-        if self.list(family, NFT_MSG_GETTABLE).await?.is_empty() {
-            return Ok(None);
-        }
         for _ in 0..DUMP_ATTEMPTS {
             let generation = self.generation().await?;
             let state = self.read_objects(family).await?;
             if self.generation().await? == generation {
-                return Ok(Some(state));
+                return Ok(state);
             }
         }
         Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
     }
 
-    async fn read_objects(&mut self, family: Family) -> Result<TableState, NetlinkError> {
+    async fn read_objects(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        let tables = self.list(family, NFT_MSG_GETTABLE).await?;
+        let Some(table) = tables.first() else { return Ok(None) };
         let mut state = TableState::default();
+        state.read_table(Attributes(table));
         for chain in self.list(family, NFT_MSG_GETCHAIN).await? {
             state.read_chain(Attributes(&chain));
         }
@@ -84,11 +84,17 @@ impl Kernel {
         for set in self.list(family, NFT_MSG_GETSET).await? {
             state.read_set(Attributes(&set));
         }
-        Ok(state)
+        for object in self.list(family, NFT_MSG_GETOBJ).await? {
+            state.read_object(Attributes(&object));
+        }
+        for flowtable in self.list(family, NFT_MSG_GETFLOWTABLE).await? {
+            state.read_flowtable(Attributes(&flowtable));
+        }
+        Ok(Some(state))
     }
 
     /// The generation of the rule set: it grows with every commit, anybody's.
-    async fn generation(&mut self) -> Result<u32, NetlinkError> {
+    pub(super) async fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = 0;
         let sequence = self.socket.next_seq();
         let mut writer = Writer::default();
@@ -206,38 +212,42 @@ impl Kernel {
         map: Map,
         key: &Key,
     ) -> Result<Option<ElementState>, NetlinkError> {
-        Ok(self.look_up(family, map, std::slice::from_ref(key)).await?.pop())
+        Ok(self.look_up(family, map, std::slice::from_ref(key)).await?.0.pop())
     }
 
     /// Reads those of these elements that are there, without listing the map:
     /// the time grows with the number of keys alone, about 3 us each. Prefixes
-    /// can't be asked for.
+    /// can't be asked for. Apart from them: what somebody else put under one of
+    /// these keys.
     ///
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn look_up(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<Vec<ElementState>, NetlinkError> {
+    pub async fn look_up(
+        &mut self,
+        family: Family,
+        map: Map,
+        keys: &[Key],
+    ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
         let mut found = Vec::with_capacity(keys.len());
+        let mut foreign = Vec::new();
         let mut rest = keys;
         while !rest.is_empty() {
             let asked = &rest[..rest.len().min(LOOKUP_KEYS)];
             let (mut answers, missing) = self.look_up_some(family, map, asked).await?;
             // The kernel answers in order, up to the first that is missing.
-            let done = if missing { answers.len() + 1 } else { asked.len() };
-            found.append(&mut answers);
+            let answered = answers.elements.len() + answers.foreign.len();
+            let done = if missing { answered + 1 } else { asked.len() };
+            found.append(&mut answers.elements);
+            foreign.append(&mut answers.foreign);
             rest = rest.get(done..).unwrap_or_default();
         }
-        Ok(found)
+        Ok((found, foreign))
     }
 
     /// One question. Whether one of the keys, the one behind those that were
     /// found, is missing.
-    async fn look_up_some(
-        &mut self,
-        family: Family,
-        map: Map,
-        keys: &[Key],
-    ) -> Result<(Vec<ElementState>, bool), NetlinkError> {
+    async fn look_up_some(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<(Contents, bool), NetlinkError> {
         self.drain()?;
         let sequence = self.socket.next_seq();
         let mut writer = Writer::default();
@@ -263,7 +273,7 @@ impl Kernel {
                 }
             }
         }
-        Ok((reader.finish().map(|contents| contents.elements).unwrap_or_default(), missing))
+        Ok((reader.finish().unwrap_or_default(), missing))
     }
 
     /// The attributes of our table's objects of one kind. Attribute 1 is the

@@ -1,0 +1,121 @@
+//! Who changed our tables, in few lines: whoever does it a thousand times a
+//! second is named once a minute.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::netlink::Observed;
+
+/// So many changes of one program are told at once before its minute begins.
+const TOLD_AT_ONCE: u32 = 5;
+
+/// How long nothing more is told of a program then.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// More programs than this are not told apart.
+const MOST_PROGRAMS: usize = 64;
+
+/// What is known of one program.
+#[derive(Debug)]
+struct Program {
+    /// When its current minute began.
+    since: Instant,
+    /// How many lines it has had in it.
+    told: u32,
+    /// How many changes were not told.
+    untold: u32,
+}
+
+/// Who changed our tables, and how often.
+#[derive(Debug, Default)]
+pub(super) struct Culprits {
+    programs: BTreeMap<String, Program>,
+    /// The one that did it last.
+    last: Option<String>,
+}
+
+impl Culprits {
+    /// Notes a change; the line about it, if there is to be one.
+    pub(super) fn note(&mut self, change: &Observed, now: Instant) -> Option<String> {
+        let (name, who) = match change {
+            Observed::Foreign(change) => {
+                let name = change.process_name.as_str();
+                (name, format!("process {} ({name})", change.pid))
+            }
+            Observed::Unknown => ("", "an unknown process (notifications were lost)".to_owned()),
+        };
+        self.last = Some(who.clone());
+        let key = if self.programs.len() < MOST_PROGRAMS || self.programs.contains_key(name) { name } else { "" };
+        let fresh = Program { since: now, told: 0, untold: 0 };
+        let program = self.programs.entry(key.to_owned()).or_insert(fresh);
+        let is_over = now.saturating_duration_since(program.since) >= SILENCE;
+        if program.told >= TOLD_AT_ONCE && !is_over {
+            program.untold = program.untold.saturating_add(1);
+            return None;
+        }
+        let before = std::mem::take(&mut program.untold);
+        if is_over {
+            // One that goes on gets one line; one that had been quiet, all of them.
+            *program = Program { since: now, told: if before > 0 { TOLD_AT_ONCE - 1 } else { 0 }, untold: 0 };
+        }
+        program.told += 1;
+        let times = match before {
+            0 => String::new(),
+            before => format!(", after {before} changes that were not told"),
+        };
+        Some(format!("the table vmap-proxy was changed by {who}{times}; comparing and repairing it"))
+    }
+
+    /// Whoever changed our tables last.
+    pub(super) fn last(&self) -> Option<&str> {
+        self.last.as_deref()
+    }
+
+    /// Whether what a repair did is worth a line.
+    pub(super) fn is_quiet(&self, now: Instant) -> bool {
+        let is_loud = |program: &Program| {
+            program.told >= TOLD_AT_ONCE && now.saturating_duration_since(program.since) < SILENCE && program.untold > 0
+        };
+        !self.programs.values().any(is_loud)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::ForeignChange;
+
+    fn change(name: &str, pid: u32) -> Observed {
+        Observed::Foreign(ForeignChange { genid: 1, families: Vec::new(), pid, process_name: name.to_owned() })
+    }
+
+    #[test]
+    fn a_program_that_goes_on_is_named_once_a_minute() {
+        let start = Instant::now();
+        let mut culprits = Culprits::default();
+        let mut lines = Vec::new();
+        // 100 changes a second for five minutes, each by a process of its own.
+        for number in 0..30_000 {
+            let now = start + Duration::from_millis(10) * number;
+            lines.extend(culprits.note(&change("loop", number), now));
+        }
+        assert_eq!(lines.len(), 5 + 4, "{lines:#?}");
+        assert!(lines[0].contains("process 0 (loop);"), "{}", lines[0]);
+        assert!(lines[5].contains("after 5995 changes that were not told"), "{}", lines[5]);
+        assert!(!culprits.is_quiet(start + Duration::from_secs(299)));
+        assert_eq!(culprits.last(), Some("process 29999 (loop)"));
+    }
+
+    #[test]
+    fn programs_have_lines_of_their_own() {
+        let start = Instant::now();
+        let mut culprits = Culprits::default();
+        for number in 0..100 {
+            culprits.note(&change("loop", number), start);
+        }
+        assert!(culprits.note(&change("nft", 7), start).is_some());
+        assert!(culprits.note(&Observed::Unknown, start).is_some());
+    }
+}

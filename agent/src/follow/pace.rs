@@ -1,0 +1,237 @@
+//! When to sync next: at once if that is possible, later if it failed, and
+//! never so often that a fight over our tables burns the node.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The shortest time between the beginnings of two syncs: a burst of changes
+/// becomes few commits, and a single change waits for nothing.
+pub const MIN_GAP: Duration = Duration::from_millis(50);
+
+/// The first pause after a sync that failed, and before the second repair of
+/// what others keep changing. Each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause while others are to blame: when they stop, everything is
+/// right again within a second.
+const LONGEST_FIGHT_PAUSE: Duration = Duration::from_millis(400);
+
+/// Foreign changes that follow a repair within this time belong to one fight.
+const TRUCE: Duration = Duration::from_secs(2);
+
+/// After so many repairs in a row a fight is no accident any more.
+const FIGHT: u32 = 3;
+
+/// Why a sync failed, as far as the next one depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// Others: they may stop at any moment, and nobody will say so.
+    Others,
+    /// Anything else.
+    Us,
+}
+
+/// Remembers what the time of the next sync depends on.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// The longest pause after failures that are our own.
+    longest: Duration,
+    /// When the last sync began.
+    begun: Option<Instant>,
+    /// When it ended, and what it took.
+    ended: Option<(Instant, Duration)>,
+    /// How many syncs in a row have failed, and who was to blame last.
+    failures: u32,
+    blame: Blame,
+    /// How many repairs in a row were followed by further foreign changes.
+    fights: u32,
+    /// When somebody else changed our tables last, and whether that is repaired.
+    foreign: Option<Instant>,
+    /// Whether it is to be repaired.
+    disputed: bool,
+}
+
+impl Pace {
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            begun: None,
+            ended: None,
+            failures: 0,
+            blame: Blame::Us,
+            fights: 0,
+            foreign: None,
+            disputed: false,
+        }
+    }
+
+    /// Somebody else changed our tables.
+    pub(super) fn foreign_change(&mut self, now: Instant) {
+        if !self.disputed {
+            let is_fight = self.foreign.is_some_and(|last| now.saturating_duration_since(last) < TRUCE);
+            self.fights = if is_fight { self.fights.saturating_add(1) } else { 0 };
+        }
+        self.foreign = Some(now);
+        self.disputed = true;
+    }
+
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.begun = Some(now);
+    }
+
+    pub(super) fn succeeded(&mut self, now: Instant) {
+        self.end(now);
+        self.failures = 0;
+        self.disputed = false;
+    }
+
+    pub(super) fn failed(&mut self, now: Instant, blame: Blame) {
+        self.end(now);
+        self.failures = self.failures.saturating_add(1);
+        self.blame = blame;
+    }
+
+    fn end(&mut self, now: Instant) {
+        let begun = self.begun.unwrap_or(now);
+        self.ended = Some((now, now.saturating_duration_since(begun)));
+    }
+
+    /// The earliest time of a sync, if there is anything to do. `news`: whether
+    /// anything came from the sources since the last one.
+    pub(super) fn next(&self, now: Instant, news: bool) -> Instant {
+        let Some((ended, took)) = self.ended else { return now };
+        let after_begin = self.begun.map_or(now, |begun| begun + MIN_GAP);
+        let mut next = after_begin;
+        if self.failures > 0 && !news {
+            let longest = match self.blame {
+                Blame::Others => LONGEST_FIGHT_PAUSE.min(self.longest),
+                Blame::Us => self.longest,
+            };
+            next = next.max(ended + doubled(self.failures - 1).min(longest));
+        }
+        if self.failures > 0 || self.fights > 0 {
+            // No more than half of a processor, however long it takes.
+            next = next.max(ended + took);
+        }
+        if self.disputed && self.fights > 0 {
+            next = next.max(ended + doubled(self.fights - 1).min(LONGEST_FIGHT_PAUSE));
+        }
+        next.max(now)
+    }
+
+    /// Whether somebody undoes our repairs again and again.
+    pub(super) fn is_fight(&self) -> bool {
+        self.fights >= FIGHT
+    }
+
+    /// When a fight counts as over, if nothing happens until then.
+    pub(super) fn truce(&self) -> Option<Instant> {
+        self.foreign.filter(|_| self.is_fight() && !self.disputed).map(|last| last + TRUCE)
+    }
+
+    /// Nothing has happened for a while.
+    pub(super) fn make_truce(&mut self) {
+        self.fights = 0;
+    }
+}
+
+fn doubled(times: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(times.min(16)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// A sync from `at`, which takes 5 ms.
+    fn sync(pace: &mut Pace, at: Instant, outcome: Result<(), Blame>) -> Instant {
+        pace.begin(at);
+        let end = at + ms(5);
+        match outcome {
+            Ok(()) => pace.succeeded(end),
+            Err(blame) => pace.failed(end, blame),
+        }
+        end
+    }
+
+    #[test]
+    fn a_change_waits_for_nothing_but_the_gap() {
+        let start = Instant::now();
+        let mut pace = Pace::new(ms(30_000));
+        assert_eq!(pace.next(start, true), start);
+        let end = sync(&mut pace, start, Ok(()));
+        assert_eq!(pace.next(end, true), start + MIN_GAP);
+        assert_eq!(pace.next(start + ms(70), true), start + ms(70));
+    }
+
+    #[test]
+    fn failures_are_tried_again_after_pauses_of_their_own_and_news_at_once() {
+        let mut at = Instant::now();
+        let mut pace = Pace::new(ms(1_000));
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            let end = sync(&mut pace, at, Err(Blame::Us));
+            at = pace.next(end, false);
+            pauses.push((at - end).as_millis());
+            assert!(pace.next(end, true) <= end + MIN_GAP);
+        }
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1_000, 1_000]);
+        let end = sync(&mut pace, at, Ok(()));
+        sync(&mut pace, end + ms(60), Err(Blame::Us));
+        assert_eq!(pace.next(end + ms(65), false), end + ms(65) + ms(50), "a success begins anew");
+    }
+
+    #[test]
+    fn a_failure_of_others_never_waits_long() {
+        let mut at = Instant::now();
+        let mut pace = Pace::new(ms(30_000));
+        for _ in 0..20 {
+            let end = sync(&mut pace, at, Err(Blame::Others));
+            at = pace.next(end, false);
+            assert!(at - end <= LONGEST_FIGHT_PAUSE);
+        }
+        assert_eq!(at - pace.ended.map_or(at, |(ended, _)| ended), LONGEST_FIGHT_PAUSE);
+    }
+
+    #[test]
+    fn the_first_foreign_change_is_repaired_at_once_and_a_fight_slows_down() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(ms(30_000));
+        now = sync(&mut pace, now, Ok(())) + ms(10_000);
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            pace.foreign_change(now);
+            let next = pace.next(now, false);
+            pauses.push((next - now).as_millis());
+            now = sync(&mut pace, next, Ok(()));
+        }
+        assert_eq!(pauses, [0, 50, 100, 200, 400, 400, 400]);
+        assert!(pace.is_fight());
+        let truce = pace.truce();
+        assert!(truce.is_some_and(|truce| truce > now && truce <= now + TRUCE));
+        pace.make_truce();
+        assert!(!pace.is_fight() && pace.truce().is_none());
+        pace.foreign_change(now + ms(5_000));
+        assert_eq!(pace.next(now + ms(5_000), false), now + ms(5_000));
+    }
+
+    #[test]
+    fn long_repairs_take_half_a_processor_at_most() {
+        let start = Instant::now();
+        let mut pace = Pace::new(ms(30_000));
+        pace.foreign_change(start);
+        pace.begin(start);
+        pace.succeeded(start + ms(3_000));
+        pace.foreign_change(start + ms(1_500));
+        let now = start + ms(3_000);
+        assert_eq!(pace.next(now, true), now, "the changes lay far enough apart");
+        pace.succeeded(now);
+        pace.foreign_change(now);
+        assert_eq!(pace.next(now, true), now + ms(3_000));
+    }
+}

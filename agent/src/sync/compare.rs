@@ -1,0 +1,229 @@
+//! Reads the kernel's tables for a comparison. What it finds in them that is not
+//! ours is removed or undone on the way: at the latest when our own rules are
+//! right again nothing refers to it any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use compiler::diff::{KernelElements, KernelState};
+use compiler::model::convert::{PerFamily, index};
+use compiler::ruleset::chains::Chain;
+use compiler::ruleset::element::{Element, Key};
+use compiler::ruleset::maps::Map;
+use compiler::ruleset::skeleton::rules;
+use compiler::ruleset::{Family, TABLE};
+
+use super::report::{Cleaned, SyncReport};
+use super::{SyncError, Syncer};
+use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, TableState};
+
+/// A map with more elements than this is not listed but looked up element by
+/// element: the time of a listing grows with the square of their number (half
+/// a minute for 500,000), that of look-ups does not. And what is listed is in
+/// memory as a whole: 50,000 elements are 18 MiB.
+pub(super) const MAX_LISTED: u32 = 8_192;
+
+/// How many foreign objects of one kind are named; the rest are counted.
+const NAMED: usize = 3;
+
+/// Maps that are looked up, and how many elements each has.
+pub(super) type LookedUp = PerFamily<HashMap<Map, u32>>;
+
+/// What the kernel holds.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) states: PerFamily<KernelState>,
+    /// Maps that are too large to be listed.
+    pub(super) looked_up: LookedUp,
+    /// What is to be removed when our own rules are right again.
+    pub(super) foreign: PerFamily<Vec<ForeignObject>>,
+}
+
+impl Syncer {
+    /// Reads both tables. Large maps are left out, to be looked up, unless all
+    /// are to be listed or the kernel does not tell how large they are.
+    pub(super) async fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
+        let mut read = Read::default();
+        for family in Family::ALL {
+            if self.enabled[index(family)] {
+                let largest = if list_all { u32::MAX } else { self.max_listed };
+                self.read_table(family, largest, &mut read, report).await?;
+            }
+        }
+        Ok(read)
+    }
+
+    async fn read_table(
+        &mut self,
+        family: Family,
+        largest: u32,
+        read: &mut Read,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let Some(table) = self.kernel.read_table(family).await? else { return Ok(()) };
+        if let Some(port) = table.owner().filter(|owner| *owner != self.kernel.port()) {
+            return Err(SyncError::Owned { family, owner: owner(port) });
+        }
+        if let Some(what) = incompatible(&table, family) {
+            // Hooks and key types can't be changed in place.
+            tracing::warn!(
+                "{what} of table {} {TABLE} is of another version of vmap-proxy, or somebody changed it: the table is \
+                 made anew",
+                family.keyword()
+            );
+            self.kernel.delete_table(family)?;
+            return Ok(());
+        }
+        self.clean_objects(family, &table, report)?;
+        read.foreign[index(family)] = table.foreign().to_vec();
+        let skeleton = self.planner.skeleton(self.store.node(), family);
+        let state = &mut read.states[index(family)];
+        state.exists = true;
+        for name in table.chain_names() {
+            if let Some(chain) = Chain::parse(name) {
+                state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
+            }
+        }
+        for map in Map::ALL.into_iter().filter(|map| table.map_matches(*map, family)) {
+            state.maps.push(map);
+            match table.count(map) {
+                Some(count) if count > largest && !map.is_interval() && !is_firewall(map) && !map.is_dynamic() => {
+                    read.looked_up[index(family)].insert(map, count);
+                }
+                _ => read_map(&mut self.kernel, family, map, &mut state.elements, report).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes what others did to the table as such, and takes the effect from
+    /// foreign chains.
+    fn clean_objects(
+        &mut self,
+        family: Family,
+        table: &TableState,
+        report: &mut SyncReport,
+    ) -> Result<(), NetlinkError> {
+        if table.is_dormant() {
+            self.kernel.wake_table(family, table)?;
+            report.cleaned(family, "flags", 1, "the flag dormant, which switches the table off, was taken away");
+        }
+        let policies = table.wrong_policies();
+        if !policies.is_empty() {
+            self.kernel.restore_policies(family, &policies)?;
+            report.cleaned(
+                family,
+                "policy",
+                policies.len(),
+                &format!("policy of {}, set back to accept", list(&policies)),
+            );
+        }
+        self.kernel.disarm_foreign(family, table.foreign())?;
+        for kind in ["chain", "set", "object", "flowtable"] {
+            let objects: Vec<_> = table.foreign().iter().filter(|object| group(object.kind) == kind).collect();
+            if !objects.is_empty() {
+                report.cleaned(family, kind, objects.len(), &format!("{}, removed", list(&objects)));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn read_map(
+    kernel: &mut Kernel,
+    family: Family,
+    map: Map,
+    elements: &mut KernelElements,
+    report: &mut SyncReport,
+) -> Result<(), NetlinkError> {
+    let (states, foreign) = kernel.read_contents(family, map).await?;
+    if !foreign.is_empty() {
+        kernel.delete_foreign(family, map, &foreign)?;
+        report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
+    }
+    // What clients learned is the packets' own.
+    if map.is_dynamic() {
+        return Ok(());
+    }
+    // One text for all elements that carry it.
+    let mut previous: Option<Arc<str>> = None;
+    for state in states {
+        let mut element = state.element;
+        if element.comment.is_some() && element.comment == previous {
+            element.comment.clone_from(&previous);
+        }
+        previous.clone_from(&element.comment);
+        elements.insert(element);
+    }
+    Ok(())
+}
+
+/// Looks these elements up. What somebody else put in their place is removed.
+pub(super) async fn look_up(
+    kernel: &mut Kernel,
+    keys: Vec<(Family, Map, Key)>,
+    report: &mut SyncReport,
+) -> Result<Vec<(Family, Element)>, NetlinkError> {
+    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
+    for (family, map, key) in keys {
+        by_map.entry((family, map)).or_default().push(key);
+    }
+    let mut elements = Vec::new();
+    for ((family, map), keys) in by_map {
+        let (found, foreign) = kernel.look_up(family, map, &keys).await?;
+        if !foreign.is_empty() {
+            kernel.delete_foreign(family, map, &foreign)?;
+            report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
+        }
+        elements.extend(found.into_iter().map(|state| (family, state.element)));
+    }
+    Ok(elements)
+}
+
+/// Foreign objects are counted in these groups.
+fn group(kind: ForeignKind) -> &'static str {
+    match kind {
+        ForeignKind::BaseChain | ForeignKind::Chain => "chain",
+        ForeignKind::Set => "set",
+        ForeignKind::Object(_) => "object",
+        ForeignKind::Flowtable => "flowtable",
+    }
+}
+
+/// The firewall is compared as a whole, before anything else.
+fn is_firewall(map: Map) -> bool {
+    matches!(map, Map::FirewallIps | Map::NodePortIps)
+}
+
+/// A map or base chain that exists and is not what it should be.
+fn incompatible(table: &TableState, family: Family) -> Option<String> {
+    let map = table.map_names().filter_map(Map::parse).find(|map| !table.map_matches(*map, family));
+    if let Some(map) = map {
+        return Some(format!("map {map}"));
+    }
+    let chain = table.chain_names().filter_map(Chain::parse).find(|chain| !table.base_matches(*chain));
+    chain.map(|chain| format!("chain {chain}"))
+}
+
+/// The process that a netlink socket belongs to. The kernel numbers the first
+/// socket of a process like the process itself.
+fn owner(port: u32) -> String {
+    match std::fs::read(format!("/proc/{port}/comm")) {
+        Ok(name) => format!("process {port} ({})", String::from_utf8_lossy(&name).trim_end().escape_debug()),
+        Err(_) => format!("another process (netlink port {port})"),
+    }
+}
+
+fn list(names: &[impl ToString]) -> String {
+    let mut text = names.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(more) = names.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+impl SyncReport {
+    fn cleaned(&mut self, family: Family, kind: &'static str, count: usize, description: &str) {
+        self.cleaned.push(Cleaned { family, kind, count, description: description.to_owned() });
+    }
+}
