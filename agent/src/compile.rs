@@ -5,10 +5,7 @@
 
 use std::io::{self, Write};
 
-use compiler::diff::{KernelState, Planner, Resync};
-use compiler::model::{Change, ProxyConfig, Store};
-use compiler::render;
-use compiler::ruleset::table::Ruleset;
+use compiler::{Compilation, render};
 use thiserror::Error;
 
 use crate::cli::{CompileOptions, OutputFormat};
@@ -38,15 +35,11 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
     for problem in problems {
         tracing::warn!("{problem}");
     }
-    let mut store = Store::new(options.proxy.node_name.clone());
-    for object in objects {
-        // The source has told what in it can't be used.
-        store.apply(Change::Apply(object));
-    }
-    for slice in store.lone_slices() {
+    let Compilation { ruleset, lone_slices, .. } = compiler::compile(options.proxy, objects);
+    // The source has reported the problems, with file and line.
+    for slice in lone_slices {
         tracing::warn!("{slice}: no Service of the name in its label exists; the slice has no effect until one does");
     }
-    let ruleset = ruleset(options.proxy, store);
     let text = match options.output {
         OutputFormat::Text => render::ruleset(&ruleset),
         OutputFormat::Json => render::json(&ruleset)?,
@@ -57,16 +50,4 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         out.write_all(b"\n")?;
     }
     Ok(out.flush()?)
-}
-
-/// The rule set of a store, as the first sync would program it.
-pub fn ruleset(config: ProxyConfig, mut store: Store) -> Ruleset {
-    if store.node().interface_addresses.is_empty() {
-        store.set_interface_addresses(store.node().addresses.clone());
-    }
-    let mut planner = Planner::new(config, store.node());
-    let nothing = [KernelState::default(), KernelState::default()];
-    let mut resync = Resync::begin(&mut planner, &store, nothing);
-    while resync.next(&mut planner).is_some() {}
-    planner.ruleset()
 }

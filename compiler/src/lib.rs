@@ -1,21 +1,100 @@
-//! The pure half of vmap-proxy: no I/O, no async, no clock, no randomness.
+//! The pure half of vmap-proxy: Kubernetes objects in, an nftables rule set out.
 //!
-//! Data flows one way through these rooms:
+//! No I/O, no async, no clock, no randomness. The modules depend on each other
+//! in one direction only (`tests/structure.rs` holds it):
 //!
 //! ```text
-//! model ──> select ──> ruleset ──┬─> render    nft text and JSON
-//!                                ├─> evaluate  one packet through the rules
-//!                                └─> diff      programmed vs desired -> transactions
+//! model ─┬─> select ─────────┐
+//!        └─> ruleset ─┬──────┴─> diff ──> compile
+//!                     └─> render ──> evaluate
 //! ```
+//!
+//! * [`model`]: checked types made from Kubernetes objects, and the store of them;
+//! * [`select`]: which endpoints serve a service port on this node;
+//! * [`ruleset`]: the typed rule set: a fixed skeleton of chains and maps, and
+//!   the elements of each Service;
+//! * [`diff`]: from what is programmed to what should be, in ordered transactions;
+//! * [`compile`](mod@compile): all of it in one call;
+//! * [`render`]: the rule set as nft text and as JSON;
+//! * [`evaluate`]: one packet through the rule set.
 //!
 //! The law of the project holds here: the number of tables, chains, rules,
 //! sets and maps never depends on the number of Services or endpoints; only
 //! map and set *elements* grow.
+//!
+//! # Example
+//!
+//! A Service with one endpoint: its rule set, one packet, and the transactions
+//! when a second endpoint comes.
+//!
+//! ```
+//! use compiler::diff::{Action, KernelState, Planner, Resync};
+//! use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
+//! use compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
+//! use serde_json::{from_value, json};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let service = Object::Service(from_value(json!({
+//!     "metadata": { "namespace": "shop", "name": "cart" },
+//!     "spec": { "clusterIP": "10.96.0.10", "ports": [{ "name": "http", "port": 80 }] },
+//! }))?);
+//! let slice = |addresses: &[&str]| -> serde_json::Result<Object> {
+//!     let endpoints: Vec<_> = addresses.iter().map(|address| json!({ "addresses": [address] })).collect();
+//!     Ok(Object::EndpointSlice(from_value(json!({
+//!         "metadata": {
+//!             "namespace": "shop", "name": "cart-1", "labels": { "kubernetes.io/service-name": "cart" },
+//!         },
+//!         "addressType": "IPv4",
+//!         "endpoints": endpoints,
+//!         "ports": [{ "name": "http", "port": 8080 }],
+//!     }))?))
+//! };
+//!
+//! // Objects to a rule set, and the rule set to nft text.
+//! let objects = [service.clone(), slice(&["10.244.1.7"])?];
+//! let compiled = compiler::compile(ProxyConfig::default(), objects.clone());
+//! let text = compiler::render::ruleset(&compiled.ruleset);
+//! assert!(text.contains("10.96.0.10 . tcp . 80 . 0 : 10.244.1.7 . 8080"));
+//!
+//! // One packet through the rules.
+//! let packet = Packet {
+//!     source: "10.244.1.9".parse()?,
+//!     destination: "10.96.0.10".parse()?,
+//!     protocol: Protocol::Tcp,
+//!     port: 80,
+//!     input_interface: Some("eth0".to_owned()),
+//! };
+//! let outcome = Evaluator::new(&compiled.ruleset, Host::default()).evaluate(&packet);
+//! let Verdict::Dnat { endpoints } = outcome.verdict else { panic!("{:?}", outcome.verdict) };
+//! assert_eq!(endpoints.first().map(ToString::to_string).as_deref(), Some("10.244.1.7:8080"));
+//!
+//! // One change: its plan touches the elements of this Service alone.
+//! let mut store = Store::new("node-1");
+//! for object in objects {
+//!     store.apply(Change::Apply(object));
+//! }
+//! let mut planner = Planner::new(ProxyConfig::default(), store.node());
+//! let mut first = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+//! while first.next(&mut planner).is_some() {}
+//! store.take_dirty();
+//!
+//! store.apply(Change::Apply(slice(&["10.244.1.7", "10.244.2.9"])?));
+//! let changed = store.take_dirty();
+//! let plan = planner.plan(&store, changed);
+//! let added = plan.transactions.iter().flat_map(|transaction| &transaction.operations);
+//! assert!(added.into_iter().any(|operation| matches!(&operation.action, Action::AddElement(_))));
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
+pub mod compile;
 pub mod diff;
 pub mod evaluate;
 pub mod model;
 pub mod render;
 pub mod ruleset;
 pub mod select;
+
+pub use compile::{Compilation, compile};

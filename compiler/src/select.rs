@@ -4,10 +4,10 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use crate::model::Family;
 use crate::model::store::NamedSlice;
 use crate::model::types::{Service, ServicePort, SliceEndpoint};
 use crate::model::{Endpoint, Protocol};
-use crate::ruleset::Family;
 
 /// The node that selection is done for.
 #[derive(Debug, Clone, Copy)]

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ruleset::Family;
-use crate::ruleset::skeleton::LocalDetector;
+use super::types::Family;
 
 /// The part of `KubeProxyConfiguration` that decides the fate of packets, read
 /// and checked by the agent.
@@ -35,6 +34,18 @@ pub enum DetectLocal {
     BridgeInterface(String),
     /// `InterfaceNamePrefix`
     InterfaceNamePrefix(String),
+}
+
+/// How to tell that a packet comes from a pod of this node (or of the cluster:
+/// kube-proxy's `detectLocalMode` decides what "local" means).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LocalDetector {
+    /// `ClusterCIDR`, `NodeCIDR`: by source address.
+    Source(IpNet),
+    /// `BridgeInterface`: by the name of the interface it came in on.
+    Interface(String),
+    /// `InterfaceNamePrefix`: by how that name begins.
+    InterfacePrefix(String),
 }
 
 /// `nodePortAddresses`

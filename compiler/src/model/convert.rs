@@ -17,8 +17,7 @@ use super::objects::{
     EndpointObject, EndpointSliceObject, Kind, LABEL_SERVICE_NAME, LABEL_ZONE, NodeObject, ObjectMeta, ObjectRef,
     ServiceCidrObject, ServiceObject, ServicePortObject,
 };
-use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint};
-use crate::ruleset::Family;
+use super::types::{Family, Hints, Protocol, Service, ServicePort, SliceEndpoint};
 
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;

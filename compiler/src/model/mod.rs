@@ -17,4 +17,4 @@ pub use config::{NodeInfo, ProxyConfig};
 pub use objects::{Change, Object, ObjectRef};
 
 pub use store::Store;
-pub use types::{Endpoint, Protocol};
+pub use types::{Endpoint, Family, Protocol};

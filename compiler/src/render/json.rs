@@ -7,7 +7,7 @@ use super::table::{data, declaration, elements_of, key, kind, properties};
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::Element;
 use crate::ruleset::maps::Map;
-use crate::ruleset::rule::InFamily;
+use crate::ruleset::rule::Rule;
 use crate::ruleset::table::{Ruleset, Table};
 use crate::ruleset::{Family, TABLE};
 
@@ -58,6 +58,15 @@ struct ChainView<'a> {
     #[serde(flatten)]
     base: Option<BaseView>,
     rules: Vec<InFamily<'a>>,
+}
+
+/// A rule together with the family whose words (`ip`, `ip6`) it is written in.
+struct InFamily<'a>(Family, &'a Rule);
+
+impl Serialize for InFamily<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::rule(self.0, self.1))
+    }
 }
 
 #[derive(Serialize)]

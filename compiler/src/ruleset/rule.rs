@@ -3,7 +3,6 @@
 //! (meaning) and the agent's netlink room (bytes).
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
 
 use super::chains::Chain;
 use super::maps::Map;
@@ -111,13 +110,3 @@ pub enum Statement {
 /// One rule: its statements, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule(pub Vec<Statement>);
-
-/// A rule together with the family whose words (`ip`, `ip6`) it is written in;
-/// serialises as nft text.
-pub struct InFamily<'a>(pub super::Family, pub &'a Rule);
-
-impl Serialize for InFamily<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&crate::render::rule(self.0, self.1))
-    }
-}

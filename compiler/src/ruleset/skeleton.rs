@@ -9,29 +9,7 @@ use super::maps::Map;
 use super::rule::{KeyPart, Op, Rule, Side, Statement};
 use super::spread::Spread;
 use crate::model::Protocol;
-
-/// How to tell that a packet comes from a pod of this node (or of the cluster:
-/// kube-proxy's `detectLocalMode` decides what "local" means).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum LocalDetector {
-    /// `ClusterCIDR`, `NodeCIDR`: by source address.
-    Source(IpNet),
-    /// `BridgeInterface`: by the name of the interface it came in on.
-    Interface(String),
-    /// `InterfaceNamePrefix`: by how that name begins.
-    InterfacePrefix(String),
-}
-
-impl LocalDetector {
-    /// The test, or its negation.
-    fn test(&self, op: Op) -> Statement {
-        match self {
-            LocalDetector::Source(net) => Statement::Address(Side::Source, op, *net),
-            LocalDetector::Interface(name) => Statement::Interface(op, name.clone()),
-            LocalDetector::InterfacePrefix(prefix) => Statement::InterfacePrefix(op, prefix.clone()),
-        }
-    }
-}
+pub use crate::model::config::LocalDetector;
 
 /// What the rules of one family depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,6 +23,15 @@ pub struct SkeletonConfig {
     /// Whether NodePorts are served on every local address but loopback; else
     /// only on the elements of `nodeport-ips`.
     pub nodeports_on_all_addresses: bool,
+}
+
+/// The test that a packet comes from a local pod, or its negation.
+fn from_local_pod(detector: &LocalDetector, op: Op) -> Statement {
+    match detector {
+        LocalDetector::Source(net) => Statement::Address(Side::Source, op, *net),
+        LocalDetector::Interface(name) => Statement::Interface(op, name.clone()),
+        LocalDetector::InterfacePrefix(prefix) => Statement::InterfacePrefix(op, prefix.clone()),
+    }
 }
 
 const FRONTEND: [KeyPart; 3] = [KeyPart::Address(Side::Destination), KeyPart::Protocol, KeyPart::Port];
@@ -171,7 +158,7 @@ fn loopback(family: Family) -> IpNet {
 fn local_policy(config: &SkeletonConfig, key: &[KeyPart], cluster: Map, local: Map) -> Vec<Rule> {
     let mut rules = Vec::with_capacity(3);
     if let Some(detector) = &config.detector {
-        rules.push(rule([detector.test(Op::Is), Vmap(key.to_vec(), cluster)]));
+        rules.push(rule([from_local_pod(detector, Op::Is), Vmap(key.to_vec(), cluster)]));
     }
     rules.push(rule([FibLocal(Side::Source), Vmap(key.to_vec(), cluster)]));
     rules.push(rule([Vmap(key.to_vec(), local)]));
@@ -368,7 +355,7 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
         rules.push(rule([cluster_ip(), Masquerade]));
     } else if let Some(detector) = &config.detector {
         // The test first: it spares pods one of two look-ups in a large set.
-        rules.push(rule([detector.test(Op::IsNot), cluster_ip(), Masquerade]));
+        rules.push(rule([from_local_pod(detector, Op::IsNot), cluster_ip(), Masquerade]));
     }
     rules.push(rule([Lookup(hairpin, Op::Is, Map::HairpinConnections), Masquerade]));
     rules.push(rule([cluster_ip(), Return]));
@@ -376,7 +363,7 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
     // From the node itself, unless the detector takes its source for a pod's.
     let mut from_node: Vec<Statement> = Vec::new();
     if let Some(detector) = &config.detector {
-        from_node.push(detector.test(Op::IsNot));
+        from_node.push(from_local_pod(detector, Op::IsNot));
     }
     from_node.push(FibLocal(Side::Source));
 

@@ -1,0 +1,102 @@
+//! Golden rule sets: what `vmap-proxy compile` prints for the examples and for
+//! one Service of each kind, word for word, in files that one can read.
+//!
+//! After a deliberate change of the rules, write them anew and read the
+//! difference: `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test golden`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What `vmap-proxy compile` prints for these manifests.
+fn compile(manifests: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmap-proxy"))
+        .args(["compile", "--node-name", "node-1", "--manifests"])
+        .arg(manifests)
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {log}", manifests.display());
+    let complaints: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+    assert!(complaints.is_empty(), "{}: {complaints:?}", manifests.display());
+    String::from_utf8(output.stdout).expect("rules are text")
+}
+
+/// Compares with the golden file, or writes it if `UPDATE_GOLDEN` is set.
+fn check(golden: &Path, actual: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        return fs::write(golden, actual).expect("the golden file can be written");
+    }
+    let expected = fs::read_to_string(golden).unwrap_or_default();
+    let line = expected.lines().zip(actual.lines()).position(|(expected, actual)| expected != actual);
+    let line = line.unwrap_or_else(|| expected.lines().count().min(actual.lines().count()));
+    assert!(
+        expected == actual,
+        "{} differs from line {} on:\n  expected: {}\n  actual:   {}\nIf the change is meant, set UPDATE_GOLDEN=1, run \
+         again, and read the difference.",
+        golden.display(),
+        line + 1,
+        expected.lines().nth(line).unwrap_or("(the end)"),
+        actual.lines().nth(line).unwrap_or("(the end)"),
+    );
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Compiles `tests/golden/NAME.yaml` and compares it with `NAME.nft`.
+fn case(name: &str, arguments: &[&str]) {
+    let text = compile(&golden(&format!("{name}.yaml")), arguments);
+    check(&golden(&format!("{name}.nft")), &text);
+}
+
+const CLUSTER: &str = "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56";
+
+#[test]
+fn examples() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    check(&golden("examples.nft"), &compile(&examples, &[CLUSTER]));
+}
+
+#[test]
+fn cluster_ip() {
+    case("cluster-ip", &[CLUSTER]);
+}
+
+#[test]
+fn node_port_on_all_addresses() {
+    case("node-port-on-all-addresses", &[CLUSTER, "--nodeport-addresses=0.0.0.0/0,::/0"]);
+}
+
+#[test]
+fn external_policy_local() {
+    case("external-policy-local", &[CLUSTER]);
+}
+
+#[test]
+fn internal_policy_local() {
+    case("internal-policy-local", &[CLUSTER]);
+}
+
+#[test]
+fn session_affinity() {
+    case("session-affinity", &[CLUSTER]);
+}
+
+#[test]
+fn source_ranges() {
+    case("source-ranges", &[CLUSTER]);
+}
+
+#[test]
+fn no_endpoints() {
+    case("no-endpoints", &[CLUSTER]);
+}
+
+#[test]
+fn many_endpoints() {
+    case("many-endpoints", &[CLUSTER]);
+}

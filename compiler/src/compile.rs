@@ -1,0 +1,43 @@
+//! From objects to a complete rule set in one call: what a first sync would
+//! program on a node that holds nothing of ours yet.
+
+use crate::diff::{KernelState, Planner, Resync};
+use crate::model::convert::Problem;
+use crate::model::{Change, Object, ObjectRef, ProxyConfig, Store};
+use crate::ruleset::table::Ruleset;
+
+/// A rule set, and what in the objects has no part in it.
+#[derive(Debug)]
+pub struct Compilation {
+    /// The tables of both families, complete.
+    pub ruleset: Ruleset,
+    /// Fields that can't be used. Each costs its object or a part of it, never
+    /// another object.
+    pub problems: Vec<Problem>,
+    /// EndpointSlices whose Service is not among the objects, sorted.
+    pub lone_slices: Vec<ObjectRef>,
+}
+
+/// Compiles Kubernetes objects for the node that `config` names.
+///
+/// The kernel is not asked: the addresses on the node's interfaces are taken to
+/// be those of its Node object.
+pub fn compile(config: ProxyConfig, objects: impl IntoIterator<Item = Object>) -> Compilation {
+    let mut store = Store::new(config.node_name.clone());
+    let problems = objects.into_iter().flat_map(|object| store.apply(Change::Apply(object))).collect();
+    let mut lone_slices: Vec<ObjectRef> = store.lone_slices().collect();
+    lone_slices.sort_unstable();
+    if store.node().interface_addresses.is_empty() {
+        store.set_interface_addresses(store.node().addresses.clone());
+    }
+    Compilation { ruleset: compile_store(config, &store), problems, lone_slices }
+}
+
+/// Compiles a store that has taken all its objects already.
+pub fn compile_store(config: ProxyConfig, store: &Store) -> Ruleset {
+    let mut planner = Planner::new(config, store.node());
+    let nothing = [KernelState::default(), KernelState::default()];
+    let mut resync = Resync::begin(&mut planner, store, nothing);
+    while resync.next(&mut planner).is_some() {}
+    planner.ruleset()
+}
