@@ -5,6 +5,9 @@
 
 use std::io::{self, Write};
 
+use compiler::model::config::NodePortAddresses;
+use compiler::model::{Object, ProxyConfig, convert};
+use compiler::ruleset::Family;
 use compiler::{Compilation, render};
 use thiserror::Error;
 
@@ -35,6 +38,7 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
     for problem in problems {
         tracing::warn!("{problem}");
     }
+    warn_of_closed_node_ports(&options.proxy, &objects);
     let Compilation { ruleset, lone_slices, .. } = compiler::compile(options.proxy, objects);
     // The source has reported the problems, with file and line.
     for slice in lone_slices {
@@ -50,4 +54,22 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         out.write_all(b"\n")?;
     }
     Ok(out.flush()?)
+}
+
+/// Without the Node's address its NodePorts stay closed, and here nobody waits
+/// for it.
+fn warn_of_closed_node_ports(config: &ProxyConfig, objects: &[Object]) {
+    let own = objects.iter().find_map(|object| match object {
+        Object::Node(node) if node.metadata.name == config.node_name => Some(convert::node(node, Vec::new()).0),
+        _ => None,
+    });
+    let node = own.unwrap_or_default();
+    for family in Family::ALL {
+        if config.node_port_addresses == NodePortAddresses::Primary && config.primary_address(&node, family).is_none() {
+            tracing::warn!(
+                "Node {}: no manifest holds its {family} address, so NodePorts of {family} stay closed",
+                config.node_name
+            );
+        }
+    }
 }

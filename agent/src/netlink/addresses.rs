@@ -1,6 +1,6 @@
 //! This node's own addresses, and when they change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nlink::netlink::{NetlinkSocket, Protocol, rtnetlink_groups};
 
@@ -35,6 +35,40 @@ pub async fn local_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
         }
     }
     Err(NetlinkError::Interrupted { attempts: ATTEMPTS })
+}
+
+/// The address of each family that this machine uses by default: the source
+/// address of its default route, as the kubelet chooses its own; without such a
+/// route the first one that is neither loopback nor link-local. A family that
+/// has none is left out.
+///
+/// # Errors
+///
+/// [`NetlinkError`], if the kernel can't be asked.
+pub async fn default_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
+    let all = local_addresses().await?;
+    let first = |ipv4: bool| all.iter().copied().find(|address| address.is_ipv4() == ipv4 && is_usable(*address));
+    let routed = |own: IpAddr, far: IpAddr| routed_source(own, far).filter(|address| is_usable(*address));
+    // Addresses of documentation (RFC 5737, RFC 3849): nobody has a route of its own to them.
+    let ipv4 = routed(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(203, 0, 113, 1).into());
+    let ipv6 = routed(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    Ok(ipv4.or_else(|| first(true)).into_iter().chain(ipv6.or_else(|| first(false))).collect())
+}
+
+fn is_usable(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !address.is_loopback() && !address.is_unspecified() && !link_local
+}
+
+/// The source address that the kernel would choose. Nothing is sent: connecting
+/// a UDP socket only looks up the route.
+fn routed_source(own: IpAddr, far: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(SocketAddr::new(own, 0)).ok()?;
+    socket.connect(SocketAddr::new(far, 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }
 
 /// Tells when addresses come and go, in the network namespace of the thread

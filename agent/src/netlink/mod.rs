@@ -38,7 +38,7 @@ pub(crate) mod wire;
 
 use compiler::ruleset::Family;
 
-pub use addresses::{AddressWatcher, local_addresses};
+pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use batch::encode;
 pub use elements::{Counter, ElementState, ForeignElement};
 pub use error::{CommitError, NetlinkError, Refusal};

@@ -5,6 +5,7 @@ mod connections;
 mod flows;
 mod node;
 mod observer;
+mod own_node;
 mod sync_thread;
 mod take_over;
 
@@ -31,6 +32,8 @@ use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::SyncError;
 use crate::sysctl::{SysctlError, Sysctls};
 use observer::NodeObserver;
+pub use own_node::NodeError;
+use own_node::NodeSource;
 use sync_thread::{SyncThread, Work};
 
 /// How many events may wait between a source and the sync loop. Each may hold
@@ -66,6 +69,9 @@ pub enum Error {
     /// A sysctl can't be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// The Node object lacks what the configuration needs.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The configuration file changed.
     #[error("the configuration file {} changed; ending, to be started again with the new one", .0.display())]
     ConfigurationChanged(PathBuf),
@@ -116,7 +122,12 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let started = SystemTime::now();
     let observer = NodeObserver::new(metrics.clone(), health.clone(), &families, started, notify.clone());
 
-    let (events, received) = mpsc::channel(EVENT_QUEUE);
+    let (events, listed) = mpsc::channel(EVENT_QUEUE);
+    let (passed, received) = mpsc::channel(EVENT_QUEUE);
+    let node_source = match options.source {
+        Source::Manifests(_) => NodeSource::Manifests,
+        Source::Kubernetes { .. } => NodeSource::Cluster,
+    };
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
     let log_problems = matches!(options.source, Source::Kubernetes { .. });
@@ -136,6 +147,9 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         () = shutdown => Ok(()),
         ended = sync_thread.ended() => return ended,
         failed = run_source(&options, events, notices) => failed.map(|never| match never {}),
+        failed = own_node::watch(&options.proxy, node_source, own_node::PATIENCE, listed, passed) => {
+            failed.map(|never| match never {}).map_err(Error::from)
+        }
         failed = serve_health(&options, health, metrics.clone(), notify) => failed.map(|never| match never {}),
         failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),

@@ -51,7 +51,8 @@ pub enum LocalDetector {
 /// `nodePortAddresses`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// Absent, or `["primary"]`: the node's primary address of each family.
+    /// Absent, or `["primary"]`: the node's primary address of each family. A
+    /// family whose address is not known serves none.
     Primary,
     /// Local addresses within these ranges; a family without a range, or with
     /// a range of length 0, serves NodePorts on all of its local addresses.
@@ -83,10 +84,28 @@ pub struct NodeInfo {
     pub interface_addresses: Vec<IpAddr>,
 }
 
+impl NodeInfo {
+    /// Keeps addresses and pod ranges of a family that has none any more: an
+    /// object that loses them for a while (a cloud controller rewrites it, say)
+    /// changes nothing. kube-proxy keeps what it knew as well
+    /// (`pkg/proxy/node.go`).
+    pub(super) fn keep_known(&mut self, before: &NodeInfo) {
+        for family in Family::ALL {
+            if !self.addresses.iter().any(|address| Family::of(*address) == family) {
+                let known = before.addresses.iter().copied().filter(|address| Family::of(*address) == family);
+                self.addresses.extend(known);
+            }
+            if !self.pod_cidrs.iter().any(|range| Family::of(range.addr()) == family) {
+                let known = before.pod_cidrs.iter().copied().filter(|range| Family::of(range.addr()) == family);
+                self.pod_cidrs.extend(known);
+            }
+        }
+    }
+}
+
 impl ProxyConfig {
     /// The node's primary address of a family: `bindAddress` if it is of this
-    /// family, else the first address of the Node object; `None` if unknown
-    /// (kube-proxy then takes the loopback address).
+    /// family, else the first address of the Node object; `None` if unknown.
     pub fn primary_address(&self, node: &NodeInfo, family: Family) -> Option<IpAddr> {
         self.bind_address
             .filter(|address| Family::of(*address) == family)
@@ -106,22 +125,22 @@ impl ProxyConfig {
         }
     }
 
-    /// The ranges NodePorts are served in; `None`: on every local address.
+    /// The ranges NodePorts are served in; `None`: on every local address, which
+    /// only the configuration can ask for: by a range of length 0, or by a list
+    /// that has no range of this family.
     ///
-    /// As kube-proxy has it: no range of this family, an unknown primary
-    /// address or a range of length 0 all mean every address.
+    /// With `primary` and an unknown address there is no range, and NodePorts
+    /// stay closed. kube-proxy serves them on every address then; but a Node
+    /// object that is late or incomplete must not open anything.
     pub fn node_port_ranges(&self, node: &NodeInfo, family: Family) -> Option<Vec<IpNet>> {
-        let ranges: Vec<IpNet> = match &self.node_port_addresses {
-            NodePortAddresses::Primary => self
-                .primary_address(node, family)
-                .filter(|address| !address.is_loopback())
-                .map(IpNet::from)
-                .into_iter()
-                .collect(),
-            NodePortAddresses::Ranges(ranges) => {
-                ranges.iter().copied().filter(|range| Family::of(range.addr()) == family).collect()
+        let ranges = match &self.node_port_addresses {
+            NodePortAddresses::Primary => {
+                let primary = self.primary_address(node, family).filter(|address| !address.is_loopback());
+                return Some(primary.map(IpNet::from).into_iter().collect());
             }
+            NodePortAddresses::Ranges(ranges) => ranges.iter().copied(),
         };
+        let ranges: Vec<IpNet> = ranges.filter(|range| Family::of(range.addr()) == family).collect();
         if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) { None } else { Some(ranges) }
     }
 
@@ -139,5 +158,85 @@ impl ProxyConfig {
         addresses.sort_unstable();
         addresses.dedup();
         addresses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Change, Object, Store};
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn node_with(store: &mut Store, addresses: &[&str], pod_cidrs: &[&str]) {
+        let addresses: Vec<_> =
+            addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+        let node = json!({
+            "metadata": {"name": "kestrel"}, "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses},
+        });
+        store.apply(Change::Apply(Object::Node(serde_json::from_value(node).unwrap())));
+    }
+
+    fn store() -> Store {
+        let mut store = Store::new("kestrel");
+        store.set_interface_addresses(addresses(&["127.0.0.1", "192.0.2.11", "192.0.2.77", "2001:db8::11"]));
+        store
+    }
+
+    #[test]
+    fn an_incomplete_node_opens_no_node_port() {
+        let config = ProxyConfig::default();
+        let mut store = store();
+        let closed = |store: &Store, family| {
+            config.node_port_ranges(store.node(), family).is_some_and(|ranges| ranges.is_empty())
+                && config.node_port_ips(store.node(), family).is_empty()
+        };
+        assert!(Family::ALL.into_iter().all(|family| closed(&store, family)), "no Node object");
+        node_with(&mut store, &[], &[]);
+        assert!(Family::ALL.into_iter().all(|family| closed(&store, family)), "no address");
+        node_with(&mut store, &["127.0.0.1"], &[]);
+        assert!(Family::ALL.into_iter().all(|family| closed(&store, family)), "loopback alone");
+        node_with(&mut store, &["192.0.2.11"], &[]);
+        assert_eq!(config.node_port_ips(store.node(), Family::Ipv4), addresses(&["192.0.2.11"]));
+        assert!(closed(&store, Family::Ipv6), "an address of the other family alone");
+    }
+
+    #[test]
+    fn a_node_that_loses_addresses_and_pod_ranges_keeps_the_last_known() {
+        let mut store = store();
+        node_with(&mut store, &["192.0.2.11", "2001:db8::11"], &["10.244.1.0/24", "fd00:1::/64"]);
+        let known = store.node().clone();
+        store.take_node_changed();
+        node_with(&mut store, &[], &[]);
+        assert_eq!(*store.node(), known);
+        assert!(!store.node_changed());
+        // Another address of one family; the other family's stays.
+        node_with(&mut store, &["192.0.2.77"], &["10.244.2.0/24"]);
+        assert_eq!(store.node().addresses, addresses(&["192.0.2.77", "2001:db8::11"]));
+        let ranges: Vec<IpNet> = ["10.244.2.0/24", "fd00:1::/64"].map(|text| text.parse().unwrap()).to_vec();
+        assert_eq!(store.node().pod_cidrs, ranges);
+    }
+
+    #[test]
+    fn only_the_configuration_opens_every_address() {
+        let store = store();
+        let ranges =
+            |texts: &[&str]| NodePortAddresses::Ranges(texts.iter().map(|text| text.parse().unwrap()).collect());
+        for (given, v4, v6) in [
+            (ranges(&["0.0.0.0/0", "::/0"]), true, true),
+            (ranges(&["2001:db8::/32"]), true, false),
+            (ranges(&["192.0.2.0/24"]), false, true),
+            (NodePortAddresses::Primary, false, false),
+        ] {
+            let config = ProxyConfig { node_port_addresses: given.clone(), ..ProxyConfig::default() };
+            let open = Family::ALL.map(|family| config.node_port_ranges(store.node(), family).is_none());
+            assert_eq!(open, [v4, v6], "{given:?}");
+        }
     }
 }

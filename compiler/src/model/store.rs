@@ -346,7 +346,8 @@ impl Store {
         if !self.node_name.is_empty() && object.metadata.name != self.node_name {
             return Vec::new();
         }
-        let (node, problems) = convert::node(object, self.node.interface_addresses.clone());
+        let (mut node, problems) = convert::node(object, self.node.interface_addresses.clone());
+        node.keep_known(&self.node);
         if node != self.node {
             self.node = node;
             self.node_changed = true;

@@ -123,7 +123,20 @@ impl AgentProcess {
     /// # Panics
     /// If it does not come.
     pub fn wait_for_lines(&self, text: &str, count: usize) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for_lines_within(PATIENCE, text, count)
+    }
+
+    /// Waits for the first line that contains `text`, and returns it; for what
+    /// takes longer than anything else.
+    ///
+    /// # Panics
+    /// If it does not come within `patience`.
+    pub fn wait_for_line_within(&self, patience: Duration, text: &str) -> String {
+        self.wait_for_lines_within(patience, text, 1)
+    }
+
+    fn wait_for_lines_within(&self, patience: Duration, text: &str, count: usize) -> String {
+        let deadline = Instant::now() + patience;
         let mut state = self.log.lock();
         loop {
             let mut matching = state.lines.iter().filter(|line| line.contains(text));

@@ -93,8 +93,9 @@ impl fmt::Display for Protocol {
 
 /// The node that the proxy runs on, as far as the machine itself tells.
 ///
-/// Labels, addresses and pod CIDRs of the Node object replace what stands here
-/// as soon as that object is applied.
+/// Labels and pod CIDRs of the Node object replace what stands here as soon as
+/// that object is applied. Which addresses serve NodePorts is known from the
+/// Node object alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
     /// The node name, compared with `nodeName` of endpoints.
@@ -239,19 +240,33 @@ pub struct ReferenceModel {
     node: Node,
     config: Value,
     objects: BTreeMap<ObjectKey, Value>,
+    known: Known,
+}
+
+/// What this node's object told last. A family that it tells nothing of any
+/// more keeps what was told before.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// The first address of each family: IPv4, IPv6.
+    ips: [Option<IpAddr>; 2],
+    /// The first pod range of each family.
+    pod_cidrs: [Option<IpNet>; 2],
 }
 
 impl ReferenceModel {
     /// Starts with no object. `config` holds the fields of a
     /// KubeProxyConfiguration that differ from their defaults, in nftables mode.
     pub fn new(node: Node, config: Value) -> Self {
-        Self { node, config, objects: BTreeMap::new() }
+        Self { node, config, objects: BTreeMap::new(), known: Known::default() }
     }
 
     /// Creates an object or replaces it whole. Kinds that a service proxy does
     /// not watch, and manifests without kind or name, change nothing.
     pub fn apply(&mut self, manifest: Value) {
         if let Some(key) = ObjectKey::of(&manifest) {
+            if key.kind == "Node" && key.name == self.node.name {
+                self.known.learn(&manifest);
+            }
             self.objects.insert(key, manifest);
         }
     }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::address::{self, Family};
-use super::{Packet, ReferenceModel, json};
+use super::{Known, Packet, ReferenceModel, json};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
@@ -52,12 +52,12 @@ impl ReferenceModel {
     }
 
     /// The node's primary address of a family: `bindAddress` if it is specific,
-    /// else the Node's addresses, else loopback.
+    /// else the Node's last known address, else loopback.
     pub(super) fn primary_ip(&self, family: Family) -> IpAddr {
         let bound = json::text(&self.config, "/bindAddress")
             .and_then(|text| address::parse_of_family(text, family))
             .filter(|address| !address.is_unspecified());
-        bound.or_else(|| self.node_ips().into_iter().find(|ip| Family::of(*ip) == family)).unwrap_or(match family {
+        bound.or_else(|| self.known.ips[index(family)]).unwrap_or(match family {
             Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
         })
@@ -73,15 +73,14 @@ impl ReferenceModel {
         let text = |pointer| json::text(&self.config, pointer).unwrap_or_default();
         match text("/detectLocalMode") {
             "" | "ClusterCIDR" => first_of_family(text("/clusterCIDR").split(','), family),
-            "NodeCIDR" => match self.node_object() {
-                Some(node) => first_of_family(json::texts(node, "/spec/podCIDRs"), family),
-                None => self
-                    .node
-                    .pod_cidrs
-                    .iter()
-                    .find(|cidr| Family::of(cidr.addr()) == family)
-                    .map_or(LocalDetector::None, |cidr| LocalDetector::Source(*cidr)),
-            },
+            "NodeCIDR" => {
+                let told = || self.node.pod_cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family);
+                let known = match self.node_object() {
+                    Some(_) => self.known.pod_cidrs[index(family)],
+                    None => told(),
+                };
+                known.map_or(LocalDetector::None, LocalDetector::Source)
+            }
             "BridgeInterface" => LocalDetector::Interface(text("/detectLocal/bridgeInterface").to_owned()),
             "InterfaceNamePrefix" => {
                 LocalDetector::InterfacePrefix(text("/detectLocal/interfaceNamePrefix").to_owned())
@@ -92,13 +91,17 @@ impl ReferenceModel {
 
     /// Which addresses of a family serve NodePorts.
     ///
-    /// No list means `primary` in nftables mode. A list without any range of
-    /// the family, also because its primary address is unknown, means all.
+    /// No list means `primary` in nftables mode, and without a known primary
+    /// address none serves them. There kube-proxy lets all addresses serve, and
+    /// we differ on purpose. A list without any range of the family means all.
     pub(super) fn node_port_addresses(&self, family: Family) -> NodePortAddresses {
         let configured = json::texts(&self.config, "/nodePortAddresses");
         let ranges: Vec<IpNet> = if configured.is_empty() || configured == ["primary"] {
             let ip = self.primary_ip(family);
-            if ip.is_loopback() { Vec::new() } else { vec![IpNet::from(ip)] }
+            if ip.is_loopback() {
+                return NodePortAddresses::Only(BTreeSet::new());
+            }
+            vec![IpNet::from(ip)]
         } else {
             configured
                 .iter()
@@ -129,18 +132,32 @@ impl ReferenceModel {
     fn node_object(&self) -> Option<&Value> {
         self.objects_of_kind("Node").find(|node| json::text(node, "/metadata/name") == Some(&self.node.name))
     }
+}
 
-    /// Internal addresses come before external ones; names do not count.
-    fn node_ips(&self) -> Vec<IpAddr> {
-        let addresses = self.node_object().map_or(&[][..], |node| json::list(node, "/status/addresses"));
-        let of_type = |wanted| {
-            addresses
-                .iter()
-                .filter(move |entry| json::text(entry, "/type") == Some(wanted))
-                .filter_map(|entry| address::parse(json::text(entry, "/address")?))
-        };
-        let ips: Vec<IpAddr> = of_type("InternalIP").chain(of_type("ExternalIP")).collect();
-        if ips.is_empty() { self.node.primary_ips.clone() } else { ips }
+impl Known {
+    /// Takes what a Node object tells.
+    pub(super) fn learn(&mut self, node: &Value) {
+        let addresses = json::list(node, "/status/addresses");
+        // Internal addresses come before external ones; names do not count.
+        for wanted in ["InternalIP", "ExternalIP"].into_iter().rev() {
+            let of_type = addresses.iter().filter(|entry| json::text(entry, "/type") == Some(wanted));
+            let ips: Vec<IpAddr> = of_type.filter_map(|entry| address::parse(json::text(entry, "/address")?)).collect();
+            for ip in ips.into_iter().rev() {
+                self.ips[index(Family::of(ip))] = Some(ip);
+            }
+        }
+        for family in [Family::V4, Family::V6] {
+            if let LocalDetector::Source(range) = first_of_family(json::texts(node, "/spec/podCIDRs"), family) {
+                self.pod_cidrs[index(family)] = Some(range);
+            }
+        }
+    }
+}
+
+fn index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
     }
 }
 

@@ -1,9 +1,11 @@
-//! This Node and the cluster's ranges change; the agent goes on.
+//! This Node and the cluster's ranges change, or are incomplete; the agent goes on.
+
+use std::time::Duration;
 
 use agent::lab::Transport;
 use netlink_tests::apiserver::Resource;
 use netlink_tests::cluster::objects::{Endpoint, cluster_ip, node, service, service_cidr, slice};
-use netlink_tests::cluster::{CLIENT, CLIENT_POD, NODE_IP, OUTSIDER, SECOND_NODE_IP, local_pod, remote_pod};
+use netlink_tests::cluster::{CLIENT, CLIENT_POD, Cluster, NODE_IP, OUTSIDER, SECOND_NODE_IP, local_pod, remote_pod};
 use serde_json::json;
 
 use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused, is_silent, seen_as};
@@ -31,11 +33,7 @@ fn the_zone_of_the_node_changes() {
 #[test]
 fn the_address_of_the_node_changes() {
     let cluster = cluster();
-    let with_node_port = |service: &mut serde_json::Value| {
-        service["spec"]["type"] = json!("NodePort");
-        service["spec"]["ports"][0]["nodePort"] = json!(30_080);
-    };
-    apply(&cluster, &[service("shop", &cluster_ip(2), with_node_port), slice("shop", &[Endpoint::local(1)])]);
+    apply_node_port(&cluster);
     let agent = cluster.agent().unwrap();
     agent.wait_until_ready();
     // The default is `primary`: node ports are served on the Node's own address alone.
@@ -88,4 +86,68 @@ fn a_service_cidr_comes_and_goes() {
     cluster.eventually(CLIENT_POD, outsider, Transport::Tcp, is_silent);
     cluster.api.delete(Resource::ServiceCidrs, "", "vmap-proxy-test").unwrap();
     cluster.eventually(CLIENT_POD, outsider, Transport::Tcp, is_answered);
+}
+
+/// A Service with node port 30080 and one endpoint here.
+fn apply_node_port(cluster: &Cluster) {
+    let with_node_port = |service: &mut serde_json::Value| {
+        service["spec"]["type"] = json!("NodePort");
+        service["spec"]["ports"][0]["nodePort"] = json!(30_080);
+    };
+    apply(cluster, &[service("shop", &cluster_ip(2), with_node_port), slice("shop", &[Endpoint::local(1)])]);
+}
+
+fn node_without_addresses() -> serde_json::Value {
+    node(|node| node["status"]["addresses"] = json!([{"type": "Hostname", "address": "kestrel"}]))
+}
+
+#[test]
+fn the_first_sync_waits_for_an_address_of_the_node() {
+    let cluster = cluster();
+    apply(&cluster, &[node_without_addresses()]);
+    apply_node_port(&cluster);
+    let before = cluster.generation();
+    let agent = cluster.agent().unwrap();
+    let line = agent.wait_for_line("waiting up to 30s");
+    assert!(line.contains("WARN") && line.contains("status.addresses"), "{line}");
+    assert_eq!(cluster.generation(), before, "nothing is programmed");
+    apply(&cluster, &[node(|_| {})]);
+    agent.wait_until_ready();
+    cluster.eventually_reaches(CLIENT, frontend(NODE_IP, 30_080), &[local_pod(1)]);
+    cluster.eventually(CLIENT, frontend(SECOND_NODE_IP, 30_080), Transport::Tcp, is_refused);
+}
+
+#[test]
+fn a_node_that_loses_its_addresses_keeps_the_last_known() {
+    let cluster = cluster();
+    apply_node_port(&cluster);
+    let agent = cluster.agent().unwrap();
+    agent.wait_until_ready();
+    cluster.eventually_reaches(CLIENT, frontend(NODE_IP, 30_080), &[local_pod(1)]);
+    apply(&cluster, &[node_without_addresses()]);
+    agent.wait_for_line("the last known addresses stay in use");
+    // Once this is served, the Node before it has been taken.
+    let later = apply_service(&cluster, "later", 3, &[Endpoint::local(2)]);
+    cluster.eventually_reaches(CLIENT_POD, later, &[local_pod(2)]);
+    cluster.eventually_reaches(CLIENT, frontend(NODE_IP, 30_080), &[local_pod(1)]);
+    cluster.eventually(CLIENT, frontend(SECOND_NODE_IP, 30_080), Transport::Tcp, is_refused);
+    apply(&cluster, &[node(|_| {})]);
+    agent.wait_for_line("is complete");
+}
+
+#[test]
+fn a_node_of_another_name_opens_no_node_port() {
+    let cluster = cluster();
+    apply_node_port(&cluster);
+    let kubeconfig = format!("--kubeconfig={}", cluster.api.kubeconfig().display());
+    let flags = [kubeconfig.as_str(), "--hostname-override=misspelt", "--conntrack-max-per-core=0"];
+    let agent = cluster.agent_by(&flags).unwrap();
+    let line = agent.wait_for_line("waiting up to 30s for Node misspelt to appear");
+    assert!(line.contains("--hostname-override"), "{line}");
+    agent.wait_for_line_within(Duration::from_secs(60), "going on without: NodePorts stay closed");
+    agent.wait_until_ready();
+    cluster.eventually_reaches(CLIENT_POD, frontend(&cluster_ip(2), 80), &[local_pod(1)]);
+    for address in [NODE_IP, SECOND_NODE_IP] {
+        cluster.eventually(CLIENT, frontend(address, 30_080), Transport::Tcp, is_refused);
+    }
 }
