@@ -5,7 +5,6 @@
 
 use std::io::{self, Write};
 
-use compiler::model::config::NodePortAddresses;
 use compiler::model::{Object, ProxyConfig, convert};
 use compiler::ruleset::Family;
 use compiler::{Compilation, render};
@@ -42,7 +41,10 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
     let Compilation { ruleset, lone_slices, .. } = compiler::compile(options.proxy, objects);
     // The source has reported the problems, with file and line.
     for slice in lone_slices {
-        tracing::warn!("{slice}: no Service of the name in its label exists; the slice has no effect until one does");
+        tracing::warn!(
+            "{slice}: no Service of the name in its label exists here (one with label \
+             service.kubernetes.io/service-proxy-name is another proxy's); the slice has no effect until one does"
+        );
     }
     let text = match options.output {
         OutputFormat::Text => render::ruleset(&ruleset),
@@ -65,7 +67,7 @@ fn warn_of_closed_node_ports(config: &ProxyConfig, objects: &[Object]) {
     });
     let node = own.unwrap_or_default();
     for family in Family::ALL {
-        if config.node_port_addresses == NodePortAddresses::Primary && config.primary_address(&node, family).is_none() {
+        if config.node_ports_need_primary(family) && config.primary_address(&node, family).is_none() {
             tracing::warn!(
                 "Node {}: no manifest holds its {family} address, so NodePorts of {family} stay closed",
                 config.node_name

@@ -2,7 +2,7 @@
 //!
 //! Nothing is programmed before the source has listed everything once. After
 //! that a change is committed at once; what arrives while a commit runs, or
-//! within [`MIN_GAP`] of the last one, goes together into the next. What others
+//! within [`FollowOptions::min_gap`] of the last one, goes together into the next. What others
 //! do to our tables is repaired likewise ([`pace`] says when).
 
 mod culprits;
@@ -100,6 +100,9 @@ pub struct FollowOptions {
     /// The longest time until a failed sync is tried again, if nothing else
     /// happens before. The first attempts follow much sooner.
     pub retry: Duration,
+    /// The shortest time between the beginnings of two syncs; [`MIN_GAP`] unless
+    /// the operator asks for another.
+    pub min_gap: Duration,
     /// Whether to log what in an object can't be used. Not where the source
     /// does: it may know the file.
     pub log_problems: bool,
@@ -125,7 +128,7 @@ pub async fn follow<O: Observer>(
         syncer,
         status,
         observer,
-        pace: Pace::new(options.retry),
+        pace: Pace::new(options.retry, options.min_gap),
         culprits: Culprits::default(),
         failures: Failures::default(),
         log_problems: options.log_problems,
@@ -261,7 +264,8 @@ impl<O: Observer> Loop<'_, O> {
         lone.sort_unstable();
         for slice in lone {
             tracing::warn!(
-                "{slice}: no Service of the name in its label exists; the slice has no effect until one does"
+                "{slice}: no Service of the name in its label exists here (one with label \
+                 service.kubernetes.io/service-proxy-name is another proxy's); the slice has no effect until one does"
             );
         }
     }
@@ -429,13 +433,16 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
             report.transactions
         );
     } else if !report.is_empty() {
-        let what = if report.repaired { "repaired" } else { "synced" };
-        tracing::info!(
-            "{what} in {milliseconds:.1} ms: {} elements added, {} removed, {} commits",
-            report.added,
-            report.removed,
-            report.transactions
+        let did = format!(
+            "in {milliseconds:.1} ms: {} elements added, {} removed, {} commits",
+            report.added, report.removed, report.transactions
         );
+        if report.repaired {
+            tracing::info!("repaired {did}");
+        } else {
+            // kube-proxy logs each sync from `-v 2` on.
+            tracing::info!(target: crate::logging::SYNCS, "synced {did}");
+        }
     }
 }
 

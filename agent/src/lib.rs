@@ -24,3 +24,5 @@ pub mod source;
 pub mod sync;
 pub mod sysctl;
 pub mod takeover;
+pub mod version;
+pub mod yaml;

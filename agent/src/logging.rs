@@ -14,6 +14,9 @@ pub const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 /// Libraries whose chatter is of use only at the highest verbosity.
 const QUIET_LIBRARIES: [&str; 6] = ["hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
 
+/// The target of the line for each sync, which kube-proxy has from `-v 2` on.
+pub const SYNCS: &str = "agent::follow::syncs";
+
 /// The level for klog's `-v`: up to 3 what an operator should see, 4 and 5
 /// what a developer of the cluster asks for, from 6 on everything.
 pub fn level(verbosity: u32) -> LevelFilter {
@@ -45,6 +48,9 @@ fn filter(verbosity: u32, variable: Option<&str>) -> EnvFilter {
     }
     let level = level(verbosity);
     let mut directives = level.to_string();
+    if verbosity < 2 {
+        directives.push_str(&format!(",{SYNCS}=warn"));
+    }
     if verbosity < 8 {
         for library in QUIET_LIBRARIES {
             directives.push_str(&format!(",{library}=warn"));
@@ -89,6 +95,7 @@ mod tests {
             tracing::debug!("debugging");
             tracing::trace!("tracing");
             tracing::info!(target: "hyper", "library");
+            tracing::info!(target: SYNCS, "each sync");
         });
         let bytes = buffer.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -96,13 +103,16 @@ mod tests {
 
     #[test]
     fn verbosity_decides_what_is_logged() {
-        let words = |text: String| ["information", "debugging", "tracing", "library"].map(|word| text.contains(word));
-        assert_eq!(words(logged(0, None)), [true, false, false, false]);
-        assert_eq!(words(logged(3, None)), [true, false, false, false]);
-        assert_eq!(words(logged(4, None)), [true, true, false, false]);
-        assert_eq!(words(logged(6, None)), [true, true, true, false]);
-        assert_eq!(words(logged(8, None)), [true, true, true, true]);
-        assert_eq!(words(logged(0, Some("trace"))), [true, true, true, true]);
+        let words = |text: String| {
+            ["information", "each sync", "debugging", "tracing", "library"].map(|word| text.contains(word))
+        };
+        assert_eq!(words(logged(0, None)), [true, false, false, false, false]);
+        assert_eq!(words(logged(2, None)), [true, true, false, false, false]);
+        assert_eq!(words(logged(3, None)), [true, true, false, false, false]);
+        assert_eq!(words(logged(4, None)), [true, true, true, false, false]);
+        assert_eq!(words(logged(6, None)), [true, true, true, true, false]);
+        assert_eq!(words(logged(8, None)), [true, true, true, true, true]);
+        assert_eq!(words(logged(0, Some("trace"))), [true, true, true, true, true]);
     }
 
     #[test]

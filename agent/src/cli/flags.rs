@@ -93,7 +93,8 @@ pub struct TrafficFlags {
           value_name = "BOOL")]
     pub masquerade_all: Option<bool>,
 
-    /// Ranges of node addresses that serve NodePorts, or `primary` [default: primary]
+    /// Which node addresses serve NodePorts: ranges, `primary`, `all`, in any combination; `localhost` is accepted
+    /// and serves none [default: primary]
     #[arg(long, alias = "node-port-addresses", value_delimiter = ',', value_name = "CIDR,...")]
     pub nodeport_addresses: Option<Vec<String>>,
 }
@@ -118,6 +119,12 @@ pub struct ServerFlags {
     /// How long a change may wait for its sync before health turns bad [default: twice the sync period]
     #[arg(long, value_name = "DURATION")]
     pub health_timeout: Option<GoDuration>,
+
+    /// Serve vmap_proxy_service_connections_total, a series for each service port that had connections through this
+    /// node [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
+          value_name = "BOOL")]
+    pub service_metrics: Option<bool>,
 
     /// Deprecated: port of /healthz, 0: off; use --healthz-bind-address
     #[arg(long, value_name = "PORT")]
@@ -174,7 +181,8 @@ pub struct TimingFlags {
     #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<GoDuration>,
 
-    /// Shortest time between two syncs [default: 1s]
+    /// Shortest time between the beginnings of two syncs; the default of kube-proxy, 1s, counts as not set
+    /// [default: 50ms]
     #[arg(long, value_name = "DURATION")]
     pub iptables_min_sync_period: Option<GoDuration>,
 }
@@ -183,7 +191,7 @@ pub struct TimingFlags {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LoggingFlags {
-    /// Verbosity: 0 information, 2 each sync, 4 debug, 6 and more trace [default: 0]
+    /// Verbosity: 0 what an operator has to know, 2 each sync too, 4 debug, 6 and more trace [default: 0]
     #[arg(short = 'v', long = "v", value_name = "LEVEL", allow_negative_numbers = true, value_parser = clap::value_parser!(u32))]
     pub verbosity: Option<u32>,
 

@@ -5,10 +5,12 @@
 //! carries out.
 
 mod apply;
+mod flag_values;
 pub mod flags;
 mod go_flags;
 mod resolve;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -152,9 +154,12 @@ pub enum OutputFormat {
 pub struct Invocation {
     /// The typed arguments.
     pub cli: Cli,
-    /// Names (without dashes) of the flags that stand on the command line.
-    given: Vec<String>,
+    given: Given,
 }
+
+/// The flags that stand on the command line: names without dashes, and values as
+/// they were written.
+pub(crate) type Given = BTreeMap<String, String>;
 
 /// Reads the command line, the program's name first.
 ///
@@ -168,13 +173,17 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     Ok(Invocation { cli, given: given_flags(innermost) })
 }
 
-fn given_flags(matches: &ArgMatches) -> Vec<String> {
+fn given_flags(matches: &ArgMatches) -> Given {
     matches
         .ids()
         .map(clap::Id::as_str)
         // Flattened groups are ids too; they have the names of types.
         .filter(|id| id.starts_with(|first: char| first.is_ascii_lowercase()))
         .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
-        .map(|id| id.replace('_', "-"))
+        .map(|id| {
+            let raw = matches.get_raw(id).into_iter().flatten();
+            let values: Vec<String> = raw.map(|value| value.to_string_lossy().into_owned()).collect();
+            (id.replace('_', "-"), values.join(","))
+        })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! From arguments and a configuration file to what is to be done.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,16 +9,18 @@ use compiler::model::config::ProxyConfig;
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
-use super::{Command, CompileArguments, Invocation, OutputFormat};
+use super::{Command, CompileArguments, Given, Invocation, OutputFormat, flag_values};
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
+use crate::follow::MIN_GAP;
 
 /// Flags that count beside `--config`; all others set fields of the file and
 /// are ignored. `--health-timeout` and `--cleanup-kube-proxy` are our own and
 /// have no field.
-const FLAGS_BESIDE_A_FILE: [&str; 14] = [
+const FLAGS_BESIDE_A_FILE: [&str; 15] = [
+    "service-metrics",
     "config",
     "write-config-to",
     "hostname-override",
@@ -105,8 +108,12 @@ pub struct RunOptions {
     pub health_timeout: Duration,
     /// Time between attempts after a failed sync.
     pub sync_period: Duration,
-    /// Shortest time between the end of a sync and the start of the next.
+    /// Shortest time between the beginnings of two syncs.
     pub min_sync_period: Duration,
+    /// Whether `/metrics` has the connections of each service port.
+    pub service_metrics: bool,
+    /// kube-proxy's flags and their values, for `/flagz`.
+    pub flags: BTreeMap<String, String>,
     /// Set sysctls and exit (`--init-only`).
     pub init_only: bool,
     /// Remove kube-proxy's own rules once ours are in place.
@@ -172,7 +179,7 @@ fn without_configuration(action: Action, flags: &LoggingFlags) -> Resolved {
     Resolved { action, logging: configuration.logging, warnings: Vec::new() }
 }
 
-fn resolve_run(flags: &ProxyFlags, manifests: Vec<PathBuf>, given: &[String]) -> Result<Resolved, ConfigError> {
+fn resolve_run(flags: &ProxyFlags, manifests: Vec<PathBuf>, given: &Given) -> Result<Resolved, ConfigError> {
     let what = &flags.configuration;
     if wants_version(what)? {
         return Ok(without_configuration(Action::PrintVersion, &flags.logging));
@@ -194,7 +201,8 @@ fn resolve_run(flags: &ProxyFlags, manifests: Vec<PathBuf>, given: &[String]) ->
     validate::validate(&configuration)?;
     warnings.append(&mut ignored_fields(&configuration)?);
     warnings.append(&mut inert_flag_warnings(&flags.inert));
-    let options = run_options(flags, manifests, configuration)?;
+    let mut options = run_options(flags, manifests, configuration)?;
+    options.flags = flag_values::all(given)?;
     Ok(Resolved { action: Action::Run(Box::new(options)), logging, warnings })
 }
 
@@ -211,7 +219,7 @@ fn wants_version(flags: &ConfigurationFlags) -> Result<bool, ConfigError> {
 }
 
 /// File and flags with kube-proxy's precedence.
-fn configuration(flags: &ProxyFlags, given: &[String]) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
+fn configuration(flags: &ProxyFlags, given: &Given) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let (mut configuration, mut warnings) = match &flags.configuration.config {
         Some(path) => load::load_file(path)?,
         None => (KubeProxyConfiguration::default(), Vec::new()),
@@ -221,7 +229,7 @@ fn configuration(flags: &ProxyFlags, given: &[String]) -> Result<(KubeProxyConfi
     } else {
         warnings.extend(
             given
-                .iter()
+                .keys()
                 .filter(|flag| !FLAGS_BESIDE_A_FILE.contains(&flag.as_str()))
                 .map(|flag| Warning::new(format!("--{flag}"), "ignored: with --config the file counts")),
         );
@@ -256,11 +264,21 @@ fn run_options(
         bind_address_hard_fail: configuration.bind_address_hard_fail,
         health_timeout,
         sync_period,
-        min_sync_period: configuration.nftables.min_sync_period.to_duration(),
+        min_sync_period: min_sync_period(&configuration),
+        service_metrics: flags.servers.service_metrics != Some(false),
+        flags: BTreeMap::new(),
         init_only: flags.configuration.init_only == Some(true),
         cleanup_kube_proxy: flags.configuration.cleanup_kube_proxy == Some(true),
         configuration,
     })
+}
+
+/// kube-proxy's default of 1 s is made for syncs that cost seconds, and kubeadm
+/// and the installers write it out: it counts as not set.
+fn min_sync_period(configuration: &KubeProxyConfiguration) -> Duration {
+    let given = configuration.nftables.min_sync_period;
+    let default = KubeProxyConfiguration::default().nftables.min_sync_period;
+    if given == default { MIN_GAP } else { given.to_duration().max(MIN_GAP) }
 }
 
 fn source(flags: &ProxyFlags, manifests: Vec<PathBuf>, configuration: &KubeProxyConfiguration) -> Source {

@@ -6,7 +6,7 @@ use compiler::model::config::{DetectLocal, NodePortAddresses, ProxyConfig};
 use ipnet::IpNet;
 
 use super::kube_proxy_configuration::KubeProxyConfiguration;
-use super::validate::{PRIMARY, parse_cidrs, validate};
+use super::validate::{ALL, LOCALHOST, PRIMARY, parse_cidrs, validate};
 use super::{ConfigError, InvalidField};
 
 impl KubeProxyConfiguration {
@@ -38,13 +38,23 @@ impl KubeProxyConfiguration {
     }
 
     fn node_port_addresses(&self) -> Result<NodePortAddresses, ConfigError> {
-        if self.node_port_addresses.iter().all(|address| address == PRIMARY) {
-            return Ok(NodePortAddresses::Primary);
-        }
-        let range = |text: &String| {
+        let range = |text: &str| {
             text.parse::<IpNet>().map(|range| range.trunc()).map_err(|_| not_a_cidr("nodePortAddresses", text))
         };
-        self.node_port_addresses.iter().map(range).collect::<Result<_, _>>().map(NodePortAddresses::Ranges)
+        let (mut with_primary, mut ranges) = (self.node_port_addresses.is_empty(), Vec::new());
+        for address in &self.node_port_addresses {
+            match address.as_str() {
+                PRIMARY => with_primary = true,
+                LOCALHOST => ranges.extend([range("127.0.0.0/8")?, range("::1/128")?]),
+                ALL => ranges.extend([range("0.0.0.0/0")?, range("::/0")?]),
+                other => ranges.push(range(other)?),
+            }
+        }
+        Ok(match (with_primary, ranges.is_empty()) {
+            (true, true) => NodePortAddresses::Primary,
+            (true, false) => NodePortAddresses::PrimaryAndRanges(ranges),
+            (false, _) => NodePortAddresses::Ranges(ranges),
+        })
     }
 }
 
@@ -91,6 +101,17 @@ mod tests {
     fn node_port_addresses_default_to_primary() {
         let primary = converted(|c| c.node_port_addresses = vec!["primary".to_owned()]);
         assert_eq!(primary.node_port_addresses, NodePortAddresses::Primary);
+        let keywords = |words: &[&str]| {
+            converted(|c| c.node_port_addresses = words.iter().map(|word| (*word).to_owned()).collect())
+                .node_port_addresses
+        };
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(keywords(&["all"]), NodePortAddresses::Ranges(nets(&["0.0.0.0/0", "::/0"])));
+        assert_eq!(keywords(&["localhost"]), NodePortAddresses::Ranges(nets(&["127.0.0.0/8", "::1/128"])));
+        assert_eq!(
+            keywords(&["primary", "localhost", "10.0.0.0/8"]),
+            NodePortAddresses::PrimaryAndRanges(nets(&["127.0.0.0/8", "::1/128", "10.0.0.0/8"]))
+        );
         let ranges = converted(|c| c.node_port_addresses = vec!["10.0.0.0/8".to_owned()]);
         let expected = vec!["10.0.0.0/8".parse().unwrap()];
         assert_eq!(ranges.node_port_addresses, NodePortAddresses::Ranges(expected));

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::kube_proxy_configuration::KubeProxyConfiguration;
+use super::validate::LOCALHOST;
 use super::{ConfigError, Warning};
 
 const OTHER_MODE: &str = "belongs to another mode of kube-proxy";
@@ -47,6 +48,13 @@ pub fn ignored_fields(configuration: &KubeProxyConfiguration) -> Result<Vec<Warn
         .filter(|(path, _)| lookup(&given, path) != lookup(&default, path))
         .map(|(path, why)| Warning::new(*path, format!("ignored: {why}")))
         .collect();
+    if configuration.node_port_addresses.iter().any(|address| address == LOCALHOST) {
+        warnings.push(Warning::new(
+            "nodePortAddresses",
+            "localhost: no NodePort is served on a loopback address, as in kube-proxy unless its alpha feature \
+             KubeProxyNFTablesLocalhostNodePorts is on; use an address of the node, or the Service's cluster IP",
+        ));
+    }
     if configuration.mode.is_empty() {
         warnings.push(empty_mode(configuration));
     }
@@ -92,6 +100,18 @@ mod tests {
         configuration.nftables.masquerade_bit = 15;
         let paths: Vec<_> = ignored_fields(&configuration).unwrap().into_iter().map(|warning| warning.path).collect();
         assert_eq!(paths, ["ipvs", "nftables.masqueradeBit"]);
+    }
+
+    #[test]
+    fn localhost_is_told_not_to_be_served() {
+        let addresses = vec!["primary".to_owned(), "localhost".to_owned()];
+        let configuration = KubeProxyConfiguration {
+            mode: "nftables".to_owned(),
+            node_port_addresses: addresses,
+            ..Default::default()
+        };
+        let warnings = ignored_fields(&configuration).unwrap();
+        assert!(warnings[0].to_string().starts_with("nodePortAddresses: localhost: no NodePort"), "{warnings:?}");
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub struct KubeProxyConfiguration {
     /// Ranges of pod addresses: one, or one of each family, comma-separated.
     #[serde(rename = "clusterCIDR")]
     pub cluster_cidr: String,
-    /// Ranges of node addresses that serve NodePorts, or `primary` alone.
+    /// Which node addresses serve NodePorts: ranges and the keywords `primary`,
+    /// `all` and `localhost`.
     pub node_port_addresses: Vec<String>,
     /// The process's `oom_score_adj`, -1000 to 1000.
     pub oom_score_adj: i32,
@@ -343,6 +344,20 @@ impl Default for Conntrack {
 }
 
 impl KubeProxyConfiguration {
+    /// The configuration as it takes effect, for `/configz`: what an empty value
+    /// stands for is written out, as kube-proxy does
+    /// (`platformApplyDefaults` in `cmd/kube-proxy/app/server_linux.go`).
+    #[must_use]
+    pub fn effective(&self) -> Self {
+        let mut effective = self.clone();
+        set_if_empty(&mut effective.mode, "nftables");
+        set_if_empty(&mut effective.detect_local_mode, "ClusterCIDR");
+        if effective.node_port_addresses.is_empty() {
+            effective.node_port_addresses = vec![super::validate::PRIMARY.to_owned()];
+        }
+        effective
+    }
+
     /// Replaces empty and zero values that mean "not set" by their defaults, as
     /// `SetDefaults_KubeProxyConfiguration` does: kubeadm writes many of them.
     pub fn set_defaults(&mut self) {

@@ -13,6 +13,7 @@ use serde_saphyr::DuplicateKeyPolicy;
 
 use super::kube_proxy_configuration::{API_VERSION, KIND, KubeProxyConfiguration};
 use super::{ConfigError, InvalidField, Warning};
+use crate::yaml::{self, whole_numbers};
 
 /// Fields whose content is not known beforehand: maps by name, and klog's
 /// formats. Their keys are never unknown.
@@ -35,7 +36,7 @@ pub fn load_file(path: &Path) -> Result<(KubeProxyConfiguration, Vec<Warning>), 
 /// wrong type.
 pub fn load(text: &str) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let mut warnings = Vec::new();
-    let document = without_nulls(parse(text, &mut warnings)?);
+    let document = without_nulls(whole_numbers(parse(first_document(text, &mut warnings), &mut warnings)?));
     check_kind(&document)?;
 
     let known = serde_json::to_value(KubeProxyConfiguration::default())
@@ -70,6 +71,18 @@ pub fn write_file(configuration: &KubeProxyConfiguration, path: &Path) -> Result
     fs::write(path, to_yaml(configuration)?).map_err(|source| ConfigError::Write { path: path.to_owned(), source })
 }
 
+/// kube-proxy reads the first document and nothing behind it.
+fn first_document<'t>(text: &'t str, warnings: &mut Vec<Warning>) -> &'t str {
+    let documents = yaml::split(text);
+    if let Some(second) = documents.get(1) {
+        warnings.push(Warning::new(
+            "configuration file",
+            format!("only the first document counts, what begins on line {} is ignored", second.line),
+        ));
+    }
+    documents.first().and_then(|first| text.get(first.range.clone())).unwrap_or(text)
+}
+
 fn parse(text: &str, warnings: &mut Vec<Warning>) -> Result<Value, ConfigError> {
     let strict = match serde_saphyr::from_str_with_options(text, options(DuplicateKeyPolicy::Error)) {
         Ok(document) => return Ok(document),
@@ -82,9 +95,8 @@ fn parse(text: &str, warnings: &mut Vec<Warning>) -> Result<Value, ConfigError> 
 }
 
 fn options(duplicate_keys: DuplicateKeyPolicy) -> serde_saphyr::Options {
-    let mut options = serde_saphyr::Options::default();
+    let mut options = yaml::options();
     options.duplicate_keys = duplicate_keys;
-    options.with_snippet = false;
     options
 }
 
@@ -215,6 +227,47 @@ mod tests {
     fn json_is_read_too() {
         let text = format!(r#"{{"apiVersion": "{API_VERSION}", "kind": "{KIND}", "clusterCIDR": "10.0.0.0/8"}}"#);
         assert_eq!(load(&text).unwrap().0.cluster_cidr, "10.0.0.0/8");
+    }
+
+    #[test]
+    fn whole_floats_are_taken_for_integers() {
+        let (configuration, warnings) = load(include_str!("testdata/int-as-float.yaml")).unwrap();
+        assert_eq!((configuration.conntrack.max_per_core, configuration.conntrack.min), (32768, 131_072));
+        assert_eq!(warnings, []);
+        assert!(matches!(load_fields("oomScoreAdj: 0.5\n"), Err(ConfigError::Invalid(_))));
+    }
+
+    #[test]
+    fn what_follows_the_first_document_is_ignored_with_a_line() {
+        let (configuration, warnings) = load(include_str!("testdata/multi-doc.yaml")).unwrap();
+        assert_eq!(configuration.mode, "nftables");
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].message.contains("line 4"), "{}", warnings[0]);
+        let (configuration, warnings) = load(include_str!("testdata/trailing-marker.yaml")).unwrap();
+        assert_eq!((configuration.mode.as_str(), warnings.as_slice()), ("nftables", [].as_slice()));
+        let commented = format!("# ours\n---\n{HEADER}mode: nftables\n...\n---\n# nothing\n");
+        assert_eq!(load(&commented).unwrap().1, []);
+    }
+
+    #[test]
+    fn any_number_of_comment_lines_is_read() {
+        let comments = "# one of many lines\n".repeat(500);
+        let (configuration, _) = load_fields(&format!("conntrack:\n{comments}  min: 4\n")).unwrap();
+        assert_eq!(configuration.conntrack.min, 4);
+    }
+
+    /// As the tools that build clusters write it, with `mode: nftables`.
+    #[test]
+    fn files_of_common_installers_are_read_without_a_complaint() {
+        for (name, text) in [
+            ("kind", include_str!("testdata/kind.yaml")),
+            ("kubespray", include_str!("testdata/kubespray.yaml")),
+            ("minikube", include_str!("testdata/minikube.yaml")),
+        ] {
+            let (configuration, warnings) = load(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(warnings, [], "{name}");
+            crate::config::validate::validate(&configuration).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
     }
 
     #[test]

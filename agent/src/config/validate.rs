@@ -13,9 +13,16 @@ use super::{ConfigError, InvalidField};
 /// The word in `nodePortAddresses` for the node's primary addresses.
 pub const PRIMARY: &str = "primary";
 
+/// The word for loopback addresses (Kubernetes 1.37, KEP-6032).
+pub const LOCALHOST: &str = "localhost";
+
+/// The word for every address (Kubernetes 1.37, KEP-6032).
+pub const ALL: &str = "all";
+
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const POSITIVE: &str = "must be greater than 0";
 const CIDR: &str = "must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)";
+const NODE_PORT_ADDRESS: &str = "must be primary, localhost, all or a valid CIDR block";
 const ONE_PER_FAMILY: &str = "only one CIDR allowed or a valid DualStack CIDR (e.g. 10.100.0.0/16,fde4:8dba:82e1::/48)";
 
 /// Checks a configuration that has its defaults.
@@ -77,12 +84,8 @@ impl Check {
     fn node_port_addresses(&mut self, addresses: &[String]) {
         for (index, address) in addresses.iter().enumerate() {
             let path = format!("nodePortAddresses[{index}]");
-            if address == PRIMARY {
-                let alone = addresses.len() == 1;
-                self.that(alone, &path, quoted(address), "can't use 'primary' together with other values");
-            } else {
-                self.that(address.parse::<IpNet>().is_ok(), &path, quoted(address), CIDR);
-            }
+            let valid = [PRIMARY, LOCALHOST, ALL].contains(&address.as_str()) || address.parse::<IpNet>().is_ok();
+            self.that(valid, &path, quoted(address), NODE_PORT_ADDRESS);
         }
     }
 }
@@ -239,7 +242,7 @@ mod tests {
             ("detectLocal.bridgeInterface", |c| c.detect_local_mode = "BridgeInterface".to_owned()),
             ("detectLocal.interfaceNamePrefix", |c| c.detect_local_mode = "InterfaceNamePrefix".to_owned()),
             ("nodePortAddresses[1]", |c| {
-                c.node_port_addresses = vec!["10.0.0.0/8".to_owned(), "primary".to_owned()];
+                c.node_port_addresses = vec!["primary".to_owned(), "Primary".to_owned()];
             }),
             ("nodePortAddresses[0]", |c| c.node_port_addresses = vec!["10.0.0.1".to_owned()]),
             ("logging.format", |c| c.logging.format = "xml".to_owned()),

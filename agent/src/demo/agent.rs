@@ -11,7 +11,7 @@ use compiler::ruleset::Family;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::DemoError;
-use crate::follow::{FollowOptions, Nobody, Status, follow};
+use crate::follow::{FollowOptions, MIN_GAP, Nobody, Status, follow};
 use crate::lab::{Lab, LabError, patient};
 use crate::netlink::Kernel;
 use crate::source::manifests::ManifestSource;
@@ -117,7 +117,7 @@ fn run_agent(directory: PathBuf, status: &watch::Sender<Status>, stopped: onesho
         let (events, received) = mpsc::channel(64);
         let source = tokio::spawn(ManifestSource::new(vec![directory]).run(events));
         let (_node_events, node_received) = mpsc::channel(1);
-        let options = FollowOptions { retry: Duration::from_secs(1), log_problems: false };
+        let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: false };
         let shutdown = async {
             let _ = stopped.await;
         };

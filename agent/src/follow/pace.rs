@@ -37,6 +37,8 @@ pub(super) enum Blame {
 pub(super) struct Pace {
     /// The longest pause after failures that are our own.
     longest: Duration,
+    /// The shortest time between the beginnings of two syncs.
+    min_gap: Duration,
     /// When the last sync began.
     begun: Option<Instant>,
     /// When it ended, and what it took.
@@ -53,9 +55,10 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(longest: Duration) -> Self {
+    pub(super) fn new(longest: Duration, min_gap: Duration) -> Self {
         Self {
             longest,
+            min_gap,
             begun: None,
             ended: None,
             failures: 0,
@@ -101,7 +104,11 @@ impl Pace {
     /// anything came from the sources since the last one.
     pub(super) fn next(&self, now: Instant, news: bool) -> Instant {
         let Some((ended, took)) = self.ended else { return now };
-        let after_begin = self.begun.map_or(now, |begun| begun + MIN_GAP);
+        // What others did is undone soon, and what failed is tried again, however seldom the operator wants changes to
+        // be programmed.
+        let is_repair = self.disputed || self.failures > 0;
+        let gap = if is_repair { self.min_gap.min(MIN_GAP) } else { self.min_gap };
+        let after_begin = self.begun.map_or(now, |begun| begun + gap);
         let mut next = after_begin;
         if self.failures > 0 && !news {
             let longest = match self.blame {
@@ -162,7 +169,7 @@ mod tests {
     #[test]
     fn a_change_waits_for_nothing_but_the_gap() {
         let start = Instant::now();
-        let mut pace = Pace::new(ms(30_000));
+        let mut pace = Pace::new(ms(30_000), MIN_GAP);
         assert_eq!(pace.next(start, true), start);
         let end = sync(&mut pace, start, Ok(()));
         assert_eq!(pace.next(end, true), start + MIN_GAP);
@@ -170,9 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn a_longer_gap_holds_changes_back_and_repairs_not() {
+        let start = Instant::now();
+        let mut pace = Pace::new(ms(30_000), ms(10_000));
+        let end = sync(&mut pace, start, Ok(()));
+        assert_eq!(pace.next(end, true), start + ms(10_000));
+        pace.foreign_change(end);
+        assert_eq!(pace.next(end, true), start + MIN_GAP);
+    }
+
+    #[test]
     fn failures_are_tried_again_after_pauses_of_their_own_and_news_at_once() {
         let mut at = Instant::now();
-        let mut pace = Pace::new(ms(1_000));
+        let mut pace = Pace::new(ms(1_000), MIN_GAP);
         let mut pauses = Vec::new();
         for _ in 0..7 {
             let end = sync(&mut pace, at, Err(Blame::Us));
@@ -189,7 +206,7 @@ mod tests {
     #[test]
     fn a_failure_of_others_never_waits_long() {
         let mut at = Instant::now();
-        let mut pace = Pace::new(ms(30_000));
+        let mut pace = Pace::new(ms(30_000), MIN_GAP);
         for _ in 0..20 {
             let end = sync(&mut pace, at, Err(Blame::Others));
             at = pace.next(end, false);
@@ -201,7 +218,7 @@ mod tests {
     #[test]
     fn the_first_foreign_change_is_repaired_at_once_and_a_fight_slows_down() {
         let mut now = Instant::now();
-        let mut pace = Pace::new(ms(30_000));
+        let mut pace = Pace::new(ms(30_000), MIN_GAP);
         now = sync(&mut pace, now, Ok(())) + ms(10_000);
         let mut pauses = Vec::new();
         for _ in 0..7 {
@@ -223,7 +240,7 @@ mod tests {
     #[test]
     fn long_repairs_take_half_a_processor_at_most() {
         let start = Instant::now();
-        let mut pace = Pace::new(ms(30_000));
+        let mut pace = Pace::new(ms(30_000), MIN_GAP);
         pace.foreign_change(start);
         pace.begin(start);
         pace.succeeded(start + ms(3_000));

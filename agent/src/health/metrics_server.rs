@@ -1,5 +1,7 @@
 //! `/metrics` and what kube-proxy serves beside it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
@@ -20,10 +22,12 @@ struct Served {
     metrics: Metrics,
     connections: Option<ConnectionSource>,
     configuration: String,
+    /// How often `/healthz` was answered here.
+    pings: AtomicU64,
 }
 
-/// The routes `/metrics`, `/healthz` (always "ok"), `/proxyMode` and
-/// `/configz`; everything else is 404. kube-proxy's profiles of the Go runtime
+/// The routes `/metrics`, `/metrics/slis`, `/healthz` (always "ok"),
+/// `/proxyMode` and `/configz`; everything else is 404. kube-proxy's profiles of the Go runtime
 /// have no counterpart.
 ///
 /// `connections` is asked for each reply of `/metrics`.
@@ -35,15 +39,40 @@ pub fn router(
     let configuration = serde_json::json!({ CONFIGURATION_NAME: configuration }).to_string();
     Router::new()
         .route("/metrics", any(metrics_text))
-        .route("/healthz", any(|| async { plain("ok") }))
+        .route("/metrics/slis", any(slis))
+        .route("/healthz", any(healthz))
         .route("/proxyMode", any(|| async { plain(MODE) }))
         .route("/configz", any(configz))
-        .with_state(std::sync::Arc::new(Served { metrics, connections, configuration }))
+        .with_state(std::sync::Arc::new(Served { metrics, connections, configuration, pings: AtomicU64::new(0) }))
 }
 
 fn plain(body: &'static str) -> Response {
     let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (StatusCode::OK, headers, body).into_response()
+}
+
+async fn healthz(State(served): State<std::sync::Arc<Served>>) -> Response {
+    served.pings.fetch_add(1, Ordering::Relaxed);
+    plain("ok")
+}
+
+/// The results of this server's health check, as
+/// `k8s.io/component-base/metrics/prometheus/slis` counts them: the one check of
+/// kube-proxy's `/healthz` here is `ping`, and it never fails.
+async fn slis(State(served): State<std::sync::Arc<Served>>) -> Response {
+    let pings = served.pings.load(Ordering::Relaxed);
+    let mut text = String::new();
+    if pings > 0 {
+        text = format!(
+            "# HELP kubernetes_healthcheck [STABLE] This metric records the result of a single healthcheck.\n\
+             # TYPE kubernetes_healthcheck gauge\n\
+             kubernetes_healthcheck{{name=\"ping\",type=\"healthz\"}} 1\n\
+             # HELP kubernetes_healthchecks_total [STABLE] This metric records the results of all healthcheck.\n\
+             # TYPE kubernetes_healthchecks_total counter\n\
+             kubernetes_healthchecks_total{{name=\"ping\",status=\"success\",type=\"healthz\"}} {pings}\n"
+        );
+    }
+    (StatusCode::OK, [(CONTENT_TYPE, Format::Prometheus.content_type())], text).into_response()
 }
 
 async fn metrics_text(State(served): State<std::sync::Arc<Served>>, headers: HeaderMap) -> Response {
@@ -100,6 +129,9 @@ mod tests {
                 assert_eq!((reply.status, reply.body.as_str()), (200, body));
                 assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
             }
+            let slis = get(address, "/metrics/slis").await;
+            let checks = r#"kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 1"#;
+            assert!(slis.status == 200 && slis.body.lines().any(|line| line == checks), "{}", slis.body);
             let configuration: serde_json::Value = serde_json::from_str(&get(address, "/configz").await.body).unwrap();
             assert_eq!(configuration["kubeproxy.config.k8s.io"]["clusterCIDR"], "10.0.0.0/8");
             assert_eq!(get(address, "/").await.status, 404);

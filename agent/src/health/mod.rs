@@ -10,6 +10,7 @@ pub mod metrics_server;
 pub mod proxy_server;
 pub mod service_servers;
 pub mod state;
+pub mod zpages;
 
 #[cfg(test)]
 mod test_client;

@@ -6,6 +6,7 @@
 //! modes (`..._iptables_...`) are left out, as kube-proxy does in nftables
 //! mode, and so are those of the Go runtime.
 
+mod component_base;
 mod connections;
 mod exposition;
 mod process;
@@ -127,11 +128,11 @@ fn commit_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
 }
 
-/// kube-proxy's: 0.25 s, 0.5 s, each second to 59 s, then every 5 s to 115 s
+/// kube-proxy's: 0, 0.25 s, 0.5 s, each second to 59 s, then every 5 s to 115 s
 /// and every 30 s to 5 minutes.
 fn network_programming_histogram() -> Histogram {
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
-    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
+    Histogram::new([0.0, 0.25, 0.5].into_iter().chain(seconds))
 }
 
 fn by_family(family: Family) -> FamilyLabel {
@@ -196,6 +197,7 @@ impl Metrics {
         let mut registry = Registry::default();
         metrics.register_kube_proxy(&mut registry);
         metrics.register_own(&mut registry);
+        component_base::register(&mut registry);
         registry.register_collector(Box::new(process::Process::new(proc)));
         metrics.registry = Arc::new(registry);
         metrics
@@ -493,6 +495,7 @@ mod tests {
             r#"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
             r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.0"#,
             r#"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1.0"#,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="0",ip_family="IPv4"} 0"#,
             r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.5",ip_family="IPv4"} 1"#,
             r#"kubeproxy_network_programming_duration_seconds_bucket{le="59",ip_family="IPv4"} 1"#,
             r#"kubeproxy_network_programming_duration_seconds_bucket{le="300",ip_family="IPv4"} 1"#,

@@ -14,6 +14,7 @@
 //! can be read here.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::events::NFNLGRP_NFTABLES;
@@ -131,9 +132,57 @@ impl Monitor {
     }
 }
 
+/// kube-proxy's table in nftables mode.
+const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// The chain that kube-proxy makes in iptables mode over nf_tables, and the
+/// kubelet does not.
+const KUBE_PROXY_CHAIN: &str = "KUBE-SERVICES";
+
+/// A kube-proxy that writes at each change of a Service is named no more often.
+const KUBE_PROXY_PAUSE: Duration = Duration::from_secs(10 * 60);
+
+/// Warns of a kube-proxy that runs beside us.
+#[derive(Debug, Default)]
+struct Rival {
+    /// Whether the commit under way has added to kube-proxy's rules so far.
+    writes: bool,
+    named: Option<Instant>,
+}
+
+impl Rival {
+    /// A commit is complete; `process` made it.
+    fn committed(&mut self, process: impl FnOnce() -> String) {
+        let pauses = self.named.is_some_and(|named| named.elapsed() < KUBE_PROXY_PAUSE);
+        if std::mem::take(&mut self.writes) && !pauses {
+            self.named = Some(Instant::now());
+            tracing::warn!(
+                "kube-proxy runs beside vmap-proxy: {} wrote its rules, and both translate new connections; end one of \
+                 the two (after kubeadm's upgrade: docs/kubeadm.md), then remove what it left, with --cleanup-kube-proxy \
+                 or with vmap-proxy cleanup",
+                process()
+            );
+        }
+    }
+}
+
+/// Whether a message adds something to kube-proxy's rules; what removes it is a
+/// clean-up, ours perhaps.
+fn is_of_kube_proxy(kind: u16, attributes: Attributes<'_>) -> bool {
+    let adds = |message| kind == nft_type(message);
+    if adds(NFT_MSG_NEWCHAIN) && attributes.string(NFTA_CHAIN_NAME) == Some(KUBE_PROXY_CHAIN) {
+        return true;
+    }
+    attributes.string(NFTA_TABLE_NAME) == Some(KUBE_PROXY_TABLE)
+        && [NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM]
+            .into_iter()
+            .any(adds)
+}
+
 /// Joins the messages of one commit.
 #[derive(Debug, Default)]
 struct Follower {
+    rival: Rival,
     /// Which tables the commit under way has touched so far.
     touched: Vec<Family>,
     seen: VecDeque<Observed>,
@@ -155,6 +204,10 @@ impl Follower {
         for message in Messages(datagram) {
             let Some((family, attributes)) = message.body() else { continue };
             if message.kind == nft_type(NFT_MSG_NEWGEN) {
+                self.rival.committed(|| {
+                    let pid = attributes.be32(NFTA_GEN_PROC_PID).unwrap_or_default();
+                    format!("process {pid} ({})", process_name(attributes))
+                });
                 let families = std::mem::take(&mut self.touched);
                 if !families.is_empty() {
                     self.push(Observed::Foreign(ForeignChange {
@@ -164,6 +217,8 @@ impl Follower {
                         process_name: process_name(attributes),
                     }));
                 }
+            } else if is_of_kube_proxy(message.kind, attributes) {
+                self.rival.writes = true;
             } else if attributes.string(TABLE_NAME) == Some(TABLE)
                 && let Some(family) = message_family(family)
                 && !self.touched.contains(&family)
@@ -214,6 +269,27 @@ mod tests {
         let open = writer.begin_message(nft_type(kind), 0, 1, family, 0);
         content(writer);
         writer.end_message(open);
+    }
+
+    #[test]
+    fn kube_proxy_is_noticed_when_it_writes_and_not_when_it_is_removed() {
+        let family = family_number(Family::Ipv4);
+        let noticed = |kind, table: &str, chain: Option<&str>| {
+            let mut writer = Writer::default();
+            message(&mut writer, kind, family, |w| {
+                w.string(NFTA_TABLE_NAME, table);
+                chain.into_iter().for_each(|chain| w.string(NFTA_CHAIN_NAME, chain));
+            });
+            message(&mut writer, NFT_MSG_NEWGEN, 0, |w| w.be32(NFTA_GEN_PROC_PID, 42));
+            let mut follower = Follower::default();
+            follower.read(writer.bytes());
+            assert!(follower.seen.is_empty() && !follower.rival.writes);
+            follower.rival.named.is_some()
+        };
+        assert!(noticed(NFT_MSG_NEWRULE, KUBE_PROXY_TABLE, None));
+        assert!(noticed(NFT_MSG_NEWCHAIN, "nat", Some(KUBE_PROXY_CHAIN)));
+        assert!(!noticed(NFT_MSG_DELTABLE, KUBE_PROXY_TABLE, None));
+        assert!(!noticed(NFT_MSG_NEWCHAIN, "mangle", Some("KUBE-KUBELET-CANARY")));
     }
 
     #[test]

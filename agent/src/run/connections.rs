@@ -66,7 +66,9 @@ async fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
             }
         }
     }
-    counts.into_iter().filter_map(|(comment, connections)| service_connections(&comment, connections)).collect()
+    // Most Services of a large cluster see no connection on a node, and a series each would cost more than it tells.
+    let used = counts.into_iter().filter(|(_, connections)| *connections > 0);
+    used.filter_map(|(comment, connections)| service_connections(&comment, connections)).collect()
 }
 
 /// Takes the comment of an element, `namespace/name:port`, apart.

@@ -22,7 +22,7 @@ use crate::events::{self, EventSender, Notice};
 use crate::follow::{FollowOptions, Status};
 use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
-use crate::health::{metrics_server, proxy_server};
+use crate::health::{metrics_server, proxy_server, zpages};
 use crate::instance::{self, InstanceError};
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
@@ -131,7 +131,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
     let log_problems = matches!(options.source, Source::Kubernetes { .. });
-    let follow_options = FollowOptions { retry: options.sync_period, log_problems };
+    let follow_options = FollowOptions { retry: options.sync_period, min_gap: options.min_sync_period, log_problems };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         families,
@@ -227,8 +227,9 @@ async fn serve_health(
 
 async fn serve_metrics(options: &RunOptions, metrics: Metrics) -> Result<Infallible, Error> {
     let Some(address) = options.metrics_address else { return std::future::pending().await };
-    let connections = connections::source()?;
-    let router = metrics_server::router(metrics, Some(connections), &options.configuration);
+    let connections = if options.service_metrics { Some(connections::source()?) } else { None };
+    let configuration = options.configuration.effective();
+    let router = metrics_server::router(metrics, connections, &configuration).merge(zpages::router(&options.flags));
     let listen = Listen::new("metrics", "metricsBindAddress", address, options.bind_address_hard_fail);
     Ok(listen.serve(router).await?)
 }

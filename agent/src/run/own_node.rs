@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use compiler::model::config::{DetectLocal, NodePortAddresses};
+use compiler::model::config::DetectLocal;
 use compiler::model::objects::{Kind, NodeAddress, NodeObject, ObjectMeta};
 use compiler::model::{Change, NodeInfo, Object, ProxyConfig, convert};
 use compiler::ruleset::Family;
@@ -297,9 +297,10 @@ impl<'a> OwnNode<'a> {
 
     /// What an unknown address means.
     fn consequence(&self) -> &'static str {
-        match self.config.node_port_addresses {
-            NodePortAddresses::Primary => "NodePorts stay closed",
-            NodePortAddresses::Ranges(_) => "source ranges that admit this node are not known to do so",
+        if Family::ALL.into_iter().any(|family| self.config.node_ports_need_primary(family)) {
+            "NodePorts stay closed"
+        } else {
+            "source ranges that admit this node are not known to do so"
         }
     }
 
@@ -350,9 +351,7 @@ impl<'a> OwnNode<'a> {
     fn log_closed_families(&self) {
         let Some(node) = &self.told else { return };
         for family in super::families() {
-            if self.config.node_port_addresses == NodePortAddresses::Primary
-                && self.config.primary_address(node, family).is_none()
-            {
+            if self.config.node_ports_need_primary(family) && self.config.primary_address(node, family).is_none() {
                 tracing::info!(
                     "Node {} has no {family} address: NodePorts of {family} stay closed; nodePortAddresses can name \
                      ranges for them",
@@ -527,6 +526,8 @@ mod tests {
     fn in_node_cidr_mode_a_node_without_pod_ranges_is_the_end() {
         let patience = Patience { address: SHORT, pod_cidrs: SHORT };
         let silent = |gate: Gate| async move {
+            // All of it: without a receiver the gate would end.
+            let gate = gate;
             gate.events.send(Event::Synced).await.unwrap();
             std::future::pending().await
         };

@@ -57,6 +57,8 @@ pub enum NodePortAddresses {
     /// Local addresses within these ranges; a family without a range, or with
     /// a range of length 0, serves NodePorts on all of its local addresses.
     Ranges(Vec<IpNet>),
+    /// `primary` beside other values: both.
+    PrimaryAndRanges(Vec<IpNet>),
 }
 
 impl Default for ProxyConfig {
@@ -133,15 +135,32 @@ impl ProxyConfig {
     /// stay closed. kube-proxy serves them on every address then; but a Node
     /// object that is late or incomplete must not open anything.
     pub fn node_port_ranges(&self, node: &NodeInfo, family: Family) -> Option<Vec<IpNet>> {
-        let ranges = match &self.node_port_addresses {
-            NodePortAddresses::Primary => {
-                let primary = self.primary_address(node, family).filter(|address| !address.is_loopback());
-                return Some(primary.map(IpNet::from).into_iter().collect());
-            }
-            NodePortAddresses::Ranges(ranges) => ranges.iter().copied(),
+        let (with_primary, listed) = match &self.node_port_addresses {
+            NodePortAddresses::Primary => (true, &[][..]),
+            NodePortAddresses::Ranges(ranges) => (false, ranges.as_slice()),
+            NodePortAddresses::PrimaryAndRanges(ranges) => (true, ranges.as_slice()),
         };
-        let ranges: Vec<IpNet> = ranges.filter(|range| Family::of(range.addr()) == family).collect();
-        if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) { None } else { Some(ranges) }
+        let mut ranges: Vec<IpNet> =
+            listed.iter().copied().filter(|range| Family::of(range.addr()) == family).collect();
+        if ranges.iter().any(|range| range.prefix_len() == 0) || (ranges.is_empty() && !with_primary) {
+            return None;
+        }
+        if with_primary {
+            let primary = self.primary_address(node, family).filter(|address| !address.is_loopback());
+            ranges.extend(primary.map(IpNet::from));
+        }
+        Some(ranges)
+    }
+
+    /// Whether the Node's address of a family has to be known for its NodePorts.
+    pub fn node_ports_need_primary(&self, family: Family) -> bool {
+        match &self.node_port_addresses {
+            NodePortAddresses::Primary => true,
+            NodePortAddresses::Ranges(_) => false,
+            NodePortAddresses::PrimaryAndRanges(ranges) => {
+                !ranges.iter().any(|range| Family::of(range.addr()) == family && range.prefix_len() == 0)
+            }
+        }
     }
 
     /// The addresses of this node that serve NodePorts; empty where all do.
@@ -208,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn primary_stands_beside_ranges() {
+        let mut store = store();
+        let ranges = vec!["192.0.2.64/26".parse().unwrap()];
+        let config =
+            ProxyConfig { node_port_addresses: NodePortAddresses::PrimaryAndRanges(ranges), ..ProxyConfig::default() };
+        assert_eq!(config.node_port_ips(store.node(), Family::Ipv4), addresses(&["192.0.2.77"]));
+        node_with(&mut store, &["192.0.2.11", "2001:db8::11"], &[]);
+        assert_eq!(config.node_port_ips(store.node(), Family::Ipv4), addresses(&["192.0.2.11", "192.0.2.77"]));
+        assert_eq!(config.node_port_ips(store.node(), Family::Ipv6), addresses(&["2001:db8::11"]));
+    }
+
+    #[test]
     fn a_node_that_loses_addresses_and_pod_ranges_keeps_the_last_known() {
         let mut store = store();
         node_with(&mut store, &["192.0.2.11", "2001:db8::11"], &["10.244.1.0/24", "fd00:1::/64"]);
@@ -233,6 +264,7 @@ mod tests {
             (ranges(&["2001:db8::/32"]), true, false),
             (ranges(&["192.0.2.0/24"]), false, true),
             (NodePortAddresses::Primary, false, false),
+            (NodePortAddresses::PrimaryAndRanges(vec!["0.0.0.0/0".parse().unwrap()]), true, false),
         ] {
             let config = ProxyConfig { node_port_addresses: given.clone(), ..ProxyConfig::default() };
             let open = Family::ALL.map(|family| config.node_port_ranges(store.node(), family).is_none());

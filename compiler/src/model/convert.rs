@@ -123,7 +123,16 @@ pub fn index(family: Family) -> usize {
 pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Problem>) {
     let mut problems = Problems::of(Kind::Service, &object.metadata);
     let spec = &object.spec;
-    if spec.cluster_ip.is_empty() || spec.cluster_ip == "None" || spec.service_type == "ExternalName" {
+    if spec.cluster_ip == "None" || spec.service_type == "ExternalName" {
+        return ([None, None], problems.found);
+    }
+    if spec.cluster_ip.is_empty() {
+        // Only manifests that no API server has seen have none.
+        problems.add(
+            "spec.clusterIP",
+            "it is absent, so nothing of the Service is served; an API server would have chosen one: write a free \
+             address of the service range, or None for a headless Service",
+        );
         return ([None, None], problems.found);
     }
     let cluster_ips = Family::ALL.map(|family| cluster_ip(object, family, &mut problems));

@@ -206,12 +206,12 @@ impl Store {
 
     fn apply_service(&mut self, object: &ServiceObject) -> Vec<Problem> {
         let name = self.known_name(ServiceName::new(&object.metadata.namespace, &object.metadata.name));
-        if object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
-            self.remove_service(&name);
-            return Vec::new();
-        }
         let list = self.list(Kind::Service);
-        let (mut service, problems) = convert::service(object);
+        // Another proxy's: it exists, and has no rules here.
+        let (mut service, problems) = match object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
+            true => ([None, None], Vec::new()),
+            false => convert::service(object),
+        };
         let ports = service.iter_mut().flatten().flat_map(|service| &mut service.ports);
         ports.for_each(|port| self.share_port_name(&mut port.name));
         let entry = self.services.entry(name.clone()).or_default();

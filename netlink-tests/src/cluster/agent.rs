@@ -71,13 +71,14 @@ impl Log {
 }
 
 impl AgentProcess {
-    /// Starts it inside a namespace.
+    /// Starts it inside a namespace; each sync has its line (`-v=2`), unless
+    /// `arguments` ask for another verbosity.
     ///
     /// # Errors
     /// No such program, or no process.
     pub fn start(namespace: &NetNs, program: &Program, arguments: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(&program.path);
-        command.args(&program.first).args(arguments);
+        command.args(&program.first).arg("-v=2").args(arguments);
         Self::spawn(namespace, command)
     }
 

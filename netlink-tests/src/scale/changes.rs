@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use agent::follow::{FollowOptions, Observer, Status, follow};
+use agent::follow::{FollowOptions, MIN_GAP, Observer, Status, follow};
 use agent::source::Event;
 use agent::sync::Syncer;
 use agent::sync::report::SyncReport;
@@ -249,7 +249,7 @@ pub fn burst(agent: &mut Agent, cluster: Cluster, count: u32) -> Result<Burst, F
     let (events, received) = mpsc::channel(changes.len() + 1);
     let (_node_events, node_received) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = FollowOptions { retry: Duration::from_secs(1), log_problems: true };
+    let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
     let (begun, last) = (Instant::now(), Cell::new(None));
     let sender = async {
         // Those who follow believe a source that has listed everything.

@@ -1,6 +1,7 @@
 //! What the API tells reaches the packets, and disturbs no others.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use agent::lab::{Probe, Transport};
 use agent::netlink::Kernel;
@@ -218,4 +219,20 @@ fn a_restart_sends_nothing_and_cuts_nothing() {
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1), remote_pod(1), local_pod(2), local_pod(3)]);
     traffic.stop();
+}
+
+#[test]
+fn a_shortest_time_between_syncs_that_is_set_is_kept() {
+    let cluster = cluster();
+    let endpoints = [Endpoint::local(1)];
+    apply_service(&cluster, "shop", 2, &endpoints);
+    let agent = cluster.agent_with(&cluster.configuration(&[("/nftables/minSyncPeriod", json!("10s"))])).unwrap();
+    agent.wait_until_ready();
+    apply_service(&cluster, "second", 3, &endpoints);
+    agent.wait_for_lines(" synced in ", 1);
+    let second = Instant::now();
+    apply_service(&cluster, "third", 4, &endpoints);
+    agent.wait_for_lines(" synced in ", 2);
+    // Far from both 50 ms and 10 s: the machine may be busy.
+    assert!(second.elapsed() > Duration::from_secs(4), "{:?}", second.elapsed());
 }

@@ -133,3 +133,21 @@ fn a_node_that_is_going_tells_load_balancers() {
     }
     cluster.eventually_replies(HEALTHZ, "/healthz", |reply| reply.status == 200);
 }
+
+#[test]
+fn the_pages_of_every_component_are_there() {
+    let cluster = cluster();
+    let agent = cluster.agent().unwrap();
+    agent.wait_until_ready();
+    let page = |path: &str| cluster.eventually_replies(METRICS, path, |reply| reply.status == 200).body;
+    assert!(page("/statusz").contains("Binary version: v1.36.0+vmap-proxy."));
+    assert!(page("/flagz").contains("\nv=2\n"));
+    assert_eq!(page("/healthz"), "ok");
+    assert!(page("/metrics/slis").contains(r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#));
+    assert!(page("/metrics").contains("kubernetes_build_info{"));
+    // What kubeadm leaves empty is written out.
+    let configuration: serde_json::Value = serde_json::from_str(&page("/configz")).unwrap();
+    let effective = &configuration["kubeproxy.config.k8s.io"];
+    assert_eq!(effective["detectLocalMode"], "ClusterCIDR");
+    assert_eq!(effective["nodePortAddresses"], serde_json::json!(["primary"]));
+}

@@ -60,7 +60,8 @@ fn no_arguments_run_against_the_cluster_with_the_defaults() {
     assert_eq!(options.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(options.metrics_address, Some("127.0.0.1:10249".parse().unwrap()));
     assert_eq!(options.health_timeout, Duration::from_secs(60));
-    assert_eq!(options.min_sync_period, Duration::from_secs(1));
+    assert_eq!(options.min_sync_period, MIN_GAP);
+    assert!(options.service_metrics);
 }
 
 #[test]
@@ -116,6 +117,7 @@ fn every_flag_of_kube_proxy_is_accepted() {
     let Action::Run(options) = resolved.action else { panic!() };
     assert_eq!(options.sync_period, Duration::from_secs(20));
     assert_eq!(options.health_timeout, Duration::from_secs(40));
+    assert_eq!(options.min_sync_period, Duration::from_secs(2));
     assert_eq!(options.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(options.metrics_address, Some("0.0.0.0:1".parse().unwrap()));
     assert!(options.init_only && options.bind_address_hard_fail);
@@ -124,6 +126,47 @@ fn every_flag_of_kube_proxy_is_accepted() {
         Source::Kubernetes { kubeconfig: Some("k".into()), master: Some("https://m".to_owned()) }
     );
     assert_eq!(options.configuration.conntrack.min, 2);
+}
+
+#[test]
+fn the_shortest_time_between_syncs_is_honoured() {
+    for (given, expected) in [("5s", 5000), ("100ms", 100), ("1s", 50), ("0", 50), ("1ms", 50)] {
+        let options = run(&[&format!("--iptables-min-sync-period={given}")]);
+        assert_eq!(options.min_sync_period, Duration::from_millis(expected), "{given}");
+    }
+    let file = TemporaryFile::new(&format!("{FILE}nftables: {{minSyncPeriod: 3s}}\n"));
+    let config = format!("--config={}", file.0.display());
+    let options = run(&[&config, "--service-metrics=false"]);
+    assert_eq!(options.min_sync_period, Duration::from_secs(3));
+    assert!(!options.service_metrics);
+}
+
+/// The arguments that distributions start kube-proxy with.
+#[test]
+fn the_arguments_of_common_installers_are_accepted() {
+    for (name, arguments) in [
+        (
+            "k3s",
+            "--cluster-cidr=10.42.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-close-wait=0s \
+            --conntrack-tcp-timeout-established=0s --healthz-bind-address=127.0.0.1 --hostname-override=n \
+            --kubeconfig=/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig --proxy-mode=nftables",
+        ),
+        (
+            "kops",
+            "--cluster-cidr=100.96.0.0/11 --hostname-override=n --kubeconfig=/var/lib/kube-proxy/kubeconfig \
+            --master=https://api.internal.example.com --oom-score-adj=-998 --v=2 --proxy-mode=nftables \
+            --conntrack-max-per-core=131072 --feature-gates=",
+        ),
+        (
+            "Talos",
+            "--cluster-cidr=10.244.0.0/16 --conntrack-max-per-core=0 --hostname-override=n \
+            --kubeconfig=/etc/kubernetes/kubeconfig --proxy-mode=nftables",
+        ),
+    ] {
+        let options = run(&arguments.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(options.proxy.node_name, "n", "{name}");
+        assert_eq!(options.flags["hostname-override"], "n", "{name}");
+    }
 }
 
 #[test]
@@ -141,6 +184,27 @@ fn beside_a_file_only_a_few_flags_count() {
     assert_eq!(options.proxy.detect_local, DetectLocal::ClusterCidr(vec!["10.0.0.0/8".parse().unwrap()]));
     assert_eq!(options.configuration_file, Some(file.0.clone()));
     assert_eq!(options.source, Source::Kubernetes { kubeconfig: None, master: Some("https://m".to_owned()) });
+}
+
+#[test]
+fn every_flag_has_a_value_to_show() {
+    let command = Cli::command();
+    let longs = command.get_arguments().filter_map(|argument| argument.get_long()).filter(|long| *long != "help");
+    let options = run(&["--cluster-cidr=10.0.0.0/8", "--nodeport-addresses=primary,10.0.0.0/8", "-v=4"]);
+    for long in longs {
+        assert!(options.flags.contains_key(long), "{long}");
+    }
+    for (flag, value) in [
+        ("cluster-cidr", "10.0.0.0/8"),
+        ("nodeport-addresses", "primary,10.0.0.0/8"),
+        ("v", "4"),
+        ("conntrack-min", "131072"),
+        ("iptables-sync-period", "30s"),
+        ("bind-address-hard-fail", "false"),
+        ("config", ""),
+    ] {
+        assert_eq!(options.flags[flag], value, "{flag}");
+    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! From a file's text to its documents, and from a document to objects.
 
 use std::fmt;
-use std::ops::Range;
 
 use compiler::model::objects::{Kind, Object, ObjectRef};
 use serde::Deserialize;
@@ -9,21 +8,14 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use crate::source::typed::ObjectOf;
+pub(super) use crate::yaml::Document;
+use crate::yaml::{self, whole_numbers};
 
 /// How a manifest is written, by its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Yaml,
     Json,
-}
-
-/// One document of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Document {
-    /// Its bytes in the file.
-    pub(super) range: Range<usize>,
-    /// The line it begins on, counted from 1.
-    pub(super) line: usize,
 }
 
 /// What a document says.
@@ -54,40 +46,9 @@ pub(super) struct Mistake {
 /// spoils no other. Documents that hold nothing but comments are left out.
 pub(super) fn split(text: &str, format: Format) -> Vec<Document> {
     match format {
-        Format::Yaml => split_yaml(text),
+        Format::Yaml => yaml::split(text),
         Format::Json => split_json(text),
     }
-}
-
-/// YAML documents begin with `---` in the first column, even within a block
-/// scalar (YAML 1.2.2, 9.1.2), so that lines are enough to find them.
-fn split_yaml(text: &str) -> Vec<Document> {
-    let mut documents = Vec::new();
-    let (mut start, mut line, mut has_content) = (0, 1, false);
-    let mut offset = 0;
-    for (index, content) in text.split_inclusive('\n').enumerate() {
-        let marker =
-            content.strip_prefix("---").filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
-        if let Some(rest) = marker {
-            if has_content {
-                documents.push(Document { range: start..offset, line });
-            }
-            (start, line) = (offset, index + 1);
-            has_content = !is_blank(rest);
-        } else {
-            has_content |= !is_blank(content) && !content.starts_with('%') && content.trim_end() != "...";
-        }
-        offset += content.len();
-    }
-    if has_content {
-        documents.push(Document { range: start..text.len(), line });
-    }
-    documents
-}
-
-fn is_blank(line: &str) -> bool {
-    let line = line.trim_start_matches('\u{feff}').trim_start();
-    line.is_empty() || line.starts_with('#')
 }
 
 /// JSON values one after the other, as `kubectl` takes them. Behind a syntax
@@ -180,7 +141,8 @@ enum Found {
 type Implied<'a> = Option<(&'a str, &'a str)>;
 
 /// Tells what an object is and checks the types of its fields.
-fn interpret(mut value: Value, implied: Implied<'_>) -> Result<Found, Mistake> {
+fn interpret(value: Value, implied: Implied<'_>) -> Result<Found, Mistake> {
+    let mut value = whole_numbers(value);
     let field = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let api_version = field(&value, "/apiVersion").or(implied.map(|(api_version, _)| api_version.to_owned()));
     let kind = field(&value, "/kind").or(implied.map(|(_, kind)| kind.to_owned()));
@@ -242,6 +204,7 @@ fn known_kind(api_version: &str, kind: &str) -> Recognised {
         ("discovery.k8s.io", "v1", "EndpointSlice") => Recognised::Known(Kind::EndpointSlice),
         ("networking.k8s.io", "v1" | "v1beta1", "ServiceCIDR") => Recognised::Known(Kind::ServiceCidr),
         ("", _, "Service" | "Node") => Recognised::OtherVersion("v1"),
+        ("", _, "Endpoints") => Recognised::OtherVersion("an EndpointSlice of discovery.k8s.io/v1"),
         ("discovery.k8s.io", _, "EndpointSlice") => Recognised::OtherVersion("discovery.k8s.io/v1"),
         ("networking.k8s.io", _, "ServiceCIDR") => Recognised::OtherVersion("networking.k8s.io/v1"),
         _ => Recognised::OtherKind,
@@ -252,7 +215,7 @@ fn known_kind(api_version: &str, kind: &str) -> Recognised {
 /// within the document.
 fn type_error(text: &str, kind: Kind, format: Format) -> Option<(String, Option<usize>)> {
     match format {
-        Format::Yaml => serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |deserializer| {
+        Format::Yaml => serde_saphyr::with_deserializer_from_str_with_options(text, yaml::options(), |deserializer| {
             ObjectOf(kind).deserialize(deserializer)
         })
         .err()
@@ -267,22 +230,9 @@ fn type_error(text: &str, kind: Kind, format: Format) -> Option<(String, Option<
 fn deserialize<'de, T: Deserialize<'de>>(text: &'de str, format: Format) -> Result<T, (String, Option<usize>)> {
     match format {
         Format::Yaml => {
-            serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|error| describe_yaml(&error))
+            serde_saphyr::from_str_with_options(text, yaml::options()).map_err(|error| describe_yaml(&error))
         }
         Format::Json => serde_json::from_str(text).map_err(|error| describe_json(&error)),
-    }
-}
-
-/// A file that the operator wrote may be as large as the operator likes; what
-/// stays limited is what could exhaust the stack, and aliases that multiply.
-fn yaml_options() -> serde_saphyr::Options {
-    serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_events: usize::MAX,
-            max_nodes: usize::MAX,
-            max_total_scalar_bytes: usize::MAX,
-        },
-        with_snippet: false,
     }
 }
 

@@ -98,12 +98,16 @@ fn lists_are_taken_apart() {
     scratch.file(
         "a.json",
         r#"{"apiVersion": "v1", "items": [
-            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "managedFields": [{"f:x": {}}]}},
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "managedFields": [{"f:x": {}}]},
+             "spec": {"clusterIP": "None"}},
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad"}, "spec": {"ports": [{"port": "x"}]}},
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
         ], "kind": "List"}"#,
     );
-    scratch.file("b.yaml", "items:\n- metadata: {name: b}\nkind: ServiceList\napiVersion: v1\n");
+    scratch.file(
+        "b.yaml",
+        "items:\n- metadata: {name: b}\n  spec: {clusterIP: None}\nkind: ServiceList\napiVersion: v1\n",
+    );
     scratch.file("c.yaml", "kind: EndpointSliceList\napiVersion: discovery.k8s.io/v1\nitems:\n- metadata: {name: c, labels: {kubernetes.io/service-name: c}}\n  addressType: IPv4\n");
     scratch.file("d.yaml", "kind: List\napiVersion: v1\nitems: []\n---\nkind: List\napiVersion: v1\n---\nkind: List\napiVersion: v1\nitems: null\n");
     let (objects, problems) = scratch.read();
@@ -162,6 +166,37 @@ fn what_cannot_be_programmed_is_named_with_its_file() {
     for words in ["a.yaml:9: document 2: Service default/spoilt: spec.externalIPs[0]: ", "10.0.0.256", "; correct it"] {
         assert!(problem.contains(words), "{problem}");
     }
+}
+
+#[test]
+fn a_service_without_cluster_ip_and_legacy_endpoints_get_a_line_each() {
+    let scratch = Scratch::new();
+    scratch.file("chart.yaml", include_str!("testdata/service-without-cluster-ip.yaml"));
+    let (objects, problems) = scratch.read();
+    assert_eq!(objects, ["Service ingress-nginx/ingress-nginx-controller"]);
+    let lines = [
+        "Service ingress-nginx/ingress-nginx-controller: spec.clusterIP: it is absent, so nothing of the Service is served",
+        "Endpoints ingress-nginx/ingress-nginx-controller: apiVersion v1 of Endpoints is not read; convert it to an \
+         EndpointSlice of discovery.k8s.io/v1",
+    ];
+    assert_eq!(problems.len(), lines.len(), "{problems:?}");
+    for line in lines {
+        assert!(problems.iter().any(|problem| problem.contains(line)), "{line} is not in {problems:?}");
+    }
+}
+
+#[test]
+fn whole_floats_and_long_comments_are_read() {
+    let scratch = Scratch::new();
+    let comments = "  # one line of many\n".repeat(100);
+    let long = service("long", "10.0.0.1").replace("spec:\n", &format!("spec:\n{comments}"));
+    let float = "apiVersion: v1\nkind: Service\nmetadata: {name: float}\nspec:\n  clusterIP: 10.0.0.2\n  ports: [{port: \
+                 8.08e+03}]\n";
+    scratch.file("a.yaml", &[long, float.to_owned()].join("---\n"));
+    let (objects, problems) = scratch.source().read_once().unwrap();
+    assert_eq!(problems, []);
+    let Object::Service(service) = &objects[1] else { panic!("{objects:?}") };
+    assert_eq!(service.spec.ports[0].port, 8080);
 }
 
 #[test]
