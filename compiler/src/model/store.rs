@@ -404,3 +404,35 @@ impl Store {
 fn has_rules(service: &PerFamily<Option<Arc<Service>>>) -> bool {
     service.iter().any(Option::is_some)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_service_of_another_proxy_exists_and_has_no_rules() {
+        let mut store = Store::default();
+        let service = |labels| {
+            let metadata = json!({"name": "cart", "namespace": "shop", "labels": labels});
+            let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+            Object::Service(serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap())
+        };
+        let slice = json!({
+            "metadata": {"name": "cart-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "cart"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.244.1.5"]}],
+        });
+        store.apply(Change::Apply(Object::EndpointSlice(serde_json::from_value(slice).unwrap())));
+        assert_eq!(store.lone_slices().count(), 1);
+        store.apply(Change::Apply(service(json!({LABEL_SERVICE_PROXY_NAME: "other"}))));
+        assert_eq!((store.lone_slices().count(), store.service_count()), (0, 0));
+        store.apply(Change::Apply(service(json!({}))));
+        assert_eq!(store.service_count(), 1);
+        store.take_dirty();
+        store.apply(Change::Apply(service(json!({LABEL_SERVICE_PROXY_NAME: "other"}))));
+        assert_eq!((store.service_count(), store.take_dirty().len()), (0, 1));
+    }
+}

@@ -96,21 +96,26 @@ impl ReferenceModel {
     /// we differ on purpose. A list without any range of the family means all.
     pub(super) fn node_port_addresses(&self, family: Family) -> NodePortAddresses {
         let configured = json::texts(&self.config, "/nodePortAddresses");
-        let ranges: Vec<IpNet> = if configured.is_empty() || configured == ["primary"] {
-            let ip = self.primary_ip(family);
-            if ip.is_loopback() {
-                return NodePortAddresses::Only(BTreeSet::new());
-            }
-            vec![IpNet::from(ip)]
-        } else {
-            configured
-                .iter()
-                .filter_map(|text| address::parse_prefix(text))
-                .filter(|range| Family::of(range.addr()) == family)
-                .collect()
-        };
-        if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        let with_primary = configured.is_empty() || configured.contains(&"primary");
+        let loopback = ["127.0.0.0/8", "::1/128"];
+        let everything = ["0.0.0.0/0", "::/0"];
+        let mut ranges: Vec<IpNet> = configured
+            .iter()
+            .flat_map(|text| match *text {
+                "primary" => Vec::new(),
+                "localhost" => loopback.to_vec(),
+                "all" => everything.to_vec(),
+                range => vec![range],
+            })
+            .filter_map(address::parse_prefix)
+            .filter(|range| Family::of(range.addr()) == family)
+            .collect();
+        if (ranges.is_empty() && !with_primary) || ranges.iter().any(|range| range.prefix_len() == 0) {
             return NodePortAddresses::All;
+        }
+        let primary = self.primary_ip(family);
+        if with_primary && !primary.is_loopback() {
+            ranges.push(IpNet::from(primary));
         }
         let on_interfaces = self.node.local_addresses.iter().chain(&self.node.primary_ips);
         NodePortAddresses::Only(

@@ -23,6 +23,14 @@ fn model(config: Value, objects: &[Value]) -> ReferenceModel {
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
     };
     let mut model = ReferenceModel::new(node, config);
+    model.apply(json!({
+        "kind": "Node",
+        "metadata": {"name": NODE, "labels": {"topology.kubernetes.io/zone": "z-east"}},
+        "spec": {"podCIDRs": ["10.244.1.0/24"]},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": NODE_IP}, {"type": "InternalIP", "address": "2001:db8:1::11"},
+        ]},
+    }));
     objects.iter().cloned().for_each(|object| model.apply(object));
     model
 }
