@@ -30,26 +30,6 @@ fn member(port: u16) -> Element {
 }
 
 #[test]
-fn a_kube_proxy_beside_us_is_noticed() {
-    in_fresh_namespace(async || {
-        let kernel = Kernel::open().unwrap();
-        let mut monitor = Monitor::open(kernel.port()).unwrap();
-        // The kubelet's chain is no kube-proxy.
-        nft(&["-f", "-"], "table ip mangle { chain KUBE-KUBELET-CANARY {}\n }").unwrap();
-        for rules in ["table ip kube-proxy { chain services {}\n }", "table ip nat { chain KUBE-SERVICES {}\n }"] {
-            nft(&["-f", "-"], rules).unwrap();
-            let Ok(Ok(Observed::KubeProxy { pid, process_name })) =
-                tokio::time::timeout(PATIENCE, monitor.next()).await
-            else {
-                panic!("not noticed: {rules}");
-            };
-            assert_eq!(process_name, "nft");
-            assert_ne!(pid, 0);
-        }
-    });
-}
-
-#[test]
 fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
