@@ -95,6 +95,8 @@ fn measure(options: &Options) -> Result<Report, Failure> {
     report.programmed = spawn(Task::Changes, cluster, None)?;
     eprintln!("{} services: one large service", cluster.services);
     report.large_service = spawn(Task::LargeService, cluster, None)?;
+    eprintln!("{} services: as many more at once, and removed at once", cluster.services);
+    report.large_change = spawn(Task::LargeChange, cluster, None)?;
     eprintln!("{} services: second writer", cluster.services);
     report.second_writer = spawn(Task::SecondWriter, cluster, None)?;
     eprintln!("{} services: changes with no kernel", cluster.services);

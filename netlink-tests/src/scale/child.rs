@@ -13,7 +13,7 @@ use super::changes::{self, Burst, Changes};
 use super::memory::{Resident, resident};
 use super::state::Cluster;
 use super::statistics::milliseconds;
-use super::{Failure, floor, second_writer, user_space};
+use super::{Failure, floor, large_change, second_writer, user_space};
 
 /// How many times each kind of change is made.
 const CHANGES: u32 = 200;
@@ -35,6 +35,8 @@ pub enum Task {
     Restart,
     /// One Service with very many endpoints beside the cluster.
     LargeService,
+    /// Very many Services added and removed at once.
+    LargeChange,
     /// Another writer beside a first sync.
     SecondWriter,
     /// Single changes with no kernel.
@@ -89,6 +91,7 @@ pub fn perform(task: Task, cluster: Cluster, namespace: Option<&str>) -> Result<
             serde_json::to_value(changes::large_service(&mut agent, cluster, LARGE, CHANGES / 4)?)?
         }
         (Task::UserSpace, _) => serde_json::to_value(user_space::run(cluster, CHANGES)?)?,
+        (Task::LargeChange, _) => serde_json::to_value(large_change::run(cluster)?)?,
         (Task::SecondWriter, _) => serde_json::to_value(second_writer::run(cluster)?)?,
     };
     Ok(measured)

@@ -27,6 +27,14 @@ pub fn resident() -> Result<Resident, Failure> {
     Ok(Resident { peak_mib: mib("VmHWM:")?, now_mib: mib("VmRSS:")?, anonymous_mib: mib("RssAnon:")? })
 }
 
+/// Lets the peak begin anew (proc(5): `clear_refs`).
+///
+/// # Errors
+/// If the kernel does not let us.
+pub fn reset_peak() -> Result<(), Failure> {
+    Ok(fs::write("/proc/self/clear_refs", "5")?)
+}
+
 /// Memory that only the kernel can hold, in bytes: slab objects that can't be
 /// reclaimed, vmalloc areas (large hash tables) and per-CPU counters.
 ///

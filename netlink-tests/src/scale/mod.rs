@@ -11,6 +11,7 @@
 //! | [`agent`] | the agent's own path over it: `Syncer` and a kernel |
 //! | [`floor`] | the same elements, encoded before the clock starts, over a raw socket |
 //! | [`changes`] | changes of a programmed cluster: endpoints, Services, a burst |
+//! | [`large_change`] | very many Services at once, on a running table |
 //! | [`user_space`] | the same changes with no kernel: what is ours of them |
 //! | [`second_writer`] | how long others wait while the agent commits |
 //! | [`raw_socket`] | a netlink socket with nothing around it |
@@ -23,6 +24,7 @@ pub mod agent;
 pub mod changes;
 pub mod child;
 pub mod floor;
+pub mod large_change;
 pub mod memory;
 pub mod raw_socket;
 pub mod report;

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::agent::FirstSync;
+use super::agent::{FirstSync, SyncTimes};
 use super::changes::LargeService;
 use super::child::Programmed;
 use super::floor::Floor;
+use super::large_change::LargeChange;
+use super::memory::Resident;
 use super::second_writer::SecondWriter;
 use super::statistics::Summary;
 use super::user_space::UserSpace;
@@ -34,6 +36,9 @@ pub struct Report {
     /// Changes with no kernel; older files lack them.
     #[serde(default)]
     pub user_space: UserSpace,
+    /// Very many Services at once; older files lack them.
+    #[serde(default)]
+    pub large_change: LargeChange,
 }
 
 /// The machine that the figures are of.
@@ -102,7 +107,27 @@ impl Report {
         lines.extend(self.change_lines());
         lines.extend(self.user_space_lines());
         lines.extend(self.other_lines());
+        lines.extend(self.large_change_lines());
         lines
+    }
+
+    fn large_change_lines(&self) -> Vec<Line> {
+        let large = &self.large_change;
+        let line = |what: &str, times: &SyncTimes, [before, after]: &[Resident; 2]| {
+            let ratio = large.ratio(times);
+            let state = before.now_mib.max(after.now_mib);
+            let memory = after.peak_mib / state;
+            let value = format!(
+                "{:.0} ms, {ratio:.1} x a first sync; {} commits, the longest {:.1} ms; peak RSS {:.1} MiB, {memory:.2} x the state",
+                times.sync_ms, times.transactions, times.longest_commit_ms, after.peak_mib
+            );
+            let name = format!("{} Services {what} at once", self.services);
+            goal(&name, value, "at most 3 x the first sync, 1.5 x the state", ratio <= 3.0 && memory <= 1.5)
+        };
+        if large.first.added == 0 {
+            return Vec::new();
+        }
+        vec![line("added", &large.add, &large.add_memory), line("removed", &large.remove, &large.remove_memory)]
     }
 
     fn first_sync_lines(&self) -> Vec<Line> {

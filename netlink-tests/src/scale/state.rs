@@ -65,10 +65,13 @@ impl Cluster {
     /// Every object, as JSON text, one after the other: the Node, then each
     /// Service with its slices.
     pub fn manifests(self) -> impl Iterator<Item = String> {
-        let services = (0..self.services).flat_map(move |service| {
-            std::iter::once(service_manifest(service, HTTP)).chain(slice_manifests(service, self.pods(service), HTTP))
-        });
-        std::iter::once(node_manifest()).chain(services)
+        std::iter::once(node_manifest())
+            .chain((0..self.services).flat_map(move |service| self.service_manifests(service)))
+    }
+
+    /// One Service with its slices.
+    pub fn service_manifests(self, service: u32) -> impl Iterator<Item = String> {
+        std::iter::once(service_manifest(service, HTTP)).chain(slice_manifests(service, self.pods(service), HTTP))
     }
 }
 
