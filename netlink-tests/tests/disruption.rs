@@ -412,6 +412,8 @@ fn udp_clients_follow_pods_through_the_running_agent() {
     write(&|family| empty(family).endpoint(LOCAL[family][1]));
     follow(&|family| LOCAL[family][1]);
     agent.wait_for(&["deleted", "stale flows"]);
+    // Looking through the kernel's table of flows takes up to a second: not on the thread that programs.
+    assert!(agent.has_thread("conntrack"));
     write(&|family| empty(family).endpoint(REMOTE[family][1]));
     follow(&|family| REMOTE[family][1]);
     // The same pod at another port.

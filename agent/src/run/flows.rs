@@ -1,5 +1,9 @@
-//! Deletes stale flows behind the syncs: a look through the kernel's table of
-//! flows takes a tenth of a second on a large node, and no change waits for it.
+//! Deletes stale flows behind the syncs, on a thread of its own: a look through
+//! the kernel's table of flows takes from some milliseconds to a second, inside
+//! system calls, and no change waits for it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use compiler::ruleset::Family;
 use tokio::sync::mpsc;
@@ -7,9 +11,75 @@ use tokio::sync::mpsc;
 use crate::conntrack::{Conntrack, StaleFlows};
 use crate::metrics::Metrics;
 
-/// Deletes what it is told until nobody tells any more. What fails is tried
+/// The longest rest between two looks.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+
+/// Takes what became stale, and never waits.
+pub(super) struct FlowCleaner {
+    metrics: Metrics,
+    families: Vec<Family>,
+    waiting: Waiting,
+    /// Wakes the thread, once there is one.
+    wake: Option<mpsc::Sender<()>>,
+}
+
+/// What is stale and not looked for yet. However many syncs there were, it is
+/// no larger than the number of frontends, and one look serves it all.
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<StaleFlows>>);
+
+impl Waiting {
+    fn add(&self, more: StaleFlows) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).merge(more);
+    }
+
+    fn take(&self) -> StaleFlows {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl FlowCleaner {
+    pub(super) fn new(metrics: Metrics, families: &[Family]) -> Self {
+        Self { metrics, families: families.to_vec(), waiting: Waiting::default(), wake: None }
+    }
+
+    /// Has flows deleted.
+    pub(super) fn clean(&mut self, stale: StaleFlows) {
+        if stale.is_empty() {
+            return;
+        }
+        self.waiting.add(stale);
+        if self.wake.is_none() {
+            self.wake = self.start();
+        }
+        if let Some(wake) = &self.wake {
+            // If it is full, the thread is about to look anyway. It is closed
+            // where there is no conntrack: that was logged.
+            let _ = wake.try_send(());
+        }
+    }
+
+    /// Starts the thread. Where none can be had, the next call tries again.
+    fn start(&self) -> Option<mpsc::Sender<()>> {
+        let (wake, woken) = mpsc::channel(1);
+        let (waiting, metrics, families) = (self.waiting.clone(), self.metrics.clone(), self.families.clone());
+        let work = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(clean_all(woken, &waiting, &metrics, &families)),
+            Err(error) => tracing::warn!("stale flows will not be deleted: no event loop can be had for it: {error}"),
+        };
+        match std::thread::Builder::new().name("conntrack".to_owned()).spawn(work) {
+            Ok(_) => Some(wake),
+            Err(error) => {
+                tracing::warn!("stale flows stay until the next sync: no thread can be had to delete them on: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// Deletes what waits, until nobody can add to it any more. What fails is tried
 /// again with the next.
-pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, metrics: Metrics, families: Vec<Family>) {
+async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &Metrics, families: &[Family]) {
     let mut conntrack = match Conntrack::open() {
         Ok(conntrack) => conntrack,
         Err(error) => {
@@ -18,16 +88,14 @@ pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, met
         }
     };
     let mut stale = StaleFlows::default();
-    while let Some(more) = received.recv().await {
-        stale.merge(more);
-        while let Ok(more) = received.try_recv() {
-            stale.merge(more);
-        }
+    while woken.recv().await.is_some() {
+        stale.merge(waiting.take());
         // What is committed during the look is heeded at once, and looked for in the next one.
         while stale.to_look_for() > 0 {
             let mut next = StaleFlows::default();
             let cleaned = conntrack.clean_learning(&mut stale, |current| {
-                while let Ok(more) = received.try_recv() {
+                let more = waiting.take();
+                if !more.is_empty() {
                     current.learn(&more);
                     next.merge(more);
                 }
@@ -37,12 +105,15 @@ pub(super) async fn clean(mut received: mpsc::UnboundedReceiver<StaleFlows>, met
                     stale = next;
                     // One look serves both families; what it deleted is counted once.
                     let mut deleted = cleaned.deleted;
-                    for family in &families {
+                    for family in families {
                         metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
                     }
                     if cleaned.deleted > 0 {
                         tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
                     }
+                    // However many changes come, looks take at most half of one processor; what comes meanwhile
+                    // shares the next.
+                    tokio::time::sleep(cleaned.duration.min(LONGEST_REST)).await;
                 }
                 Err(error) => {
                     tracing::warn!("stale flows were not deleted, trying again after the next sync: {error}");
