@@ -38,7 +38,8 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         tracing::warn!("{problem}");
     }
     warn_of_closed_node_ports(&options.proxy, &objects);
-    let Compilation { ruleset, lone_slices, .. } = compiler::compile(options.proxy, objects);
+    let Compilation { ruleset, too_large, lone_slices, .. } = compiler::compile(options.proxy, objects);
+    too_large.iter().for_each(crate::follow::log_too_large);
     // The source has reported the problems, with file and line.
     for slice in lone_slices {
         tracing::warn!(

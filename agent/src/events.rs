@@ -103,6 +103,17 @@ impl EventSender {
         self.warn(reference(service), "FailedToProgram", "SyncRules", note);
     }
 
+    /// `ServiceTooLarge`, on the Service: it asks for more elements than one
+    /// Service may have, and is not programmed.
+    pub fn too_large(&self, service: Service<'_>, elements: u64, limit: u64) {
+        let note = format!(
+            "node {} does not program this Service: its ports, addresses and endpoints may need {elements} elements, and \
+             the limit is {limit}; make several Services of it",
+            self.node
+        );
+        self.warn(reference(service), "ServiceTooLarge", "SyncRules", note);
+    }
+
     /// `FrontendConflict`, on the Service: an older one has an address and port
     /// that it asks for.
     pub fn frontend_taken(&self, service: Service<'_>, what: &str, holder: &str) {

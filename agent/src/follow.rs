@@ -13,6 +13,8 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use compiler::diff::TooLarge;
+use compiler::limits::MAX_ELEMENTS;
 use compiler::model::convert::Problem;
 use compiler::model::objects::{Change, Kind, Object, ObjectRef};
 use tokio::sync::{mpsc, watch};
@@ -412,6 +414,7 @@ fn log_refused(report: &SyncReport) {
             refused.description
         );
     }
+    report.too_large.iter().for_each(log_too_large);
     for denied in &report.denied {
         tracing::warn!(
             "Service {}: {} belongs to Service {}, which is older; it goes there",
@@ -444,6 +447,16 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
             tracing::info!(target: crate::logging::SYNCS, "synced {did}");
         }
     }
+}
+
+pub(crate) fn log_too_large(large: &TooLarge) {
+    tracing::warn!(
+        "Service {} is not programmed for {}, everything else is: its ports, addresses and endpoints may need {} \
+         elements, and the limit is {MAX_ELEMENTS}; make several Services of it",
+        large.name,
+        large.family,
+        large.elements
+    );
 }
 
 /// A frontend in words.

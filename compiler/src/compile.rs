@@ -1,7 +1,7 @@
 //! From objects to a complete rule set in one call: what a first sync would
 //! program on a node that holds nothing of ours yet.
 
-use crate::diff::{KernelState, Planner, Resync};
+use crate::diff::{KernelState, Planner, Resync, TooLarge};
 use crate::model::convert::Problem;
 use crate::model::{Change, Object, ObjectRef, ProxyConfig, Store};
 use crate::ruleset::table::Ruleset;
@@ -14,6 +14,8 @@ pub struct Compilation {
     /// Fields that can't be used. Each costs its object or a part of it, never
     /// another object.
     pub problems: Vec<Problem>,
+    /// Services that ask for too much, and have no part in the rule set.
+    pub too_large: Vec<TooLarge>,
     /// EndpointSlices whose Service is not among the objects, sorted.
     pub lone_slices: Vec<ObjectRef>,
 }
@@ -30,14 +32,19 @@ pub fn compile(config: ProxyConfig, objects: impl IntoIterator<Item = Object>) -
     if store.node().interface_addresses.is_empty() {
         store.set_interface_addresses(store.node().addresses.clone());
     }
-    Compilation { ruleset: compile_store(config, &store), problems, lone_slices }
+    let mut planner = plan_store(config, &store);
+    Compilation { ruleset: planner.ruleset(), problems, too_large: planner.take_too_large(), lone_slices }
 }
 
 /// Compiles a store that has taken all its objects already.
 pub fn compile_store(config: ProxyConfig, store: &Store) -> Ruleset {
+    plan_store(config, store).ruleset()
+}
+
+fn plan_store(config: ProxyConfig, store: &Store) -> Planner {
     let mut planner = Planner::new(config, store.node());
     let nothing = [KernelState::default(), KernelState::default()];
     let mut resync = Resync::begin(&mut planner, store, nothing);
     while resync.next(&mut planner).is_some() {}
-    planner.ruleset()
+    planner
 }

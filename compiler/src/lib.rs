@@ -11,6 +11,7 @@
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
 //! * [`select`]: which endpoints serve a service port on this node;
+//! * [`limits`]: how many elements one Service may ask for;
 //! * [`ruleset`]: the typed rule set: a fixed skeleton of chains and maps, and
 //!   the elements of each Service;
 //! * [`diff`]: from what is programmed to what should be, in ordered transactions;
@@ -92,6 +93,7 @@
 pub mod compile;
 pub mod diff;
 pub mod evaluate;
+pub mod limits;
 pub mod model;
 pub mod render;
 pub mod ruleset;

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::model::Family;
+use crate::model::convert::{Slice, SlicePort};
 use crate::model::store::NamedSlice;
 use crate::model::types::{Service, ServicePort, SliceEndpoint};
 use crate::model::{Endpoint, Protocol};
@@ -40,15 +41,55 @@ enum Topology {
     SameZone,
 }
 
+/// The ports of a Service's slices, of one family, by what joins them to a
+/// service port: name and protocol. Made once for all ports of the Service:
+/// looking through all slices for each of them would be quadratic.
+#[derive(Debug)]
+pub struct Joins<'a>(Vec<Join<'a>>);
+
+#[derive(Debug)]
+struct Join<'a> {
+    name: &'a str,
+    protocol: Protocol,
+    slice: &'a Slice,
+    port: u16,
+}
+
+impl<'a> Joins<'a> {
+    /// The ports of the slices that are of this family.
+    pub fn new(family: Family, slices: &'a [NamedSlice]) -> Self {
+        let slices = slices.iter().map(|named| &named.slice).filter(|slice| slice.family == family);
+        let ports = slices.flat_map(|slice| slice.ports.iter().map(move |port| (slice, port)));
+        let join = |(slice, port): (&'a Slice, &'a SlicePort)| Join {
+            name: &port.name,
+            protocol: port.protocol,
+            slice,
+            port: port.port,
+        };
+        let mut joins: Vec<Join<'a>> = ports.map(join).collect();
+        // Stable: the slices of one port stay in their order.
+        joins.sort_by_key(|join| (join.name, join.protocol));
+        Self(joins)
+    }
+
+    fn of(&self, port: &ServicePort) -> &[Join<'a>] {
+        let wanted = (&*port.name, port.protocol);
+        let begin = self.0.partition_point(|join| (join.name, join.protocol) < wanted);
+        let rest = self.0.get(begin..).unwrap_or_default();
+        let count = rest.partition_point(|join| (join.name, join.protocol) == wanted);
+        rest.get(..count).unwrap_or_default()
+    }
+
+    /// How many endpoints join a service port, whatever their state, and those
+    /// that are in several slices several times.
+    pub fn endpoints(&self, port: &ServicePort) -> usize {
+        self.of(port).iter().map(|join| join.slice.endpoints.len()).sum()
+    }
+}
+
 /// Selects the endpoints of one service port.
-pub fn select(
-    family: Family,
-    service: &Service,
-    port: &ServicePort,
-    slices: &[NamedSlice],
-    viewpoint: Viewpoint<'_>,
-) -> Selection {
-    let candidates = candidates(family, port, slices);
+pub fn select(service: &Service, port: &ServicePort, joins: &Joins<'_>, viewpoint: Viewpoint<'_>) -> Selection {
+    let candidates = candidates(port, joins);
     if candidates.is_empty() {
         return Selection::default();
     }
@@ -76,11 +117,10 @@ pub fn select(
 /// How many distinct addresses of this node are ready for any port of the
 /// Service: what the health check port of a load balancer is told. Endpoints
 /// that only serve while they terminate do not count.
-pub fn ready_local_addresses(family: Family, service: &Service, slices: &[NamedSlice]) -> usize {
+pub fn ready_local_addresses(service: &Service, joins: &Joins<'_>) -> usize {
     let mut addresses = BTreeSet::new();
     for port in &service.ports {
-        let ready =
-            candidates(family, port, slices).into_iter().filter(|(_, endpoint)| endpoint.ready && endpoint.local);
+        let ready = candidates(port, joins).into_iter().filter(|(_, endpoint)| endpoint.ready && endpoint.local);
         addresses.extend(ready.map(|(address, _)| address.address));
     }
     addresses.len()
@@ -93,13 +133,13 @@ pub fn ready_local_addresses(family: Family, service: &Service, slices: &[NamedS
 /// (kube-proxy: `pkg/proxy/conntrack/cleanup.go`), and those that are ready,
 /// since new flows go there. For SCTP all that exist: an association is cut
 /// only when its endpoint is gone.
-pub fn endpoints_keeping_flows(family: Family, port: &ServicePort, slices: &[NamedSlice]) -> Vec<Endpoint> {
+pub fn endpoints_keeping_flows(port: &ServicePort, joins: &Joins<'_>) -> Vec<Endpoint> {
     let keeps: fn(&SliceEndpoint) -> bool = match port.protocol {
         Protocol::Tcp => return Vec::new(),
         Protocol::Udp => |endpoint| endpoint.serving || endpoint.ready,
         Protocol::Sctp => |_| true,
     };
-    addresses(&candidates(family, port, slices), keeps)
+    addresses(&candidates(port, joins), keeps)
 }
 
 /// All endpoints that join the service port, each address and port once, in
@@ -107,14 +147,11 @@ pub fn endpoints_keeping_flows(family: Family, port: &ServicePort, slices: &[Nam
 /// (a pod's address can be reused while the old slice still lists it), a ready
 /// one beats one that isn't, then the one in the newest slice counts. (Beyond
 /// the first of these, kube-proxy leaves it to chance.)
-fn candidates<'a>(family: Family, port: &ServicePort, slices: &'a [NamedSlice]) -> Vec<(Endpoint, &'a SliceEndpoint)> {
-    let mut found = Vec::new();
-    for slice in slices.iter().map(|named| &named.slice).filter(|slice| slice.family == family) {
-        let joins = slice.ports.iter().filter(|other| other.name == port.name && other.protocol == port.protocol);
-        for slice_port in joins {
-            let address = |entry: &SliceEndpoint| Endpoint { address: entry.address, port: slice_port.port };
-            found.extend(slice.endpoints.iter().map(|entry| (address(entry), slice.created, entry)));
-        }
+fn candidates<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+    let mut found = Vec::with_capacity(joins.endpoints(port));
+    for join in joins.of(port) {
+        let address = |entry: &SliceEndpoint| Endpoint { address: entry.address, port: join.port };
+        found.extend(join.slice.endpoints.iter().map(|entry| (address(entry), join.slice.created, entry)));
     }
     found.sort_by_key(|(address, created, entry)| (*address, entry.terminating, !entry.ready, Reverse(*created)));
     found.dedup_by_key(|(address, ..)| *address);

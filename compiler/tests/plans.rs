@@ -5,6 +5,9 @@
 
 mod support;
 
+use std::collections::VecDeque;
+
+use compiler::diff::pieces::PIECE;
 use compiler::diff::{Action, Planner, Resync};
 use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use compiler::model::config::{DetectLocal, NodePortAddresses};
@@ -117,7 +120,10 @@ proptest! {
         std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(512)))]
 
     #[test]
-    fn incremental_equals_full(batches in proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..12)) {
+    fn incremental_equals_full(
+        batches in proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..12),
+        piece in prop_oneof![Just(1), Just(PIECE)]
+    ) {
         let (mut store, mut planner) = start();
         let mut kernel = FakeKernel::default();
         resync(&mut planner, &store, &mut kernel);
@@ -125,11 +131,13 @@ proptest! {
             for change in batch {
                 store.apply(change);
             }
-            let dirty = store_dirty(&mut store);
-            let plan = planner.plan(&store, dirty);
-            for transaction in &plan.transactions {
-                kernel.commit(transaction);
-                kernel.assert_consistent();
+            let mut dirty = VecDeque::from(store_dirty(&mut store));
+            while !dirty.is_empty() {
+                let names = planner.take_piece(&store, &mut dirty, piece);
+                for transaction in &planner.plan(&store, names).transactions {
+                    kernel.commit(transaction);
+                    kernel.assert_consistent();
+                }
             }
             if let Some(transaction) = planner.collect_idle_chains() {
                 kernel.commit(&transaction);

@@ -8,13 +8,14 @@ use std::path::Path;
 
 /// Each module, and those that it may use. All of them stand above it here, so
 /// the table itself has no cycle.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 8] = [
     ("model", &[]),
     ("select", &["model"]),
     ("ruleset", &["model"]),
     ("render", &["model", "ruleset"]),
     ("evaluate", &["model", "ruleset", "render"]),
-    ("diff", &["model", "select", "ruleset"]),
+    ("limits", &["model", "select", "ruleset"]),
+    ("diff", &["model", "select", "ruleset", "limits"]),
     ("compile", &["model", "ruleset", "diff"]),
 ];
 

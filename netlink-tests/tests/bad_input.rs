@@ -424,3 +424,38 @@ fn a_path_that_is_not_there_ends_it() {
     let path = manifests.path().display().to_string();
     assert!(log.iter().any(|line| line.starts_with("Error: ") && line.contains(&path)), "{log:?}");
 }
+
+/// A Service of 60 kB that asks for half a million frontends: anybody who may create Services may write it.
+#[test]
+fn a_service_that_asks_for_too_much_costs_only_itself() {
+    let mut victim = Victim::new();
+    let mut hostile = service("shop/hostile").cluster_ip("10.96.0.66");
+    for port in 1..=1_000 {
+        hostile = hostile.port(Tcp, port).named(&format!("p{port}"));
+    }
+    for number in 0..500 {
+        hostile = hostile.external_ip(&format!("203.0.{}.{}", number / 250, number % 250 + 1));
+    }
+    let line = ["WARN", "Service shop/hostile is not programmed for IPv4", "the limit is 500000"];
+    victim.manifests.write_objects("bad.json", &[hostile.build()]);
+    victim.expect_line(&line);
+    // Another Service comes while it is there.
+    victim
+        .manifests
+        .write_objects("more.json", &[web("shop/more", 11).build(), served_by("shop/more", LOCAL[0][1]).build()]);
+    victim.synced();
+    victim.cluster.assert_served(POD[0], at("10.96.0.11", 80), Tcp, [LOCAL[0][1]]);
+    let peak = victim.agent.peak_memory_kib();
+    assert!(peak < 150 << 10, "{peak} KiB");
+    // Not at every change that has nothing to do with it.
+    let named = victim.agent.log().iter().filter(|text| line.iter().all(|word| text.contains(word))).count();
+    assert_eq!(named, 1);
+    // What of it is bearable is served.
+    let bearable = web("shop/hostile", 66).build();
+    victim.manifests.write_objects("bad.json", &[bearable, served_by("shop/hostile", LOCAL[0][2]).build()]);
+    victim.synced();
+    victim.cluster.assert_served(POD[0], at("10.96.0.66", 80), Tcp, [LOCAL[0][2]]);
+    victim.manifests.remove("more.json");
+    victim.synced();
+    victim.ends_well();
+}

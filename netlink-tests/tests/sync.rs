@@ -331,6 +331,26 @@ fn service_ranges_come_and_go() {
     cluster.assert_served(POD[0], at("10.96.0.10", 80), Transport::Tcp, [LOCAL[0][0]]);
 }
 
+/// One sync may hear of both: a Service that is gone, and something that concerns all others.
+#[test]
+fn a_service_that_goes_while_the_node_changes_is_gone() {
+    let cluster = Cluster::new();
+    let objects = [
+        node_object(),
+        web("shop/web", 10).build(),
+        served_by("shop/web", [LOCAL[0][0]]).build(),
+        web("shop/other", 11).build(),
+        served_by("shop/other", [LOCAL[0][1]]).build(),
+    ];
+    let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects);
+    cluster.assert_served(POD[0], at("10.96.0.10", 80), Transport::Tcp, [LOCAL[0][0]]);
+    let report = proxy.change(&["Service shop/web"], &[service_cidr("kubernetes", &["10.112.0.0/16"])]);
+    assert!(report.node_changed && report.removed > 0, "{report:?}");
+    let listed = cluster.node().run(|| nft(&["list", "map", "ip", "vmap-proxy", "services"], "")).unwrap().unwrap();
+    assert!(listed.contains("shop/other") && !listed.contains("shop/web"), "{listed}");
+    cluster.assert_served(POD[0], at("10.96.0.11", 80), Transport::Tcp, [LOCAL[0][1]]);
+}
+
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20)
 }

@@ -248,10 +248,8 @@ impl NodePorts<'_> {
 fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)> {
     let service = &compiled.service;
     let all = if has_flows(service) { all_frontends(service) } else { Vec::new() };
-    all.into_iter().filter(|claim| !compiled.denied.contains(claim)).filter_map(|claim| {
-        let position = service.ports.iter().position(|port| claim.serves_port(port))?;
-        (protocol(&claim) != Protocol::Tcp).then_some((position, claim))
-    })
+    let of_flows = all.into_iter().filter(|frontend| protocol(&frontend.claim) != Protocol::Tcp);
+    of_flows.filter(|frontend| !compiled.is_denied(&frontend.claim)).map(|frontend| (frontend.position, frontend.claim))
 }
 
 fn protocol(claim: &Claim) -> Protocol {

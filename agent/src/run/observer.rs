@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use compiler::limits::MAX_ELEMENTS;
 use compiler::model::convert;
 use compiler::model::objects::{ANNOTATION_TRIGGER_TIME, EndpointSliceObject, Kind};
 use compiler::model::{Change, Object};
@@ -12,9 +13,8 @@ use compiler::ruleset::Family;
 use compiler::ruleset::service::CompiledService;
 use k8s_openapi::jiff::Timestamp;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
-use super::flows;
+use super::flows::FlowCleaner;
 use crate::conntrack::StaleFlows;
 use crate::events::{self, EventSender};
 use crate::follow::{Observer, Trouble, describe};
@@ -39,7 +39,7 @@ pub(super) struct NodeObserver {
     health_servers: ServiceHealthServers,
     served: BTreeMap<ServiceName, ServiceHealth>,
     served_on: Vec<IpAddr>,
-    flows: mpsc::UnboundedSender<StaleFlows>,
+    flows: FlowCleaner,
     events: EventSender,
     /// Where the health check servers run: not where commits block.
     servers: Handle,
@@ -54,9 +54,8 @@ impl NodeObserver {
         started: SystemTime,
         events: EventSender,
     ) -> Self {
-        let (flows, received) = mpsc::unbounded_channel();
-        tokio::spawn(flows::clean(received, metrics.clone(), families.to_vec()));
         Self {
+            flows: FlowCleaner::new(metrics.clone(), families),
             metrics,
             health_servers: ServiceHealthServers::new(health.clone()).with_events(events.clone()),
             health,
@@ -68,7 +67,6 @@ impl NodeObserver {
             without_local: [[0; 2]; 2],
             served: BTreeMap::new(),
             served_on: Vec::new(),
-            flows,
             events,
             servers: Handle::current(),
         }
@@ -219,6 +217,10 @@ impl NodeObserver {
                 self.events.quarantined(events::Service { namespace, name }, &refused.description);
             }
         }
+        for large in &report.too_large {
+            let service = events::Service { namespace: large.name.namespace(), name: large.name.name() };
+            self.events.too_large(service, large.elements, MAX_ELEMENTS);
+        }
         for denied in &report.denied {
             let service = events::Service { namespace: denied.name.namespace(), name: denied.name.name() };
             self.events.frontend_taken(service, &describe(denied.claim), &denied.holder.to_string());
@@ -226,13 +228,9 @@ impl NodeObserver {
     }
 
     /// Has flows deleted that must not go on; the next sync does not wait.
-    fn clean_flows(&self, syncer: &Syncer, report: &SyncReport) {
+    fn clean_flows(&mut self, syncer: &Syncer, report: &SyncReport) {
         let (planner, node) = (syncer.planner(), syncer.store().node());
-        let stale = StaleFlows::of_sync(planner, node, report);
-        if !stale.is_empty() {
-            // The cleaner ends only with this observer, or where there is no conntrack.
-            let _ = self.flows.send(stale);
-        }
+        self.flows.clean(StaleFlows::of_sync(planner, node, report));
     }
 }
 

@@ -15,9 +15,10 @@ mod pipeline;
 mod repair;
 pub mod report;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
+use compiler::diff::pieces::PIECE;
 use compiler::diff::{Action, Plan, Planner, Transaction};
 use compiler::model::convert::{PerFamily, Problem};
 use compiler::model::types::ServiceName;
@@ -189,6 +190,7 @@ impl Syncer {
             self.repair(&mut report).await
         };
         self.damaged |= outcome.is_err();
+        report.too_large = self.planner.take_too_large();
         report.duration = begun.elapsed();
         outcome.map(|()| report)
     }
@@ -214,38 +216,58 @@ impl Syncer {
 
     async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.node_changed = self.store.take_node_changed();
-        let mut plan = if report.node_changed {
-            self.store.take_dirty();
-            self.planner.plan_node(&self.store)
-        } else {
-            let mut names = self.store.take_dirty();
-            names.sort_unstable();
-            self.planner.plan(&self.store, names)
-        };
-        report.denied = std::mem::take(&mut plan.denied);
-        let committed = self.commit_plan(&mut plan, report).await;
-        match committed {
-            Ok(()) => report.changed.extend(plan.changed),
-            Err(error) => {
-                for change in &plan.changed {
-                    let programmed = self.untold.entry(change.name.clone()).or_insert_with(|| {
-                        Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned())
-                    });
-                    programmed[compiler::model::convert::index(change.family)].clone_from(&change.before);
-                }
-                // What the kernel holds may not be what we believed: look, and send
-                // the difference. Only who is refused then is at fault.
-                self.remember(&plan);
-                return match error {
-                    CommitError::Refused { .. } => self.repair(report).await,
-                    CommitError::Netlink(error) => Err(error.into()),
-                };
-            }
+        if report.node_changed {
+            self.store.mark_all_dirty();
+        }
+        let mut names = self.store.take_dirty();
+        names.sort_unstable();
+        let mut names = VecDeque::from(names);
+        if report.node_changed {
+            let plan = self.planner.plan_node(&self.store);
+            self.program(plan, &mut names, report).await?;
+        }
+        // Very many changed Services are planned and committed in pieces.
+        while !names.is_empty() {
+            let piece = self.planner.take_piece(&self.store, &mut names, PIECE);
+            let plan = self.planner.plan(&self.store, piece);
+            self.program(plan, &mut names, report).await?;
         }
         if self.idle_chains() > MAX_IDLE_CHAINS {
             self.tidy().await?;
         }
         Ok(())
+    }
+
+    /// Commits a plan. If the kernel refuses it, everything is compared and
+    /// repaired, and nothing is left of `rest`: what was still to be planned.
+    async fn program(
+        &mut self,
+        mut plan: Plan,
+        rest: &mut VecDeque<ServiceName>,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        report.denied.append(&mut plan.denied);
+        let committed = self.commit_plan(&mut plan, report).await;
+        let Err(error) = committed else {
+            report.changed.append(&mut plan.changed);
+            return Ok(());
+        };
+        self.store.mark_dirty(rest.drain(..));
+        // What the kernel holds may not be what we believed: look, and send
+        // the difference. Only who is refused then is at fault.
+        self.remember(&plan);
+        // Earlier pieces are told with what a repair makes of this one.
+        for change in report.changed.drain(..).chain(plan.changed) {
+            let programmed = self
+                .untold
+                .entry(change.name.clone())
+                .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
+            programmed[compiler::model::convert::index(change.family)] = change.before;
+        }
+        match error {
+            CommitError::Refused { .. } => self.repair(report).await,
+            CommitError::Netlink(error) => Err(error.into()),
+        }
     }
 
     async fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {

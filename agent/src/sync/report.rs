@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use compiler::diff::planner::{Denied, ServiceChange};
-use compiler::diff::{Action, Transaction};
+use compiler::diff::{Action, TooLarge, Transaction};
 use compiler::ruleset::Family;
 
 use crate::netlink::CommitReport;
@@ -28,6 +28,8 @@ pub struct SyncReport {
     pub encoding: Duration,
     /// What the kernel refused; everything else was programmed.
     pub refused: Vec<Refused>,
+    /// Services that have become too large to be programmed; each is named once.
+    pub too_large: Vec<TooLarge>,
     /// Frontends that a Service wants and an older one has.
     pub denied: Vec<Denied>,
     /// What changed, by Service; empty for the start. After a repair: what the

@@ -64,7 +64,8 @@ impl Batch {
 pub(super) struct ElementChanges {
     /// Of the firewall and of interval sets: what leaves must leave before
     /// what comes, since the kernel refuses overlaps, and both together.
-    firewall: Vec<Operation>,
+    firewall_leaves: Vec<Operation>,
+    firewall_comes: Vec<Operation>,
     /// New and replaced elements that nothing points to yet.
     grow: Vec<Operation>,
     /// New, replaced and removed verdicts.
@@ -93,11 +94,8 @@ impl ElementChanges {
         let added = after.map(|value| operation(Action::AddElement(element(value))));
         match (removed, added) {
             (removed, added) if map.is_interval() || map == Map::FirewallIps => {
-                // Removals in front: both go into one transaction.
-                if let Some(removed) = removed {
-                    self.firewall.insert(0, removed);
-                }
-                self.firewall.extend(added);
+                self.firewall_leaves.extend(removed);
+                self.firewall_comes.extend(added);
             }
             (Some(removed), None) if removes_a_detour(map) || map.data() != DataKind::Verdict => {
                 self.shrink.push(removed);
@@ -111,7 +109,7 @@ impl ElementChanges {
 
     /// How many operations there are.
     pub(super) fn len(&self) -> usize {
-        self.firewall.len() + self.grow.len() + self.point.len() + self.shrink.len()
+        self.firewall_leaves.len() + self.firewall_comes.len() + self.grow.len() + self.point.len() + self.shrink.len()
     }
 
     /// The transactions, in order; the first begins with `rules`.
@@ -119,7 +117,8 @@ impl ElementChanges {
         let mut transactions = Vec::new();
         let mut first = rules;
         // The firewall's removals and additions stay together, however many.
-        first.extend(self.firewall);
+        first.extend(self.firewall_leaves);
+        first.extend(self.firewall_comes);
         first.extend(self.grow);
         first.extend(self.point);
         push_chunks(first, &mut transactions);
@@ -136,21 +135,25 @@ fn removes_a_detour(map: Map) -> bool {
 
 /// Cuts a long list of operations into about equal parts. A removal and the
 /// addition that replaces it are neighbours and are not torn apart.
-pub(super) fn push_chunks(mut operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
+///
+/// Each part has a list of its own size: `Vec::split_off` would leave every
+/// part with the capacity of all that followed it, which is quadratic.
+pub(super) fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
+    let mut left = operations.len();
+    let mut operations = operations.into_iter().peekable();
     // Lists are handed over when they are full or a little fuller: no commit
     // for the little.
-    while operations.len() > MAX_OPERATIONS + MAX_OPERATIONS / 8 {
-        let parts = operations.len().div_ceil(MAX_OPERATIONS);
-        let mut cut = operations.len().div_ceil(parts);
-        while cut < operations.len() && replaces(&operations[cut - 1], &operations[cut]) {
-            cut += 1;
+    while left > MAX_OPERATIONS + MAX_OPERATIONS / 8 {
+        let parts = left.div_ceil(MAX_OPERATIONS);
+        let mut part: Vec<Operation> = operations.by_ref().take(left.div_ceil(parts)).collect();
+        while let Some(next) = operations.next_if(|next| part.last().is_some_and(|last| replaces(last, next))) {
+            part.push(next);
         }
-        let rest = operations.split_off(cut);
-        transactions.push(Transaction { operations });
-        operations = rest;
+        left -= part.len();
+        transactions.push(Transaction { operations: part });
     }
-    if !operations.is_empty() {
-        transactions.push(Transaction { operations });
+    if left > 0 {
+        transactions.push(Transaction { operations: operations.collect() });
     }
 }
 

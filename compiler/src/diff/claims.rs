@@ -1,6 +1,8 @@
 //! Which Service has a frontend that several want: the oldest, then the first
 //! by name. (kube-proxy leaves it to chance and rewrites it at every sync.)
 
+use std::collections::BTreeSet;
+
 use rustc_hash::FxHashMap;
 
 use crate::model::types::ServiceName;
@@ -17,22 +19,24 @@ struct Claimant {
 #[derive(Debug, Default)]
 pub struct Claims {
     holders: FxHashMap<Claim, Claimant>,
-    waiting: FxHashMap<Claim, Vec<Claimant>>,
+    /// In the order of precedence: any number of Services may ask for one frontend.
+    waiting: FxHashMap<Claim, BTreeSet<Claimant>>,
 }
 
 impl Claims {
-    /// Replaces the claims of one Service, and adds to `affected` every other
-    /// Service that gains or loses a frontend by that.
+    /// Replaces the claims of one Service, each list with the time of creation
+    /// that goes with it, and adds to `affected` every other Service that gains
+    /// or loses a frontend by that.
     pub fn replace(
         &mut self,
         name: &ServiceName,
-        before: &[Claim],
-        now: &[Claim],
-        created: i64,
+        (before, created_before): (&[Claim], i64),
+        (now, created): (&[Claim], i64),
         affected: &mut Vec<ServiceName>,
     ) {
+        let previous = Claimant { created: created_before, name: name.clone() };
         for claim in before {
-            if let Some(heir) = self.release(*claim, name) {
+            if let Some(heir) = self.release(*claim, &previous) {
                 affected.push(heir);
             }
         }
@@ -67,14 +71,16 @@ impl Claims {
         } else {
             claimant
         };
-        self.waiting.entry(claim).or_default().push(waits);
+        self.waiting.entry(claim).or_default().insert(waits);
     }
 
     /// Gives up a claim; returns who has the frontend now, if that changed.
-    fn release(&mut self, claim: Claim, name: &ServiceName) -> Option<ServiceName> {
-        if !self.holds(&claim, name) {
+    fn release(&mut self, claim: Claim, claimant: &Claimant) -> Option<ServiceName> {
+        if !self.holds(&claim, &claimant.name) {
             let waiting = self.waiting.get_mut(&claim)?;
-            waiting.retain(|claimant| claimant.name != *name);
+            if !waiting.remove(claimant) {
+                waiting.retain(|other| other.name != claimant.name);
+            }
             if waiting.is_empty() {
                 self.waiting.remove(&claim);
             }
@@ -84,11 +90,14 @@ impl Claims {
             self.holders.remove(&claim);
             return None;
         };
-        waiting.sort_unstable();
-        let heir = waiting.remove(0);
+        let heir = waiting.pop_first();
         if waiting.is_empty() {
             self.waiting.remove(&claim);
         }
+        let Some(heir) = heir else {
+            self.holders.remove(&claim);
+            return None;
+        };
         let heir_name = heir.name.clone();
         self.holders.insert(claim, heir);
         Some(heir_name)
@@ -108,16 +117,16 @@ mod tests {
         let mut claims = Claims::default();
         let (young, old) = (ServiceName::new("shop", "a"), ServiceName::new("shop", "b"));
         let mut affected = Vec::new();
-        claims.replace(&young, &[], &[CLAIM], 20, &mut affected);
+        claims.replace(&young, (&[], 0), (&[CLAIM], 20), &mut affected);
         assert!(affected.is_empty());
-        claims.replace(&old, &[], &[CLAIM], 10, &mut affected);
+        claims.replace(&old, (&[], 0), (&[CLAIM], 10), &mut affected);
         assert_eq!(affected, std::slice::from_ref(&young));
         assert!(claims.holds(&CLAIM, &old) && !claims.holds(&CLAIM, &young));
         affected.clear();
-        claims.replace(&old, &[CLAIM], &[], 10, &mut affected);
+        claims.replace(&old, (&[CLAIM], 10), (&[], 0), &mut affected);
         assert_eq!(affected, std::slice::from_ref(&young));
         assert!(claims.holds(&CLAIM, &young));
-        claims.replace(&young, &[CLAIM], &[], 20, &mut affected);
+        claims.replace(&young, (&[CLAIM], 20), (&[], 0), &mut affected);
         assert_eq!(claims.holder(&CLAIM), None);
     }
 }

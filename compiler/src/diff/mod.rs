@@ -7,6 +7,8 @@
 //! * [`slots`]: which endpoint sits in which slot;
 //! * [`claims`]: which Service has a frontend that several want;
 //! * `counted`: shared elements, and chains that elements point to;
+//! * `compile`: one Service, or why it is too large;
+//! * [`pieces`]: very many Services, in plans of a bounded size;
 //! * [`batch`]: from changed elements to transactions.
 //!
 //! Elements become visible per lookup, not per packet. A packet may see the
@@ -17,11 +19,14 @@
 
 pub mod batch;
 pub mod claims;
+mod compile;
 mod counted;
+pub mod pieces;
 pub mod planner;
 pub mod resync;
 pub mod slots;
 
+pub use compile::TooLarge;
 pub use planner::{Plan, Planner};
 pub use resync::{KernelElements, KernelState, Resync};
 

@@ -6,20 +6,19 @@ use std::sync::Arc;
 
 use super::batch::Batch;
 use super::claims::Claims;
+use super::compile::TooLarge;
 use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
-use super::{Action, Operation, Transaction, slots};
+use super::{Action, Operation, Transaction};
 use crate::model::convert::{PerFamily, index};
-use crate::model::store::ServiceEntry;
-use crate::model::types::{Service, ServiceName, ServicePort};
+use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey};
 use crate::ruleset::maps::Map;
-use crate::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends, claims, elements};
+use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::ruleset::table::{Ruleset, Table};
-use crate::select::{Viewpoint, endpoints_keeping_flows, ready_local_addresses, select};
 
 /// Knows what is programmed, and plans what to change.
 ///
@@ -30,6 +29,7 @@ pub struct Planner {
     pub(super) config: ProxyConfig,
     pub(super) families: PerFamily<FamilyState>,
     quarantined: HashSet<ServiceName>,
+    pub(super) newly_too_large: Vec<TooLarge>,
 }
 
 /// What is programmed in one family.
@@ -38,6 +38,8 @@ pub(super) struct FamilyState {
     pub(super) skeleton: SkeletonConfig,
     pub(super) services: HashMap<ServiceName, CompiledService>,
     pub(super) claims: Claims,
+    /// Services that are not programmed because they ask for too much.
+    pub(super) too_large: HashMap<ServiceName, u64>,
     pub(super) shared: SharedElements,
     pub(super) chains: CountedChains,
     /// Elements of the node: `nodeport-ips` and `service-cidrs`.
@@ -96,7 +98,7 @@ impl Planner {
     /// A planner that has programmed nothing yet.
     pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
         let families = Family::ALL.map(|family| FamilyState::new(family, &config, node));
-        Self { config, families, quarantined: HashSet::new() }
+        Self { config, families, quarantined: HashSet::new(), newly_too_large: Vec::new() }
     }
 
     /// The configuration it plans for.
@@ -149,13 +151,13 @@ impl Planner {
     }
 
     /// Plans for a node that changed: its addresses, zone, pod ranges, or the
-    /// service ranges. Looks at every Service: any may be affected.
+    /// service ranges. These are the rules and the node's own elements; any
+    /// Service may be affected as well, so plan them all behind it
+    /// ([`Store::mark_all_dirty`]).
     pub fn plan_node(&mut self, store: &Store) -> Plan {
         let mut plan = Plan::default();
-        let names: Vec<ServiceName> = store.iter().map(|(name, _)| name.clone()).collect();
         for family in Family::ALL {
             self.plan_skeleton(store, family, &mut plan);
-            self.plan_family(store, &names, family, &mut plan);
         }
         plan
     }
@@ -172,7 +174,8 @@ impl Planner {
                 continue;
             }
             let before = self.families[index(family)].services.get(&name);
-            let after = store.get(&name).and_then(|entry| self.compile(store, &name, entry, family, before));
+            let after = store.get(&name).map_or(Ok(None), |entry| self.compile(store, &name, entry, family, before));
+            let after = self.admit(&name, family, after);
             queue.extend(self.claim(&name, family, after.as_ref()));
             compiled.insert(name, after);
         }
@@ -197,15 +200,15 @@ impl Planner {
         after: Option<&CompiledService>,
     ) -> Vec<ServiceName> {
         let state = &mut self.families[index(family)];
-        let before = state.services.get(name).map(claims).unwrap_or_default();
-        let now = after.map(claims).unwrap_or_default();
-        let created = after.map_or(0, |after| after.service.created);
+        let known = |compiled: Option<&CompiledService>| {
+            compiled.map_or((Vec::new(), 0), |compiled| (claims(compiled), compiled.service.created))
+        };
+        let (before, now) = (known(state.services.get(name)), known(after));
         let mut affected = Vec::new();
         // A Service that was made again under its name has another age, and may
         // lose or win by that.
-        let recreated = state.services.get(name).is_some_and(|before| before.service.created != created);
-        if recreated || before != now {
-            state.claims.replace(name, &before, &now, created, &mut affected);
+        if before != now {
+            state.claims.replace(name, (&before.0, before.1), (&now.0, now.1), &mut affected);
         }
         affected
     }
@@ -218,54 +221,10 @@ impl Planner {
             compiled.denied = Box::default();
             return;
         }
-        compiled.denied = claims(compiled).into_iter().filter(|claim| !holders.holds(claim, name)).collect();
-    }
-
-    /// Compiles one Service in one family, as if nobody else claimed anything.
-    /// Endpoints keep the slots they have in `before`.
-    pub(super) fn compile(
-        &self,
-        store: &Store,
-        name: &ServiceName,
-        entry: &ServiceEntry,
-        family: Family,
-        before: Option<&CompiledService>,
-    ) -> Option<CompiledService> {
-        let service = entry.service[index(family)].as_ref()?;
-        let state = &self.families[index(family)];
-        if self.is_quarantined(name) {
-            return before.cloned();
-        }
-        let slices = entry.slices.as_slice();
-        let viewpoint = Viewpoint { node_name: &self.config.node_name, zone: store.node().zone.as_deref() };
-        let ports = service.ports.iter().map(|port| {
-            let selected = select(family, service, port, slices, viewpoint);
-            let known = before.and_then(|before| {
-                let same = |old: &ServicePort| old.name == port.name && old.protocol == port.protocol;
-                before.ports.get(before.service.ports.iter().position(same)?)
-            });
-            let cluster = known.map(|port| &*port.cluster).unwrap_or_default();
-            let local = known.map(|port| &*port.local).unwrap_or_default();
-            CompiledPort {
-                cluster: slots::assign(cluster, &selected.cluster),
-                local: slots::assign(local, &selected.local),
-                on_this_node: selected.on_this_node.into(),
-                any: selected.any,
-                keeping_flows: endpoints_keeping_flows(family, port, slices).into(),
-            }
-        });
-        let ready_local = if service.health_check_node_port.is_some() {
-            u32::try_from(ready_local_addresses(family, service, slices)).unwrap_or(u32::MAX)
-        } else {
-            0
-        };
-        Some(CompiledService {
-            ports: ports.collect(),
-            denied: Box::default(),
-            ready_local,
-            admits_node: state.admits_node(service),
-            service: service.clone(),
-        })
+        let mut denied: Vec<Claim> = claims(compiled);
+        denied.retain(|claim| !holders.holds(claim, name));
+        denied.sort_unstable();
+        compiled.denied = denied.into();
     }
 
     /// Puts `after` in the place of what was programmed.
@@ -507,6 +466,7 @@ impl FamilyState {
             skeleton,
             services: HashMap::new(),
             claims: Claims::default(),
+            too_large: HashMap::new(),
             shared: SharedElements::default(),
             chains: CountedChains::default(),
             node_elements: Vec::new(),

@@ -2,7 +2,6 @@
 //! hold. A restart with nothing changed sends nothing.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -12,6 +11,7 @@ use super::claims::Claims;
 use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
 use super::planner::{Planner, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
+use crate::limits::{MAX_ELEMENTS, elements_at_most};
 use crate::model::convert::{PerFamily, index};
 use crate::model::store::ServiceEntry;
 use crate::model::types::{Service, ServiceName};
@@ -22,6 +22,7 @@ use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::{DataKind, Map};
 use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements, firewall};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
+use crate::select::Joins;
 
 /// The elements of one table as the kernel holds them, without `affinity`:
 /// that map belongs to the packets.
@@ -323,40 +324,29 @@ fn is_firewall(map: Map) -> bool {
 /// Puts the endpoints into the slots that the kernel holds for each port, as
 /// the first frontend that the Service holds has them.
 fn adopt(compiled: &mut CompiledService, kernel: &KernelElements, holds: impl Fn(&Claim) -> bool) {
-    let service = compiled.service.clone();
-    let held: Vec<Claim> = all_frontends(&service).into_iter().filter(holds).collect();
     // Which of a frontend's maps holds which list follows from its policy.
     let slots = |claim: &Claim, services: Map, node_ports: Map| match *claim {
         Claim::Frontend(key) => kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
         Claim::NodePort(key) => kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
         Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => Vec::new(),
     };
-    for (port, endpoints) in service.ports.iter().zip(&mut compiled.ports) {
-        let (mut cluster, mut local) = (Vec::new(), Vec::new());
-        for claim in held.iter().filter(|claim| claim.serves_port(port)) {
-            let main = slots(claim, Map::Endpoints, Map::NodePortEndpoints);
-            let list = if is_local(claim, &service) { &mut local } else { &mut cluster };
-            if list.is_empty() {
-                *list = main;
-            }
-            if cluster.is_empty() {
-                cluster = slots(claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
-            }
+    // The cluster-wide and the local list of each port.
+    let mut known = vec![(Vec::new(), Vec::new()); compiled.ports.len()];
+    for frontend in all_frontends(&compiled.service) {
+        let Some((cluster, local)) = known.get_mut(frontend.position).filter(|_| holds(&frontend.claim)) else {
+            continue;
+        };
+        let list = if frontend.is_local { local } else { &mut *cluster };
+        if list.is_empty() {
+            *list = slots(&frontend.claim, Map::Endpoints, Map::NodePortEndpoints);
         }
+        if cluster.is_empty() {
+            *cluster = slots(&frontend.claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
+        }
+    }
+    for (endpoints, (cluster, local)) in compiled.ports.iter_mut().zip(known) {
         endpoints.cluster = slots::assign(&cluster, &endpoints.cluster);
         endpoints.local = slots::assign(&local, &endpoints.local);
-    }
-}
-
-/// Whether a frontend's main list is the local one.
-fn is_local(claim: &Claim, service: &Service) -> bool {
-    let external =
-        |address: &IpAddr| service.external_ips.contains(address) || service.load_balancer_ips.contains(address);
-    match claim {
-        Claim::Frontend(key) if key.address == service.cluster_ip && !external(&key.address) => {
-            service.internal_policy_local
-        }
-        _ => service.external_policy_local,
     }
 }
 
@@ -412,6 +402,7 @@ fn firewall_changes(
         let Some(mut filtered) = planner.source_ranges(name, entry, family) else { continue };
         let claims = claims(&filtered).into_iter();
         filtered.denied = claims.filter(|claim| holders.entry(*claim).or_insert(name) != name).collect();
+        filtered.denied.sort_unstable();
         firewall(&filtered, &mut |element| {
             let owner = Some(name.text().clone());
             desired.insert((element.map, element.key), ((element.data, element.comment), owner));
@@ -448,6 +439,7 @@ impl Planner {
         state.skeleton = fresh.skeleton;
         state.primary_address = fresh.primary_address;
         state.services.retain(|name, _| store.get(name).is_some());
+        state.too_large.retain(|name, _| store.get(name).is_some());
         state.claims = Claims::default();
         state.shared = SharedElements::default();
         state.chains = CountedChains::default();
@@ -484,6 +476,10 @@ impl Planner {
     /// none.
     fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
         let service = self.effective(name, entry, index(family)).filter(|service| !service.source_ranges.is_empty())?;
+        let joins = Joins::new(family, &entry.slices);
+        if elements_at_most(service, &joins) > MAX_ELEMENTS {
+            return None;
+        }
         let admits_node = self.families[index(family)].admits_node(service);
         let ports = Box::default();
         Some(CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node })
@@ -493,7 +489,8 @@ impl Planner {
     /// over it must have been compiled before it.
     fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) {
         let before = self.families[index(family)].services.remove(name);
-        let Some(mut compiled) = self.compile(store, name, entry, family, before.as_ref()) else { return };
+        let compiled = self.compile(store, name, entry, family, before.as_ref());
+        let Some(mut compiled) = self.admit(name, family, compiled) else { return };
         let affected = self.claim(name, family, Some(&compiled));
         debug_assert!(affected.is_empty(), "{name} takes frontends of {affected:?}");
         self.deny(name, family, &mut compiled);

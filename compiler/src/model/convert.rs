@@ -218,6 +218,7 @@ fn protocol(text: Option<&str>) -> Option<Protocol> {
 
 fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Vec<ServicePort> {
     let mut ports: Vec<ServicePort> = Vec::with_capacity(objects.len());
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for (position, object) in objects.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{position}].{name}");
         let Some(protocol) = protocol(object.protocol.as_deref()) else {
@@ -239,12 +240,12 @@ fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Vec<
                 node_port
             }
         };
-        let twin =
-            ports.iter().any(|other| other.protocol == protocol && (other.port == port || *other.name == *object.name));
-        if twin {
+        if numbers.contains(&(protocol, port)) || names.contains(&(protocol, object.name.as_str())) {
             problems.add(field("port"), format!("{port}/{protocol} repeats an earlier port; it is skipped"));
             continue;
         }
+        numbers.insert((protocol, port));
+        names.insert((protocol, object.name.as_str()));
         ports.push(ServicePort { name: object.name.as_str().into(), protocol, port, node_port });
     }
     ports

@@ -43,6 +43,13 @@ pub struct ServiceEntry {
     list: u32,
 }
 
+impl ServiceEntry {
+    /// Where the slice of this name (`namespace/name`) is.
+    fn position(&self, slice_name: &str) -> Option<usize> {
+        self.slices.binary_search_by(|slice| (*slice.name).cmp(slice_name)).ok()
+    }
+}
+
 /// What the sources told, by Service.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -113,6 +120,16 @@ impl Store {
     pub fn take_dirty(&mut self) -> Vec<ServiceName> {
         // Emptied by replacement: a set keeps its room after a first list.
         std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// These Services were taken by [`Self::take_dirty`], but not dealt with.
+    pub fn mark_dirty(&mut self, names: impl IntoIterator<Item = ServiceName>) {
+        self.dirty.extend(names);
+    }
+
+    /// Something changed that any Service may depend on.
+    pub fn mark_all_dirty(&mut self) {
+        self.dirty.extend(self.services.keys().cloned());
     }
 
     /// Whether any Service changed since the last [`Self::take_dirty`].
@@ -334,7 +351,7 @@ impl Store {
     fn remove_slice(&mut self, slice_name: &str) {
         let Some(owner) = self.slice_owners.remove(slice_name) else { return };
         if let Some(entry) = self.services.get_mut(&owner) {
-            if let Some(position) = entry.slices.iter().position(|slice| *slice.name == *slice_name) {
+            if let Some(position) = entry.position(slice_name) {
                 self.endpoint_count -= entry.slices.remove(position).slice.endpoints.len();
             }
             self.dirty.insert(owner.clone());
@@ -376,9 +393,10 @@ impl Store {
             Kind::EndpointSlice => {
                 let name = format!("{namespace}/{name}");
                 let owner = self.slice_owners.get(name.as_str());
-                let slices = owner.and_then(|owner| self.services.get_mut(owner)).map(|entry| &mut entry.slices);
-                if let Some(slice) = slices.into_iter().flatten().find(|slice| *slice.name == *name) {
-                    slice.list = current;
+                if let Some(entry) = owner.and_then(|owner| self.services.get_mut(owner))
+                    && let Some(position) = entry.position(&name)
+                {
+                    entry.slices[position].list = current;
                 }
             }
             Kind::ServiceCidr => {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use rustc_hash::FxHashSet;
 
 use super::chains::{Chain, Domain, Pool};
 use super::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
@@ -22,7 +23,8 @@ pub struct CompiledService {
     pub service: Arc<Service>,
     /// The endpoints of each port, in the order of `service.ports`.
     pub ports: Box<[CompiledPort]>,
-    /// Frontends that an older Service claims as well, and has.
+    /// Frontends that an older Service claims as well, and has; sorted, so that
+    /// each can be found without looking at all.
     pub denied: Box<[Claim]>,
     /// Ready local endpoints, for the health check port.
     pub ready_local: u32,
@@ -30,6 +32,13 @@ pub struct CompiledService {
     /// admit the Service's load balancer addresses: traffic of this node to an
     /// address that is bound to it has that address as its source.
     pub admits_node: bool,
+}
+
+impl CompiledService {
+    /// Whether an older Service has what this one claims.
+    pub fn is_denied(&self, claim: &Claim) -> bool {
+        self.denied.binary_search(claim).is_ok()
+    }
 }
 
 /// The endpoints of one service port, each list in the order of its slots.
@@ -104,33 +113,61 @@ enum Policy {
 fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
     let external = if service.external_policy_local { Policy::ExternalLocal } else { Policy::External };
     let internal = if service.internal_policy_local { Policy::InternalLocal } else { Policy::Internal };
-    let externals = || service.load_balancer_ips.iter().chain(&service.external_ips);
+    let externals = external_addresses(service);
+    let cluster_ip_is_external = externals.contains(&service.cluster_ip);
+    let mut node_ports = FxHashSet::default();
     for (position, port) in service.ports.iter().enumerate() {
         let frontend =
             |address: IpAddr| Claim::Frontend(FrontendKey { address, protocol: port.protocol, port: port.port });
-        for (nth, address) in externals().enumerate() {
-            if externals().take(nth).all(|earlier| earlier != address) {
-                wanted(position, frontend(*address), external);
-            }
+        for address in &externals {
+            wanted(position, frontend(*address), external);
         }
-        if externals().all(|address| *address != service.cluster_ip) {
+        if !cluster_ip_is_external {
             wanted(position, frontend(service.cluster_ip), internal);
         }
-        if let Some(node_port) = port.node_port {
-            let repeated = service.ports[..position]
-                .iter()
-                .any(|earlier| earlier.protocol == port.protocol && earlier.node_port == port.node_port);
-            if !repeated {
-                wanted(position, Claim::NodePort(NodePortKey { protocol: port.protocol, port: node_port }), external);
-            }
+        if let Some(node_port) = port.node_port
+            && (service.ports.len() == 1 || node_ports.insert((port.protocol, node_port)))
+        {
+            wanted(position, Claim::NodePort(NodePortKey { protocol: port.protocol, port: node_port }), external);
         }
     }
 }
 
-/// Every frontend and node port that a Service has, served or not.
-pub fn all_frontends(service: &Service) -> Vec<Claim> {
+/// Load balancer addresses and external IPs, each once.
+fn external_addresses(service: &Service) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = service.load_balancer_ips.iter().chain(&service.external_ips).copied().collect();
+    if addresses.len() > 1 {
+        let mut seen = FxHashSet::default();
+        addresses.retain(|address| seen.insert(*address));
+    }
+    addresses
+}
+
+/// At how many addresses each port of this Service is served, at most: the
+/// cluster IP and the external ones.
+pub(crate) fn count_addresses(service: &Service) -> usize {
+    external_addresses(service).len() + 1
+}
+
+/// A frontend or node port that a Service has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServedFrontend {
+    /// The position of its port in `service.ports`.
+    pub position: usize,
+    /// The frontend, or the node port.
+    pub claim: Claim,
+    /// Whether its main list is the one of local endpoints.
+    pub is_local: bool,
+}
+
+/// Every frontend and node port that a Service has, served or not, in the
+/// order of its ports.
+pub fn all_frontends(service: &Service) -> Vec<ServedFrontend> {
     let mut all = Vec::new();
-    frontends(service, |_, claim, _| all.push(claim));
+    frontends(service, |position, claim, policy| {
+        let is_local = matches!(policy, Policy::InternalLocal | Policy::ExternalLocal);
+        all.push(ServedFrontend { position, claim, is_local });
+    });
     all
 }
 
@@ -186,11 +223,11 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
             return;
         };
         let frontend = Frontend { claim, endpoints, affinity: service.affinity, comment };
-        if serves(policy, endpoints) && !compiled.denied.contains(&claim) {
+        if serves(policy, endpoints) && !compiled.is_denied(&claim) {
             frontend.serve(policy, emit);
         }
         if let Some(verdict) = no_endpoint(policy, endpoints)
-            && !compiled.denied.contains(&claim.no_endpoint())
+            && !compiled.is_denied(&claim.no_endpoint())
         {
             frontend.verdict(frontend.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
         }
@@ -221,7 +258,7 @@ pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
         ranges = IpNet::aggregate(&ranges);
     }
     firewalled(service, |frontend| {
-        if compiled.denied.contains(&Claim::Firewall(frontend)) {
+        if compiled.is_denied(&Claim::Firewall(frontend)) {
             return;
         }
         emit(plain(Map::FirewallIps, Key::Frontend(frontend)));

@@ -43,12 +43,12 @@ impl Compiled {
         for change in changes {
             self.store.apply(change);
         }
-        let names = self.store.take_dirty();
         if self.store.take_node_changed() {
             self.planner.plan_node(&self.store);
-        } else {
-            self.planner.plan(&self.store, names);
+            self.store.mark_all_dirty();
         }
+        let names = self.store.take_dirty();
+        self.planner.plan(&self.store, names);
     }
 
     /// What the compiled rules do with each packet, in the model's terms. The

@@ -78,6 +78,26 @@ fn a_service_whose_address_is_taken_is_told() {
 }
 
 #[test]
+fn a_service_that_is_too_large_is_told() {
+    let mut cluster = cluster();
+    let agent = cluster.agent().unwrap();
+    agent.wait_until_ready();
+    let large = service("large", &cluster_ip(2), |service| {
+        let ports = (1..=1_000).map(|port| json!({"name": format!("p{port}"), "port": port, "protocol": "TCP"}));
+        service["spec"]["ports"] = ports.collect();
+        service["spec"]["externalIPs"] = (1..=250).map(|host| json!(format!("203.0.113.{host}"))).collect();
+    });
+    apply(&cluster, &[large]);
+    let shop = apply_service(&cluster, "shop", 3, &[Endpoint::local(1)]);
+    cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
+
+    let Some(told) = event(&mut cluster, "ServiceTooLarge", "large") else { return };
+    assert_eq!((&told["type"], &told["regarding"]["kind"]), (&json!("Warning"), &json!("Service")));
+    let note = told["note"].as_str().unwrap();
+    assert!(note.contains("753000 elements") && note.contains("the limit is 500000"), "{note}");
+}
+
+#[test]
 fn refused_events_disturb_nothing() {
     let mut cluster = cluster();
     let Some(double) = cluster.api.double() else { return };

@@ -1,0 +1,141 @@
+//! One Service compiled: which endpoints serve each of its ports, in which
+//! slots; and what happens to one that asks for too much.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
+use super::planner::Planner;
+use super::slots;
+use crate::limits::{MAX_ELEMENTS, elements_at_most};
+use crate::model::convert::index;
+use crate::model::store::ServiceEntry;
+use crate::model::types::{ServiceName, ServicePort};
+use crate::model::{Protocol, Store};
+use crate::ruleset::Family;
+use crate::ruleset::service::{CompiledPort, CompiledService};
+use crate::select::{Joins, Viewpoint, endpoints_keeping_flows, ready_local_addresses, select};
+
+/// A Service that asks for more elements than one Service may have
+/// ([`MAX_ELEMENTS`]). Nothing of it is programmed in that family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLarge {
+    /// The Service.
+    pub name: ServiceName,
+    /// The family.
+    pub family: Family,
+    /// How many elements it may need, by [`elements_at_most`].
+    pub elements: u64,
+}
+
+impl Planner {
+    /// The Services that have become too large since the last call. A Service
+    /// that stays too large is named once.
+    pub fn take_too_large(&mut self) -> Vec<TooLarge> {
+        std::mem::take(&mut self.newly_too_large)
+    }
+
+    /// How many Services are too large, each family by itself.
+    pub fn too_large(&self) -> usize {
+        self.families.iter().map(|state| state.too_large.len()).sum()
+    }
+
+    /// Compiles one Service in one family, as if nobody else claimed anything.
+    /// Endpoints keep the slots they have in `before`. The error is the number
+    /// of elements of a Service that is too large.
+    pub(super) fn compile(
+        &self,
+        store: &Store,
+        name: &ServiceName,
+        entry: &ServiceEntry,
+        family: Family,
+        before: Option<&CompiledService>,
+    ) -> Result<Option<CompiledService>, u64> {
+        let Some(service) = entry.service[index(family)].as_ref() else { return Ok(None) };
+        let state = &self.families[index(family)];
+        if self.is_quarantined(name) {
+            return Ok(before.cloned());
+        }
+        let joins = Joins::new(family, &entry.slices);
+        let elements = elements_at_most(service, &joins);
+        if elements > MAX_ELEMENTS {
+            return Err(elements);
+        }
+        let known_ports = before.map(KnownPorts::new);
+        let viewpoint = Viewpoint { node_name: &self.config.node_name, zone: store.node().zone.as_deref() };
+        let ports = service.ports.iter().enumerate().map(|(position, port)| {
+            let selected = select(service, port, &joins, viewpoint);
+            let known = known_ports.as_ref().and_then(|known| known.find(position, port));
+            let cluster = known.map(|port| &*port.cluster).unwrap_or_default();
+            let local = known.map(|port| &*port.local).unwrap_or_default();
+            CompiledPort {
+                cluster: slots::assign(cluster, &selected.cluster),
+                local: slots::assign(local, &selected.local),
+                on_this_node: selected.on_this_node.into(),
+                any: selected.any,
+                keeping_flows: endpoints_keeping_flows(port, &joins).into(),
+            }
+        });
+        let ready_local = if service.health_check_node_port.is_some() {
+            u32::try_from(ready_local_addresses(service, &joins)).unwrap_or(u32::MAX)
+        } else {
+            0
+        };
+        Ok(Some(CompiledService {
+            ports: ports.collect(),
+            denied: Box::default(),
+            ready_local,
+            admits_node: state.admits_node(service),
+            service: service.clone(),
+        }))
+    }
+
+    /// Keeps a list of the Services that are too large.
+    pub(super) fn admit(
+        &mut self,
+        name: &ServiceName,
+        family: Family,
+        compiled: Result<Option<CompiledService>, u64>,
+    ) -> Option<CompiledService> {
+        let too_large = &mut self.families[index(family)].too_large;
+        match compiled {
+            Ok(compiled) => {
+                if !too_large.is_empty() {
+                    too_large.remove(name);
+                }
+                compiled
+            }
+            Err(elements) => {
+                if too_large.insert(name.clone(), elements).is_none() {
+                    self.newly_too_large.push(TooLarge { name: name.clone(), family, elements });
+                }
+                None
+            }
+        }
+    }
+}
+
+/// The ports of a Service that is programmed, by name and protocol.
+struct KnownPorts<'a> {
+    compiled: &'a CompiledService,
+    /// Made when a port is not where it was.
+    positions: OnceCell<HashMap<(&'a str, Protocol), usize>>,
+}
+
+impl<'a> KnownPorts<'a> {
+    fn new(compiled: &'a CompiledService) -> Self {
+        Self { compiled, positions: OnceCell::new() }
+    }
+
+    /// The port that joins the same endpoints, likely at this position.
+    fn find(&self, position: usize, wanted: &ServicePort) -> Option<&'a CompiledPort> {
+        let ports = &self.compiled.service.ports;
+        let is_same = |port: &&ServicePort| port.name == wanted.name && port.protocol == wanted.protocol;
+        if ports.get(position).filter(is_same).is_some() {
+            return self.compiled.ports.get(position);
+        }
+        let positions = self.positions.get_or_init(|| {
+            ports.iter().enumerate().map(|(position, port)| ((&*port.name, port.protocol), position)).collect()
+        });
+        self.compiled.ports.get(*positions.get(&(&*wanted.name, wanted.protocol))?)
+    }
+}

@@ -1,0 +1,66 @@
+//! How much of the kernel one Service may take.
+//!
+//! The elements of a Service are a product: its addresses times its ports times
+//! their endpoints. An object of 60 kB may ask for hundreds of millions, on
+//! every node, and anybody who may create a Service could take the memory of
+//! all nodes with it. kube-proxy has no such limit. Here a Service that asks for
+//! more than [`MAX_ELEMENTS`] is not programmed, and nothing else is affected.
+
+use crate::model::types::Service;
+use crate::ruleset::service::{CompiledService, count_addresses};
+use crate::select::Joins;
+
+/// The most elements that one Service may ask for in one family, as
+/// [`elements_at_most`] counts them.
+///
+/// That is about what a cluster of 70,000 ordinary Services with 5 endpoints
+/// each has as a whole. It is enough for 100,000 endpoints at one port of a load
+/// balancer (cluster IP, node port, one address), or 5,000 ports with 40
+/// endpoints each. On one node it means about 100 MiB of kernel memory and up to
+/// as much in this process while it is being programmed (measured: decision 26).
+pub const MAX_ELEMENTS: u64 = 500_000;
+
+/// What a frontend has beside its slots, for each of its lists: verdicts,
+/// masquerading or policy, affinity, no endpoints.
+const BESIDE_THE_SLOTS: u64 = 3;
+
+/// How many elements a Service may need at most in the family of its slices.
+///
+/// Counted from the sizes alone, as if every endpoint were ready and on this
+/// node: so that whether a Service is refused does not change whenever a pod
+/// becomes ready, and no product has to be made to be counted. The work is
+/// linear in the size of the objects.
+pub fn elements_at_most(service: &Service, joins: &Joins<'_>) -> u64 {
+    let addresses = count(count_addresses(service));
+    // Frontends with the external policy Local have a list for the cluster and
+    // one for this node.
+    let lists = if service.external_policy_local { 2 } else { 1 };
+    let per_port = service.ports.iter().map(|port| {
+        let endpoints = count(joins.endpoints(port));
+        let frontends = addresses.saturating_add(u64::from(port.node_port.is_some()));
+        let of_a_frontend = endpoints.saturating_add(BESIDE_THE_SLOTS).saturating_mul(lists);
+        // Each endpoint may be against itself once more: hairpin connections.
+        frontends.saturating_mul(of_a_frontend).saturating_add(endpoints)
+    });
+    let source_ranges = match count(service.source_ranges.len()) {
+        0 => 0,
+        ranges => {
+            let addresses = count(service.load_balancer_ips.len());
+            let per_frontend = ranges.saturating_add(addresses).saturating_add(1);
+            count(service.ports.len()).saturating_mul(addresses).saturating_mul(per_frontend)
+        }
+    };
+    per_port.fold(source_ranges, u64::saturating_add)
+}
+
+/// About how many elements a compiled Service has; the work is linear in the
+/// number of its ports and addresses.
+pub(crate) fn elements_about(compiled: &CompiledService) -> u64 {
+    let addresses = count(count_addresses(&compiled.service));
+    let ports = compiled.ports.iter();
+    ports.map(|port| addresses * (count(port.cluster.len()) + count(port.local.len()) + BESIDE_THE_SLOTS)).sum()
+}
+
+fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
