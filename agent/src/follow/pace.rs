@@ -244,7 +244,7 @@ mod tests {
         pace.foreign_change(start);
         pace.begin(start);
         pace.succeeded(start + ms(3_000));
-        pace.foreign_change(start + ms(1_500));
+        pace.foreign_change(start + ms(2_500));
         let now = start + ms(3_000);
         assert_eq!(pace.next(now, true), now, "the changes lay far enough apart");
         pace.succeeded(now);
