@@ -48,7 +48,7 @@ fn kube_proxy() -> Result<(), Error> {
 }
 
 fn own_tables() -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = crate::process::event_loop()?;
     runtime.block_on(async {
         let mut kernel = Kernel::open()?;
         for family in Family::ALL {

@@ -51,12 +51,20 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         OutputFormat::Text => render::ruleset(&ruleset),
         OutputFormat::Json => render::json(&ruleset)?,
     };
+    match print(&text) {
+        // Whoever reads has seen enough (`vmap-proxy compile | head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     if !text.ends_with('\n') {
         out.write_all(b"\n")?;
     }
-    Ok(out.flush()?)
+    out.flush()
 }
 
 /// Without the Node's address its NodePorts stay closed, and here nobody waits

@@ -8,21 +8,26 @@ use std::process::ExitCode;
 
 use crate::cli::{self, Action, Invocation};
 use crate::config::load;
+use crate::logging::escape::escaped;
 use crate::{cleanup, compile, demo, logging, run};
 
 /// Does what the arguments say, the program's name first. Says on standard
 /// error why it failed.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    logging::panic::install();
     let invocation = match cli::parse(arguments) {
         Ok(invocation) => invocation,
         // Prints itself; 0 for --help, 2 for wrong usage.
         Err(error) => error.exit(),
     };
-    match act(invocation) {
+    let outcome = act(invocation);
+    logging::limit::flush();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let lines: Vec<_> = error.to_string().lines().map(|line| escaped(line).into_owned()).collect();
             // Standard error may be closed; there is nobody left to tell then.
-            let _ = writeln!(io::stderr(), "Error: {error}");
+            let _ = writeln!(io::stderr(), "Error: {}", lines.join("\n"));
             ExitCode::FAILURE
         }
     }
@@ -43,7 +48,8 @@ fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
             load::write_file(&configuration, &path)?;
             tracing::info!("the configuration was written to {}", path.display());
         }
-        Action::PrintVersion => writeln!(io::stdout(), "vmap-proxy {}", env!("CARGO_PKG_VERSION"))?,
+        // Nobody may read it.
+        Action::PrintVersion => _ = writeln!(io::stdout(), "vmap-proxy {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::config::GoDuration;
 use crate::config::kube_proxy_configuration::Conntrack;
+use crate::files::read::patiently;
 
 /// The largest `nf_conntrack_max` that the number of CPUs alone leads to.
 const MAX_BY_CPUS: i64 = 1_048_576;
@@ -207,17 +208,14 @@ impl Sysctls {
 
     fn write(&self, path: &Path, value: i64) -> Result<(), SysctlError> {
         // Not `fs::write`, which would create what the kernel doesn't have.
-        fs::OpenOptions::new()
-            .write(true)
-            .truncate(true)
-            .open(path)
+        patiently(|| fs::OpenOptions::new().write(true).truncate(true).open(path))
             .and_then(|mut file| io::Write::write_all(&mut file, value.to_string().as_bytes()))
             .map_err(|source| SysctlError::Write { path: path.to_owned(), value, source })
     }
 
     /// CPUs of the machine, not those that a cgroup leaves to this process.
     fn cpus(&self) -> i64 {
-        let online = fs::read_to_string(self.root.join(ONLINE_CPUS)).ok();
+        let online = patiently(|| fs::read_to_string(self.root.join(ONLINE_CPUS))).ok();
         online.and_then(|list| count_cpus(&list)).unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, |cpus| i64::try_from(cpus.get()).unwrap_or(1))
         })
@@ -225,7 +223,7 @@ impl Sysctls {
 }
 
 fn read(path: &Path) -> Result<i64, SysctlError> {
-    fs::read_to_string(path)
+    patiently(|| fs::read_to_string(path))
         .and_then(|text| text.trim().parse().map_err(io::Error::other))
         .map_err(|source| SysctlError::Read { path: path.to_owned(), source })
 }

@@ -20,10 +20,13 @@ impl Report {
     }
 
     pub(super) fn section(&self, title: &str) {
-        println!("{title}");
-        println!(
+        say!("{title}");
+        say!(
             "  {:<40} {:<27} {:<38} {:<22} expected",
-            "what", "asked", "who answered (times)", "from (as they saw it)"
+            "what",
+            "asked",
+            "who answered (times)",
+            "from (as they saw it)"
         );
     }
 
@@ -34,9 +37,9 @@ impl Report {
             self.count(right);
             let verdict = if right { "yes" } else { "NO" };
             let (who, from) = (self.answers(&results), self.sources(&results));
-            println!("  {:<40} {:<27} {who:<38} {from:<22} {verdict}", check.what, check.target.to_string());
+            say!("  {:<40} {:<27} {who:<38} {from:<22} {verdict}", check.what, check.target.to_string());
         }
-        println!();
+        say!("");
         Ok(())
     }
 
@@ -44,12 +47,12 @@ impl Report {
         let right = flow.connections > 0 && flow.failures.is_empty();
         self.count(right);
         let verdict = if right { "yes" } else { "NO" };
-        println!("  {} connections meanwhile, {} failed {:>72}", flow.connections, flow.failures.len(), verdict);
+        say!("  {} connections meanwhile, {} failed {:>72}", flow.connections, flow.failures.len(), verdict);
     }
 
     /// The last line, and an error if anything was not as expected.
     pub(super) fn finish(self) -> Result<(), DemoError> {
-        println!("{} as expected, {} not", self.passed, self.failed);
+        say!("{} as expected, {} not", self.passed, self.failed);
         if self.failed == 0 { Ok(()) } else { Err(DemoError::Unexpected(self.failed)) }
     }
 

@@ -11,7 +11,9 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::connection::{Bounded, Connections, most_connections};
 use crate::events::EventSender;
+use crate::process;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -74,11 +76,12 @@ impl Listen {
     /// # Errors
     /// If it can't listen and `hard_fail` is set.
     pub async fn serve(self, router: Router) -> Result<Infallible, ListenError> {
+        let connections = Connections::new(most_connections(process::descriptor_limit()));
         loop {
             let source = match listener(self.address, Stack::Dual) {
                 Ok(listener) => {
                     self.listening.send_replace(listener.local_addr().ok());
-                    serve(listener, router.clone()).await
+                    serve(Bounded { listener, connections: connections.clone() }, router.clone()).await
                 }
                 Err(error) => error,
             };
@@ -97,7 +100,7 @@ impl Listen {
     }
 }
 
-async fn serve(listener: TcpListener, router: Router) -> io::Error {
+async fn serve(listener: Bounded, router: Router) -> io::Error {
     match axum::serve(listener, router).await {
         // It never ends well of its own accord.
         Ok(()) => io::Error::other("the listener ended"),
@@ -106,7 +109,7 @@ async fn serve(listener: TcpListener, router: Router) -> io::Error {
 }
 
 /// Whether an unspecified address stands for both families.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Stack {
     /// It does, where the kernel has IPv6.
     Dual,

@@ -1,13 +1,18 @@
 //! `/metrics` and what kube-proxy serves beside it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use tokio::task::spawn_blocking;
 
 use crate::config::KubeProxyConfiguration;
 use crate::metrics::{ConnectionSource, Format, Metrics};
@@ -24,7 +29,12 @@ struct Served {
     configuration: String,
     /// How often `/healthz` was answered here.
     pings: AtomicU64,
+    /// What is being encoded, by format.
+    scrapes: Mutex<Vec<(Format, WeakShared<Scrape>)>>,
 }
+
+/// All metrics as text; `None`: it could not be made.
+type Scrape = BoxFuture<'static, Option<Bytes>>;
 
 /// The routes `/metrics`, `/metrics/slis`, `/healthz` (always "ok"),
 /// `/proxyMode` and `/configz`; everything else is 404. kube-proxy's profiles of the Go runtime
@@ -43,7 +53,13 @@ pub fn router(
         .route("/healthz", any(healthz))
         .route("/proxyMode", any(|| async { plain(MODE) }))
         .route("/configz", any(configz))
-        .with_state(std::sync::Arc::new(Served { metrics, connections, configuration, pings: AtomicU64::new(0) }))
+        .with_state(Arc::new(Served {
+            metrics,
+            connections,
+            configuration,
+            pings: AtomicU64::new(0),
+            scrapes: Mutex::default(),
+        }))
 }
 
 fn plain(body: &'static str) -> Response {
@@ -51,7 +67,7 @@ fn plain(body: &'static str) -> Response {
     (StatusCode::OK, headers, body).into_response()
 }
 
-async fn healthz(State(served): State<std::sync::Arc<Served>>) -> Response {
+async fn healthz(State(served): State<Arc<Served>>) -> Response {
     served.pings.fetch_add(1, Ordering::Relaxed);
     plain("ok")
 }
@@ -59,7 +75,7 @@ async fn healthz(State(served): State<std::sync::Arc<Served>>) -> Response {
 /// The results of this server's health check, as
 /// `k8s.io/component-base/metrics/prometheus/slis` counts them: the one check of
 /// kube-proxy's `/healthz` here is `ping`, and it never fails.
-async fn slis(State(served): State<std::sync::Arc<Served>>) -> Response {
+async fn slis(State(served): State<Arc<Served>>) -> Response {
     let pings = served.pings.load(Ordering::Relaxed);
     let mut text = String::new();
     if pings > 0 {
@@ -75,17 +91,42 @@ async fn slis(State(served): State<std::sync::Arc<Served>>) -> Response {
     (StatusCode::OK, [(CONTENT_TYPE, Format::Prometheus.content_type())], text).into_response()
 }
 
-async fn metrics_text(State(served): State<std::sync::Arc<Served>>, headers: HeaderMap) -> Response {
-    let connections = match &served.connections {
-        Some(source) => source().await,
-        None => std::sync::Arc::default(),
-    };
+async fn metrics_text(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
     let format = Format::accepted_by(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
     let headers = [(CONTENT_TYPE, format.content_type())];
-    (StatusCode::OK, headers, served.metrics.encode(format, &connections)).into_response()
+    match served.scrape(format).await {
+        Some(text) => (StatusCode::OK, headers, text).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
-async fn configz(State(served): State<std::sync::Arc<Served>>) -> Response {
+impl Served {
+    /// However many ask at a time, the text is made once, and on another thread:
+    /// no change waits for it.
+    fn scrape(&self, format: Format) -> Shared<Scrape> {
+        let mut scrapes = self.scrapes.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = scrapes.iter().find(|(of, _)| *of == format).and_then(|(_, scrape)| scrape.upgrade());
+        if let Some(running) = running.filter(|scrape| scrape.peek().is_none()) {
+            return running;
+        }
+        scrapes.retain(|(of, _)| *of != format);
+        let (metrics, source) = (self.metrics.clone(), self.connections.clone());
+        let scrape: Scrape = async move {
+            let connections = match source {
+                Some(source) => source().await,
+                None => Arc::default(),
+            };
+            let encoded = spawn_blocking(move || metrics.encode(format, &connections)).await;
+            encoded.inspect_err(|error| tracing::error!("the metrics were not encoded: {error}")).ok().map(Bytes::from)
+        }
+        .boxed();
+        let scrape = scrape.shared();
+        scrapes.extend(scrape.downgrade().map(|weak| (format, weak)));
+        scrape
+    }
+}
+
+async fn configz(State(served): State<Arc<Served>>) -> Response {
     let headers = [(CONTENT_TYPE, "application/json"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (StatusCode::OK, headers, served.configuration.clone()).into_response()
 }

@@ -5,6 +5,7 @@
 //! Paths, status codes, headers and bodies are kube-proxy's
 //! (`pkg/proxy/healthcheck`); where we differ, the item says so.
 
+mod connection;
 pub mod listen;
 pub mod metrics_server;
 pub mod proxy_server;

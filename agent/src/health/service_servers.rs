@@ -9,18 +9,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use compiler::model::config::{NodeInfo, ProxyConfig};
 use compiler::ruleset::Family;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::connection::{Bounded, Connections, Peer, most_connections};
 use super::listen::{Stack, listener};
 use super::proxy_server::JSON_HEADERS;
 use super::state::HealthState;
 use crate::events::{self, EventSender};
+use crate::process;
+
+/// Descriptors that are left to others: netlink sockets, the API server,
+/// manifests.
+const RESERVE: usize = 128;
 
 /// Load balancers may weigh nodes by this header.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -46,10 +53,12 @@ pub struct ServiceName {
 pub struct ServiceHealth {
     /// `spec.healthCheckNodePort`, not 0.
     pub port: u16,
-    /// Distinct addresses of its ready IPv4 endpoints on this node.
-    pub local_ipv4: usize,
-    /// Distinct addresses of its ready IPv6 endpoints on this node.
-    pub local_ipv6: usize,
+    /// Distinct addresses of its ready IPv4 endpoints on this node; `None`: it
+    /// has no IPv4.
+    pub local_ipv4: Option<usize>,
+    /// Distinct addresses of its ready IPv6 endpoints on this node; `None`: it
+    /// has no IPv6.
+    pub local_ipv6: Option<usize>,
 }
 
 /// The addresses that these servers listen on: those that serve NodePorts.
@@ -70,9 +79,35 @@ pub fn listen_addresses(config: &ProxyConfig, node: &NodeInfo, families: &[Famil
 #[derive(Debug)]
 pub struct ServiceHealthServers {
     health: HealthState,
+    /// Where the servers run: not on the thread that commits.
+    runtime: Handle,
+    shared: Shared,
+    state: Mutex<Servers>,
+}
+
+/// What all listeners share.
+#[derive(Debug, Clone)]
+struct Shared {
     open: watch::Sender<BTreeSet<SocketAddr>>,
     events: Option<EventSender>,
-    state: Mutex<Servers>,
+    /// How many more may listen.
+    sockets: Arc<Semaphore>,
+    connections: Arc<Connections>,
+}
+
+impl Shared {
+    /// For a process that may have so many open files.
+    fn new(descriptors: u64) -> Self {
+        let connections = most_connections(descriptors);
+        // There are as many connections to the health and metrics servers.
+        let sockets = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(3 * connections + RESERVE);
+        Self {
+            open: watch::Sender::default(),
+            events: None,
+            sockets: Arc::new(Semaphore::new(sockets.clamp(8, Semaphore::MAX_PERMITS))),
+            connections: Connections::new(connections),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,9 +118,36 @@ struct Servers {
 
 #[derive(Debug)]
 struct Running {
-    port: u16,
+    health: ServiceHealth,
     answer: Arc<Answer>,
-    listeners: HashMap<SocketAddr, Listener>,
+    listeners: HashMap<Place, Listener>,
+}
+
+/// A socket that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Place {
+    address: SocketAddr,
+    stack: Stack,
+}
+
+/// Where the server of a Service listens: on the addresses of its families. One
+/// socket serves all addresses of both.
+fn places(addresses: &[IpAddr], service: &ServiceHealth) -> BTreeSet<Place> {
+    let has_family = |address: &&IpAddr| match address {
+        IpAddr::V4(_) => service.local_ipv4.is_some(),
+        IpAddr::V6(_) => service.local_ipv6.is_some(),
+    };
+    let of_its_families: Vec<IpAddr> = addresses.iter().filter(has_family).copied().collect();
+    let is_unspecified =
+        |is_ipv4: bool| move |address: &IpAddr| address.is_unspecified() && address.is_ipv4() == is_ipv4;
+    let is_dual = of_its_families.iter().any(is_unspecified(true)) && of_its_families.iter().any(is_unspecified(false));
+    let place = |address: &IpAddr| {
+        let is_all = is_dual && address.is_unspecified();
+        let (ip, stack) =
+            if is_all { (IpAddr::V6(Ipv6Addr::UNSPECIFIED), Stack::Dual) } else { (*address, Stack::Single) };
+        Place { address: SocketAddr::new(ip, service.port), stack }
+    };
+    of_its_families.iter().map(place).collect()
 }
 
 /// Stops listening when dropped.
@@ -110,14 +172,17 @@ struct Answer {
 impl ServiceHealthServers {
     /// No servers, and no addresses yet. `health` decides whether a node with
     /// endpoints may be used: 200 takes endpoints and a proxy that keeps up.
+    /// Called within the tokio runtime in which the servers are to run.
     pub fn new(health: HealthState) -> Self {
-        Self { health, open: watch::Sender::default(), events: None, state: Mutex::default() }
+        let shared = Shared::new(process::descriptor_limit());
+        Self { health, runtime: Handle::current(), shared, state: Mutex::default() }
     }
 
     /// Tells the first of a row of failures as kube-proxy's Event about it.
     #[must_use]
-    pub fn with_events(self, events: EventSender) -> Self {
-        Self { events: Some(events), ..self }
+    pub fn with_events(mut self, events: EventSender) -> Self {
+        self.shared.events = Some(events);
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, Servers> {
@@ -126,11 +191,11 @@ impl ServiceHealthServers {
 
     /// The sockets that listen at this moment.
     pub fn open(&self) -> watch::Receiver<BTreeSet<SocketAddr>> {
-        self.open.subscribe()
+        self.shared.open.subscribe()
     }
 
     /// The addresses to listen on, see [`listen_addresses`]. Listeners on
-    /// addresses that stay are kept. Called within a tokio runtime.
+    /// addresses that stay are kept.
     pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
         let mut servers = self.lock();
         servers.addresses = addresses;
@@ -138,25 +203,24 @@ impl ServiceHealthServers {
     }
 
     /// All Services that have a server; those left out are closed. Listeners
-    /// whose port stays are kept, and answer by the new counts. Called within a
-    /// tokio runtime.
+    /// whose port stays are kept, and answer by the new counts.
     pub fn set(&self, services: BTreeMap<ServiceName, ServiceHealth>) {
         let mut servers = self.lock();
         servers.running.retain(|name, running| {
             let keep = services.contains_key(name);
             if !keep {
                 // Connections that are still open say so too.
-                running.answer.set(0, 0);
+                running.answer.set(None, None);
             }
             keep
         });
         for (name, service) in services {
             let running = servers.running.entry(name).or_insert_with_key(|name| Running {
-                port: service.port,
+                health: service,
                 answer: Arc::new(Answer::new(name.clone(), self.health.clone())),
                 listeners: HashMap::new(),
             });
-            running.port = service.port;
+            running.health = service;
             running.answer.set(service.local_ipv4, service.local_ipv6);
         }
         self.reconcile(&mut servers);
@@ -164,17 +228,14 @@ impl ServiceHealthServers {
 
     fn reconcile(&self, servers: &mut Servers) {
         for running in servers.running.values_mut() {
-            let wanted: BTreeSet<SocketAddr> =
-                servers.addresses.iter().map(|&address| SocketAddr::new(address, running.port)).collect();
-            running.listeners.retain(|address, _| wanted.contains(address));
+            let wanted = places(&servers.addresses, &running.health);
+            running.listeners.retain(|place, _| wanted.contains(place));
         }
         // Only now, so that a port can change hands.
         for running in servers.running.values_mut() {
-            for &address in &servers.addresses {
-                let address = SocketAddr::new(address, running.port);
-                running.listeners.entry(address).or_insert_with(|| {
-                    let (answer, open, events) = (running.answer.clone(), self.open.clone(), self.events.clone());
-                    Listener(tokio::spawn(listen(address, answer, open, events)))
+            for place in places(&servers.addresses, &running.health) {
+                running.listeners.entry(place).or_insert_with(|| {
+                    Listener(self.runtime.spawn(listen(place, running.answer.clone(), self.shared.clone())))
                 });
             }
         }
@@ -204,19 +265,28 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn listen(
-    address: SocketAddr,
-    answer: Arc<Answer>,
-    open: watch::Sender<BTreeSet<SocketAddr>>,
-    events: Option<EventSender>,
-) {
+async fn listen(place: Place, answer: Arc<Answer>, shared: Shared) {
+    let Place { address, stack } = place;
+    if shared.sockets.available_permits() == 0 {
+        tracing::warn!(
+            "the health check of Service {}/{} does not listen on {address} yet: too many others do for {} open files; \
+             raise the limit (LimitNOFILE, ulimit -n)",
+            answer.service.namespace,
+            answer.service.name,
+            process::descriptor_limit()
+        );
+    }
+    // Never closed: an error is as good as a permit.
+    let _permit = shared.sockets.acquire().await;
     let mut pause = FIRST_RETRY;
     loop {
-        let error = match listener(address, Stack::Single) {
+        let error = match listener(address, stack) {
             Ok(listener) => {
-                let _open = Open::new(address, &open);
+                let _open = Open::new(address, &shared.open);
                 pause = FIRST_RETRY;
-                match axum::serve(listener, router(answer.clone(), address)).await {
+                let listener = Bounded { listener, connections: shared.connections.clone() };
+                let router = router(answer.clone()).into_make_service_with_connect_info::<Peer>();
+                match axum::serve(listener, router).await {
                     Ok(()) => continue,
                     Err(error) => error,
                 }
@@ -228,7 +298,7 @@ async fn listen(
             answer.service.namespace,
             answer.service.name
         );
-        if let Some(events) = events.as_ref().filter(|_| pause == FIRST_RETRY) {
+        if let Some(events) = shared.events.as_ref().filter(|_| pause == FIRST_RETRY) {
             let service = events::Service { namespace: &answer.service.namespace, name: &answer.service.name };
             events.service_health_server_failed(service, &format!("cannot listen on {address}: {error}"));
         }
@@ -238,11 +308,12 @@ async fn listen(
 }
 
 /// Any path and any method are answered alike.
-fn router(answer: Arc<Answer>, address: SocketAddr) -> Router {
-    Router::new().fallback(reply).with_state((answer, Family::of(address.ip())))
+fn router(answer: Arc<Answer>) -> Router {
+    Router::new().fallback(reply).with_state(answer)
 }
 
-async fn reply(State((answer, family)): State<(Arc<Answer>, Family)>) -> Response {
+async fn reply(State(answer): State<Arc<Answer>>, ConnectInfo(Peer(peer)): ConnectInfo<Peer>) -> Response {
+    let family = Family::of(peer.ip().to_canonical());
     let local_endpoints = answer.local(family);
     let healthy = answer.health.is_healthy();
     let status = if local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -250,12 +321,12 @@ async fn reply(State((answer, family)): State<(Arc<Answer>, Family)>) -> Respons
     (status, JSON_HEADERS, weight, body(&answer.service, local_endpoints, healthy)).into_response()
 }
 
-/// Laid out as kube-proxy does it. Names of Kubernetes objects hold nothing
-/// that JSON escapes.
+/// Laid out as kube-proxy does it.
 fn body(service: &ServiceName, local_endpoints: usize, healthy: bool) -> String {
-    let ServiceName { namespace, name } = service;
+    // Quoted and escaped: with manifests nobody has checked the names.
+    let [namespace, name] = [&service.namespace, &service.name].map(|text| serde_json::Value::from(text.as_str()));
     format!(
-        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace},\n\t\t\"name\": {name}\n\t}},\n\
          \t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
     )
 }
@@ -265,9 +336,9 @@ impl Answer {
         Self { service, health, local_ipv4: AtomicUsize::new(0), local_ipv6: AtomicUsize::new(0) }
     }
 
-    fn set(&self, local_ipv4: usize, local_ipv6: usize) {
-        self.local_ipv4.store(local_ipv4, Ordering::Relaxed);
-        self.local_ipv6.store(local_ipv6, Ordering::Relaxed);
+    fn set(&self, local_ipv4: Option<usize>, local_ipv6: Option<usize>) {
+        self.local_ipv4.store(local_ipv4.unwrap_or(0), Ordering::Relaxed);
+        self.local_ipv6.store(local_ipv6.unwrap_or(0), Ordering::Relaxed);
     }
 
     fn local(&self, family: Family) -> usize {
@@ -321,7 +392,68 @@ mod tests {
     }
 
     fn health(port: u16, local_ipv4: usize) -> ServiceHealth {
-        ServiceHealth { port, local_ipv4, local_ipv6: 0 }
+        ServiceHealth { port, local_ipv4: Some(local_ipv4), local_ipv6: None }
+    }
+
+    #[test]
+    fn a_service_listens_on_the_addresses_of_its_families_alone() {
+        let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let shown = |addresses: &[IpAddr], local_ipv4, local_ipv6| {
+            let places = places(addresses, &ServiceHealth { port: 9, local_ipv4, local_ipv6 });
+            places.iter().map(|place| format!("{} {:?}", place.address, place.stack)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&all, Some(1), None), ["0.0.0.0:9 Single"]);
+        assert_eq!(shown(&all, None, Some(1)), ["[::]:9 Single"]);
+        assert_eq!(shown(&all, Some(0), Some(1)), ["[::]:9 Dual"]);
+        let some: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(shown(&some, Some(1), None), ["192.0.2.1:9 Single"]);
+        assert_eq!(shown(&some, Some(1), Some(1)), ["192.0.2.1:9 Single", "[2001:db8::1]:9 Single"]);
+    }
+
+    #[test]
+    fn one_socket_answers_each_client_for_its_family() {
+        run(async {
+            if std::net::TcpListener::bind("[::1]:0").is_err() {
+                assert!(std::env::var_os("CI").is_none(), "this machine has no IPv6 loopback");
+                eprintln!("SKIPPED: this machine has no IPv6 loopback");
+                return;
+            }
+            let (node, port) = (Node::new(), free_port());
+            node.servers.set_addresses(vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]);
+            let dual = ServiceHealth { port, local_ipv4: Some(2), local_ipv6: Some(0) };
+            node.servers.set([(named("web"), dual)].into());
+            let place = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+            node.servers.open().wait_for(|open| *open == [place].into()).await.unwrap();
+            assert_eq!(get(SocketAddr::new(LOCALHOST, port), "/").await.status, 200);
+            assert_eq!(get(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port), "/").await.status, 503);
+        });
+    }
+
+    #[test]
+    fn names_are_escaped() {
+        let name = ServiceName { namespace: "a\"b".to_owned(), name: "c\nd".to_owned() };
+        let body: serde_json::Value = serde_json::from_str(&body(&name, 1, true)).unwrap();
+        assert_eq!(
+            (body["service"]["namespace"].as_str(), body["service"]["name"].as_str()),
+            (Some("a\"b"), Some("c\nd"))
+        );
+    }
+
+    #[test]
+    fn more_ports_than_descriptors_leave_some_to_the_others() {
+        run(async {
+            let mut node = Node::new();
+            node.servers.shared.sockets = Arc::new(Semaphore::new(1));
+            let ports = [free_port(), free_port()];
+            node.set(&[("a", ports[0], 1), ("b", ports[1], 1)]);
+            let mut open = node.servers.open();
+            let first = open.wait_for(|open| !open.is_empty()).await.unwrap().clone();
+            assert_eq!(first.len(), 1);
+            // The other one has its turn once the first is gone.
+            let stays = usize::from(first.iter().next().unwrap().port() == ports[0]);
+            node.set(&[(["a", "b"][stays], ports[stays], 1)]);
+            node.wait_open(&[ports[stays]]).await;
+        });
     }
 
     fn free_port() -> u16 {

@@ -4,6 +4,7 @@
 //! They are not kept in the registry: a large cluster has tens of thousands,
 //! and the kernel counts them anyway.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -36,12 +37,31 @@ pub(super) fn encode(all: &[ServiceConnections], text: &mut String) {
         "# HELP {NAME} Connections given to endpoints, by port of a Service.\n# TYPE {NAME} counter\n"
     ));
     for one in all {
-        // Names of Kubernetes objects and ports hold nothing that needs escaping.
+        let [namespace, service, port] = [&one.namespace, &one.service, &one.port].map(|text| escaped(text));
         // Writing into a String doesn't fail.
         let _ = writeln!(
             text,
-            "{NAME}_total{{namespace=\"{}\",service=\"{}\",port=\"{}\"}} {}",
-            one.namespace, one.service, one.port, one.connections
+            "{NAME}_total{{namespace=\"{namespace}\",service=\"{service}\",port=\"{port}\"}} {}",
+            one.connections
         );
+    }
+}
+
+/// A label's value: the API server lets no such names in, manifests may have them.
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(escaped("shop"), "shop");
+        assert_eq!(escaped("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
     }
 }

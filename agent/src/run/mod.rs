@@ -10,6 +10,7 @@ mod sync_thread;
 mod take_over;
 
 use std::convert::Infallible;
+use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -19,13 +20,16 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::{RunOptions, Source};
 use crate::events::{self, EventSender, Notice};
+use crate::files::read::patiently;
 use crate::follow::{FollowOptions, Status};
 use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server, zpages};
 use crate::instance::{self, InstanceError};
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
+use crate::process;
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
@@ -87,15 +91,14 @@ pub enum Error {
 /// If it can't start: no permission, no nf_tables, a source that can't be
 /// read. Later failures are logged and retried.
 pub fn run(options: RunOptions) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(run_agent(options));
-    // What a thread reads at this moment, nobody needs any more.
-    runtime.shutdown_background();
-    ended
+    process::raise_descriptor_limit();
+    let runtime = process::event_loop()?;
+    process::run_to_end(runtime, run_agent(options))
 }
 
 async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let shutdown = shutdown()?;
+    let hangups = process::ignore_hangups()?;
     if options.init_only {
         Sysctls::default().set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
         tracing::info!("the sysctls are set; --init-only ends here");
@@ -154,6 +157,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, node_events) => Ok(()),
+        () = hangups => Ok(()),
+        () = logging::limit::report() => Ok(()),
         changed = configuration_changed(&options) => Err(changed),
     };
     let ended = sync_thread.end().await;
@@ -204,13 +209,8 @@ async fn run_source(
 /// starts it again with the new one, as with kube-proxy.
 async fn configuration_changed(options: &RunOptions) -> Error {
     let Some(path) = &options.configuration_file else { return std::future::pending().await };
-    match crate::config::watch::changed(path).await {
-        Ok(()) => Error::ConfigurationChanged(path.clone()),
-        Err(error) => {
-            tracing::warn!("{}: {error}; restart the agent after a change", path.display());
-            std::future::pending().await
-        }
-    }
+    crate::config::watch::changed(path).await;
+    Error::ConfigurationChanged(path.clone())
 }
 
 async fn serve_health(
@@ -251,8 +251,11 @@ fn shutdown() -> std::io::Result<impl Future<Output = ()>> {
 /// off, as kube-proxy decides.
 pub fn families() -> Vec<Family> {
     let mut families = vec![Family::Ipv4];
-    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    if std::path::Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|value| value.trim() != "1") {
+    let disabled = patiently(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6"));
+    // What can't be read for the moment is no reason to go without IPv6 for ever.
+    let is_disabled =
+        disabled.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |value| value.trim() == "1");
+    if std::path::Path::new("/proc/net/if_inet6").exists() && !is_disabled {
         families.push(Family::Ipv6);
     }
     families

@@ -199,7 +199,7 @@ impl NodeObserver {
         let [v4, v6] = Family::ALL.map(|family| syncer.planner().compiled(name, family));
         let port = v4.or(v6).and_then(|compiled| compiled.service.health_check_node_port);
         let key = ServiceName { namespace: name.namespace().to_owned(), name: name.name().to_owned() };
-        let count = |compiled: Option<&CompiledService>| compiled.map_or(0, |compiled| compiled.ready_local as usize);
+        let count = |compiled: Option<&CompiledService>| compiled.map(|compiled| compiled.ready_local as usize);
         match port {
             Some(port) => {
                 self.served.insert(key, ServiceHealth { port, local_ipv4: count(v4), local_ipv6: count(v6) });

@@ -3,6 +3,7 @@
 
 mod catalog;
 mod document;
+mod reader;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -18,12 +19,18 @@ use tokio::task::{JoinError, spawn_blocking};
 use tracing::{info, warn};
 
 use self::catalog::{Catalog, Report};
-use self::watch::FileWatcher;
+use self::watch::{FileWatcher, Places};
 use super::{Event, EventSender};
+use crate::files::backoff::Backoff;
+use crate::files::read::ReadError;
 
 /// How many objects of the first reading are handed on at a time: the compiler
 /// works on them while the next are parsed.
 const BATCH: usize = 512;
+
+/// How often what can't be read at the start is tried, in about 6 s, before the
+/// agent goes on without it, or ends if it is one of the paths given.
+const START_ATTEMPTS: u32 = 7;
 
 const KINDS: [Kind; 4] = [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice];
 
@@ -48,19 +55,15 @@ pub enum SourceError {
         /// The path.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        source: ReadError,
     },
-    /// The kernel gives no (more) inotify watches; caused by its limits.
-    #[error(
-        "can't watch manifests for changes: {0}; raise fs.inotify.max_user_instances and fs.inotify.max_user_watches"
-    )]
-    Watch(#[source] notify::Error),
     /// The task that reads the files died; a defect of this program.
     #[error("the task that reads manifests ended early: {0}")]
     Reader(#[from] JoinError),
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(error: &ReadError) -> &'static str {
+    let ReadError::Io(error) = error else { return "check the file system" };
     match error.kind() {
         io::ErrorKind::NotFound => "check the path given with --manifests",
         io::ErrorKind::PermissionDenied => "give this user read permission, or run as another",
@@ -105,14 +108,18 @@ impl fmt::Display for ManifestProblem {
 }
 
 impl ManifestProblem {
-    fn file(path: &Path, what: String) -> Self {
+    fn file(path: &Path, what: String, is_tried_again: bool) -> Self {
         Self {
             path: path.to_owned(),
             document: None,
             line: None,
             object: None,
             what,
-            remedy: "make it readable; the other files are used, and what it held before stays programmed",
+            remedy: if is_tried_again {
+                "it is tried again soon; the other files are used, and what it held before stays programmed"
+            } else {
+                "make it readable; the other files are used, and what it held before stays programmed"
+            },
         }
     }
 
@@ -177,77 +184,169 @@ impl ManifestSource {
     /// Sends what the manifests say, then [`Event::Synced`], then every
     /// difference as the files change: one [`Event::Changes`] per burst of
     /// writes. Problems are logged, one line each; a document that becomes
-    /// malformed takes nothing away. Returns when nobody listens any more.
+    /// malformed takes nothing away. What can't be read for want of a
+    /// descriptor, say, is tried again. Returns when nobody listens any more.
     ///
     /// # Errors
-    /// [`SourceError`] if a path can't be read or watched at the start. Later
-    /// on, that is [`Event::Degraded`] and what was read stays.
+    /// [`SourceError`] if a path can't be read at the start. Later on, that is
+    /// [`Event::Degraded`] and what was read stays.
     pub async fn run(self, events: EventSender) -> Result<(), SourceError> {
-        let mut watcher = FileWatcher::new()?;
-        let mut catalog = Catalog::new(self.paths);
         for kind in KINDS {
             let _ = events.send(Event::ListStarted(kind)).await;
         }
-        catalog = load(catalog, events.clone()).await?;
+        let mut follower =
+            Follower { catalog: Catalog::new(self.paths), events, retry: false, backoff: Backoff::default() };
+        follower.load().await?;
         for kind in KINDS {
-            let _ = events.send(Event::ListCompleted(kind)).await;
+            let _ = follower.events.send(Event::ListCompleted(kind)).await;
         }
-        let mut is_unseen = watcher.follow(&catalog)?;
-        if events.send(Event::Synced).await.is_err() {
+        let mut watcher = Watcher::default();
+        let mut is_unseen = watcher.follow(follower.catalog.places());
+        if follower.events.send(Event::Synced).await.is_err() {
             return Ok(());
         }
         loop {
             if !is_unseen {
+                let events = follower.events.clone();
                 tokio::select! {
-                    () = watcher.changed() => {}
+                    () = watcher.files.changed() => {}
+                    () = follower.next_try(watcher.is_refused) => {}
                     () = events.closed() => return Ok(()),
                 }
             }
-            let (changes, report);
-            (catalog, changes, report) = rescan(catalog).await?;
-            is_unseen = watcher.follow(&catalog).unwrap_or_else(|error| {
-                warn!("{error}");
-                false
-            });
-            log(&report);
-            for lost in report.lost {
-                let _ = events.send(Event::Degraded(lost)).await;
-            }
-            if !changes.is_empty() && events.send(Event::Changes(changes)).await.is_err() {
+            if !follower.rescan().await? {
                 return Ok(());
+            }
+            is_unseen = watcher.follow(follower.catalog.places());
+        }
+    }
+}
+
+/// Watches files, or knows that it can't.
+#[derive(Debug, Default)]
+struct Watcher {
+    files: FileWatcher,
+    is_refused: bool,
+}
+
+impl Watcher {
+    /// Returns whether something may have changed unseen.
+    fn follow(&mut self, places: Places) -> bool {
+        match self.files.follow(places) {
+            Ok(is_unseen) => {
+                self.is_refused = false;
+                is_unseen
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    warn!(
+                        "can't watch manifests for changes: {error}; raise fs.inotify.max_user_instances and \
+                         fs.inotify.max_user_watches. They are read again from time to time until it can"
+                    );
+                }
+                false
             }
         }
     }
 }
 
+/// Hands on what the files say.
+struct Follower {
+    catalog: Catalog,
+    events: EventSender,
+    /// Whether something is to be tried again.
+    retry: bool,
+    backoff: Backoff,
+}
+
+impl Follower {
+    /// The first reading. What fails for a reason that may be over soon is
+    /// tried again before anything is programmed: what is missing then would
+    /// be deleted from the kernel after a restart.
+    async fn load(&mut self) -> Result<(), SourceError> {
+        for attempt in 1.. {
+            match load(std::mem::replace(&mut self.catalog, Catalog::new(Vec::new())), self.events.clone()).await? {
+                (catalog, Ok(retry)) => {
+                    (self.catalog, self.retry) = (catalog, retry);
+                    break;
+                }
+                (catalog, Err(SourceError::UnreadablePath { path, source }))
+                    if source.is_transient() && attempt < START_ATTEMPTS =>
+                {
+                    self.catalog = catalog;
+                    warn!("can't read manifests at {} yet: {source}; trying again", path.display());
+                    tokio::time::sleep(self.backoff.next_wait()).await;
+                }
+                (_, Err(error)) => return Err(error),
+            }
+        }
+        self.backoff.reset();
+        for _ in 1..START_ATTEMPTS {
+            if !self.retry {
+                return Ok(());
+            }
+            tokio::time::sleep(self.backoff.next_wait()).await;
+            self.rescan().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until what failed is to be tried again; for ever if nothing did.
+    async fn next_try(&mut self, is_unwatched: bool) {
+        if !self.retry && !is_unwatched {
+            self.backoff.reset();
+            return std::future::pending().await;
+        }
+        // Counted only when it is over: a file that changes meanwhile is read at once.
+        let wait = self.backoff.clone().next_wait();
+        tokio::time::sleep(wait).await;
+        self.backoff.next_wait();
+    }
+
+    /// Reads what is new and hands it on. Returns whether anybody listens.
+    async fn rescan(&mut self) -> Result<bool, SourceError> {
+        let mut catalog = std::mem::replace(&mut self.catalog, Catalog::new(Vec::new()));
+        let (catalog, changes, report) = spawn_blocking(move || {
+            let (changes, report) = catalog.rescan();
+            (catalog, changes, report)
+        })
+        .await?;
+        self.catalog = catalog;
+        self.retry = report.retry;
+        log(&report);
+        for lost in report.lost {
+            let _ = self.events.send(Event::Degraded(lost)).await;
+        }
+        Ok(changes.is_empty() || self.events.send(Event::Changes(changes)).await.is_ok())
+    }
+}
+
 /// Reads the files on a thread of their own, so that the sync loop can work
-/// meanwhile.
-async fn load(mut catalog: Catalog, events: EventSender) -> Result<Catalog, SourceError> {
-    spawn_blocking(move || {
+/// meanwhile. Returns whether something is to be tried again.
+async fn load(mut catalog: Catalog, events: EventSender) -> Result<(Catalog, Result<bool, SourceError>), SourceError> {
+    Ok(spawn_blocking(move || {
         let mut batch = Vec::with_capacity(BATCH);
         let mut count = 0_usize;
-        let report = catalog.load(|object| {
+        let loaded = catalog.load(|object| {
             batch.push(Change::Apply(object));
             count += 1;
             if batch.len() == BATCH {
                 let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
                 let _ = events.blocking_send(Event::Changes(full));
             }
-        })?;
+        });
         if !batch.is_empty() {
             let _ = events.blocking_send(Event::Changes(batch));
         }
-        log(&report);
-        info!(files = catalog.files().len(), objects = count, "manifests read");
-        Ok(catalog)
-    })
-    .await?
-}
-
-async fn rescan(mut catalog: Catalog) -> Result<(Catalog, Vec<Change>, Report), SourceError> {
-    Ok(spawn_blocking(move || {
-        let (changes, report) = catalog.rescan();
-        (catalog, changes, report)
+        let loaded = loaded.map(|report| {
+            log(&report);
+            for lost in report.lost {
+                let _ = events.blocking_send(Event::Degraded(lost));
+            }
+            info!(files = catalog.files().len(), objects = count, "manifests read");
+            report.retry
+        });
+        (catalog, loaded)
     })
     .await?)
 }

@@ -92,8 +92,13 @@ pub struct Element {
 pub const MAX_COMMENT: usize = 127;
 
 /// Shortens a comment to what the kernel takes, at a character boundary, with
-/// `...` in place of what is lost.
+/// `...` in place of what is lost. What would end the comment in a listing, or
+/// harm a terminal, gives way: no name that the API server lets in holds it.
 pub fn fit_comment(text: &str) -> Cow<'_, str> {
+    let is_harmful = |character: char| character.is_control() || character == '"';
+    if text.contains(is_harmful) {
+        return Cow::Owned(fit_comment(&text.replace(is_harmful, "?")).into_owned());
+    }
     if text.len() <= MAX_COMMENT {
         return Cow::Borrowed(text);
     }
@@ -111,6 +116,7 @@ mod tests {
     #[test]
     fn long_comments_are_shortened_at_a_character() {
         assert_eq!(fit_comment("shop/cart:http"), "shop/cart:http");
+        assert_eq!(fit_comment("a\"b\n\u{1b}[2Jc"), "a?b??[2Jc");
         let text = "é".repeat(100);
         let long = fit_comment(&text);
         assert!(long.len() <= MAX_COMMENT && long.ends_with("..."), "{long}");

@@ -1,12 +1,9 @@
 //! What the files said when they were last read, and what of it has changed.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use compiler::model::Store;
 use compiler::model::convert::Problem;
@@ -14,24 +11,11 @@ use compiler::model::objects::{Change, Object, ObjectRef};
 use tracing::info;
 
 use super::document::{self, Contents, Format};
+use super::reader::{FileText, Found, Listing, Reader, list, read};
+use super::watch::{Places, directory_of};
 use super::{ManifestProblem, SourceError};
-
-/// The extensions that are read in a directory, as `kubectl apply -f` does.
-const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
-
-/// A file this young may change again without a new timestamp: kernel
-/// timestamps advance by ticks of up to 10 ms, some file systems by 2 s.
-const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(2);
-
-/// Tells whether a file is still the one that was read.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+use crate::files::read::ReadError;
+use crate::files::stamp::Stamp;
 
 /// Everything that is known of the manifests, without the objects themselves:
 /// those live downstream, here is only a fingerprint of each.
@@ -45,6 +29,7 @@ pub(super) struct Catalog {
     handed_on: HashMap<ObjectRef, u64>,
     /// Objects that were reported to be in two places.
     duplicates: HashSet<ObjectRef>,
+    reader: Reader,
 }
 
 /// A path that the operator gave.
@@ -53,13 +38,23 @@ struct Root {
     path: PathBuf,
     /// Its files when it could last be read, by name.
     files: Vec<PathBuf>,
+    is_directory: bool,
+    /// Whether it is reached through a link.
+    is_linked: bool,
     is_lost: bool,
+    /// Whether its file system does not answer: not even a watch can be set
+    /// then.
+    is_hung: bool,
 }
 
 #[derive(Debug, Default)]
 struct FileState {
     /// `None`: read it again, whatever the timestamps say.
     stamp: Option<Stamp>,
+    /// The directory in which it really is, if links lead there.
+    directory: Option<PathBuf>,
+    /// Why it could not be read the last time.
+    failure: Option<String>,
     documents: Vec<DocumentState>,
     /// Objects that the file had before a mistake came in. They stay until the
     /// mistake is gone: nothing programmed is lost by a slip of the pen.
@@ -81,6 +76,9 @@ pub(super) struct Report {
     pub(super) problems: Vec<ManifestProblem>,
     /// Paths that could be read before and can't be any more.
     pub(super) lost: Vec<String>,
+    /// Whether something could not be read for a reason that may be over
+    /// without any file changing.
+    pub(super) retry: bool,
 }
 
 /// Which object counts: its fingerprint and its file, as an index of `order`.
@@ -90,22 +88,40 @@ impl Catalog {
     /// Nothing read yet.
     pub(super) fn new(paths: Vec<PathBuf>) -> Self {
         Self {
-            roots: paths.into_iter().map(|path| Root { path, files: Vec::new(), is_lost: false }).collect(),
+            roots: paths
+                .into_iter()
+                .map(|path| Root {
+                    path,
+                    files: Vec::new(),
+                    is_directory: false,
+                    is_linked: false,
+                    is_lost: false,
+                    is_hung: false,
+                })
+                .collect(),
             order: Vec::new(),
             files: HashMap::new(),
             handed_on: HashMap::new(),
             duplicates: HashSet::new(),
+            reader: Reader::default(),
         }
     }
 
-    /// The paths that were asked for.
-    pub(super) fn roots(&self) -> impl Iterator<Item = &Path> {
-        self.roots.iter().map(|root| root.path.as_path())
-    }
-
-    /// The files behind them, when they were last looked at.
+    /// The files behind the paths, when they were last looked at.
     pub(super) fn files(&self) -> &[PathBuf] {
         &self.order
+    }
+
+    /// Where all of them are.
+    pub(super) fn places(&self) -> Places {
+        let answering = || self.roots.iter().filter(|root| !root.is_hung);
+        let roots = answering().map(|root| root.path.clone()).collect();
+        let may_come = |root: &&Root| root.is_lost || root.is_linked;
+        let parents = answering().filter(may_come).filter_map(|root| directory_of(&root.path)).collect();
+        let mut contents: HashSet<PathBuf> =
+            answering().filter(|root| root.is_directory).map(|root| root.path.clone()).collect();
+        contents.extend(self.files.values().filter_map(|file| file.directory.clone()));
+        Places { roots, parents, contents }
     }
 
     /// The first reading: hands every object on as soon as it is parsed, in
@@ -116,17 +132,27 @@ impl Catalog {
     /// A path can't be read at all.
     pub(super) fn load(&mut self, mut hand_on: impl FnMut(Object)) -> Result<Report, SourceError> {
         let mut report = Report::default();
-        for root in &mut self.roots {
-            root.files =
-                list(&root.path).map_err(|source| SourceError::UnreadablePath { path: root.path.clone(), source })?;
-            if root.files.is_empty() {
-                report.problems.push(ManifestProblem::empty(&root.path));
+        let mut unreadable = None;
+        for (root, listed) in self.list() {
+            match listed {
+                Ok(listing) => root.found(listing, &mut report),
+                Err(error) => {
+                    let error = SourceError::UnreadablePath { path: root.path.clone(), source: error };
+                    let is_hung = matches!(&error, SourceError::UnreadablePath { source: ReadError::Hangs(_), .. });
+                    if !is_hung {
+                        unreadable.get_or_insert(error);
+                        continue;
+                    }
+                    root.lost(&error, &mut report);
+                    report.retry = true;
+                }
             }
         }
-        self.order_files();
-        for path in self.order.clone() {
-            self.read(&path, &mut report, &mut |_, object| hand_on(object));
+        if let Some(error) = unreadable {
+            return Err(error);
         }
+        self.order_files();
+        self.read_files(self.order.clone(), &mut report, &mut |_, _, object| hand_on(object));
         let (valid, covered) = self.valid();
         let handed_on = valid.into_iter().map(|(reference, (hash, _))| (reference.clone(), hash)).collect();
         self.report_duplicates(covered, &mut report);
@@ -139,11 +165,9 @@ impl Catalog {
         let mut report = Report::default();
         self.relist(&mut report);
         let mut parsed: HashMap<(usize, ObjectRef), Object> = HashMap::new();
-        for (index, path) in self.order.clone().iter().enumerate() {
-            self.read(path, &mut report, &mut |reference, object| {
-                parsed.insert((index, reference), object);
-            });
-        }
+        self.read_files(self.order.clone(), &mut report, &mut |index, reference, object| {
+            parsed.insert((index, reference), object);
+        });
         let mut read_again = HashSet::new();
         loop {
             match self.difference(&parsed, &read_again) {
@@ -156,7 +180,7 @@ impl Catalog {
                     if let Some(state) = self.files.get_mut(&path) {
                         state.forget_text();
                     }
-                    self.read(&path, &mut report, &mut |reference, object| {
+                    self.read_files(vec![path], &mut report, &mut |_, reference, object| {
                         parsed.insert((index, reference), object);
                     });
                     read_again.insert(index);
@@ -166,28 +190,24 @@ impl Catalog {
     }
 
     fn relist(&mut self, report: &mut Report) {
-        for root in &mut self.roots {
-            match list(&root.path) {
-                Ok(files) => {
-                    if files.is_empty() && !root.files.is_empty() {
-                        report.problems.push(ManifestProblem::empty(&root.path));
-                    }
-                    if root.is_lost {
-                        info!(path = %root.path.display(), "manifests can be read again");
-                    }
-                    root.is_lost = false;
-                    root.files = files;
-                }
-                Err(source) => {
-                    if !root.is_lost {
-                        let error = SourceError::UnreadablePath { path: root.path.clone(), source };
-                        report.lost.push(format!("{error}; what it held stays programmed"));
-                    }
-                    root.is_lost = true;
+        for (root, listed) in self.list() {
+            match listed {
+                Ok(listing) => root.found(listing, report),
+                Err(error) => {
+                    report.retry |= error.is_transient();
+                    let error = SourceError::UnreadablePath { path: root.path.clone(), source: error };
+                    root.lost(&error, report);
                 }
             }
         }
         self.order_files();
+    }
+
+    fn list(&mut self) -> impl Iterator<Item = (&mut Root, Result<Listing, ReadError>)> {
+        let jobs = self.roots.iter().map(|root| (root.path.clone(), ())).collect();
+        let mut listings = Vec::with_capacity(self.roots.len());
+        self.reader.each(jobs, list, |_, listing| listings.push(listing));
+        self.roots.iter_mut().zip(listings)
     }
 
     /// The roots in the order they were given, their files by name. Where a
@@ -202,22 +222,59 @@ impl Catalog {
         self.order = order;
     }
 
-    /// Brings the state of one file up to date; documents whose text is the
-    /// same as before are not parsed again.
-    fn read(&mut self, path: &Path, report: &mut Report, parsed: &mut dyn FnMut(ObjectRef, Object)) {
+    /// Brings the state of files up to date; `parsed` gets the position of the
+    /// file among them, and the object.
+    fn read_files(
+        &mut self,
+        files: Vec<PathBuf>,
+        report: &mut Report,
+        parsed: &mut dyn FnMut(usize, ObjectRef, Object),
+    ) {
+        let known = |path: &PathBuf| self.files.get(path).and_then(|state| state.stamp.clone());
+        let jobs = files.into_iter().map(|path| (known(&path), path)).map(|(stamp, path)| (path, stamp)).collect();
+        let mut reader = std::mem::take(&mut self.reader);
+        let mut index = 0;
+        reader.each(jobs, read, |path, found| {
+            let mut of_this_file = |reference, object| parsed(index, reference, object);
+            match found {
+                Ok(Found::Unchanged) => {}
+                Ok(Found::Text(text)) => self.update(path, text, report, &mut of_this_file),
+                Err(error) => self.note_failure(path, &error, report),
+            }
+            index += 1;
+        });
+        self.reader = reader;
+    }
+
+    /// What the file held stays, unless it is gone.
+    fn note_failure(&mut self, path: &Path, error: &ReadError, report: &mut Report) {
         let state = self.files.entry(path.to_owned()).or_default();
-        let stamp = Stamp::of(path);
-        if stamp.is_some() && state.stamp == stamp {
+        state.stamp = None;
+        if error.is_not_found() {
+            // It went while the directory was read, which will be read again.
             return;
         }
+        if matches!(error, ReadError::Dangling) {
+            let failure = state.failure.take();
+            *state = FileState { failure, ..FileState::default() };
+        }
+        report.retry |= error.is_transient();
+        let what = error.to_string();
+        if state.failure.as_ref() != Some(&what) {
+            report.problems.push(ManifestProblem::file(path, what.clone(), error.is_transient()));
+            state.failure = Some(what);
+        }
+    }
+
+    /// Documents whose text is the same as before are not parsed again.
+    fn update(&mut self, path: &Path, file: FileText, report: &mut Report, parsed: &mut dyn FnMut(ObjectRef, Object)) {
+        let FileText { stamp, text, directory } = file;
+        let state = self.files.entry(path.to_owned()).or_default();
         state.stamp = stamp;
-        let text = match read_text(path) {
-            Ok(text) => text,
-            Err(what) => {
-                report.problems.push(ManifestProblem::file(path, what));
-                return;
-            }
-        };
+        state.directory = directory;
+        if state.failure.take().is_some() {
+            info!("{}: can be read again", path.display());
+        }
         // A program that writes in place truncates first, and may take its time.
         if text.is_empty() && !state.documents.is_empty() {
             report.problems.push(ManifestProblem::emptied(path));
@@ -315,6 +372,31 @@ impl Catalog {
     }
 }
 
+impl Root {
+    fn found(&mut self, listing: Listing, report: &mut Report) {
+        let was_empty = self.files.is_empty() && self.is_directory;
+        if listing.files.is_empty() && !was_empty {
+            report.problems.push(ManifestProblem::empty(&self.path));
+        }
+        if self.is_lost {
+            info!(path = %self.path.display(), "manifests can be read again");
+        }
+        self.is_lost = false;
+        self.is_hung = false;
+        self.is_directory = listing.is_directory;
+        self.is_linked = listing.is_linked;
+        self.files = listing.files;
+    }
+
+    fn lost(&mut self, error: &SourceError, report: &mut Report) {
+        if !self.is_lost {
+            report.lost.push(format!("{error}; what it held stays programmed"));
+        }
+        self.is_lost = true;
+        self.is_hung = matches!(error, SourceError::UnreadablePath { source: ReadError::Hangs(_), .. });
+    }
+}
+
 impl FileState {
     fn forget_text(&mut self) {
         self.stamp = None;
@@ -380,52 +462,6 @@ impl Format {
     fn of(path: &Path) -> Self {
         if path.extension().is_some_and(|extension| extension == "json") { Format::Json } else { Format::Yaml }
     }
-}
-
-impl Stamp {
-    /// `None` where the timestamps say nothing: the file can't be looked at, or
-    /// is so young that a further change might leave them as they are.
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        let changed =
-            u64::try_from(metadata.ctime()).ok().map(|secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs))?;
-        if SystemTime::now().duration_since(changed).ok()? < TIMESTAMP_GRANULARITY {
-            return None;
-        }
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
-
-/// The files behind a path: itself, or those of the directory (not of its
-/// subdirectories) that look like manifests, by name. Hidden files are left
-/// out: editors put their own there.
-fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
-    if !fs::metadata(path)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path)? {
-        let path = entry?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let is_manifest = path.extension().is_some_and(|found| EXTENSIONS.iter().any(|wanted| found == *wanted));
-        // Symbolic links are followed: a mounted ConfigMap consists of them.
-        if is_manifest && !is_hidden && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 text: {error}"))
 }
 
 fn hash_of(text: &str) -> u64 {

@@ -226,8 +226,9 @@ fn odd_paths_get_one_clear_line() {
     scratch.file(".hidden.yaml", "a: [");
     symlink("nowhere", scratch.0.join("dangling.yaml")).unwrap();
     let (_, problems) = scratch.read();
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].contains("latin.yaml: not UTF-8"), "{problems:?}");
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems[0].contains("dangling.yaml: is a link to a file that does not exist"), "{problems:?}");
+    assert!(problems[1].contains("latin.yaml: not UTF-8"), "{problems:?}");
 }
 
 /// A running source and what it sends.

@@ -1,11 +1,27 @@
-//! Log output: `tracing` to standard error, as text or as JSON.
+//! Log output: `tracing` to standard error, as text or as JSON. Bounded for
+//! each cause ([`limit`]), one line for each event whatever is in it
+//! ([`escape`]), and never a reason to fail ([`output`]).
+
+pub mod escape;
+pub mod limit;
+pub mod output;
+pub mod panic;
 
 use std::io::{self, IsTerminal};
 
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::DefaultFields;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::kube_proxy_configuration::Logging;
+use escape::Escaped;
+use limit::WithinLimits;
+use output::StandardError;
 
 /// The environment variable that overrides the verbosity, in
 /// `tracing-subscriber`'s filter syntax (`info,agent::netlink=trace`).
@@ -30,15 +46,30 @@ pub fn level(verbosity: u32) -> LevelFilter {
 /// Sets up logging for the whole process. Called once, before the first event;
 /// a second call changes nothing.
 pub fn init(logging: &Logging) {
-    let filter = filter(logging.verbosity, std::env::var(FILTER_VARIABLE).ok().as_deref());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let result = if logging.format == "json" {
-        subscriber.json().flatten_event(true).with_current_span(false).try_init()
-    } else {
-        subscriber.with_ansi(io::stderr().is_terminal()).try_init()
-    };
-    if result.is_err() {
+    let variable = std::env::var(FILTER_VARIABLE).ok();
+    let is_limited = logging.verbosity < 4 && variable.is_none();
+    let filter = filter(logging.verbosity, variable.as_deref());
+    let is_json = logging.format == "json";
+    output::set_json(is_json);
+    let lines = lines(is_json, io::stderr().is_terminal(), || StandardError);
+    let subscriber = tracing_subscriber::registry().with(filter).with(WithinLimits { is_limited }).with(lines);
+    if subscriber.try_init().is_err() {
         tracing::debug!("logging was set up before");
+    }
+}
+
+/// How an event becomes a line.
+fn lines<S, W>(is_json: bool, is_terminal: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'any> LookupSpan<'any>,
+    W: for<'any> MakeWriter<'any> + Send + Sync + 'static,
+{
+    // An error of its own would go to standard error with a macro that panics.
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    if is_json {
+        lines.json().flatten_event(true).with_current_span(false).boxed()
+    } else {
+        lines.with_ansi(is_terminal).fmt_fields(Escaped(DefaultFields::new())).boxed()
     }
 }
 
@@ -81,24 +112,37 @@ mod tests {
         }
     }
 
-    fn logged(verbosity: u32, variable: Option<&str>) -> String {
+    fn logged_as(is_json: bool, verbosity: u32, variable: Option<&str>, log: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(filter(verbosity, variable))
-            .with_writer(move || writer.clone())
-            .json()
-            .flatten_event(true)
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
+        let lines = lines(is_json, false, move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(filter(verbosity, variable)).with(lines);
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn logged(verbosity: u32, variable: Option<&str>) -> String {
+        logged_as(true, verbosity, variable, || {
             tracing::info!("information");
             tracing::debug!("debugging");
             tracing::trace!("tracing");
             tracing::info!(target: "hyper", "library");
             tracing::info!(target: SYNCS, "each sync");
-        });
-        let bytes = buffer.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        })
+    }
+
+    #[test]
+    fn an_objects_name_cannot_forge_a_line() {
+        let name = "cart\n2026-01-01T00:00:00Z ERROR agent: forged\u{1b}[2J";
+        let log = || tracing::warn!(service = %name, "Service {name} is bad");
+        let text = logged_as(false, 0, None, log);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains('\u{1b}') && text.contains(r"Service cart\n2026"), "{text}");
+        let json = logged_as(true, 0, None, log);
+        assert_eq!(json.lines().count(), 1, "{json}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["service"], name);
     }
 
     #[test]

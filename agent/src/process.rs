@@ -1,0 +1,83 @@
+//! The process itself: how many descriptors it may have, its event loop, and
+//! signals that must not end it.
+
+use std::future::Future;
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a thread of the event loop may be idle: it is kept.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// The most threads for what blocks: reading manifests, resolving names,
+/// listing counters. None of them is needed by a sync.
+const BLOCKING_THREADS: usize = 8;
+
+/// Raises the limit of open files to what the process may have. The usual
+/// 1,024 are fewer than a node may need, with a health check port for each load
+/// balancer; the low default is for programs that use `select`.
+pub fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+            tracing::debug!("the limit of open files is {hard} now, was {soft}");
+        }
+        Ok(())
+    });
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files could not be raised: {error}; it stays as it is");
+    }
+}
+
+/// How many files the process may have open.
+pub fn descriptor_limit() -> u64 {
+    // What nearly every system starts a process with.
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
+/// An event loop on the calling thread, and one thread for what blocks. tokio
+/// panics if it needs the first such thread and can't have it (a limit of
+/// processes, no memory); further ones it does without. So the first is made
+/// here, where its absence is an error, and kept.
+///
+/// # Errors
+/// No descriptors or no thread can be had.
+pub fn event_loop() -> io::Result<Runtime> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(FOREVER)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    let first = thread::Builder::new().spawn(|| ())?;
+    // A thread that does nothing does not panic.
+    let _ = first.join();
+    runtime.block_on(runtime.spawn_blocking(|| ())).map_err(io::Error::other)?;
+    Ok(runtime)
+}
+
+/// Runs the agent's future to its end. What still blocks in a thread then (a
+/// file system that does not answer, say) is left behind.
+pub fn run_to_end<T>(runtime: Runtime, future: impl Future<Output = T>) -> T {
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    output
+}
+
+/// Ignores SIGHUP, for ever: the terminal it was started from is closed, or
+/// somebody expects the configuration to be read again, which happens by itself.
+///
+/// # Errors
+/// No handler can be set up.
+pub fn ignore_hangups() -> io::Result<impl Future<Output = ()>> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            tracing::info!("SIGHUP: ignored; configuration and manifests are followed without it");
+        }
+        std::future::pending().await
+    })
+}
