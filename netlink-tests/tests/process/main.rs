@@ -1,0 +1,186 @@
+//! The agent as a process among others: what it does at rest, and what it makes of a log that can't be written, of few
+//! descriptors and threads, of odd files and of clients that misbehave. Seen from outside, by `/proc` and its sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod descriptors;
+mod files;
+mod idle;
+mod log;
+mod servers;
+mod threads;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use agent::lab::NetNs;
+use agent::lab::Transport::Tcp;
+use netlink_tests::fixtures::agent_process::ManifestDirectory;
+use netlink_tests::fixtures::cluster::{Cluster, NODE, node_object};
+use netlink_tests::fixtures::manifests::{NODE_NAME, service};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+netlink_tests::in_own_namespaces!();
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netlink-tests");
+
+/// What never comes ends a test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const HEALTH: u16 = 10256;
+const METRICS: u16 = 10249;
+
+/// `vmap-proxy` with these arguments.
+fn vmap_proxy(arguments: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(["agent", "--"]).args(arguments);
+    command.env_remove(agent::logging::FILTER_VARIABLE);
+    command
+}
+
+/// `vmap-proxy run --manifests`, with flags.
+fn run_manifests(manifests: &ManifestDirectory, flags: &[&str]) -> Command {
+    let mut command = vmap_proxy(&["run", "--node-name", NODE_NAME, "--metrics-bind-address", "0.0.0.0:10249"]);
+    command.args(flags).arg("--manifests").arg(manifests.path());
+    command
+}
+
+/// A Service without endpoints: its cluster IP is in the table.
+fn web(number: u8) -> Value {
+    service(&format!("shop/web-{number}")).cluster_ip(&format!("10.96.0.{number}")).port(Tcp, 80).build()
+}
+
+fn manifests() -> ManifestDirectory {
+    let manifests = ManifestDirectory::new();
+    manifests.write_objects("web.json", &[node_object(), web(1)]);
+    manifests
+}
+
+/// Waits until it is so.
+#[track_caller]
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        // There is no event of the other process to wait for.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that is killed when dropped.
+struct Agent {
+    child: Child,
+    namespace: NetNs,
+}
+
+impl Agent {
+    /// Starts it in a namespace; its standard streams are as the command has them.
+    fn start(namespace: &NetNs, mut command: Command) -> Self {
+        let child = namespace.run(|| command.spawn()).unwrap().unwrap();
+        Self { child, namespace: namespace.try_clone().unwrap() }
+    }
+
+    /// Starts it with a log that goes to a file.
+    fn with_log(namespace: &NetNs, mut command: Command, log: &std::path::Path) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(log).unwrap());
+        Self::start(namespace, command)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    fn proc(&self, name: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap_or_default()
+    }
+
+    /// Asks one of its servers; `None` while it does not answer.
+    fn get(&self, port: u16, path: &str) -> Option<String> {
+        let address = SocketAddr::new(NODE[0].parse().unwrap(), port);
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        self.namespace.run(ask).unwrap().ok().filter(|text| !text.is_empty())
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.get(HEALTH, "/healthz").is_some_and(|reply| reply.contains(" 200 "))
+    }
+
+    #[track_caller]
+    fn wait_until_healthy(&mut self) {
+        eventually("/healthz answers 200", || {
+            assert_eq!(self.child.try_wait().unwrap(), None, "it has ended");
+            self.is_healthy()
+        });
+    }
+
+    /// Whether this address is in the table.
+    fn serves(&self, address: &str) -> bool {
+        let list = || Command::new("nft").args(["list", "map", "ip", "vmap-proxy", "no-endpoint-services"]).output();
+        let listed = self.namespace.run(list).unwrap().unwrap();
+        String::from_utf8_lossy(&listed.stdout).contains(&format!("{address} "))
+    }
+
+    #[track_caller]
+    fn wait_until_served(&self, address: &str) {
+        eventually(&format!("{address} is programmed"), || self.serves(address));
+    }
+
+    /// Ends it as the kubelet does.
+    #[track_caller]
+    fn stop(mut self) -> ExitStatus {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+        let mut status = None;
+        eventually("it ends at SIGTERM", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file that goes with the test.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("vmap-proxy-process-{name}-{}", std::process::id())))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = self.text();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("{}:\n{}", self.0.display(), lines[lines.len().saturating_sub(50)..].join("\n"));
+        }
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn cluster() -> Cluster {
+    Cluster::new()
+}
