@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use agent::metrics::Metrics;
 use agent::source::Event;
 use agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use compiler::model::objects::{Change, Kind, Object, ObjectRef};
@@ -20,7 +21,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Retries within milliseconds; silences stay long.
 fn timing() -> Timing {
-    Timing { shortest_retry: Duration::from_millis(10), longest_retry: Duration::from_millis(50), ..Timing::default() }
+    Timing {
+        shortest_retry: Duration::from_millis(10),
+        longest_retry: Duration::from_millis(50),
+        short_watch: Duration::from_millis(10),
+        ..Timing::default()
+    }
 }
 
 fn options(server: &ApiServer) -> KubernetesOptions {
@@ -29,6 +35,7 @@ fn options(server: &ApiServer) -> KubernetesOptions {
         master: None,
         node_name: "n1".to_owned(),
         timing: timing(),
+        metrics: Metrics::new(),
     }
 }
 
@@ -542,6 +549,7 @@ async fn configurations_that_cannot_work_name_the_remedy() {
             master: master.map(ToOwned::to_owned),
             node_name: "n1".to_owned(),
             timing: timing(),
+            metrics: Metrics::new(),
         };
         KubernetesSource::connect(options).await.err().unwrap()
     };

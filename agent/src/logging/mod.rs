@@ -28,7 +28,7 @@ use output::StandardError;
 pub const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 
 /// Libraries whose chatter is of use only at the highest verbosity.
-const QUIET_LIBRARIES: [&str; 6] = ["hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
+const QUIET_LIBRARIES: [&str; 7] = ["h2", "hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
 
 /// The target of the line for each sync, which kube-proxy has from `-v 2` on.
 pub const SYNCS: &str = "agent::follow::syncs";

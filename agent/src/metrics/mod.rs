@@ -6,6 +6,7 @@
 //! modes (`..._iptables_...`) are left out, as kube-proxy does in nftables
 //! mode, and so are those of the Go runtime.
 
+mod api;
 mod component_base;
 mod connections;
 mod exposition;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use compiler::model::objects::Kind;
 use compiler::ruleset::Family;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
@@ -93,6 +95,7 @@ pub enum Operation {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    api: api::ApiMetrics,
     sync_duration: ByFamily<Histogram>,
     full_sync_duration: ByFamily<Histogram>,
     partial_sync_duration: ByFamily<Histogram>,
@@ -168,8 +171,10 @@ impl Metrics {
     pub fn with_proc(proc: PathBuf) -> Self {
         let sync: fn() -> Histogram = sync_histogram;
         let network: fn() -> Histogram = network_programming_histogram;
+        let mut registry = Registry::default();
         let mut metrics = Self {
             registry: Arc::default(),
+            api: api::ApiMetrics::register(&mut registry),
             sync_duration: ByFamily::new_with_constructor(sync),
             full_sync_duration: ByFamily::new_with_constructor(sync),
             partial_sync_duration: ByFamily::new_with_constructor(sync),
@@ -194,7 +199,6 @@ impl Metrics {
             drift_repairs: Counter::default(),
             foreign_removed: MetricFamily::default(),
         };
-        let mut registry = Registry::default();
         metrics.register_kube_proxy(&mut registry);
         metrics.register_own(&mut registry);
         component_base::register(&mut registry);
@@ -444,6 +448,17 @@ impl Metrics {
     /// policy.
     pub fn foreign_removed(&self, kind: &'static str, count: usize) {
         self.foreign_removed.get_or_create(&KindLabel { kind }).inc_by(count as u64);
+    }
+
+    /// The API server answered a request with a status; `None`: it did not.
+    /// Watches have no duration.
+    pub fn api_answered(&self, method: &str, host: &str, code: Option<u16>, took: Option<Duration>) {
+        self.api.answered(method, host, code, took);
+    }
+
+    /// The API server sent something about a resource.
+    pub fn api_received(&self, kind: Kind) {
+        self.api.received(kind);
     }
 
     /// Every metric as text.

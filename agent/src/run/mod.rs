@@ -134,6 +134,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
     let log_problems = matches!(options.source, Source::Kubernetes { .. });
+    let metrics_of_source = metrics.clone();
     let follow_options = FollowOptions { retry: options.sync_period, min_gap: options.min_sync_period, log_problems };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
@@ -149,7 +150,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         ended = sync_thread.ended() => return ended,
-        failed = run_source(&options, events, notices) => failed.map(|never| match never {}),
+        failed = run_source(&options, &metrics_of_source, events, notices) => failed.map(|never| match never {}),
         failed = own_node::watch(&options.proxy, node_source, own_node::PATIENCE, listed, passed) => {
             failed.map(|never| match never {}).map_err(Error::from)
         }
@@ -181,6 +182,7 @@ fn set_up_node(options: &RunOptions) -> Result<(), SysctlError> {
 /// Follows the source for ever, or fails. Events need the API server, too.
 async fn run_source(
     options: &RunOptions,
+    metrics: &Metrics,
     events: mpsc::Sender<Event>,
     notices: mpsc::Receiver<Notice>,
 ) -> Result<Infallible, Error> {
@@ -195,6 +197,7 @@ async fn run_source(
                 master: master.clone(),
                 node_name: options.proxy.node_name.clone(),
                 timing: Timing::default(),
+                metrics: metrics.clone(),
             });
             let source = source.await?;
             let post = events::post(source.client(), &options.proxy.node_name, notices);

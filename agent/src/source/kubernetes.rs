@@ -6,8 +6,10 @@
 //! by one; neither a list nor a page is ever held.
 
 mod backoff;
+mod bounds;
 mod connect;
 mod failure;
+mod notices;
 mod reflector;
 mod resource;
 mod split;
@@ -21,10 +23,13 @@ use std::time::Duration;
 use futures::future::{join, join_all};
 use tokio::sync::oneshot;
 
-pub use self::connect::ConnectError;
+pub use self::connect::{
+    ConnectError, CredentialError, ExecError, InClusterProblem, KubeconfigProblem, ProxyError, ServerUrlError, TlsError,
+};
 use self::reflector::Reflector;
 use self::resource::Resource;
 use super::{Event, EventSender};
+use crate::metrics::Metrics;
 
 /// How to reach the API server, and what to follow there.
 #[derive(Debug, Clone)]
@@ -38,6 +43,8 @@ pub struct KubernetesOptions {
     pub node_name: String,
     /// How long to wait for what; the default is right outside of tests.
     pub timing: Timing,
+    /// Where requests and answers are counted.
+    pub metrics: Metrics,
 }
 
 /// Waiting times of the source.
@@ -54,6 +61,13 @@ pub struct Timing {
     /// Silence during a list, or before an answer, after which it is started
     /// again. The server's own limit for a request is 60 s.
     pub list_idle: Duration,
+    /// A watch that ends sooner is followed by a pause.
+    pub short_watch: Duration,
+    /// Silence of the connection after which the peer is asked for a sign of
+    /// life, by HTTP/2 or the kernel.
+    pub ping_interval: Duration,
+    /// How long it may take to give one; then the connection is given up.
+    pub ping_patience: Duration,
     /// How long the first sync waits for this Node. kube-proxy waits 30 s for
     /// its addresses.
     pub node_patience: Duration,
@@ -62,13 +76,17 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// Retries as client-go's reflector: 800 ms to 30 s.
+    /// Retries as client-go's reflector: 800 ms to 30 s. Pings as its
+    /// transport: after 30 s, for 15 s.
     fn default() -> Self {
         Self {
             shortest_retry: Duration::from_millis(800),
             longest_retry: Duration::from_secs(30),
             idle: Duration::from_secs(150),
             list_idle: Duration::from_secs(60),
+            short_watch: Duration::from_secs(1),
+            ping_interval: Duration::from_secs(30),
+            ping_patience: Duration::from_secs(15),
             node_patience: Duration::from_secs(30),
             service_cidr_patience: Duration::from_secs(5),
         }
@@ -108,12 +126,13 @@ impl KubernetesSource {
     /// [`Event::Degraded`] and tried again.
     pub async fn run(self, events: EventSender) {
         let mut reflectors = Vec::new();
+        let (timing, metrics) = (&self.options.timing, &self.options.metrics);
         let mut firsts = Vec::new();
         for resource in Resource::all(&self.options.node_name) {
             let (listed, first) = oneshot::channel();
             firsts.push(wait_for_first(first, resource.patience(&self.options.timing)));
             let reflector =
-                Reflector::new(self.client.clone(), resource, events.clone(), self.options.timing.clone(), listed);
+                Reflector::new(self.client.clone(), resource, events.clone(), timing.clone(), metrics.clone(), listed);
             reflectors.push(reflector.run());
         }
         let synced = async {

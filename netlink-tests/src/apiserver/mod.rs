@@ -3,13 +3,18 @@
 //!
 //! It speaks list (`limit`, `continue`), watch (JSON lines, `resourceVersion`,
 //! bookmarks, `sendInitialEvents`), the label and field selectors that a proxy
-//! uses, and accepts events. It runs on a thread of its own, in the network
+//! uses, and accepts events. A [`Front`] before it speaks TLS or is a proxy. It runs on a thread of its own, in the network
 //! namespace of the thread that starts it.
 
+pub mod certificates;
+mod faults;
+mod front;
 mod http;
 mod objects;
 mod respond;
 mod server;
 
+pub use self::faults::Fault;
+pub use self::front::{Front, Role};
 pub use self::objects::Resource;
 pub use self::server::ApiServer;

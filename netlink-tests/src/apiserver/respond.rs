@@ -11,6 +11,7 @@ use futures::stream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::faults::Fault;
 use super::http::{Query, Target};
 use super::objects::{Key, Resource, Selector, bookmark, event, status};
 use super::server::{Shared, Signal, State as Known};
@@ -24,7 +25,10 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
     let line = format!("{} {}", parts.method, parts.uri);
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let target = Target::of(parts.uri.path());
-    shared.with(|state| state.requests.push(line));
+    shared.with(|state| {
+        state.requests.push(line);
+        state.headers.push(parts.headers);
+    });
     shared.changed.send_modify(|count| *count += 1);
     let resource = match &target {
         Target::Collection(resource) | Target::Object(resource, _) => Some(*resource),
@@ -32,6 +36,10 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
     };
     if let Some((code, message)) = shared.with(|state| state.refusal(resource)) {
         return failure(code, "Refused", &message);
+    }
+    let fault = shared.with(|state| resource.and_then(|resource| state.faults.get(&resource).copied()));
+    if let Some(refused) = fault.and_then(|fault| refused(fault, &query)) {
+        return refused;
     }
     match target {
         Target::Collection(resource) if query.is_true("watch") => watch(shared, resource, &query),
@@ -70,6 +78,27 @@ fn failure(code: u16, reason: &str, message: &str) -> Response {
     json(status_code, status(code, reason, message).into())
 }
 
+/// The answer of a server that refuses all, or a selector.
+fn refused(fault: Fault, query: &Query) -> Option<Response> {
+    match fault {
+        Fault::Busy(seconds) => {
+            let status = serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "too many requests", "reason": "TooManyRequests", "code": 429,
+                "details": {"retryAfterSeconds": seconds},
+            });
+            Some(json(StatusCode::TOO_MANY_REQUESTS, status.to_string().into()))
+        }
+        Fault::NoFieldSelector => {
+            let field = query.get("fieldSelector")?.split('!').next()?;
+            let message =
+                format!("\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"");
+            Some(failure(400, "BadRequest", &message))
+        }
+        _ => None,
+    }
+}
+
 fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
     let selector = match Selector::parse(query.get("labelSelector"), query.get("fieldSelector")) {
         Ok(selector) => selector,
@@ -88,6 +117,13 @@ fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
         }
         let (page, last) = state.objects.list(resource, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
         let token = last.map(|(namespace, name)| format!("{version}:{namespace}:{name}")).unwrap_or_default();
+        let number = state.requests.len();
+        let token = match state.faults.get(&resource) {
+            Some(Fault::EndlessPages) => format!("{version}::{number}"),
+            // Behind every name.
+            Some(Fault::EmptyPages) => format!("{version}:~~~:{number}"),
+            _ => token,
+        };
         let mut body = format!(
             "{{\"kind\":\"{resource}List\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{version}\",\"continue\":\"{token}\"}},\"items\":[",
             resource.api_version(),
@@ -215,8 +251,19 @@ impl Watch {
                 version = state.objects.version();
                 (lines, state.slow)
             });
+            let has_event = !lines.is_empty();
             if !send(&sender, lines, slow).await {
                 return;
+            }
+            if has_event {
+                match shared.with(|state| state.faults.get(&self.resource).copied()) {
+                    Some(Fault::EndsAfterEvent) => return,
+                    Some(Fault::ExpiresAfterEvent) => {
+                        send(&sender, expired(), slow).await;
+                        return;
+                    }
+                    _ => {}
+                }
             }
             let signal = tokio::select! {
                 signal = timeout_at(self.ends, signals.recv()) => signal,

@@ -11,9 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::HeaderMap;
 use serde_json::Value;
 use tokio::sync::{broadcast, oneshot, watch};
 
+use super::faults::Fault;
 use super::objects::{Objects, Resource};
 use super::respond::respond;
 
@@ -32,11 +34,13 @@ pub(super) enum Signal {
 pub(super) struct State {
     pub(super) objects: Objects,
     pub(super) requests: Vec<String>,
+    pub(super) headers: Vec<HeaderMap>,
     pub(super) events: Vec<Value>,
     pub(super) event_refusal: Option<(u16, String)>,
     pub(super) has_streaming_lists: bool,
     pub(super) forgets_bookmark: bool,
     pub(super) slow: Option<(usize, Duration)>,
+    pub(super) faults: BTreeMap<Resource, Fault>,
     refusals: BTreeMap<Resource, (u16, String)>,
     breaks: BTreeMap<Resource, usize>,
     expired_pages: BTreeSet<Resource>,
@@ -125,6 +129,8 @@ impl ApiServer {
             state: Mutex::new(State {
                 objects: Objects::default(),
                 requests: Vec::new(),
+                headers: Vec::new(),
+                faults: BTreeMap::new(),
                 events: Vec::new(),
                 event_refusal: None,
                 has_streaming_lists: true,
@@ -260,6 +266,14 @@ impl ApiServer {
         self.shared.with(|state| state.slow = slow);
     }
 
+    /// Behaves like this towards whoever asks for a resource from now on.
+    pub fn set_fault(&self, resource: Resource, fault: Option<Fault>) {
+        self.shared.with(|state| match fault {
+            Some(fault) => drop(state.faults.insert(resource, fault)),
+            None => drop(state.faults.remove(&resource)),
+        });
+    }
+
     /// Goes away: connections end, new ones are refused. Objects stay and can
     /// be changed.
     pub fn pause(&mut self) {
@@ -279,6 +293,19 @@ impl ApiServer {
     /// The requests so far, as `GET /api/v1/services?limit=500`.
     pub fn requests(&self) -> Vec<String> {
         self.shared.with(|state| state.requests.clone())
+    }
+
+    /// The value of a header in each request so far; empty where it is absent.
+    pub fn header(&self, name: &str) -> Vec<String> {
+        let value = |headers: &HeaderMap| {
+            headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+        };
+        self.shared.with(|state| state.headers.iter().map(value).collect())
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The events that were posted.

@@ -19,6 +19,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -146,6 +147,17 @@ impl Cluster {
     /// No process.
     pub fn agent_by(&self, arguments: &[&str]) -> io::Result<AgentProcess> {
         AgentProcess::start(self.lab.node(), &self.program, arguments)
+    }
+
+    /// Starts the agent on the node with these arguments, and these variables
+    /// beside those of the test.
+    ///
+    /// # Errors
+    /// No process.
+    pub fn agent_in_environment(&self, arguments: &[String], variables: &[(&str, &str)]) -> io::Result<AgentProcess> {
+        let mut command = Command::new(&self.program.path);
+        command.args(&self.program.first).args(arguments).envs(variables.iter().copied());
+        AgentProcess::spawn(self.lab.node(), command)
     }
 
     /// One new connection.

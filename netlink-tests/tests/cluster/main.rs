@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod changes;
+mod connection;
 mod events;
 mod node;
 mod servers;

@@ -31,6 +31,8 @@ pub(super) enum Failure {
     },
     /// The connection broke.
     Broken(String),
+    /// A list that does not come to an end.
+    Endless(String),
     /// Nothing was received for so long that the connection may be dead.
     Silent(Duration),
 }
@@ -43,7 +45,7 @@ impl Failure {
                 let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
                 Self::of_status(status.code, &status.message, u64::from(retry_after), resource)
             }
-            other => Self::Broken(with_causes(other)),
+            other => Self::of_connection(other),
         }
     }
 
@@ -80,13 +82,19 @@ impl Failure {
 
     /// What reading a response met.
     pub(super) fn of_read(error: &io::Error) -> Self {
-        Self::Broken(with_causes(error))
+        Self::of_connection(error)
+    }
+
+    fn of_connection(error: &(dyn Error + 'static)) -> Self {
+        let line = with_causes(error);
+        let remedy = remedy(&line);
+        Self::Broken(line + remedy)
     }
 }
 
 /// The whole chain on one line: the outermost message alone is often no more
 /// than "client error (Connect)".
-fn with_causes(error: &dyn Error) -> String {
+pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -96,11 +104,14 @@ fn with_causes(error: &dyn Error) -> String {
         }
         cause = inner.source();
     }
-    // rustls tells which of its checks failed, not what to do about it.
-    let remedy = if line.contains("invalid peer certificate") {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// rustls tells which of its checks failed, not what to do about it.
+fn remedy(line: &str) -> &'static str {
+    if line.contains("invalid peer certificate") {
         "; check that certificate-authority in the kubeconfig is the one of this API server"
     } else {
         "; trying again"
-    };
-    line + remedy
+    }
 }

@@ -1,19 +1,23 @@
 //! List, then watch, for ever: one resource.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use compiler::model::objects::Change;
+use compiler::model::objects::{Change, Object};
 use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::backoff::{Backoff, random_up_to};
+use super::bounds::{Budget, Pages};
 use super::failure::Failure;
+use super::notices::{Cause, Notices};
 use super::resource::Resource;
 use super::split::{Items, Lines};
 use super::wire::{self, Frame, Unreadable};
 use super::{Event, EventSender, Timing};
+use crate::metrics::Metrics;
 
 /// How many changes are handed on at a time, at most.
 const BATCH: usize = 512;
@@ -21,9 +25,15 @@ const BATCH: usize = 512;
 const WATCH: Duration = Duration::from_secs(300);
 /// A resource that the cluster lacks is asked for again after this time.
 const NOT_SERVED: Duration = Duration::from_secs(600);
+/// A pause between watches that end at once is never longer than this part of
+/// the longest retry: what they bring is good.
+const SHORT_WATCHES: u32 = 6;
 /// After so many refusals in a row a version may be one that the server never
 /// had (it was restored from a backup): list anew.
 const REFUSALS: u32 = 4;
+
+/// What comes behind the head of a response.
+type Body = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// Follows one resource.
 pub(super) struct Reflector {
@@ -34,16 +44,24 @@ pub(super) struct Reflector {
     /// Told once, when the first list is complete or can't be had.
     listed: Option<oneshot::Sender<()>>,
     backoff: Backoff,
-    /// Lists that a 410 made necessary, with no event in between.
+    /// Lists that a 410 made necessary, with no watch in between that lasted.
     relists: Backoff,
+    /// Watches that ended at once.
+    short_watches: Backoff,
+    /// Since when the current watch has been caught up.
+    watching_since: Option<Instant>,
     /// Whether the server may have streaming lists.
     is_streaming: bool,
     /// Where to watch on from; `None`: a list is needed.
     version: Option<String>,
+    /// How long the last bytes were waited for.
+    waited: Duration,
     /// Changes not handed on yet.
     batch: Vec<Change>,
-    /// The failure that was reported last.
+    /// The failure that was reported last, if nothing was received since.
     degraded: Option<String>,
+    notices: Notices,
+    metrics: Metrics,
 }
 
 impl Reflector {
@@ -53,6 +71,7 @@ impl Reflector {
         resource: Resource,
         events: EventSender,
         timing: Timing,
+        metrics: Metrics,
         listed: oneshot::Sender<()>,
     ) -> Self {
         Self {
@@ -61,12 +80,17 @@ impl Reflector {
             events,
             backoff: Backoff::new(timing.shortest_retry, timing.longest_retry),
             relists: Backoff::new(timing.shortest_retry, timing.longest_retry),
+            short_watches: Backoff::new(timing.shortest_retry, timing.longest_retry / SHORT_WATCHES),
+            watching_since: None,
             timing,
             listed: Some(listed),
             is_streaming: true,
             version: None,
+            waited: Duration::ZERO,
             batch: Vec::new(),
             degraded: None,
+            notices: Notices::default(),
+            metrics,
         }
     }
 
@@ -79,10 +103,16 @@ impl Reflector {
                 None => self.paged_list().await,
             };
             self.batch.clear();
-            let Err(failure) = result else { continue };
-            let wait = match failure {
-                Failure::Closed => return,
-                other => self.handle(other).await,
+            let watched = self.watching_since.take().map(|since| since.elapsed());
+            let wait = match result {
+                Ok(()) => self.after_watch(watched).await,
+                Err(Failure::Closed) => return,
+                Err(failure) => {
+                    if watched.is_some_and(|watched| watched >= self.timing.longest_retry) {
+                        self.relists.reset();
+                    }
+                    self.handle(failure).await
+                }
             };
             // Nothing else would notice while nothing happens.
             tokio::select! {
@@ -90,6 +120,22 @@ impl Reflector {
                 () = self.events.closed() => return,
             }
         }
+    }
+
+    /// How long to wait after a watch that came to its end: not at all, unless
+    /// it ended at once. `None`: it was a list.
+    async fn after_watch(&mut self, watched: Option<Duration>) -> Duration {
+        let Some(watched) = watched else { return Duration::ZERO };
+        if watched >= self.timing.short_watch {
+            self.short_watches.reset();
+            return Duration::ZERO;
+        }
+        let wait = self.short_watches.next();
+        // The first is what a server that stops does.
+        if self.short_watches.failures() > 1 {
+            self.report(Cause::ShortWatch, "watches end at once; pausing before each").await;
+        }
+        wait
     }
 
     /// Decides how to go on, and after which time.
@@ -103,7 +149,9 @@ impl Reflector {
                 Duration::ZERO
             }
             Failure::Gone => {
-                info!(%kind, "the watch is too far behind, listing again");
+                if self.notices.due(Cause::Gone).is_some() {
+                    info!(%kind, "the watch is too far behind, listing again");
+                }
                 self.version = None;
                 // The first time at once; a server that keeps saying so is not hurried.
                 let wait = self.relists.next();
@@ -117,35 +165,44 @@ impl Reflector {
                 NOT_SERVED
             }
             Failure::Refused { code, message, retry_after, is_denied } => {
-                self.report(&message).await;
+                self.report(Cause::Refused(code), &message).await;
                 if is_denied && self.resource.patience(&self.timing).is_some() {
                     self.listed = None;
                 }
-                let wait = self.backoff.next().max(retry_after);
+                // A server may ask for patience, but not for years.
+                let wait = self.backoff.next().max(retry_after.min(self.timing.longest_retry * 2));
                 if matches!(code, 400 | 422 | 504) && self.backoff.failures() >= REFUSALS {
                     self.version = None;
                 }
                 wait
             }
             Failure::Broken(message) => {
-                self.report(&message).await;
+                self.report(Cause::broken(&message), &message).await;
                 self.backoff.next()
             }
             Failure::Silent(time) => {
-                self.report(&format!("nothing received for {} s; trying again", time.as_secs())).await;
+                self.report(Cause::Silent, &format!("nothing received for {} s; trying again", time.as_secs())).await;
+                self.backoff.next()
+            }
+            Failure::Endless(message) => {
+                self.report(Cause::EndlessList, &message).await;
                 self.backoff.next()
             }
         }
     }
 
-    /// Tells a failure once, not at every attempt.
-    async fn report(&mut self, message: &str) {
+    /// Tells a failure once, not at every attempt; if it comes and goes, once a
+    /// minute.
+    async fn report(&mut self, cause: Cause, message: &str) {
         let line = format!("can't follow {}s: {message}", self.resource.kind);
         debug!("{line}");
-        if self.degraded.as_ref() != Some(&line) {
-            self.degraded = Some(line.clone());
-            let _ = self.events.send(Event::Degraded(line)).await;
+        if self.degraded.as_ref() == Some(&line) {
+            return;
         }
+        let Some(kept_back) = self.notices.due(cause) else { return };
+        let again = if kept_back > 0 { format!(" ({kept_back} more times in the last minute)") } else { String::new() };
+        self.degraded = Some(line.clone());
+        let _ = self.events.send(Event::Degraded(line + &again)).await;
     }
 
     /// Something was received.
@@ -157,18 +214,24 @@ impl Reflector {
     }
 
     async fn paged_list(&mut self) -> Result<(), Failure> {
-        let mut token = None;
+        let mut token: Option<String> = None;
+        let mut pages = Pages::default();
         loop {
-            let mut body = self.request(self.resource.page(token.as_deref())).await?;
+            let mut body = self.list_request(|resource| resource.page(token.as_deref())).await?;
             if token.is_none() {
                 self.send(Event::ListStarted(self.resource.kind)).await?;
             }
             let mut items = Items::default();
-            while let Some(chunk) = self.next_chunk(&mut body, self.timing.list_idle).await? {
+            let mut first = None;
+            let mut budget = Budget::new(self.timing.list_idle);
+            while let Some(chunk) = self.next_of_list(&mut body, &mut budget).await? {
                 let mut rest = chunk;
                 while let Some(item) = items.next(&mut rest).map_err(|_| too_long())? {
                     match wire::item(self.resource.kind, item) {
-                        Ok(object) => self.push(Change::Apply(object)).await?,
+                        Ok(object) => {
+                            first.get_or_insert_with(|| object.reference());
+                            self.apply(object).await?;
+                        }
                         Err(unreadable) => self.skip(unreadable).await?,
                     }
                 }
@@ -183,12 +246,16 @@ impl Reflector {
                 self.version = Some(meta.resource_version);
                 return Ok(());
             }
+            if let Some(why) = pages.next(&meta.token, first) {
+                return Err(Failure::Endless(format!("the list does not end: {why}; trying again")));
+            }
             token = Some(meta.token);
         }
     }
 
     async fn streaming_list(&mut self) -> Result<(), Failure> {
-        let body = match self.request(self.resource.streaming_list(watch_time())).await {
+        let time = watch_time();
+        let body = match self.list_request(|resource| resource.streaming_list(time)).await {
             // 422 from a server that has them switched off or never heard of
             // them, 400 from some that imitate one.
             Err(Failure::Refused { code: 400 | 422, .. }) => return Err(Failure::NoStreamingLists),
@@ -200,23 +267,26 @@ impl Reflector {
 
     async fn watch(&mut self, version: &str) -> Result<(), Failure> {
         let body = self.request(self.resource.watch(version, watch_time())).await?;
-        let started = Instant::now();
-        let version = self.version.clone();
-        self.follow(body, false).await?;
-        // A server that ends every watch at once must not be asked in a loop.
-        if started.elapsed() < self.timing.shortest_retry && self.version == version {
-            return Err(Failure::Broken("watches end at once; trying again".to_owned()));
-        }
-        Ok(())
+        self.watching_since = Some(Instant::now());
+        self.follow(body, false).await
     }
 
     /// Reads a watch to its end. As a list, if `is_list`, up to the bookmark
     /// that says so.
     async fn follow(&mut self, mut body: impl AsyncBufRead + Unpin, mut is_list: bool) -> Result<(), Failure> {
         let mut lines = Lines::default();
+        let mut budget = Budget::new(self.timing.list_idle);
+        // A trickle that never ends a line is silence, too.
+        let mut silence = Duration::ZERO;
         loop {
-            let idle = if is_list { self.timing.list_idle } else { self.timing.idle };
-            let chunk = match self.next_chunk(&mut body, idle).await {
+            let chunk = if is_list {
+                self.next_of_list(&mut body, &mut budget).await
+            } else {
+                let chunk = self.next_chunk(&mut body, self.timing.idle.saturating_sub(silence)).await;
+                silence += self.waited;
+                chunk
+            };
+            let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if is_list => return Err(Failure::Broken("the list ended early; trying again".to_owned())),
                 Ok(None) => return Ok(()),
@@ -229,11 +299,12 @@ impl Reflector {
                 // A connection that has died unseen: the next request tells.
                 Err(Failure::Silent(_)) if !is_list => return Ok(()),
                 // The server ignored what it does not know, and never sends the bookmark.
-                Err(Failure::Silent(_)) => return Err(Failure::NoStreamingLists),
+                Err(Failure::Silent(_) | Failure::Endless(_)) if is_list => return Err(Failure::NoStreamingLists),
                 Err(failure) => return Err(failure),
             };
             let mut rest = chunk;
             while let Some(line) = lines.next(&mut rest).map_err(|_| too_long())? {
+                silence = Duration::ZERO;
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
@@ -249,7 +320,7 @@ impl Reflector {
         let (version, ends_list) = match frame {
             Ok(Frame::Apply(object)) => {
                 let version = wire::version_of(&object).to_owned();
-                self.push(Change::Apply(object)).await?;
+                self.apply(object).await?;
                 (Some(version), false)
             }
             Ok(Frame::Delete { object, version }) => {
@@ -269,12 +340,10 @@ impl Reflector {
             }
         };
         self.succeed();
-        if !is_list {
-            self.relists.reset();
-        }
         let completes = is_list && ends_list;
         if completes {
             self.complete_list().await?;
+            self.watching_since = Some(Instant::now());
         }
         // Events of a list come in any order: only its end says where to go on.
         if (completes || !is_list) && version.as_ref().is_some_and(|version| !version.is_empty()) {
@@ -307,16 +376,22 @@ impl Reflector {
         if !is_ready {
             self.flush().await?;
         }
+        // What the sync loop makes us wait is not the server's fault.
+        let waiting = Instant::now();
         let chunk = tokio::select! {
             chunk = timeout(idle, body.fill_buf()) => chunk,
             () = self.events.closed() => return Err(Failure::Closed),
         };
+        self.waited = waiting.elapsed();
         match chunk {
             Ok(Ok([])) => {
                 self.flush().await?;
                 Ok(None)
             }
-            Ok(Ok(chunk)) => Ok(Some(chunk)),
+            Ok(Ok(chunk)) => {
+                self.metrics.api_received(self.resource.kind);
+                Ok(Some(chunk))
+            }
             Ok(Err(error)) => {
                 self.flush().await?;
                 Err(Failure::of_read(&error))
@@ -325,7 +400,36 @@ impl Reflector {
         }
     }
 
-    async fn request(&self, path: String) -> Result<impl AsyncBufRead + Unpin + use<>, Failure> {
+    /// The next bytes of a list, within what its budget leaves.
+    async fn next_of_list<'a>(
+        &mut self,
+        body: &'a mut (impl AsyncBufRead + Unpin),
+        budget: &mut Budget,
+    ) -> Result<Option<&'a [u8]>, Failure> {
+        let wait = budget.left().min(self.timing.list_idle);
+        let chunk = match self.next_chunk(body, wait).await {
+            Err(Failure::Silent(_)) if wait < self.timing.list_idle => {
+                return Err(Failure::Endless(format!("the list is too slow: {}; trying again", budget.describe())));
+            }
+            other => other?,
+        };
+        budget.take(chunk.map_or(0, <[u8]>::len), self.waited);
+        Ok(chunk)
+    }
+
+    /// Asks for a list. A server that does not know the selector (Services
+    /// have it since 1.31) is asked again without.
+    async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Body, Failure> {
+        match self.request(path(&self.resource)).await {
+            Err(Failure::Refused { code: 400, message, .. }) if self.resource.drop_field_selector(&message) => {
+                info!(kind = %self.resource.kind, "the API server does not select by this field, leaving out here what has no cluster IP");
+                self.request(path(&self.resource)).await
+            }
+            other => other,
+        }
+    }
+
+    async fn request(&self, path: String) -> Result<Body, Failure> {
         let request = http::Request::get(path)
             .header(http::header::ACCEPT, "application/json")
             .body(Vec::new())
@@ -346,6 +450,15 @@ impl Reflector {
             let _ = listed.send(());
         }
         Ok(())
+    }
+
+    /// An object is there; one that the selector should have left out is not.
+    async fn apply(&mut self, object: Object) -> Result<(), Failure> {
+        let change = match self.resource.leaves_out(&object) {
+            true => Change::Delete(object.reference()),
+            false => Change::Apply(object),
+        };
+        self.push(change).await
     }
 
     async fn push(&mut self, change: Change) -> Result<(), Failure> {

@@ -3,12 +3,15 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME};
+use compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Object};
 
 use super::Timing;
 
 /// How many objects a page of a list holds, as client-go asks for.
 const PAGE: u32 = 500;
+
+/// The field that tells headless Services.
+const CLUSTER_IP: &str = "spec.clusterIP";
 
 /// One resource of the API, narrowed to what a proxy needs (the same selectors
 /// as kube-proxy's).
@@ -39,7 +42,7 @@ impl Resource {
             new(Kind::ServiceCidr, "networking.k8s.io", "v1", "servicecidrs"),
             Self {
                 label_selector: Some(format!("!{LABEL_SERVICE_PROXY_NAME}")),
-                field_selector: Some("spec.clusterIP!=None".to_owned()),
+                field_selector: Some(format!("{CLUSTER_IP}!=None")),
                 ..new(Kind::Service, "", "v1", "services")
             },
             Self {
@@ -62,6 +65,18 @@ impl Resource {
     /// Whether the cluster may lack it: ServiceCIDRs are served since 1.33.
     pub(super) fn is_optional(&self) -> bool {
         self.kind == Kind::ServiceCidr
+    }
+
+    /// Drops the field selector if `complaint`, the server's answer 400, is
+    /// about it; whether it was.
+    pub(super) fn drop_field_selector(&mut self, complaint: &str) -> bool {
+        let is_meant = self.kind == Kind::Service && complaint.contains(CLUSTER_IP);
+        is_meant && self.field_selector.take().is_some()
+    }
+
+    /// Whether the selectors of kube-proxy leave this object out.
+    pub(super) fn leaves_out(&self, object: &Object) -> bool {
+        matches!(object, Object::Service(service) if service.spec.cluster_ip == "None")
     }
 
     /// A page of the list; the next one with the token of the one before.

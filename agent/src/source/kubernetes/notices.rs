@@ -1,0 +1,92 @@
+//! When a failure is worth a line: a cause once a minute, whatever happens in
+//! between.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time between two lines about one cause.
+const GAP: Duration = Duration::from_secs(60);
+
+/// A server can make up status codes and words; there are no lines about more
+/// causes than this.
+const MOST_CAUSES: usize = 16;
+
+/// What went wrong, as far as lines are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Cause {
+    /// The server has answered with this status.
+    Refused(u16),
+    /// The connection broke or could not be made, in these words.
+    Broken(u64),
+    /// Nothing was received.
+    Silent,
+    /// A list that does not end.
+    EndlessList,
+    /// Watches that end as soon as they begin.
+    ShortWatch,
+    /// A version that is too old.
+    Gone,
+}
+
+impl Cause {
+    /// A broken connection. What differs by numbers alone is the same cause.
+    pub(super) fn broken(message: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        message.chars().filter(|character| !character.is_numeric()).for_each(|character| character.hash(&mut hasher));
+        Self::Broken(hasher.finish())
+    }
+}
+
+/// When there was a line about what.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    last: HashMap<Cause, (Instant, u32)>,
+}
+
+impl Notices {
+    /// Whether a line about this is due; if so, how many were not written since
+    /// the last one.
+    pub(super) fn due(&mut self, cause: Cause) -> Option<u32> {
+        self.due_at(cause, Instant::now())
+    }
+
+    fn due_at(&mut self, cause: Cause, now: Instant) -> Option<u32> {
+        if self.last.len() >= MOST_CAUSES && !self.last.contains_key(&cause) {
+            self.last.retain(|_, (written, _)| now.duration_since(*written) < GAP);
+            if self.last.len() >= MOST_CAUSES {
+                return None;
+            }
+        }
+        match self.last.get_mut(&cause) {
+            Some((written, kept_back)) if now.duration_since(*written) < GAP => {
+                *kept_back += 1;
+                None
+            }
+            _ => self.last.insert(cause, (now, 0)).map(|(_, kept_back)| kept_back).or(Some(0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_has_a_line_a_minute() {
+        let (mut notices, now) = (Notices::default(), Instant::now());
+        let broken = Cause::broken("connection 1 refused");
+        assert_eq!(broken, Cause::broken("connection 22 refused"));
+        assert_ne!(broken, Cause::broken("certificate 1 refused"));
+        assert_eq!(notices.due_at(broken, now), Some(0));
+        assert_eq!(notices.due_at(Cause::Gone, now), Some(0));
+        for _ in 0..5 {
+            assert_eq!(notices.due_at(broken, now + GAP / 2), None);
+        }
+        assert_eq!(notices.due_at(broken, now + GAP), Some(5));
+        let lines = (0..1000).filter(|code| notices.due_at(Cause::Refused(*code), now + GAP).is_some()).count();
+        assert!(lines <= MOST_CAUSES, "{lines}");
+    }
+}

@@ -1,0 +1,20 @@
+//! Servers that are slow, broken or hostile: what real ones, and what imitates
+//! them, have been seen to do.
+
+/// What is wrong with the answers for one resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Each watch ends behind an event.
+    EndsAfterEvent,
+    /// Each watch is too old behind an event: 410.
+    ExpiresAfterEvent,
+    /// Behind each page there is another, with the same objects.
+    EndlessPages,
+    /// Behind each page there is another, without objects.
+    EmptyPages,
+    /// 400 for a field selector other than by name, as Services had it before
+    /// Kubernetes 1.31.
+    NoFieldSelector,
+    /// 429, and to come back in so many seconds.
+    Busy(u32),
+}
