@@ -41,12 +41,13 @@ fn no_proxy_excepts_the_api_server_from_the_proxy() {
     let mut cluster = cluster();
     let Some((front, kubeconfig)) = behind_tls(&mut cluster, "certificate-authority: ca.crt") else { return };
     let flags = flags(format!("--kubeconfig={}", kubeconfig.display()));
-    for (number, exception) in [NODE_IP, "192.0.2.0/24", "10.0.0.0/8, 192.0.2.11:6443", "*"].into_iter().enumerate() {
+    for exception in [NODE_IP, "192.0.2.0/24", "10.0.0.0/8, 192.0.2.11:6443", "*"] {
+        let connections = front.seen().len();
         // Nobody is there.
         let proxy = ("HTTPS_PROXY", "http://192.0.2.13:3128");
         let agent = cluster.agent_in_environment(&flags, &[proxy, ("NO_PROXY", exception)]).unwrap();
         agent.wait_until_ready();
-        assert_eq!(front.seen().len(), number + 1);
+        assert!(front.seen().len() > connections, "{exception}");
         assert!(!agent.lines().iter().any(|line| line.contains("through the proxy")), "{exception}");
         agent.terminate().unwrap();
     }
@@ -68,7 +69,10 @@ fn the_proxy_of_the_environment_leads_to_the_api_server() {
         let environment = [(variable, url.as_str()), ("NO_PROXY", "192.0.2.11:443,.local,10.0.0.0/8")];
         let agent = cluster.agent_in_environment(&flags, &environment).unwrap();
         agent.wait_until_ready();
-        assert_eq!(proxy.seen(), [expected], "{variable}={url}");
+        // Several are begun at once; the first to speak HTTP/2 is enough.
+        let mut seen = proxy.seen();
+        seen.retain(|line| !line.starts_with("failed"));
+        assert!(!seen.is_empty() && seen.iter().all(|line| line == expected), "{variable}={url}: {seen:?}");
         let line = agent.wait_for_line("through the proxy");
         assert!(line.contains(&address) && line.contains(variable), "{line}");
         agent.terminate().unwrap();
@@ -138,9 +142,8 @@ fn a_server_whose_machine_is_cut_off_is_noticed() {
     let (port, kubeconfig) = (double.server.address().port(), double.server.kubeconfig());
     let agent = cluster.agent_in_environment(&flags(format!("--kubeconfig={}", kubeconfig.display())), &[]).unwrap();
     agent.wait_until_ready();
-    let rules = format!(
-        "table ip cut {{ chain in {{ type filter hook input priority 0; tcp sport {port} drop; tcp dport {port} drop; }} }}"
-    );
+    let cut = format!("tcp sport {port} drop\ntcp dport {port} drop");
+    let rules = format!("table ip cut {{\nchain in {{\ntype filter hook input priority 0\n{cut}\n}}\n}}\n");
     load_nft(cluster.node(), &rules).unwrap();
     assert_noticed_in_time(&agent);
 }
