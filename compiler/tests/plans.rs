@@ -5,15 +5,16 @@
 
 mod support;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use compiler::diff::pieces::PIECE;
 use compiler::diff::{Action, Planner, Resync};
 use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use compiler::model::config::{DetectLocal, NodePortAddresses};
-use compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
+use compiler::model::{Change, Endpoint, Object, Protocol, ProxyConfig, Store};
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
+use compiler::ruleset::element::ListNumber;
 use compiler::ruleset::maps::{DataKind, Map};
 use compiler::ruleset::spread::Spread;
 use proptest::prelude::*;
@@ -126,6 +127,7 @@ proptest! {
     ) {
         let (mut store, mut planner) = start();
         let mut kernel = FakeKernel::default();
+        let mut clients = Clients::default();
         resync(&mut planner, &store, &mut kernel);
         for batch in batches {
             for change in batch {
@@ -134,10 +136,14 @@ proptest! {
             let mut dirty = VecDeque::from(store_dirty(&mut store));
             while !dirty.is_empty() {
                 let names = planner.take_piece(&store, &mut dirty, piece);
-                for transaction in &planner.plan(&store, names).transactions {
+                let plan = planner.plan(&store, names);
+                for transaction in &plan.transactions {
                     kernel.commit(transaction);
                     kernel.assert_consistent();
+                    clients.assert_served_by_own_service(&kernel);
                 }
+                clients.sweep(&mut planner, plan.unlearn);
+                clients.connect(&kernel);
             }
             if let Some(transaction) = planner.collect_idle_chains() {
                 kernel.commit(&transaction);
@@ -189,6 +195,52 @@ proptest! {
             kernel.commit(&transaction);
         }
         prop_assert_eq!(kernel, whole);
+    }
+}
+
+/// What clients have learned of every list, as packets would write it into the
+/// kernel: for each family and number, whose list it was and an endpoint.
+#[derive(Default)]
+struct Clients(BTreeMap<(Family, ListNumber, Endpoint), String>);
+
+impl Clients {
+    /// Connects to every endpoint of every list that clients stick to.
+    fn connect(&mut self, kernel: &FakeKernel) {
+        for family in Family::ALL {
+            let owners = kernel.list_owners(family);
+            let mut lists: BTreeMap<ListNumber, BTreeSet<Endpoint>> = BTreeMap::new();
+            for (number, endpoints) in kernel.numbered_lists(family) {
+                let first = lists.entry(number).or_insert_with(|| endpoints.clone());
+                assert_eq!(*first, endpoints, "frontends of list {number:?} have different endpoints");
+                let learned =
+                    endpoints.into_iter().map(|endpoint| ((family, number, endpoint), owners[&number].clone()));
+                self.0.extend(learned);
+            }
+        }
+    }
+
+    /// No list has a number under which something of another list is learned.
+    fn assert_served_by_own_service(&self, kernel: &FakeKernel) {
+        for family in Family::ALL {
+            let owners = kernel.list_owners(family);
+            for ((_, number, endpoint), owner) in self.0.iter().filter(|((of, ..), _)| *of == family) {
+                let now = owners.get(number);
+                assert!(now.is_none_or(|now| now == owner), "{endpoint:?} of {owner} under {number:?} of {now:?}");
+            }
+        }
+    }
+
+    /// Forgets what no list holds any more, as the agent does if it is told to.
+    fn sweep(&mut self, planner: &mut Planner, unlearn: bool) {
+        let before = self.0.len();
+        self.0.retain(|(family, number, endpoint), _| {
+            planner.list(*family, *number).is_some_and(|list| list.contains(endpoint))
+        });
+        if unlearn {
+            planner.forgotten();
+        } else {
+            assert_eq!(before, self.0.len(), "stale entries stay");
+        }
     }
 }
 
@@ -304,6 +356,42 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
     }
 }
 
+/// An agent that ended before it could remove what clients had learned: the next one finds it, and gives the number to
+/// another list only when it has been removed.
+#[test]
+fn a_restart_gives_no_list_a_number_that_clients_are_remembered_under() {
+    let (mut store, mut planner) = start();
+    let mut kernel = FakeKernel::default();
+    resync(&mut planner, &store, &mut kernel);
+    apply(&mut store, busy_service(true, false));
+    apply(&mut store, busy_slice(0..3));
+    commit_changes(&mut store, &mut planner, &mut kernel);
+    let learned: Vec<ListNumber> = kernel.list_owners(Family::Ipv4).into_keys().collect();
+    assert_eq!(learned.len(), 1);
+    let service: Object = serde_json::from_value(busy_service(true, false)).unwrap();
+    store.apply(Change::Delete(service.reference()));
+    commit_changes(&mut store, &mut planner, &mut kernel);
+    assert!(kernel.list_owners(Family::Ipv4).is_empty());
+
+    let (mut store, mut restarted) = start();
+    apply(&mut store, busy_service(true, false));
+    apply(&mut store, busy_slice(0..3));
+    let mut state = kernel.state();
+    state[0].learned = learned.iter().copied().collect();
+    let mut changes = Resync::begin(&mut restarted, &store, state);
+    while let Some(transaction) = changes.next(&mut restarted) {
+        kernel.commit(&transaction);
+    }
+    let owners = kernel.list_owners(Family::Ipv4);
+    assert!(owners.len() == 1 && !owners.contains_key(&learned[0]), "{owners:?} while {learned:?} is learned");
+    // Once it is removed, the number is free.
+    restarted.forgotten();
+    apply(&mut store, busy_service(true, true));
+    commit_changes(&mut store, &mut restarted, &mut kernel);
+    let owners = kernel.list_owners(Family::Ipv4);
+    assert!(owners.len() == 2 && owners.contains_key(&learned[0]), "{owners:?}");
+}
+
 /// The law: objects do not depend on the number of Services.
 #[test]
 fn the_number_of_objects_is_constant() {
@@ -368,8 +456,10 @@ fn many_endpoints_need_no_more_objects() {
         }
         let is_balancing = |chain: &&Chain| matches!(chain, Chain::Draw { .. } | Chain::Balance { .. });
         let chains = kernel.0[0].chains.keys().filter(is_balancing).count();
-        // 1 to 3, and up to 7, 15, 31, 63, 127, 255, 511, 1023 and 16383; for addresses and for NodePorts.
-        let draws = if sticky { 0 } else { 9 };
-        assert_eq!(chains, 2 * (3 + 9 + draws));
+        // 1 to 3, and up to 7, 15, 31, 63, 127, 255, 511, 1023 and 16383; for addresses and for NodePorts. Clients that
+        // stick go on to the chains of those that don't.
+        let draws = 9;
+        let kinds = if sticky { 2 } else { 1 };
+        assert_eq!(chains, 2 * (kinds * (3 + 9) + draws));
     }
 }

@@ -10,7 +10,7 @@ use compiler::model::{Endpoint, Protocol};
 use compiler::render;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
+use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment};
 use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 use compiler::ruleset::spread::Spread;
@@ -62,7 +62,7 @@ fn elements(family: Family) -> Vec<Element> {
     let can_learn = nft_can_learn(family);
     let mut elements = Vec::new();
     for map in Map::ALL.into_iter().filter(|map| !map.is_dynamic()) {
-        if matches!(map, Map::Sticky | Map::NodePortSticky) && !can_learn {
+        if map == Map::AffinityTimeouts && !can_learn {
             continue;
         }
         for (key, verdict) in keys(map, family).into_iter().zip(verdicts(map).into_iter().cycle()) {
@@ -73,6 +73,7 @@ fn elements(family: Family) -> Vec<Element> {
                 DataKind::Endpoint => {
                     Data::Endpoint(Endpoint { address: address(family, 0x1000 + number), port: 8080 })
                 }
+                DataKind::List => Data::List(ListNumber::at(1 + number * 0x1234).unwrap()),
             };
             let comment = match number % 3 {
                 0 => None,
@@ -90,9 +91,9 @@ fn elements(family: Family) -> Vec<Element> {
 /// failed assertion. It happens before anything is sent to the kernel.
 fn nft_can_learn(family: Family) -> bool {
     let config = SkeletonConfig { family, detector: None, masquerade_all: false, nodeports_on_all_addresses: false };
-    let key = Key::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30000 });
+    let key = Key::List(ListNumber::at(1).unwrap());
     let data = Data::Verdict(Verdict::Goto(Chain::LearnFor { seconds: 1 }));
-    let element = Element { map: Map::NodePortSticky, key, data, comment: None };
+    let element = Element { map: Map::AffinityTimeouts, key, data, comment: None };
     let namespace = NetNs::new("can nft learn").unwrap();
     match load_nft(&namespace, &render::table(&Table::new(config, vec![element]))) {
         Ok(()) => true,
@@ -123,6 +124,7 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
             }
             [KeyField::Address] => keys.push(Key::Address(address(family, n))),
             [KeyField::Address, KeyField::Protocol, KeyField::Port] => keys.push(Key::Frontend(frontend(n, protocol))),
+            [KeyField::List] => keys.push(Key::List(ListNumber::at(n * 0x1234).unwrap())),
             [KeyField::Protocol, KeyField::Port] => keys.push(Key::NodePort(node_port)),
             [KeyField::Protocol, KeyField::Port, KeyField::Slot] => {
                 keys.extend([0, 1, 256, 65535].map(|slot| Key::NodePortSlot(node_port, slot)));
@@ -152,7 +154,7 @@ fn verdicts(map: Map) -> Vec<Verdict> {
         }
         Map::LocalNodePorts => chains(Domain::NodePort, Pool::Main),
         Map::NodePortShortCircuit => chains(Domain::NodePort, Pool::ShortCircuit),
-        Map::Sticky | Map::NodePortSticky => {
+        Map::AffinityTimeouts => {
             [1, 90, 10800, 86400].map(|seconds| Verdict::Goto(Chain::LearnFor { seconds })).to_vec()
         }
         _ => vec![Verdict::Goto(Chain::Reject), Verdict::Drop],
@@ -310,8 +312,8 @@ fn a_listing_loads_again_with_the_same_meaning() {
 }
 
 /// The rule behind the TCP rule serves UDP and SCTP: it must not have been given a match for TCP as well, and the
-/// TCP rule must have one. In front of the two, a `sticky` chain asks the affinity map, for every protocol; where
-/// not every slot is filled, further draws follow, for every protocol.
+/// TCP rule must have one. Where not every slot is filled, one more draw follows, for every protocol. A `sticky` chain
+/// asks the affinity map, with a rule for each protocol, and goes on to the chain that draws.
 fn assert_rules_for_every_protocol(code: &BTreeMap<String, Vec<String>>) {
     let mut kinds = BTreeSet::new();
     for (chain, code) in code {
@@ -319,11 +321,8 @@ fn assert_rules_for_every_protocol(code: &BTreeMap<String, Vec<String>>) {
         let expected: &[bool] = match Chain::parse(name) {
             Some(Chain::Draw { .. }) => &[true, false],
             Some(Chain::Balance { sticky: false, spread: Spread::Exactly(_), .. }) => &[true, false],
-            Some(Chain::Balance { sticky: true, spread: Spread::Exactly(_), .. }) => &[false, true, false],
             Some(Chain::Balance { sticky: false, spread: Spread::AtMost(_), .. }) => &[false],
-            Some(Chain::Balance { sticky: true, spread: Spread::AtMost(_), .. }) => {
-                &[false, true, false, false, false, false, false]
-            }
+            Some(Chain::Balance { sticky: true, .. }) => &[true, false, false],
             _ => continue,
         };
         let only_tcp: Vec<bool> = code
@@ -334,5 +333,5 @@ fn assert_rules_for_every_protocol(code: &BTreeMap<String, Vec<String>>) {
         assert_eq!(only_tcp, expected, "{chain}: {code:#?}");
         kinds.insert(expected);
     }
-    assert_eq!(kinds.len(), 4, "not every kind of balancing chain was read: {kinds:?}");
+    assert_eq!(kinds.len(), 3, "not every kind of balancing chain was read: {kinds:?}");
 }

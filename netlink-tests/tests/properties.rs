@@ -5,12 +5,15 @@
 //! checked with 10,000).
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use compiler::model::Change;
+use compiler::model::{Change, Endpoint};
+use netlink_tests::model::affinity::Memory;
 use netlink_tests::model::generate::{ModelChange, Scenario, scenario};
 use netlink_tests::model::{ObjectKey, Packet, ReferenceModel};
 use netlink_tests::vectors::run_compiled::Compiled;
+use netlink_tests::vectors::run_model::any;
 use netlink_tests::vectors::schema::ObjectRef;
 use netlink_tests::vectors::under_test;
 use proptest::prelude::*;
@@ -54,6 +57,33 @@ fn compare(model: &ReferenceModel, compiled: &Compiled, packets: &[Packet], stat
     Ok(())
 }
 
+/// Lets the clients of some packets connect twice, and compares where they may go: at first, given what each side
+/// remembers of them, and behind that.
+fn compare_memories(
+    (model, memory): (&ReferenceModel, &mut Memory),
+    compiled: &mut Compiled,
+    packets: &[Packet],
+    state: &str,
+) -> Result<(), TestCaseError> {
+    // More would take long, and most scenarios have fewer.
+    const CLIENTS: usize = 6;
+    let mut asked = 0;
+    for packet in packets {
+        let mut may_reach = || memory.connect(model, packet, Duration::ZERO, |all| any(packet.from, all));
+        let Some(first) = may_reach() else { continue };
+        let expected = [Some(first), may_reach()];
+        let of = |endpoint: Endpoint| SocketAddr::from((endpoint.address, endpoint.port));
+        let actual = compiled.connect_twice(packet, |all| any(packet.from, all));
+        let actual = actual.map(|endpoints| Some(endpoints.into_iter().map(of).collect()));
+        prop_assert!(expected == actual, "{state}: {packet}\n  the model:    {expected:?}\n  the compiler: {actual:?}");
+        asked += 1;
+        if asked == CLIENTS {
+            break;
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
@@ -63,10 +93,15 @@ proptest! {
         let objects = under_test::changes(&[], &scenario.objects).unwrap();
         let mut compiled = start(&scenario, objects);
         compare(&model, &compiled, &scenario.probes, "at the start")?;
+        let mut memory = Memory::default();
+        compare_memories((&model, &mut memory), &mut compiled, &scenario.probes, "at the start")?;
         for (number, change) in scenario.changes.iter().enumerate() {
             model.change(change);
             compiled.step(changes(change));
-            compare(&model, &compiled, &scenario.probes, &format!("after change {number}"))?;
+            let state = format!("after change {number}");
+            compare(&model, &compiled, &scenario.probes, &state)?;
+            memory.forget(&model);
+            compare_memories((&model, &mut memory), &mut compiled, &scenario.probes, &state)?;
         }
         // Compiled at once, the end state is the same.
         let objects: Vec<_> = model.objects().cloned().collect();

@@ -10,7 +10,7 @@ use agent::source::Event;
 use compiler::diff::Operation;
 use compiler::model::{Change, ProxyConfig};
 use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Key};
+use compiler::ruleset::element::{Data, Key, ListNumber};
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{
     CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object, proxy_config,
@@ -275,20 +275,27 @@ fn what_was_learned_leaves_with_its_endpoint() {
         served_by("shop/web", pods).build(),
     ];
     let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects);
-    // Clients enough that each pod has some.
     let clients = [POD[0], LOCAL[0][2], LOCAL[0][3], REMOTE[0][1], REMOTE[0][2], REMOTE[0][3], CLIENT[0], NODE[0]];
-    for client in clients {
-        cluster.answers(client, at("10.96.0.10", 80), Transport::Tcp, 1);
-        cluster.answers(client, at(NODE[0], 30080), Transport::Tcp, 1);
-    }
-    let before = learned(cluster.node(), Family::Ipv4);
-    assert_eq!(before.len(), 2 * clients.len());
     let of = |entry: &(&Key, &Data)| match entry.1 {
         Data::Endpoint(endpoint) => endpoint.address,
         other => panic!("{other:?}"),
     };
-    let hit: BTreeSet<IpAddr> = before.iter().map(|entry| of(&entry)).collect();
-    assert_eq!(hit, pods.map(ip).into());
+    // They are placed at random: until each pod has some, which takes one or two rounds.
+    let mut before = learned(cluster.node(), Family::Ipv4);
+    for round in 0.. {
+        assert!(round < 60, "no client reaches some pod: {before:?}");
+        load_nft(cluster.node(), "flush map ip vmap-proxy affinity").unwrap();
+        for client in clients {
+            let first = cluster.answers(client, at("10.96.0.10", 80), Transport::Tcp, 1);
+            assert_eq!(cluster.answers(client, at(NODE[0], 30080), Transport::Tcp, 1), first, "{client}");
+        }
+        before = learned(cluster.node(), Family::Ipv4);
+        // One entry for all frontends of the service port.
+        assert_eq!(before.len(), clients.len());
+        if before.iter().map(|entry| of(&entry)).collect::<BTreeSet<IpAddr>>() == pods.map(ip).into() {
+            break;
+        }
+    }
 
     proxy.apply(&[served_by("shop/web", [pods[0], pods[2]]).build()]);
     let after = learned(cluster.node(), Family::Ipv4);
@@ -301,6 +308,33 @@ fn what_was_learned_leaves_with_its_endpoint() {
     }
     proxy.delete("Service shop/web");
     assert_eq!(learned(cluster.node(), Family::Ipv4), BTreeMap::new());
+}
+
+/// The number of a list that is gone goes to the next; what clients learned of the first must not lead them there.
+#[test]
+fn a_number_that_is_free_again_leads_nobody_astray() {
+    let cluster = Cluster::new();
+    let (pods, others) = ([LOCAL[0][0], LOCAL[0][1]], [REMOTE[0][0], REMOTE[0][1]]);
+    let objects = [node_object(), web("shop/web", 10).affinity(600).build(), served_by("shop/web", pods).build()];
+    let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects);
+    let clients = [POD[0], CLIENT[0], NODE[0]];
+    let numbers = || -> BTreeSet<ListNumber> {
+        let learned = learned(cluster.node(), Family::Ipv4);
+        let number = |key: &Key| if let Key::Affinity(_, number) = key { *number } else { panic!("{key:?}") };
+        learned.keys().map(number).collect()
+    };
+    for client in clients {
+        cluster.answers(client, at("10.96.0.10", 80), Transport::Tcp, 1);
+    }
+    let first = numbers();
+    assert_eq!(first.len(), 1);
+    proxy.delete("Service shop/web");
+    proxy.apply(&[web("shop/other", 20).affinity(600).build(), served_by("shop/other", others).build()]);
+    for client in clients {
+        let answered = cluster.answers(client, at("10.96.0.20", 80), Transport::Tcp, 1);
+        assert!(answered.iter().all(|pod| others.map(ip).contains(pod)), "{client}: {answered:?}");
+    }
+    assert_eq!(numbers(), first, "the number is used again");
 }
 
 #[test]

@@ -160,32 +160,71 @@ fn clients_stick_until_affinity_is_switched_off() {
     }
 }
 
+/// As Kubernetes' own tests ask: who comes again in time meets its pod at every address of the service port, and who
+/// comes later may meet another.
 #[test]
-fn affinity_ends_with_its_timeout() {
+fn affinity_is_shared_by_all_addresses_and_ends_with_its_timeout() {
     const CLIENTS: usize = 12;
-    let (cluster, proxy) = programmed([web().affinity(3).build()]);
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let (cluster, proxy) = programmed([web().affinity(TIMEOUT.as_secs() as i64).build()]);
     let clients: Vec<String> = (0..CLIENTS).map(|number| format!("10.244.2.{}", 100 + number)).collect();
     let addresses: Vec<IpAddr> = clients.iter().map(|client| ip(client)).collect();
     cluster.lab().add_addresses("outside", &addresses).unwrap();
-    let ask_all = || -> Vec<IpAddr> {
-        clients.iter().flat_map(|client| cluster.answers(client, at(VIP[0], 80), Tcp, 1)).collect()
+    let cluster_ip = at(VIP[0], 80);
+    let ask_all =
+        |to| -> Vec<IpAddr> { clients.iter().flat_map(|client| cluster.answers(client, to, Tcp, 1)).collect() };
+    let forgotten = || {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while !learned(cluster.node(), Family::Ipv4).is_empty() {
+            assert!(Instant::now() < deadline, "nothing expires");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     };
-    proxy.apply(&slices("shop/web", |family| LOCAL[family][..2].to_vec()));
-    let placed = ask_all();
     proxy.apply(&slices("shop/web", |family| LOCAL[family].to_vec()));
-    // More endpoints move nobody, and coming again prolongs the stay.
-    assert_eq!(ask_all(), placed);
-    assert_eq!(learned(cluster.node(), Family::Ipv4).len(), CLIENTS);
 
-    let deadline = Instant::now() + Duration::from_secs(180);
-    while !learned(cluster.node(), Family::Ipv4).is_empty() {
-        assert!(Instant::now() < deadline, "nothing expires");
-        std::thread::sleep(Duration::from_millis(100));
+    // Rounds that take longer than the timeout say nothing.
+    let mut told = 0;
+    for _ in 0..20 {
+        forgotten();
+        let begun = Instant::now();
+        let placed = ask_all(cluster_ip);
+        let again = [at(NODE[0], 30080), cluster_ip].map(&ask_all);
+        let known = learned(cluster.node(), Family::Ipv4).len();
+        if begun.elapsed() < TIMEOUT {
+            assert!(again.iter().all(|again| *again == placed), "{placed:?}, then {again:?}");
+            assert_eq!(known, CLIENTS, "one entry a client for all addresses");
+            told += 1;
+        }
+        if told == 2 {
+            break;
+        }
     }
-    // By their addresses clients are spread over all four now: that nobody moves would take chance 2^-12.
-    let moved = ask_all();
-    assert_ne!(moved, placed);
-    assert_eq!(ask_all(), moved);
+    assert_eq!(told, 2, "this machine is too slow for a timeout of {TIMEOUT:?}");
+
+    // Each new connection renews it: nobody moves in three times the timeout.
+    let mut told = false;
+    for _ in 0..5 {
+        let placed = ask_all(cluster_ip);
+        let begun = Instant::now();
+        let mut last = begun;
+        let mut in_time = true;
+        while in_time && begun.elapsed() < 3 * TIMEOUT {
+            let now = ask_all(cluster_ip);
+            in_time = last.elapsed() < TIMEOUT;
+            last = Instant::now();
+            assert!(!in_time || now == placed, "{placed:?}, then {now:?}");
+        }
+        told = in_time;
+        if told {
+            break;
+        }
+    }
+    assert!(told, "this machine is too slow for a timeout of {TIMEOUT:?}");
+
+    // Placed anew at random: that nobody of twelve moves would take chance 4^-12.
+    let placed = ask_all(cluster_ip);
+    forgotten();
+    assert_ne!(ask_all(cluster_ip), placed);
 }
 
 #[test]
@@ -260,12 +299,11 @@ fn every_one_of_a_hundred_endpoints_answers() {
     ask(POD[0], at(VIP[0], 80), Udp, 0);
 }
 
-/// With affinity each try hashes with another seed. Who has a place keeps it while the Service grows, as long as the
-/// number of slots stays the same, even if nobody remembers him.
+/// Who has a place keeps it while the Service grows; who is forgotten is placed anew, on any pod.
 #[test]
 fn a_hundred_endpoints_have_their_clients() {
     const CLIENTS: usize = 1_000;
-    let (cluster, proxy) = programmed([web().affinity(600).build()]);
+    let (cluster, proxy) = programmed([web().affinity(6000).build()]);
     let pods = many_pods(&cluster, 101);
     let clients: Vec<IpAddr> =
         (0..CLIENTS).map(|number| ip(&format!("10.250.{}.{}", number / 250, 1 + number % 250))).collect();
@@ -281,19 +319,18 @@ fn a_hundred_endpoints_have_their_clients() {
 
     proxy.apply(&slices_of("shop/web", &pods, 100));
     let placed = place_all(at(VIP[0], 80), Tcp);
-    // Addresses and seeds are fixed, and so is the outcome: it is not a matter of luck that all are hit.
-    let expected: BTreeSet<IpAddr> = pods[0].iter().take(100).map(|pod| ip(pod)).collect();
-    assert_eq!(placed.iter().copied().collect::<BTreeSet<_>>(), expected);
-    assert!(place_all(at(NODE[0], 30080), Udp) == placed, "frontends and protocols place clients differently");
+    // That one pod of the hundred has no client takes chance 100 * 0.99^1000; that eight have none, 10^-17.
+    assert!(placed.iter().copied().collect::<BTreeSet<_>>().len() > 92);
+    assert!(place_all(at(NODE[0], 30080), Tcp) == placed, "frontends of one port place clients differently");
 
     let report = proxy.apply(&slices_of("shop/web", &pods, 101));
     assert_eq!(report.objects, 0, "a chain was made: {report:?}");
     assert!(place_all(at(VIP[0], 80), Tcp) == placed, "who is remembered moved");
     nft_in(&cluster, &["flush", "map", "ip", "vmap-proxy", "affinity"]);
     let now = place_all(at(VIP[0], 80), Tcp);
-    let moved: Vec<&IpAddr> = now.iter().zip(&placed).filter(|(now, then)| now != then).map(|(now, _)| now).collect();
-    let added = ip(&pods[0][100]);
-    assert!((1..=30).contains(&moved.len()) && moved.iter().all(|now| **now == added), "{moved:?}");
+    // Each stays with chance 1/101: about ten of them.
+    let moved = now.iter().zip(&placed).filter(|(now, then)| now != then).count();
+    assert!(moved > CLIENTS * 9 / 10, "{moved}");
 }
 
 #[test]

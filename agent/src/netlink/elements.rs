@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use compiler::model::{Endpoint, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
 use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
@@ -44,6 +44,9 @@ pub(super) fn write_element(writer: &mut Writer, element: &Element) {
             write_port(w, endpoint.port);
             w.end(open);
         }),
+        Data::List(number) => {
+            writer.nest(NFTA_SET_ELEM_DATA, |w| w.attribute(NFTA_DATA_VALUE, &number.priority().to_ne_bytes()));
+        }
     }
     write_comment(writer, element.comment.as_deref());
     writer.end(open);
@@ -93,10 +96,11 @@ fn write_key(writer: &mut Writer, kind: u16, key: &Key, end: bool) {
             write_frontend(writer, frontend);
             write_address(writer, if end { net.broadcast() } else { net.network() });
         }
-        Key::Affinity(client, frontend) => {
+        Key::Affinity(client, number) => {
             write_address(writer, *client);
-            write_frontend(writer, frontend);
+            writer.raw(&number.priority().to_ne_bytes());
         }
+        Key::List(number) => writer.raw(&number.priority().to_ne_bytes()),
     }
     writer.end(value);
     writer.end(nest);
@@ -275,6 +279,10 @@ impl Reader {
                 let bytes = attributes.get(NFTA_SET_ELEM_DATA)?.nested().get(NFTA_DATA_VALUE)?.payload;
                 let mut fields = Fields { bytes, family: self.family };
                 Data::Endpoint(Endpoint { address: fields.address()?, port: fields.port()? })
+            }
+            DataKind::List => {
+                let bytes = attributes.get(NFTA_SET_ELEM_DATA)?.nested().get(NFTA_DATA_VALUE)?.payload;
+                Data::List((Fields { bytes, family: self.family }).list()?)
             }
         };
         let element = Element { map: self.map, key, data, comment: comment(attributes).map(Into::into) };
@@ -464,6 +472,13 @@ impl Fields<'_> {
         Some(u32::from_ne_bytes(self.take()?))
     }
 
+    fn list(&mut self) -> Option<ListNumber> {
+        match u32::from_ne_bytes(self.take()?) {
+            0 => Some(ListNumber::NONE),
+            priority => ListNumber::from_priority(priority),
+        }
+    }
+
     fn node_port(&mut self) -> Option<NodePortKey> {
         Some(NodePortKey { protocol: self.protocol()?, port: self.port()? })
     }
@@ -474,7 +489,7 @@ impl Fields<'_> {
 }
 
 fn read_key(family: Family, map: Map, bytes: &[u8], end: Option<&[u8]>) -> Option<Key> {
-    use KeyField::{Address, Port, Protocol, Slot};
+    use KeyField::{Address, List, Port, Protocol, Slot};
     let mut fields = Fields { bytes, family };
     let key = match (map, map.key()) {
         (Map::HairpinConnections, _) => {
@@ -482,7 +497,8 @@ fn read_key(family: Family, map: Map, bytes: &[u8], end: Option<&[u8]>) -> Optio
             let (protocol, port) = (fields.protocol()?, fields.port()?);
             (source == destination).then_some(Key::Hairpin(Endpoint { address: source, port }, protocol))?
         }
-        (Map::Affinity, _) => Key::Affinity(fields.address()?, fields.frontend()?),
+        (_, [Address, List]) => Key::Affinity(fields.address()?, fields.list()?),
+        (_, [List]) => Key::List(fields.list()?),
         (Map::SourceRanges, _) => {
             let frontend = fields.frontend()?;
             let start = fields.address()?;

@@ -186,13 +186,15 @@ impl fmt::Display for DescribedElement<'_> {
                 write!(f, "{address} . {address} . {} . {}", protocol.keyword(), endpoint.port)?;
             }
             Key::SourceRange(key, net) => write!(f, "{} . {net}", frontend(key))?,
-            Key::Affinity(client, key) => write!(f, "{client} . {}", frontend(key))?,
+            Key::Affinity(client, number) => write!(f, "{client} . {:#010x}", number.priority())?,
+            Key::List(number) => write!(f, "{:#010x}", number.priority())?,
         }
         match &self.0.data {
             Data::Nothing => Ok(()),
             Data::Verdict(Verdict::Goto(chain)) => write!(f, " : goto {chain}"),
             Data::Verdict(Verdict::Drop) => write!(f, " : drop"),
             Data::Endpoint(endpoint) => write!(f, " : {} . {}", endpoint.address, endpoint.port),
+            Data::List(number) => write!(f, " : {:#010x}", number.priority()),
         }
     }
 }

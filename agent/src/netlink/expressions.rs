@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, client_hash_seed};
+use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
 
@@ -24,27 +24,23 @@ const NFT_CMP_NEQ: u32 = 1;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_PRIORITY: u32 = 2;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_STATUS: u32 = 2;
-const NFT_CT_PROTO_SRC: u32 = 11;
 const NFT_CT_PROTO_DST: u32 = 12;
-const NFT_CT_SRC_IP: u32 = 19;
 const NFT_CT_DST_IP: u32 = 20;
-const NFT_CT_SRC_IP6: u32 = 21;
 const NFT_CT_DST_IP6: u32 = 22;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
 const NFT_NG_RANDOM: u32 = 1;
-const NFT_HASH_JENKINS: u32 = 0;
 const NFT_NAT_DNAT: u32 = 1;
 const NFT_DYNSET_OP_UPDATE: u32 = 1;
 
-/// `IP_CT_DIR_ORIGINAL` and `IP_CT_DIR_REPLY`
+/// `IP_CT_DIR_ORIGINAL`
 /// (`include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`).
 const IP_CT_DIR_ORIGINAL: u8 = 0;
-const IP_CT_DIR_REPLY: u8 = 1;
 /// nft's bit of `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT` (`nf_conntrack_common.h`).
@@ -135,18 +131,29 @@ impl Expressions<'_> {
                 self.compare(Op::Is, &RTN_LOCAL.to_ne_bytes());
             }
             Statement::Lookup(key, op, map) => {
-                self.key(key, 0);
+                self.key(key);
                 self.lookup(*map, *op, None);
             }
             Statement::Vmap(key, map) => {
-                self.key(key, 0);
+                self.key(key);
                 self.lookup(*map, Op::Is, Some(NFT_REG_VERDICT));
             }
             Statement::Dnat(key, map) => {
-                // nft sets a full register aside for the address before the key.
-                self.key(key, REGISTER_WORDS);
+                self.key(key);
                 self.lookup(*map, Op::Is, Some(register(0)));
                 self.dnat();
+            }
+            Statement::SetPriority(key, map) => {
+                self.key(key);
+                self.lookup(*map, Op::Is, Some(register(0)));
+                self.set_priority();
+            }
+            Statement::ClearPriority => {
+                self.expression("immediate", |w| {
+                    w.be32(NFTA_IMMEDIATE_DREG, register(0));
+                    w.nest(NFTA_IMMEDIATE_DATA, |w| w.attribute(NFTA_DATA_VALUE, &[0; 4]));
+                });
+                self.set_priority();
             }
             Statement::LearnAffinity { seconds } => self.learn_affinity(*seconds),
             Statement::Jump(chain) => self.verdict(NFT_JUMP, Some(*chain)),
@@ -172,16 +179,13 @@ impl Expressions<'_> {
     }
 
     /// Loads a key into consecutive words, each field padded to full words.
-    /// `reserved`: words nft has set aside before it allocates for the key;
-    /// what a part needs beside its own words lies behind both.
-    fn key(&mut self, parts: &[KeyPart], reserved: Word) {
+    fn key(&mut self, parts: &[KeyPart]) {
         if parts.contains(&KeyPart::TcpPort) {
             self.match_protocol(TCP);
         }
-        let words: Word = parts.iter().map(|part| self.part_words(*part)).sum();
         let mut word = 0;
         for part in parts {
-            self.key_part(*part, word, reserved + words);
+            self.key_part(*part, word);
             word += self.part_words(*part);
         }
     }
@@ -193,7 +197,7 @@ impl Expressions<'_> {
         }
     }
 
-    fn key_part(&mut self, part: KeyPart, word: Word, scratch: Word) {
+    fn key_part(&mut self, part: KeyPart, word: Word) {
         match part {
             KeyPart::Address(side) => self.address(side, word),
             KeyPart::Protocol => self.meta(NFT_META_L4PROTO, word),
@@ -207,18 +211,7 @@ impl Expressions<'_> {
                 w.be32(NFTA_NG_TYPE, NFT_NG_RANDOM);
                 w.be32(NFTA_NG_OFFSET, 0);
             }),
-            KeyPart::ClientHash { slots, attempt } => {
-                self.address(Side::Source, scratch);
-                let length = self.family.address_bytes() as u32;
-                self.expression("hash", |w| {
-                    w.be32(NFTA_HASH_SREG, register(scratch));
-                    w.be32(NFTA_HASH_DREG, register(word));
-                    w.be32(NFTA_HASH_LEN, length);
-                    w.be32(NFTA_HASH_MODULUS, slots);
-                    w.be32(NFTA_HASH_SEED, client_hash_seed(attempt));
-                    w.be32(NFTA_HASH_TYPE, NFT_HASH_JENKINS);
-                });
-            }
+            KeyPart::Priority => self.meta(NFT_META_PRIORITY, word),
         }
     }
 
@@ -278,6 +271,14 @@ impl Expressions<'_> {
         self.expression("meta", |w| {
             w.be32(NFTA_META_KEY, key);
             w.be32(NFTA_META_DREG, register(word));
+        });
+    }
+
+    /// Sets the priority to the value at word 0.
+    fn set_priority(&mut self) {
+        self.expression("meta", |w| {
+            w.be32(NFTA_META_KEY, NFT_META_PRIORITY);
+            w.be32(NFTA_META_SREG, register(0));
         });
     }
 
@@ -372,16 +373,10 @@ impl Expressions<'_> {
     fn learn_affinity(&mut self, seconds: u32) {
         let address = self.address_words();
         self.address(Side::Source, 0);
-        self.conntrack_destination(address);
-        self.meta(NFT_META_L4PROTO, 2 * address);
-        self.conntrack(NFT_CT_PROTO_DST, Some(IP_CT_DIR_ORIGINAL), 2 * address + 1);
-        let value = (2 * address + 2).max(REGISTER_WORDS);
-        let source = match self.family {
-            Family::Ipv4 => NFT_CT_SRC_IP,
-            Family::Ipv6 => NFT_CT_SRC_IP6,
-        };
-        self.conntrack(source, Some(IP_CT_DIR_REPLY), value);
-        self.conntrack(NFT_CT_PROTO_SRC, Some(IP_CT_DIR_REPLY), value + address);
+        self.meta(NFT_META_PRIORITY, address);
+        let value = (address + 1).max(REGISTER_WORDS);
+        self.address(Side::Destination, value);
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, value + address);
         self.expression("dynset", |w| {
             w.be32(NFTA_DYNSET_SREG_KEY, register(0));
             w.be32(NFTA_DYNSET_SREG_DATA, register(value));
@@ -465,13 +460,12 @@ mod tests {
     /// newest, before it joins this list.
     #[test]
     fn only_expressions_that_every_kernel_takes_are_written() {
-        const KNOWN: [&str; 14] = [
+        const KNOWN: [&str; 13] = [
             "bitwise",
             "cmp",
             "ct",
             "dynset",
             "fib",
-            "hash",
             "immediate",
             "lookup",
             "masq",

@@ -23,6 +23,7 @@ const TYPE_INET_SERVICE: u32 = 13;
 /// takes the key apart by the types: it ends at an assertion at every listing,
 /// even of other tables. With `mark` it lists the slot as 0x00000001.
 const TYPE_MARK: u32 = 19;
+const TYPE_CLASSID: u32 = 23;
 /// A concatenation's type is its fields' types, six bits each.
 const TYPE_BITS: u32 = 6;
 
@@ -35,7 +36,7 @@ pub(super) fn field_bytes(family: Family, field: KeyField) -> u32 {
         KeyField::Address => family.address_bytes() as u32,
         KeyField::Protocol => 1,
         KeyField::Port => 2,
-        KeyField::Slot => 4,
+        KeyField::Slot | KeyField::List => 4,
     }
 }
 
@@ -56,6 +57,7 @@ fn field_type(family: Family, field: KeyField) -> u32 {
         (KeyField::Protocol, _) => TYPE_INET_PROTOCOL,
         (KeyField::Port, _) => TYPE_INET_SERVICE,
         (KeyField::Slot, _) => TYPE_MARK,
+        (KeyField::List, _) => TYPE_CLASSID,
     }
 }
 
@@ -97,6 +99,7 @@ pub(super) fn declaration(family: Family, map: Map) -> Declaration {
         DataKind::Endpoint => {
             (Some(concat_type(family, &[KeyField::Address, KeyField::Port])), Some(endpoint_bytes(family)))
         }
+        DataKind::List => (Some(field_type(family, KeyField::List)), Some(field_bytes(family, KeyField::List))),
     };
     if data_type.is_some() {
         flags |= NFT_SET_MAP;
@@ -202,7 +205,9 @@ pub(super) mod userdata {
     const THDR_DPORT: u32 = 2;
     // `enum byteorder`: none for a concatenation
     const BYTEORDER_INVALID: u32 = 0;
+    const BYTEORDER_HOST_ENDIAN: u32 = 1;
     const BYTEORDER_BIG_ENDIAN: u32 = 2;
+    const NFT_META_PRIORITY: u32 = 2;
     const NFT_META_L4PROTO: u32 = 16;
     const NFT_NG_RANDOM: u32 = 1;
     /// `numgen random mod 65536`: nft has no other way to say "an integer".
@@ -212,17 +217,22 @@ pub(super) mod userdata {
     pub(in super::super) fn of(family: Family, map: Map) -> Vec<u8> {
         let mut out = Vec::new();
         let is_map = map.data() != DataKind::Nothing;
-        if map.key().len() == 1 {
-            number(&mut out, NFTNL_UDATA_SET_KEYBYTEORDER, BYTEORDER_BIG_ENDIAN);
-            return out;
-        }
-        number(&mut out, NFTNL_UDATA_SET_KEYBYTEORDER, BYTEORDER_INVALID);
+        let key_order = match map.key() {
+            [KeyField::List] => BYTEORDER_HOST_ENDIAN,
+            [_] => BYTEORDER_BIG_ENDIAN,
+            _ => BYTEORDER_INVALID,
+        };
+        number(&mut out, NFTNL_UDATA_SET_KEYBYTEORDER, key_order);
         if is_map {
-            number(&mut out, NFTNL_UDATA_SET_DATABYTEORDER, BYTEORDER_INVALID);
+            let is_number = map.data() == DataKind::List;
+            let data_order = if is_number { BYTEORDER_HOST_ENDIAN } else { BYTEORDER_INVALID };
+            number(&mut out, NFTNL_UDATA_SET_DATABYTEORDER, data_order);
         }
-        // A map that is declared by `type` has empty concatenations here.
-        let key = if map.is_typeof() { map.key() } else { &[] };
-        concatenation(&mut out, NFTNL_UDATA_SET_KEY_TYPEOF, key.iter().map(|field| key_field(family, *field)));
+        if map.key().len() > 1 {
+            // A map that is declared by `type` has empty concatenations here.
+            let key = if map.is_typeof() { map.key() } else { &[] };
+            concatenation(&mut out, NFTNL_UDATA_SET_KEY_TYPEOF, key.iter().map(|field| key_field(family, *field)));
+        }
         if map.data() == DataKind::Endpoint {
             let fields = [destination_address(family), payload(PROTO_DESC_TCP, THDR_DPORT)];
             let fields = fields.into_iter().filter(|_| map.is_typeof());
@@ -240,6 +250,11 @@ pub(super) mod userdata {
             KeyField::Protocol => {
                 let mut key = Vec::new();
                 number(&mut key, META_KEY, NFT_META_L4PROTO);
+                expression(EXPR_META, &key)
+            }
+            KeyField::List => {
+                let mut key = Vec::new();
+                number(&mut key, META_KEY, NFT_META_PRIORITY);
                 expression(EXPR_META, &key)
             }
             KeyField::Port => payload(PROTO_DESC_TH, THDR_DPORT),
@@ -314,7 +329,7 @@ mod tests {
     /// `None` for a type without a size, or that some nft does not know.
     fn type_bits(kind: u32) -> Option<u32> {
         match kind {
-            TYPE_IPADDR | TYPE_MARK => Some(32),
+            TYPE_IPADDR | TYPE_MARK | TYPE_CLASSID => Some(32),
             TYPE_IP6ADDR => Some(128),
             TYPE_INET_PROTOCOL => Some(8),
             TYPE_INET_SERVICE => Some(16),
@@ -372,6 +387,17 @@ mod tests {
             "000400000000010400000000030800040d0000000100060400000000"
         );
         assert_eq!(hex(&userdata::of(Family::Ipv4, Map::ClusterIps)), "000402000000");
+        assert_eq!(
+            hex(&userdata::of(Family::Ipv4, Map::Affinity)),
+            "000400000000010400000000030800040d0000000100040800040d0000000100060400000000"
+        );
+        assert_eq!(
+            hex(&userdata::of(Family::Ipv4, Map::AffinityLists)),
+            "000400000000010401000000030800040d0000000100060400000000"
+        );
+        assert_eq!(hex(&userdata::of(Family::Ipv4, Map::AffinityTimeouts)), "000401000000010400000000060400000000");
+        assert_eq!(declaration(Family::Ipv4, Map::AffinityLists).data_type, Some(23));
+        assert_eq!(declaration(Family::Ipv4, Map::Affinity).key_type, 471);
         assert_eq!(declaration(Family::Ipv4, Map::Endpoints).key_type, 0x001c_c353);
         assert_eq!(declaration(Family::Ipv6, Map::SourceRanges).key_type, 0x0020_c348);
     }

@@ -1,32 +1,48 @@
 //! What clients learned, and must forget.
 
+use std::collections::{HashMap, HashSet};
+
 use compiler::diff::{Action, Operation};
+use compiler::model::Endpoint;
+use compiler::model::convert::index;
 use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Key};
+use compiler::ruleset::element::{Data, Element, Key, ListNumber};
 use compiler::ruleset::maps::Map;
 
 use super::Syncer;
 use crate::netlink::NetlinkError;
 
 impl Syncer {
-    /// Removes every affinity entry whose endpoint its frontend does not serve
-    /// any more. Removing one that expires meanwhile is no error.
+    /// Removes every affinity entry whose endpoint its list does not hold any
+    /// more, and those of lists that are gone. Removing one that expires
+    /// meanwhile is no error.
     pub(super) async fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
         let mut operations = Vec::new();
         for family in Family::ALL {
-            if !self.enabled[compiler::model::convert::index(family)] {
+            if !self.enabled[index(family)] {
                 continue;
             }
-            for state in self.kernel.read_elements(family, Map::Affinity).await? {
-                let element = state.element;
-                let (Key::Affinity(_, frontend), Data::Endpoint(endpoint)) = (element.key, element.data) else {
-                    continue;
-                };
-                if !self.planner.serves(&frontend, &endpoint) {
+            let learned = self.kernel.read_elements(family, Map::Affinity).await?;
+            // A list may be long, and many clients may be remembered in it.
+            let mut lists: HashMap<ListNumber, HashSet<Endpoint>> = HashMap::new();
+            for element in learned.into_iter().map(|state| state.element) {
+                let Some((number, endpoint)) = learned_of(&element) else { continue };
+                let list = lists
+                    .entry(number)
+                    .or_insert_with(|| self.planner.list(family, number).unwrap_or_default().iter().copied().collect());
+                if !list.contains(&endpoint) {
                     operations.push(Operation { family, action: Action::DeleteElement(element), owner: None });
                 }
             }
         }
         Ok(operations)
+    }
+}
+
+/// In which list a client was placed, and where.
+pub(super) fn learned_of(element: &Element) -> Option<(ListNumber, Endpoint)> {
+    match (element.key, element.data) {
+        (Key::Affinity(_, number), Data::Endpoint(endpoint)) => Some((number, endpoint)),
+        _ => None,
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use compiler::diff::{KernelElements, KernelState};
+use compiler::diff::KernelState;
 use compiler::model::convert::{PerFamily, index};
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::element::{Element, Key};
@@ -13,6 +13,7 @@ use compiler::ruleset::maps::Map;
 use compiler::ruleset::skeleton::rules;
 use compiler::ruleset::{Family, TABLE};
 
+use super::affinity::learned_of;
 use super::report::{Cleaned, SyncReport};
 use super::{SyncError, Syncer};
 use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, TableState};
@@ -87,10 +88,10 @@ impl Syncer {
         for map in Map::ALL.into_iter().filter(|map| table.map_matches(*map, family)) {
             state.maps.push(map);
             match table.count(map) {
-                Some(count) if count > largest && !map.is_interval() && !is_firewall(map) && !map.is_dynamic() => {
+                Some(count) if count > largest && !is_always_listed(map) => {
                     read.looked_up[index(family)].insert(map, count);
                 }
-                _ => read_map(&mut self.kernel, family, map, &mut state.elements, report).await?,
+                _ => read_map(&mut self.kernel, family, map, state, report).await?,
             }
         }
         Ok(())
@@ -133,7 +134,7 @@ async fn read_map(
     kernel: &mut Kernel,
     family: Family,
     map: Map,
-    elements: &mut KernelElements,
+    state: &mut KernelState,
     report: &mut SyncReport,
 ) -> Result<(), NetlinkError> {
     let (states, foreign) = kernel.read_contents(family, map).await?;
@@ -143,17 +144,19 @@ async fn read_map(
     }
     // What clients learned is the packets' own.
     if map.is_dynamic() {
+        let learned = states.iter().filter_map(|state| learned_of(&state.element));
+        state.learned.extend(learned.map(|(number, _)| number));
         return Ok(());
     }
     // One text for all elements that carry it.
     let mut previous: Option<Arc<str>> = None;
-    for state in states {
-        let mut element = state.element;
+    for listed in states {
+        let mut element = listed.element;
         if element.comment.is_some() && element.comment == previous {
             element.comment.clone_from(&previous);
         }
         previous.clone_from(&element.comment);
-        elements.insert(element);
+        state.elements.insert(element);
     }
     Ok(())
 }
@@ -190,9 +193,11 @@ fn group(kind: ForeignKind) -> &'static str {
     }
 }
 
-/// The firewall is compared as a whole, before anything else.
-fn is_firewall(map: Map) -> bool {
-    matches!(map, Map::FirewallIps | Map::NodePortIps)
+/// Intervals can't be looked up. The firewall is compared as a whole, before
+/// anything else. And which number a list has, and under which clients are
+/// remembered, is known only from the kernel.
+fn is_always_listed(map: Map) -> bool {
+    map.is_interval() || map.is_dynamic() || matches!(map, Map::FirewallIps | Map::NodePortIps | Map::AffinityTimeouts)
 }
 
 /// A map or base chain that exists and is not what it should be.

@@ -40,7 +40,7 @@ pub enum SyncError {
     /// The kernel refused a part of the fixed skeleton: it lacks a feature.
     #[error(
         "the kernel refused a part of the rule set that every Service needs: {0}; check that the kernel is 5.13 or \
-         newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT, NFT_NUMGEN and NFT_HASH"
+         newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT and NFT_NUMGEN"
     )]
     Skeleton(String),
     /// Somebody else owns one of our tables, and nobody but the owner may change
@@ -288,6 +288,7 @@ impl Syncer {
             // A packet may have learned of an endpoint in between.
             let operations = self.stale_affinity().await.map_err(CommitError::Netlink)?;
             self.commit(&mut Transaction { operations }, report)?;
+            self.planner.forgotten();
         }
         Ok(())
     }

@@ -108,7 +108,10 @@ impl Syncer {
         report.denied = self.planner.all_denied();
         let operations = self.stale_affinity().await?;
         match self.commit(&mut Transaction { operations }, report) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.planner.forgotten();
+                Ok(())
+            }
             Err(CommitError::Netlink(error)) => Err(error.into()),
             // It is looked at again with the next sync.
             Err(error @ CommitError::Refused { .. }) => {

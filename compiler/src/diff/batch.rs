@@ -97,9 +97,8 @@ impl ElementChanges {
                 self.firewall_leaves.extend(removed);
                 self.firewall_comes.extend(added);
             }
-            (Some(removed), None) if removes_a_detour(map) || map.data() != DataKind::Verdict => {
-                self.shrink.push(removed);
-            }
+            (Some(removed), None) if !points(map) => self.shrink.push(removed),
+            (removed, added) if map == Map::AffinityTimeouts => self.grow.extend(removed.into_iter().chain(added)),
             (removed, added) if map.data() == DataKind::Verdict => {
                 self.point.extend(removed.into_iter().chain(added));
             }
@@ -127,10 +126,13 @@ impl ElementChanges {
     }
 }
 
-/// What holds packets back that find no frontend: it goes only after the
-/// frontend is there.
-fn removes_a_detour(map: Map) -> bool {
-    matches!(map, Map::NoEndpointServices | Map::NoEndpointNodePorts)
+/// Whether removing an element of the map takes something away from packets
+/// before what it leads to. What holds packets back that find no frontend goes
+/// only after the frontend is there. And nobody is to be numbered whose number
+/// leads nowhere any more: he would keep it as a priority.
+fn points(map: Map) -> bool {
+    let goes_later = matches!(map, Map::NoEndpointServices | Map::NoEndpointNodePorts | Map::AffinityTimeouts);
+    map.data() == DataKind::Verdict && !goes_later
 }
 
 /// Cuts a long list of operations into about equal parts. A removal and the

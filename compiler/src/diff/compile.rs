@@ -10,8 +10,9 @@ use crate::limits::{MAX_ELEMENTS, elements_at_most};
 use crate::model::convert::index;
 use crate::model::store::ServiceEntry;
 use crate::model::types::{ServiceName, ServicePort};
-use crate::model::{Protocol, Store};
+use crate::model::{Endpoint, Protocol, Store};
 use crate::ruleset::Family;
+use crate::ruleset::element::ListNumber;
 use crate::ruleset::service::{CompiledPort, CompiledService};
 use crate::select::{Joins, Viewpoint, endpoints_keeping_flows, ready_local_addresses, select};
 
@@ -67,7 +68,11 @@ impl Planner {
             let known = known_ports.as_ref().and_then(|known| known.find(position, port));
             let cluster = known.map(|port| &*port.cluster).unwrap_or_default();
             let local = known.map(|port| &*port.local).unwrap_or_default();
+            let keeps = |endpoints: &[Endpoint]| service.affinity.is_some() && !endpoints.is_empty();
+            let numbers = known.map(|port| (port.cluster_number, port.local_number)).unwrap_or_default();
             CompiledPort {
+                cluster_number: if keeps(&selected.cluster) { numbers.0 } else { ListNumber::NONE },
+                local_number: if keeps(&selected.local) { numbers.1 } else { ListNumber::NONE },
                 cluster: slots::assign(cluster, &selected.cluster),
                 local: slots::assign(local, &selected.local),
                 on_this_node: selected.on_this_node.into(),

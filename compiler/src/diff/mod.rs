@@ -5,6 +5,7 @@
 //! * [`resync`]: the start, and the repair: what the kernel holds against what
 //!   it should hold;
 //! * [`slots`]: which endpoint sits in which slot;
+//! * `lists`: the numbers of endpoint lists that clients stick to;
 //! * [`claims`]: which Service has a frontend that several want;
 //! * `counted`: shared elements, and chains that elements point to;
 //! * `compile`: one Service, or why it is too large;
@@ -21,6 +22,7 @@ pub mod batch;
 pub mod claims;
 mod compile;
 mod counted;
+mod lists;
 pub mod pieces;
 pub mod planner;
 pub mod resync;

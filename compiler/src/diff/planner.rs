@@ -8,13 +8,14 @@ use super::batch::Batch;
 use super::claims::Claims;
 use super::compile::TooLarge;
 use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
+use super::lists::ListNumbers;
 use super::{Action, Operation, Transaction};
 use crate::model::convert::{PerFamily, index};
 use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
-use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::element::{Data, Element, Key, ListNumber};
 use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
@@ -42,6 +43,7 @@ pub(super) struct FamilyState {
     pub(super) too_large: HashMap<ServiceName, u64>,
     pub(super) shared: SharedElements,
     pub(super) chains: CountedChains,
+    pub(super) lists: ListNumbers,
     /// Elements of the node: `nodeport-ips` and `service-cidrs`.
     pub(super) node_elements: Vec<Element>,
     /// Whether the slots of endpoints are not known yet, but to the kernel.
@@ -57,7 +59,8 @@ pub struct Plan {
     /// To be committed in order, each by itself atomic.
     pub transactions: Vec<Transaction>,
     /// Whether an endpoint left a frontend with session affinity, so that what
-    /// clients learned may be wrong now: see [`Planner::serves`].
+    /// clients learned may be wrong now: see [`Planner::list`] and
+    /// [`Planner::forgotten`].
     pub unlearn: bool,
     /// What each changed Service was before, and is now.
     pub changed: Vec<ServiceChange>,
@@ -232,12 +235,15 @@ impl Planner {
         &mut self,
         name: &ServiceName,
         family: Family,
-        after: Option<CompiledService>,
+        mut after: Option<CompiledService>,
         batch: &mut Batch,
         chains: &mut Vec<Operation>,
         plan: &mut Plan,
     ) {
         let state = &mut self.families[index(family)];
+        if let Some(after) = &mut after {
+            state.number(name, after);
+        }
         if state.services.get(name) == after.as_ref() {
             return;
         }
@@ -269,6 +275,7 @@ impl Planner {
                 }
             });
             plan.unlearn |= unlearns(before, after.as_ref());
+            state.release(before, after.as_ref());
         }
         if let Some(after) = &after {
             state.services.insert(name.clone(), after.clone());
@@ -297,22 +304,18 @@ impl Planner {
         self.families.iter().flat_map(of_family).collect()
     }
 
-    /// Whether connections to this frontend, or to the NodePort of its port if
-    /// no Service has the frontend, may go to this endpoint. What clients
-    /// learned of any other endpoint is to be forgotten.
-    pub fn serves(&self, frontend: &FrontendKey, endpoint: &Endpoint) -> bool {
-        let state = &self.families[index(Family::of(frontend.address))];
-        let node_port = Claim::NodePort(NodePortKey { protocol: frontend.protocol, port: frontend.port });
-        let claims = [Claim::Frontend(*frontend), node_port];
-        let Some((claim, name)) = claims.iter().find_map(|claim| Some((claim, state.claims.holder(claim)?))) else {
-            return false;
-        };
-        let Some(compiled) = state.services.get(name).filter(|compiled| compiled.service.affinity.is_some()) else {
-            return false;
-        };
-        let ports = compiled.service.ports.iter().zip(&compiled.ports);
-        let mut ports = ports.filter(|(port, _)| claim.serves_port(port));
-        ports.any(|(_, endpoints)| endpoints.cluster.contains(endpoint) || endpoints.local.contains(endpoint))
+    /// The endpoints of the list that has this number; `None` if no list has it.
+    /// What clients learned of any other endpoint is to be forgotten.
+    pub fn list(&self, family: Family, number: ListNumber) -> Option<&[Endpoint]> {
+        let state = &self.families[index(family)];
+        let mut lists = state.services.get(state.lists.owner(number)?)?.numbered_lists();
+        lists.find(|(other, _)| *other == number).map(|(_, endpoints)| endpoints)
+    }
+
+    /// What clients had learned of endpoints that no [list](Self::list) holds
+    /// is gone from the kernel: numbers that were given up can be used again.
+    pub fn forgotten(&mut self) {
+        self.families.iter_mut().for_each(|state| state.lists.forgotten());
     }
 
     /// Deletes chains that learn and that nothing points to any more; forgets
@@ -422,24 +425,58 @@ fn differing(
     (gone.split_off(same_begin), come.split_off(same_begin))
 }
 
-/// Whether clients may have learned of an endpoint, behind some frontend, that
-/// is not there any more.
+/// Whether clients may have learned of an endpoint, under some number, that is
+/// not in that list any more.
 fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
     if before.service.affinity.is_none() {
         return false;
     }
-    let Some(after) = after.filter(|after| after.service.affinity.is_some()) else { return true };
+    let Some(after) = after else { return true };
+    let lists: HashMap<ListNumber, &[Endpoint]> = after.numbered_lists().collect();
     let lost = |old: &[Endpoint], new: &[Endpoint]| {
         let staying: HashSet<&Endpoint> = new.iter().collect();
         old.iter().any(|endpoint| !staying.contains(endpoint))
     };
-    let lists = || before.ports.iter().zip(&after.ports);
-    before.service.ports != after.service.ports
+    // A packet that is on its way while frontends go over to another list may
+    // learn an endpoint of the one under the number of the other.
+    let lists_of = |service: &Service| (service.internal_policy_local, service.external_policy_local);
+    lists_of(&before.service) != lists_of(&after.service)
+        || before.service.ports != after.service.ports
         || all_frontends(&before.service) != all_frontends(&after.service)
-        || lists().any(|(old, new)| lost(&old.cluster, &new.cluster) || lost(&old.local, &new.local))
+        || before.numbered_lists().any(|(number, old)| lists.get(&number).is_none_or(|new| lost(old, new)))
 }
 
 impl FamilyState {
+    /// Gives a number to every list that clients stick to and that has none.
+    pub(super) fn number(&mut self, name: &ServiceName, compiled: &mut CompiledService) {
+        if compiled.service.affinity.is_none() {
+            return;
+        }
+        let mut numbered = HashSet::new();
+        for port in &mut compiled.ports {
+            for (endpoints, number) in
+                [(&port.cluster, &mut port.cluster_number), (&port.local, &mut port.local_number)]
+            {
+                // Two ports of one name keep the number of the one there was.
+                if !endpoints.is_empty() && (!number.is_some() || numbered.contains(number)) {
+                    *number = self.lists.take(name);
+                }
+                numbered.insert(*number);
+            }
+        }
+    }
+
+    /// Gives up the numbers of lists that are not there any more.
+    pub(super) fn release(&mut self, before: &CompiledService, after: Option<&CompiledService>) {
+        let kept: HashSet<ListNumber> =
+            after.into_iter().flat_map(CompiledService::numbered_lists).map(|(number, _)| number).collect();
+        for (number, _) in before.numbered_lists() {
+            if !kept.contains(&number) {
+                self.lists.release(number);
+            }
+        }
+    }
+
     /// Whether the source ranges of a Service admit this node.
     pub(super) fn admits_node(&self, service: &Service) -> bool {
         let admits = |address| service.source_ranges.iter().any(|range| range.contains(&address));
@@ -469,6 +506,7 @@ impl FamilyState {
             too_large: HashMap::new(),
             shared: SharedElements::default(),
             chains: CountedChains::default(),
+            lists: ListNumbers::default(),
             node_elements: Vec::new(),
             fresh: true,
             primary_address,

@@ -9,7 +9,8 @@ use rustc_hash::FxHashMap;
 use super::batch::{ElementChanges, MAX_OPERATIONS, Value, push_chunks};
 use super::claims::Claims;
 use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
-use super::planner::{Planner, node_elements, node_owner};
+use super::lists::ListNumbers;
+use super::planner::{FamilyState, Planner, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::limits::{MAX_ELEMENTS, elements_at_most};
 use crate::model::convert::{PerFamily, index};
@@ -18,9 +19,9 @@ use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
-use crate::ruleset::element::{Data, Element, Key};
+use crate::ruleset::element::{Data, Element, Key, ListNumber};
 use crate::ruleset::maps::{DataKind, Map};
-use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements, firewall};
+use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements, firewall, list_comments};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::select::Joins;
 
@@ -33,6 +34,24 @@ impl KernelElements {
     /// Adds an element that was read.
     pub fn insert(&mut self, element: Element) {
         self.0.insert((element.map, element.key), (element.data, element.comment));
+    }
+
+    /// The number of the list that a frontend sends its clients to, if its
+    /// comment tells that it is the list of this owner.
+    fn list_number(&self, map: Map, key: Key, owner: &str) -> Option<ListNumber> {
+        let Data::List(number) = self.0.get(&(map, key))?.0 else { return None };
+        let (_, comment) = self.0.get(&(Map::AffinityTimeouts, Key::List(number)))?;
+        (comment.as_deref() == Some(owner)).then_some(number)
+    }
+
+    /// The numbers of all lists.
+    fn list_numbers(&self) -> impl Iterator<Item = ListNumber> {
+        let numbers = |((_, key), (data, _)): (&(Map, Key), &Value)| match (key, data) {
+            (Key::List(number), _) => Some(*number),
+            (_, Data::List(number)) => Some(*number),
+            _ => None,
+        };
+        self.0.iter().filter_map(numbers)
     }
 
     /// How many elements there are.
@@ -66,6 +85,8 @@ pub struct KernelState {
     pub maps: Vec<Map>,
     /// The elements.
     pub elements: KernelElements,
+    /// The numbers of lists under which clients are remembered.
+    pub learned: HashSet<ListNumber>,
 }
 
 /// Plans, piece by piece, from what the kernel holds to what it should hold.
@@ -247,11 +268,11 @@ impl<'a> Resync<'a> {
     fn service(&mut self, planner: &mut Planner, name: &ServiceName, family: Family) {
         let kernel = &mut self.kernel[index(family)];
         let Some(mut compiled) = planner.families[index(family)].services.remove(name) else { return };
-        if planner.families[index(family)].fresh && !kernel.is_empty() {
-            let claims = &planner.families[index(family)].claims;
-            adopt(&mut compiled, kernel, |claim| claims.holds(claim, name));
-        }
         let state = &mut planner.families[index(family)];
+        if state.fresh && !kernel.is_empty() {
+            adopt(name, &mut compiled, kernel, state);
+        }
+        state.number(name, &mut compiled);
         let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
         let (rules, is_new_table) = (&mut self.rules, self.new_tables[index(family)]);
         elements(name, &compiled, &mut |element| {
@@ -322,31 +343,73 @@ fn is_firewall(map: Map) -> bool {
 }
 
 /// Puts the endpoints into the slots that the kernel holds for each port, as
-/// the first frontend that the Service holds has them.
-fn adopt(compiled: &mut CompiledService, kernel: &KernelElements, holds: impl Fn(&Claim) -> bool) {
-    // Which of a frontend's maps holds which list follows from its policy.
-    let slots = |claim: &Claim, services: Map, node_ports: Map| match *claim {
-        Claim::Frontend(key) => kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
-        Claim::NodePort(key) => kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
-        Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => Vec::new(),
-    };
-    // The cluster-wide and the local list of each port.
-    let mut known = vec![(Vec::new(), Vec::new()); compiled.ports.len()];
-    for frontend in all_frontends(&compiled.service) {
-        let Some((cluster, local)) = known.get_mut(frontend.position).filter(|_| holds(&frontend.claim)) else {
+/// the first frontend that the Service holds has them, and gives the lists the
+/// numbers that they have there.
+fn adopt(name: &ServiceName, compiled: &mut CompiledService, kernel: &KernelElements, state: &mut FamilyState) {
+    let service = compiled.service.clone();
+    let owners: Vec<_> = service.ports.iter().map(|port| list_comments(name, port)).collect();
+    // The cluster-wide and the local list of each port, and their numbers.
+    let mut known = vec![<[(Vec<Endpoint>, Option<ListNumber>); 2]>::default(); compiled.ports.len()];
+    for frontend in all_frontends(&service) {
+        let (Some(lists), Some(owners)) = (known.get_mut(frontend.position), owners.get(frontend.position)) else {
             continue;
         };
-        let list = if frontend.is_local { local } else { &mut *cluster };
-        if list.is_empty() {
-            *list = slots(&frontend.claim, Map::Endpoints, Map::NodePortEndpoints);
+        if !state.claims.holds(&frontend.claim, name) {
+            continue;
         }
-        if cluster.is_empty() {
-            *cluster = slots(&frontend.claim, Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
+        // Which of a frontend's maps holds which list follows from its policy.
+        let of = Held { claim: &frontend.claim, kernel };
+        let main = usize::from(frontend.is_local);
+        let (slots, number) = &mut lists[main];
+        if slots.is_empty() {
+            *slots = of.slots(Map::Endpoints, Map::NodePortEndpoints);
+        }
+        *number = number.or_else(|| of.number(Map::AffinityLists, Map::NodePortAffinityLists, &owners[main]));
+        let (slots, number) = &mut lists[0];
+        if slots.is_empty() {
+            *slots = of.slots(Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
+        }
+        *number = number
+            .or_else(|| of.number(Map::ShortCircuitAffinityLists, Map::NodePortShortCircuitAffinityLists, &owners[0]));
+    }
+    for (endpoints, [cluster, local]) in compiled.ports.iter_mut().zip(known) {
+        endpoints.cluster = slots::assign(&cluster.0, &endpoints.cluster);
+        endpoints.local = slots::assign(&local.0, &endpoints.local);
+        if service.affinity.is_none() {
+            continue;
+        }
+        let lists =
+            [(&endpoints.cluster, &mut endpoints.cluster_number), (&endpoints.local, &mut endpoints.local_number)];
+        for ((list, number), held) in lists.into_iter().zip([cluster.1, local.1]) {
+            if let Some(held) = held.filter(|held| !list.is_empty() && state.lists.adopt(*held, name)) {
+                *number = held;
+            }
         }
     }
-    for (endpoints, (cluster, local)) in compiled.ports.iter_mut().zip(known) {
-        endpoints.cluster = slots::assign(&cluster, &endpoints.cluster);
-        endpoints.local = slots::assign(&local, &endpoints.local);
+}
+
+/// What the kernel holds for one frontend. Which of its maps holds which list
+/// follows from its policy.
+struct Held<'a> {
+    claim: &'a Claim,
+    kernel: &'a KernelElements,
+}
+
+impl Held<'_> {
+    fn slots(&self, services: Map, node_ports: Map) -> Vec<Endpoint> {
+        match *self.claim {
+            Claim::Frontend(key) => self.kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
+            Claim::NodePort(key) => self.kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => Vec::new(),
+        }
+    }
+
+    fn number(&self, services: Map, node_ports: Map, owner: &str) -> Option<ListNumber> {
+        match *self.claim {
+            Claim::Frontend(key) => self.kernel.list_number(services, Key::Frontend(key), owner),
+            Claim::NodePort(key) => self.kernel.list_number(node_ports, Key::NodePort(key), owner),
+            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => None,
+        }
     }
 }
 
@@ -443,6 +506,8 @@ impl Planner {
         state.claims = Claims::default();
         state.shared = SharedElements::default();
         state.chains = CountedChains::default();
+        let found = kernel.elements.list_numbers().chain(kernel.learned.iter().copied());
+        state.lists = ListNumbers::reset(state.services.iter(), found);
         for chain in kernel.chains.keys() {
             state.chains.adopt(*chain);
             // If it is not there, [`skeleton_operations`] makes it.
@@ -490,7 +555,11 @@ impl Planner {
     fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) {
         let before = self.families[index(family)].services.remove(name);
         let compiled = self.compile(store, name, entry, family, before.as_ref());
-        let Some(mut compiled) = self.admit(name, family, compiled) else { return };
+        let compiled = self.admit(name, family, compiled);
+        if let Some(before) = &before {
+            self.families[index(family)].release(before, compiled.as_ref());
+        }
+        let Some(mut compiled) = compiled else { return };
         let affected = self.claim(name, family, Some(&compiled));
         debug_assert!(affected.is_empty(), "{name} takes frontends of {affected:?}");
         self.deny(name, family, &mut compiled);

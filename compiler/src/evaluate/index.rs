@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::model::Protocol;
-use crate::ruleset::element::{Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::element::{Element, FrontendKey, Key, ListNumber, NodePortKey};
 use crate::ruleset::maps::Map;
 
 /// One field of a key, of an element or of a packet.
@@ -17,6 +17,7 @@ pub(super) enum Field {
     Protocol(Protocol),
     Port(u16),
     Slot(u32),
+    Priority(u32),
 }
 
 type Prefixed<'a> = (IpNet, &'a Element);
@@ -69,8 +70,13 @@ fn split(key: &Key) -> (Vec<Field>, Option<IpNet>) {
             (vec![address, address, Field::Protocol(*protocol), Field::Port(endpoint.port)], None)
         }
         Key::SourceRange(key, prefix) => (frontend(key).to_vec(), Some(*prefix)),
-        Key::Affinity(client, key) => ([&[Field::Address(*client)], frontend(key).as_slice()].concat(), None),
+        Key::Affinity(client, number) => (vec![Field::Address(*client), list(*number)], None),
+        Key::List(number) => (vec![list(*number)], None),
     }
+}
+
+fn list(number: ListNumber) -> Field {
+    Field::Priority(number.priority())
 }
 
 fn frontend(key: &FrontendKey) -> [Field; 3] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::index::Field;
-use super::{Host, IndexedTable, State, TraceStep};
+use super::{Host, IndexedTable, Remembered, State, TraceStep};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
@@ -111,8 +111,21 @@ impl<'e> Walker<'_, 'e, '_> {
                 Statement::Drop => Flow::Stop(Some(End::Dropped)),
                 Statement::Reject => Flow::Stop(Some(End::Rejected)),
                 Statement::Masquerade => Flow::Stop(Some(End::Masqueraded)),
+                Statement::SetPriority(key, map) => match self.find(key, *map, 0) {
+                    Some(element @ Element { data: Data::List(number), .. }) => {
+                        self.state.priority = number.priority();
+                        found = Some(element);
+                        self.trace.push(place, found);
+                        continue;
+                    }
+                    _ => return Flow::Next,
+                },
+                Statement::ClearPriority => {
+                    self.state.priority = 0;
+                    continue;
+                }
                 Statement::LearnAffinity { seconds } => {
-                    self.state.remembered = Some(*seconds);
+                    self.state.remembered = Remembered::of(self.state, *seconds);
                     self.trace.push(place, found);
                     continue;
                 }
@@ -132,7 +145,7 @@ impl<'e> Walker<'_, 'e, '_> {
         match data {
             Data::Verdict(Verdict::Goto(chain)) => self.goto(*chain, depth),
             Data::Verdict(Verdict::Drop) => Flow::Stop(Some(End::Dropped)),
-            Data::Nothing | Data::Endpoint(_) => Flow::Next,
+            Data::Nothing | Data::Endpoint(_) | Data::List(_) => Flow::Next,
         }
     }
 
@@ -162,7 +175,7 @@ impl<'e> Walker<'_, 'e, '_> {
     /// Whether a slot has no element.
     fn follow(&mut self, place: (Chain, &'e Rule), key: &[KeyPart], map: Map) -> bool {
         let slots = key.iter().find_map(|part| match part {
-            KeyPart::Random(slots) | KeyPart::ClientHash { slots, .. } => Some(*slots),
+            KeyPart::Random(slots) => Some(*slots),
             _ => None,
         });
         let mut missed = false;
@@ -219,7 +232,8 @@ impl<'e> Walker<'_, 'e, '_> {
                 KeyPart::TcpPort => return None,
                 KeyPart::OriginalDestination => Field::Address(state.original_destination),
                 KeyPart::OriginalPort => Field::Port(state.original_port),
-                KeyPart::Random(_) | KeyPart::ClientHash { .. } => Field::Slot(slot),
+                KeyPart::Random(_) => Field::Slot(slot),
+                KeyPart::Priority => Field::Priority(state.priority),
             })
         };
         parts.iter().map(field).collect()

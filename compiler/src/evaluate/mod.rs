@@ -11,7 +11,8 @@
 //! * A packet of this node's own processes: output, postrouting, and if its
 //!   destination is local, once more prerouting and input by way of `lo`. It is
 //!   still new to the filter chains there, but nat chains are asked once only.
-//! * `numgen` and `jhash` may yield any slot, so each is followed.
+//! * `numgen` may yield any slot, so each is followed. A client that is
+//!   remembered (an element of `affinity`) goes where it went before.
 //!
 //! Not modelled: what other tables do, the routing table beyond "is it local",
 //! and the source address that masquerading gives a packet that comes back
@@ -30,7 +31,7 @@ use serde::Serialize;
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Hook};
-use crate::ruleset::element::Element;
+use crate::ruleset::element::{Element, ListNumber};
 use crate::ruleset::table::{Ruleset, Table};
 use index::Index;
 use interpreter::{End, Trace};
@@ -101,12 +102,26 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// The endpoints that see an address of this node as the source.
     pub masqueraded: BTreeSet<Endpoint>,
-    /// For how many seconds the client's endpoint is remembered; `None`: no
-    /// session affinity.
-    pub remembered: Option<u32>,
+    /// What is remembered of the client; `None`: no session affinity.
+    pub remembered: Option<Remembered>,
     /// The rules that decided it, in the order in which the packet met them;
     /// those that several slots have in common are named once.
     pub trace: Vec<TraceStep>,
+}
+
+/// Under what, and for how long, a client's endpoint is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    /// The list that the endpoint was drawn from.
+    pub list: ListNumber,
+    /// For how many seconds since the last connection.
+    pub seconds: u32,
+}
+
+impl Remembered {
+    fn of(state: &State, seconds: u32) -> Option<Self> {
+        Some(Self { list: ListNumber::from_priority(state.priority)?, seconds })
+    }
 }
 
 /// A rule whose tests all held.
@@ -186,7 +201,9 @@ struct State {
     /// A nat chain decided on the destination, or all had nothing to say.
     destination_settled: bool,
     masqueraded: bool,
-    remembered: Option<u32>,
+    /// `meta priority`; 0 when the packet enters its first hook.
+    priority: u32,
+    remembered: Option<Remembered>,
 }
 
 impl State {
@@ -203,6 +220,7 @@ impl State {
             locally_generated: packet.input_interface.is_none(),
             destination_settled: false,
             masqueraded: false,
+            priority: 0,
             remembered: None,
         }
     }

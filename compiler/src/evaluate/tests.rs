@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Evaluator, Host, Outcome, Packet, Verdict};
+use super::{Evaluator, Host, Outcome, Packet, Remembered, Verdict};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Domain, Pool};
-use crate::ruleset::element::{self, Data, Element, FrontendKey, Key, NodePortKey};
+use crate::ruleset::element::{self, Data, Element, FrontendKey, Key, ListNumber, NodePortKey};
 use crate::ruleset::maps::Map;
 use crate::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 use crate::ruleset::spread::Spread;
@@ -339,22 +339,25 @@ fn source_ranges_stop_all_others_before_translation() {
 
 #[test]
 fn affinity_explores_every_slot_and_is_remembered() {
+    let list = ListNumber::at(7).unwrap();
     let sticky = || {
-        Rules::new().balanced(Map::Services, frontend(CLUSTER_IP), true, &TWO).with(
-            Map::Sticky,
-            frontend(CLUSTER_IP),
-            goto(Chain::LearnFor { seconds: 90 }),
-        )
+        Rules::new()
+            .balanced(Map::Services, frontend(CLUSTER_IP), true, &TWO)
+            .with(Map::AffinityLists, frontend(CLUSTER_IP), Data::List(list))
+            .with(Map::AffinityTimeouts, Key::List(list), goto(Chain::LearnFor { seconds: 90 }))
     };
     for packet in [arrives(POD, CLUSTER_IP, 80), sent_by_node(NODE, CLUSTER_IP, 80)] {
         let outcome = sticky().evaluate(&packet);
         assert_outcome(&outcome, dnat(&TWO), &[]);
-        assert_eq!(outcome.remembered, Some(90));
+        assert_eq!(outcome.remembered, Some(Remembered { list, seconds: 90 }));
     }
     // A client that is known goes where it went before.
-    let key = FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Tcp, port: 80 };
-    let known = sticky().with(Map::Affinity, Key::Affinity(ip(POD), key), Data::Endpoint(at(TWO[1])));
-    assert_outcome(&known.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO[1..]), &[]);
+    let known = |list| sticky().with(Map::Affinity, Key::Affinity(ip(POD), list), Data::Endpoint(at(TWO[1])));
+    assert_outcome(&known(list).evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO[1..]), &[]);
+    // What was learned of another list does not count, nor another client.
+    let other = known(ListNumber::at(8).unwrap());
+    assert_outcome(&other.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO), &[]);
+    assert_outcome(&known(list).evaluate(&sent_by_node(NODE, CLUSTER_IP, 80)), dnat(&TWO), &[]);
 }
 
 /// The first of so many endpoints are in the first slots.

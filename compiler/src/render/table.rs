@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::text::{address, prefix, quotable, rule};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::chains::{Chain, Hook};
-use crate::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use crate::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
 use crate::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
 use crate::ruleset::rule::Rule;
 use crate::ruleset::table::{Ruleset, Table};
@@ -60,7 +60,7 @@ fn map(family: Family, map: Map, elements: &[&Element]) -> String {
 pub(super) fn kind(map: Map) -> &'static str {
     match map.data() {
         DataKind::Nothing => "set",
-        DataKind::Verdict | DataKind::Endpoint => "map",
+        DataKind::Verdict | DataKind::Endpoint | DataKind::List => "map",
     }
 }
 
@@ -96,6 +96,7 @@ pub(super) fn declaration(family: Family, map: Map) -> String {
     match map.data() {
         DataKind::Nothing => format!("{word} {key}"),
         DataKind::Verdict => format!("{word} {key} : verdict"),
+        DataKind::List => format!("{word} {key} : {}", type_name(family, KeyField::List)),
         DataKind::Endpoint if map.is_typeof() => format!("{word} {key} : {} daddr . tcp dport", family.keyword()),
         DataKind::Endpoint => format!("{word} {key} : {} . inet_service", type_name(family, KeyField::Address)),
     }
@@ -108,6 +109,7 @@ fn type_name(family: Family, field: KeyField) -> String {
         (KeyField::Protocol, _) => "inet_proto",
         (KeyField::Port, _) => "inet_service",
         (KeyField::Slot, _) => "integer",
+        (KeyField::List, _) => "classid",
     }
     .to_owned()
 }
@@ -118,6 +120,7 @@ fn expression(family: Family, field: KeyField) -> String {
         KeyField::Protocol => "meta l4proto".to_owned(),
         KeyField::Port => "th dport".to_owned(),
         KeyField::Slot => "numgen random mod 65536".to_owned(),
+        KeyField::List => "meta priority".to_owned(),
     }
 }
 
@@ -149,7 +152,8 @@ pub(super) fn key(key: &Key) -> String {
         Key::NodePortSlot(key, slot) => format!("{} . {slot}", node_port(key)),
         Key::Hairpin(endpoint, protocol) => hairpin(endpoint, *protocol),
         Key::SourceRange(key, net) => format!("{} . {}", frontend(key), prefix(*net)),
-        Key::Affinity(client, key) => format!("{} . {}", address(*client), frontend(key)),
+        Key::Affinity(client, number) => format!("{} . {}", address(*client), list(*number)),
+        Key::List(number) => list(*number),
     }
 }
 
@@ -159,6 +163,14 @@ fn frontend(key: &FrontendKey) -> String {
 
 fn node_port(key: &NodePortKey) -> String {
     format!("{} . {}", key.protocol.keyword(), key.port)
+}
+
+/// A list's number as nft writes it: the two halves in hexadecimal.
+fn list(number: ListNumber) -> String {
+    match number.priority() {
+        0 => "none".to_owned(),
+        priority => format!("{:x}:{:x}", priority >> 16, priority & 0xffff),
+    }
 }
 
 fn hairpin(endpoint: &Endpoint, protocol: Protocol) -> String {
@@ -173,6 +185,7 @@ pub(super) fn data(data: &Data) -> Option<String> {
         Data::Verdict(Verdict::Goto(chain)) => Some(format!("goto {chain}")),
         Data::Verdict(Verdict::Drop) => Some("drop".to_owned()),
         Data::Endpoint(endpoint) => Some(format!("{} . {}", address(endpoint.address), endpoint.port)),
+        Data::List(number) => Some(list(*number)),
     }
 }
 

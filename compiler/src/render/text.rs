@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::ruleset::Family;
 use crate::ruleset::maps::Map;
-use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, client_hash_seed};
+use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
 
 /// One rule as nft text, without the line's end.
 pub fn rule(family: Family, rule: &Rule) -> String {
@@ -26,9 +26,12 @@ fn statement(family: Family, statement: &Statement) -> String {
         Statement::Lookup(key, op, map) => format!("{}{} @{map}", concatenation(family, key), op_word(*op)),
         Statement::Vmap(key, map) => format!("{} vmap @{map}", concatenation(family, key)),
         Statement::Dnat(key, map) => format!("dnat {ip} to {} map @{map}", concatenation(family, key)),
+        Statement::SetPriority(key, map) => {
+            format!("meta priority set {} map @{map}", concatenation(family, key))
+        }
+        Statement::ClearPriority => "meta priority set none".to_owned(),
         Statement::LearnAffinity { seconds } => format!(
-            "update @{} {{ {ip} saddr . ct original {ip} daddr . meta l4proto . ct original proto-dst \
-             timeout {} : ct reply {ip} saddr . ct reply proto-src }}",
+            "update @{} {{ {ip} saddr . meta priority timeout {} : {ip} daddr . th dport }}",
             Map::Affinity,
             duration(*seconds),
         ),
@@ -55,9 +58,7 @@ fn key_part(family: Family, part: KeyPart) -> String {
         KeyPart::OriginalDestination => format!("ct original {ip} daddr"),
         KeyPart::OriginalPort => "ct original proto-dst".to_owned(),
         KeyPart::Random(modulus) => format!("numgen random mod {modulus}"),
-        KeyPart::ClientHash { slots, attempt } => {
-            format!("jhash {ip} saddr mod {slots} seed {:#x}", client_hash_seed(attempt))
-        }
+        KeyPart::Priority => "meta priority".to_owned(),
     }
 }
 

@@ -78,7 +78,7 @@ pub enum Chain {
 
     /// One draw from the slots of a frontend, not all of which hold an
     /// endpoint (`draw-127`): comes back if it hit none. [`Chain::Balance`]
-    /// without affinity jumps here, several times.
+    /// jumps here, several times.
     Draw {
         /// Frontends by address, or NodePorts.
         domain: Domain,
@@ -99,8 +99,6 @@ pub enum Chain {
         /// Over how many slots.
         spread: Spread,
     },
-    /// Finds the affinity timeout of a translated connection.
-    Learn,
     /// Learns session affinity right behind DNAT, for packets that arrive.
     LearnPrerouting,
     /// Learns session affinity right behind DNAT, for this node's processes.
@@ -185,9 +183,9 @@ impl Chain {
         Chain::Reject,
     ];
 
-    /// The chains that exist once a Service has session affinity, each behind
-    /// those that it jumps to: a cluster without pays nothing for it.
-    pub const LEARNING: [Chain; 3] = [Chain::Learn, Chain::LearnPrerouting, Chain::LearnOutput];
+    /// The chains that exist once a Service has session affinity: a cluster
+    /// without pays nothing for it.
+    pub const LEARNING: [Chain; 2] = [Chain::LearnPrerouting, Chain::LearnOutput];
 
     /// Where the chain hooks in; `None` for a chain that is only jumped to.
     pub fn base(self) -> Option<BaseChain> {
@@ -212,13 +210,19 @@ impl Chain {
     /// those without which nothing leads to it.
     pub fn needs(self) -> impl Iterator<Item = Chain> {
         let draw = match self {
-            Chain::Balance { domain, pool, sticky: false, spread: Spread::AtMost(slots) } => {
+            Chain::Balance { domain, pool, spread: Spread::AtMost(slots), .. } => {
                 Some(Chain::Draw { domain, pool, slots })
             }
             _ => None,
         };
+        let place = match self {
+            Chain::Balance { domain, pool, sticky: true, spread } => {
+                Some(Chain::Balance { domain, pool, sticky: false, spread })
+            }
+            _ => None,
+        };
         let learning: &[Chain] = if let Chain::LearnFor { .. } = self { &Chain::LEARNING } else { &[] };
-        draw.into_iter().chain(learning.iter().copied())
+        draw.into_iter().chain(place).chain(learning.iter().copied())
     }
 
     /// Reads a chain's name back. `None` for a name that is not ours.
@@ -271,7 +275,6 @@ impl Chain {
             Chain::NodePorts => "nodeports",
             Chain::LocalPolicy => "local-policy",
             Chain::NodePortLocalPolicy => "nodeport-local-policy",
-            Chain::Learn => "learn",
             Chain::Masquerading => "masquerading",
             Chain::ServiceEndpointsCheck => "service-endpoints-check",
             Chain::NodePortEndpointsCheck => "nodeport-endpoints-check",
@@ -385,7 +388,7 @@ mod tests {
         assert_eq!(balance(false).to_string(), "nodeport-short-circuit-lb-max-127");
         assert_eq!(balance(true).to_string(), "nodeport-short-circuit-sticky-max-127");
         assert!(balance(false).needs().eq([Chain::Draw { domain, pool, slots: 127 }]));
-        assert_eq!(balance(true).needs().count(), 0);
+        assert!(balance(true).needs().eq([Chain::Draw { domain, pool, slots: 127 }, balance(false)]));
         assert!(Chain::LearnFor { seconds: 60 }.needs().eq(Chain::LEARNING));
         assert_eq!(balance(false), Chain::Balance { domain, pool, sticky: false, spread: Spread::of(127) });
     }
@@ -393,7 +396,12 @@ mod tests {
     #[test]
     fn what_a_chain_needs_is_listed_before_it() {
         for chain in balancing_chains().into_iter().chain([Chain::LearnFor { seconds: 60 }]) {
-            assert!(chain.needs().all(|needed| needed < chain && needed.needs().count() == 0), "{chain}");
+            let needed: Vec<Chain> = chain.needs().collect();
+            assert!(needed.iter().all(|needed| *needed < chain), "{chain}");
+            // What they need in turn stands before them.
+            for (position, one) in needed.iter().enumerate() {
+                assert!(one.needs().all(|first| needed[..position].contains(&first)), "{chain}");
+            }
         }
     }
 }

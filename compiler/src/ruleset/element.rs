@@ -30,6 +30,50 @@ pub struct NodePortKey {
     pub port: u16,
 }
 
+/// The number of an endpoint list that clients stick to: one of the lists of a
+/// service port (cluster-wide or local), shared by all frontends that serve it.
+///
+/// Within one hook it travels in `meta priority`, from the balancing chain to
+/// the one that learns. The numbers are `7600:0001` to `76ff:ffff` as nft
+/// writes them: no priority that anybody else sets is likely to be among them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListNumber(u32);
+
+impl ListNumber {
+    /// No number: the priority of a packet that nobody gave one. Nothing is
+    /// ever learned under it.
+    pub const NONE: ListNumber = ListNumber(0);
+    /// The first byte of every number.
+    const PREFIX: u32 = 0x7600_0000;
+    /// How many numbers there are.
+    pub const COUNT: u32 = 0x00ff_ffff;
+
+    /// The number at a position, from 1 to [`Self::COUNT`].
+    pub fn at(position: u32) -> Option<ListNumber> {
+        (1..=Self::COUNT).contains(&position).then_some(ListNumber(Self::PREFIX | position))
+    }
+
+    /// Reads a number from the kernel. `None`: it is none of ours.
+    pub fn from_priority(priority: u32) -> Option<ListNumber> {
+        Self::at(priority & Self::COUNT).filter(|number| number.0 == priority)
+    }
+
+    /// What `meta priority` is set to.
+    pub fn priority(self) -> u32 {
+        self.0
+    }
+
+    /// Its position; 0 for [`Self::NONE`].
+    pub fn position(self) -> u32 {
+        self.0 & Self::COUNT
+    }
+
+    /// Whether it is a number at all.
+    pub fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+}
+
 /// The key of an element; its shape follows from the map (see [`Map::key`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
@@ -49,8 +93,10 @@ pub enum Key {
     Hairpin(Endpoint, Protocol),
     /// `source-ranges`: a frontend and a prefix of clients that may use it.
     SourceRange(FrontendKey, IpNet),
-    /// `affinity`: a client and the frontend it used.
-    Affinity(IpAddr, FrontendKey),
+    /// `affinity`: a client and the list it was placed in.
+    Affinity(IpAddr, ListNumber),
+    /// `affinity-timeouts`
+    List(ListNumber),
 }
 
 /// What a verdict map's element says.
@@ -71,6 +117,8 @@ pub enum Data {
     Verdict(Verdict),
     /// An element of an endpoint map.
     Endpoint(Endpoint),
+    /// An element of a map of list numbers.
+    List(ListNumber),
 }
 
 /// One element of one set or map.

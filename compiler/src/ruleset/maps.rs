@@ -17,6 +17,9 @@ pub enum KeyField {
     /// The slot of an endpoint, as `numgen` yields it: four bytes in *host*
     /// byte order.
     Slot,
+    /// The number of an endpoint list, as `meta priority` carries it: four
+    /// bytes in *host* byte order. nft calls the type `classid`.
+    List,
 }
 
 /// What an element of a set or map holds besides its key.
@@ -28,6 +31,8 @@ pub enum DataKind {
     Verdict,
     /// Address and port of an endpoint.
     Endpoint,
+    /// The number of an endpoint list.
+    List,
 }
 
 /// All sets and maps of a table, in the order in which they are made.
@@ -60,12 +65,20 @@ pub enum Map {
     ClusterIps,
     /// The ranges cluster IPs are allocated from.
     ServiceCidrs,
-    /// Which endpoint a client went to last, filled by the packets themselves.
+    /// Which endpoint of a list a client went to last, filled by the packets
+    /// themselves.
     Affinity,
-    /// Frontends with session affinity: for how long to remember.
-    Sticky,
-    /// NodePorts with session affinity: for how long to remember.
-    NodePortSticky,
+    /// Frontends with session affinity: the number of the list in `endpoints`.
+    AffinityLists,
+    /// The same for the list in `short-circuit-endpoints`.
+    ShortCircuitAffinityLists,
+    /// NodePorts with session affinity: the number of the list in
+    /// `nodeport-endpoints`.
+    NodePortAffinityLists,
+    /// The same for the list in `nodeport-short-circuit-endpoints`.
+    NodePortShortCircuitAffinityLists,
+    /// Numbers of lists: for how long clients are remembered.
+    AffinityTimeouts,
     /// Frontends whose every connection is masqueraded
     /// (`externalTrafficPolicy: Cluster`).
     MasqueradeServices,
@@ -90,11 +103,11 @@ pub enum Map {
 }
 
 use DataKind::{Endpoint, Nothing, Verdict};
-use KeyField::{Address, Port, Protocol, Slot};
+use KeyField::{Address, List, Port, Protocol, Slot};
 
 impl Map {
     /// All of them, in the order in which they are made and listed.
-    pub const ALL: [Map; 25] = [
+    pub const ALL: [Map; 28] = [
         Map::Services,
         Map::LocalServices,
         Map::ShortCircuit,
@@ -109,8 +122,11 @@ impl Map {
         Map::ClusterIps,
         Map::ServiceCidrs,
         Map::Affinity,
-        Map::Sticky,
-        Map::NodePortSticky,
+        Map::AffinityLists,
+        Map::ShortCircuitAffinityLists,
+        Map::NodePortAffinityLists,
+        Map::NodePortShortCircuitAffinityLists,
+        Map::AffinityTimeouts,
         Map::MasqueradeServices,
         Map::MasqueradeNodePorts,
         Map::LocalPolicyServices,
@@ -139,8 +155,11 @@ impl Map {
             Map::ClusterIps => "cluster-ips",
             Map::ServiceCidrs => "service-cidrs",
             Map::Affinity => "affinity",
-            Map::Sticky => "sticky",
-            Map::NodePortSticky => "nodeport-sticky",
+            Map::AffinityLists => "affinity-lists",
+            Map::ShortCircuitAffinityLists => "short-circuit-affinity-lists",
+            Map::NodePortAffinityLists => "nodeport-affinity-lists",
+            Map::NodePortShortCircuitAffinityLists => "nodeport-short-circuit-affinity-lists",
+            Map::AffinityTimeouts => "affinity-timeouts",
             Map::MasqueradeServices => "masquerade-services",
             Map::MasqueradeNodePorts => "masquerade-nodeports",
             Map::LocalPolicyServices => "local-policy-services",
@@ -164,7 +183,8 @@ impl Map {
             Map::Services
             | Map::LocalServices
             | Map::ShortCircuit
-            | Map::Sticky
+            | Map::AffinityLists
+            | Map::ShortCircuitAffinityLists
             | Map::MasqueradeServices
             | Map::LocalPolicyServices
             | Map::FirewallIps
@@ -173,18 +193,18 @@ impl Map {
             Map::NodePorts
             | Map::LocalNodePorts
             | Map::NodePortShortCircuit
-            | Map::NodePortSticky
+            | Map::NodePortAffinityLists
+            | Map::NodePortShortCircuitAffinityLists
             | Map::MasqueradeNodePorts
             | Map::LocalPolicyNodePorts
             | Map::NoEndpointNodePorts => &[Protocol, Port],
             Map::NodePortEndpoints | Map::NodePortShortCircuitEndpoints => &[Protocol, Port, Slot],
             Map::NodePortIps | Map::ClusterIps | Map::ServiceCidrs => &[Address],
-            Map::Affinity | Map::HairpinConnections => match self {
-                // client . frontend
-                Map::Affinity => &[Address, Address, Protocol, Port],
-                // endpoint . endpoint . protocol . endpoint port
-                _ => &[Address, Address, Protocol, Port],
-            },
+            // client . list
+            Map::Affinity => &[Address, List],
+            Map::AffinityTimeouts => &[List],
+            // endpoint . endpoint . protocol . endpoint port
+            Map::HairpinConnections => &[Address, Address, Protocol, Port],
             // frontend . client prefix
             Map::SourceRanges => &[Address, Protocol, Port, Address],
         }
@@ -199,8 +219,7 @@ impl Map {
             | Map::NodePorts
             | Map::LocalNodePorts
             | Map::NodePortShortCircuit
-            | Map::Sticky
-            | Map::NodePortSticky
+            | Map::AffinityTimeouts
             | Map::NoEndpointServices
             | Map::NoEndpointNodePorts => Verdict,
             Map::Endpoints
@@ -208,6 +227,10 @@ impl Map {
             | Map::NodePortEndpoints
             | Map::NodePortShortCircuitEndpoints
             | Map::Affinity => Endpoint,
+            Map::AffinityLists
+            | Map::ShortCircuitAffinityLists
+            | Map::NodePortAffinityLists
+            | Map::NodePortShortCircuitAffinityLists => DataKind::List,
             _ => Nothing,
         }
     }
@@ -236,7 +259,7 @@ impl Map {
 
 /// The most clients the `affinity` map remembers. The kernel sizes the hash
 /// table for it when the map is made (8 bytes a bucket); a client that does not
-/// fit is still placed by the hash of its address.
+/// fit is placed anew with each connection.
 pub const AFFINITY_SIZE: u32 = 65536;
 
 impl fmt::Display for Map {

@@ -44,24 +44,8 @@ pub enum KeyPart {
     OriginalPort,
     /// `numgen random mod N`
     Random(u32),
-    /// `jhash ip saddr mod N seed 0x5eed`: the same client gets the same slot.
-    ClientHash {
-        /// How many slots.
-        slots: u32,
-        /// Which try this is, from 0 on: each hashes with another seed, so
-        /// that it finds another slot.
-        attempt: u32,
-    },
-}
-
-/// The seed of the first try of [`KeyPart::ClientHash`]. It is fixed so that
-/// the frontends of one service port, and an agent that restarts, place a
-/// client alike.
-const CLIENT_HASH_SEED: u32 = 0x5eed;
-
-/// The seed with which this try of [`KeyPart::ClientHash`] hashes.
-pub fn client_hash_seed(attempt: u32) -> u32 {
-    CLIENT_HASH_SEED + attempt
+    /// `meta priority`: the number of the endpoint list, once it is set.
+    Priority,
 }
 
 /// One statement of a rule: a test, or what to do.
@@ -87,8 +71,11 @@ pub enum Statement {
     Vmap(Vec<KeyPart>, Map),
     /// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints`
     Dnat(Vec<KeyPart>, Map),
-    /// `update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst
-    /// timeout 3h : ct reply ip saddr . ct reply proto-src }`
+    /// `meta priority set ip daddr . meta l4proto . th dport map @affinity-lists`
+    SetPriority(Vec<KeyPart>, Map),
+    /// `meta priority set none`: back to 0.
+    ClearPriority,
+    /// `update @affinity { ip saddr . meta priority timeout 3h : ip daddr . th dport }`, behind DNAT
     LearnAffinity {
         /// How long the entry lives after the last new connection.
         seconds: u32,

@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 
 use super::chains::{Chain, Domain, Pool};
-use super::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict, fit_comment};
+use super::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment};
 use super::maps::Map;
+use super::skeleton::affinity_lists;
 use super::spread::Spread;
 use crate::model::Endpoint;
 use crate::model::types::{Service, ServiceName, ServicePort};
@@ -48,6 +49,11 @@ pub struct CompiledPort {
     pub cluster: Box<[Endpoint]>,
     /// For traffic that must stay on this node.
     pub local: Box<[Endpoint]>,
+    /// What clients that stick to an endpoint of `cluster` are remembered
+    /// under; none without session affinity.
+    pub cluster_number: ListNumber,
+    /// The same for `local`.
+    pub local_number: ListNumber,
     /// Those of either list that are on this node.
     pub on_this_node: Box<[Endpoint]>,
     /// Whether any endpoint anywhere could serve.
@@ -72,6 +78,32 @@ pub enum Claim {
     NoEndpointNodePort(NodePortKey),
     /// To filter by source ranges.
     Firewall(FrontendKey),
+}
+
+/// One of the two lists of a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    /// [`CompiledPort::cluster`]
+    Cluster,
+    /// [`CompiledPort::local`]
+    Local,
+}
+
+impl CompiledPort {
+    fn list(&self, list: List) -> (&[Endpoint], ListNumber) {
+        match list {
+            List::Cluster => (&self.cluster, self.cluster_number),
+            List::Local => (&self.local, self.local_number),
+        }
+    }
+}
+
+impl CompiledService {
+    /// The lists that clients are remembered for, each with its number.
+    pub fn numbered_lists(&self) -> impl Iterator<Item = (ListNumber, &[Endpoint])> {
+        let lists = self.ports.iter().flat_map(|port| [List::Cluster, List::Local].map(|list| port.list(list)));
+        lists.map(|(endpoints, number)| (number, endpoints)).filter(|(number, _)| number.is_some())
+    }
 }
 
 impl Claim {
@@ -105,6 +137,17 @@ enum Policy {
     External,
     /// An external address with `externalTrafficPolicy: Local`.
     ExternalLocal,
+}
+
+impl Policy {
+    /// The lists that a frontend sends clients to.
+    fn lists(self) -> &'static [List] {
+        match self {
+            Policy::Internal | Policy::External => &[List::Cluster],
+            Policy::InternalLocal => &[List::Local],
+            Policy::ExternalLocal => &[List::Cluster, List::Local],
+        }
+    }
 }
 
 /// Calls `wanted` for every frontend that a Service wants, with its port's
@@ -218,11 +261,12 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
         }
     }
     let comments: Vec<Arc<str>> = service.ports.iter().map(|port| comment(name, port)).collect();
+    affinity_timeouts(name, compiled, emit);
     frontends(service, |position, claim, policy| {
         let (Some(endpoints), Some(comment)) = (compiled.ports.get(position), comments.get(position)) else {
             return;
         };
-        let frontend = Frontend { claim, endpoints, affinity: service.affinity, comment };
+        let frontend = Frontend { claim, endpoints, sticky: service.affinity.is_some(), comment };
         if serves(policy, endpoints) && !compiled.is_denied(&claim) {
             frontend.serve(policy, emit);
         }
@@ -232,6 +276,48 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
             frontend.verdict(frontend.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
         }
     });
+}
+
+/// For how long clients are remembered, once for each list that any frontend of
+/// the Service sends them to. Frontends that the Service does not hold do not
+/// count: what they would need is not in the kernel either.
+fn affinity_timeouts(name: &ServiceName, compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
+    let service = &compiled.service;
+    let Some(seconds) = service.affinity else { return };
+    let mut used = vec![[false; 2]; service.ports.len()];
+    frontends(service, |position, claim, policy| {
+        let (Some(endpoints), Some(used)) = (compiled.ports.get(position), used.get_mut(position)) else { return };
+        if serves(policy, endpoints) && !compiled.is_denied(&claim) {
+            for list in policy.lists() {
+                used[*list as usize] |= !endpoints.list(*list).0.is_empty();
+            }
+        }
+    });
+    let learn = Data::Verdict(Verdict::Goto(Chain::LearnFor { seconds }));
+    for ((port, endpoints), used) in service.ports.iter().zip(&compiled.ports).zip(used) {
+        for list in [List::Cluster, List::Local].into_iter().filter(|list| used[*list as usize]) {
+            let (_, number) = endpoints.list(list);
+            if number.is_some() {
+                let comment = Some(list_comment(name, port, list));
+                emit(Element { map: Map::AffinityTimeouts, key: Key::List(number), data: learn, comment });
+            }
+        }
+    }
+}
+
+/// Whose list a number belongs to: by that an agent that restarts tells
+/// whether it may keep it.
+fn list_comment(name: &ServiceName, port: &ServicePort, list: List) -> Arc<str> {
+    match list {
+        List::Cluster => comment(name, port),
+        List::Local => fit_comment(&format!("local endpoints of {}", comment(name, port))).into(),
+    }
+}
+
+/// The comments of the numbers of a service port's two lists, cluster-wide and
+/// local.
+pub(crate) fn list_comments(name: &ServiceName, port: &ServicePort) -> [Arc<str>; 2] {
+    [List::Cluster, List::Local].map(|list| list_comment(name, port, list))
 }
 
 /// `namespace/name:port`, or without the port if it has no name.
@@ -284,7 +370,7 @@ fn firewalled(service: &Service, mut wanted: impl FnMut(FrontendKey)) {
 struct Frontend<'a> {
     claim: Claim,
     endpoints: &'a CompiledPort,
-    affinity: Option<u32>,
+    sticky: bool,
     comment: &'a Arc<str>,
 }
 
@@ -293,11 +379,11 @@ impl Frontend<'_> {
     fn serve(&self, policy: Policy, emit: &mut impl FnMut(Element)) {
         let main = self.map(Map::Services, Map::NodePorts);
         match policy {
-            Policy::Internal => self.balance(main, Pool::Main, &self.endpoints.cluster, emit),
-            Policy::InternalLocal => self.balance(main, Pool::Main, &self.endpoints.local, emit),
+            Policy::Internal => self.balance(main, Pool::Main, List::Cluster, emit),
+            Policy::InternalLocal => self.balance(main, Pool::Main, List::Local, emit),
             Policy::External => {
                 emit(plain(self.map(Map::MasqueradeServices, Map::MasqueradeNodePorts), self.key()));
-                self.balance(main, Pool::Main, &self.endpoints.cluster, emit);
+                self.balance(main, Pool::Main, List::Cluster, emit);
             }
             Policy::ExternalLocal => self.local_policy(emit),
         }
@@ -308,9 +394,9 @@ impl Frontend<'_> {
     fn local_policy(&self, emit: &mut impl FnMut(Element)) {
         emit(plain(self.map(Map::LocalPolicyServices, Map::LocalPolicyNodePorts), self.key()));
         let short_circuit = self.map(Map::ShortCircuit, Map::NodePortShortCircuit);
-        self.balance(short_circuit, Pool::ShortCircuit, &self.endpoints.cluster, emit);
+        self.balance(short_circuit, Pool::ShortCircuit, List::Cluster, emit);
         let local = self.map(Map::LocalServices, Map::LocalNodePorts);
-        self.balance(local, Pool::Main, &self.endpoints.local, emit);
+        self.balance(local, Pool::Main, List::Local, emit);
         let chain = match self.domain() {
             Domain::Service => Chain::LocalPolicy,
             Domain::NodePort => Chain::NodePortLocalPolicy,
@@ -320,7 +406,8 @@ impl Frontend<'_> {
 
     /// The endpoints of one list in their slots, and the verdict of `map` that
     /// spreads connections over them.
-    fn balance(&self, map: Map, pool: Pool, endpoints: &[Endpoint], emit: &mut impl FnMut(Element)) {
+    fn balance(&self, map: Map, pool: Pool, list: List, emit: &mut impl FnMut(Element)) {
+        let (endpoints, number) = self.endpoints.list(list);
         let Ok(count) = u32::try_from(endpoints.len()) else { return };
         if count == 0 {
             return;
@@ -332,13 +419,10 @@ impl Frontend<'_> {
         for (slot, endpoint) in (0..count).zip(endpoints) {
             emit(Element { map: slots, key: self.slot(slot), data: Data::Endpoint(*endpoint), comment: None });
         }
-        let sticky = self.affinity.is_some();
-        if let Some(seconds) = self.affinity
-            && (map != self.map(Map::LocalServices, Map::LocalNodePorts))
-        {
-            let learn = Data::Verdict(Verdict::Goto(Chain::LearnFor { seconds }));
-            let map = self.map(Map::Sticky, Map::NodePortSticky);
-            emit(Element { map, key: self.key(), data: learn, comment: None });
+        let sticky = self.sticky;
+        if sticky {
+            let map = affinity_lists(self.domain(), pool);
+            emit(Element { map, key: self.key(), data: Data::List(number), comment: None });
         }
         let chain = Chain::Balance { domain: self.domain(), pool, sticky, spread: Spread::of(count) };
         self.verdict(map, Verdict::Goto(chain), emit);

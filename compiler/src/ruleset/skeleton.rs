@@ -40,7 +40,8 @@ const ORIGINAL_FRONTEND: [KeyPart; 3] = [KeyPart::OriginalDestination, KeyPart::
 const ORIGINAL_NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::OriginalPort];
 
 use Statement::{
-    CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade, Reject, Return, Vmap,
+    ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade, Reject,
+    Return, SetPriority, Vmap,
 };
 
 fn rule(statements: impl IntoIterator<Item = Statement>) -> Rule {
@@ -58,9 +59,9 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         }
         // jump services
         Chain::NatPrerouting | Chain::NatOutput => vec![rule([Jump(Chain::Services)])],
-        // ct state new ct status dnat jump learn
+        // ct state new meta priority vmap @affinity-timeouts
         Chain::LearnPrerouting | Chain::LearnOutput => {
-            vec![rule([CtStateNew, CtStatusDnat, Jump(Chain::Learn)])]
+            vec![rule([CtStateNew, Vmap(vec![KeyPart::Priority], Map::AffinityTimeouts)])]
         }
         // ct state new jump nodeport-endpoints-check
         // ct state new jump service-endpoints-check
@@ -81,7 +82,6 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         Chain::NodePorts => vec![rule([Vmap(NODEPORT.to_vec(), Map::NodePorts)])],
         Chain::LocalPolicy => local_policy(config, &FRONTEND, Map::ShortCircuit, Map::LocalServices),
         Chain::NodePortLocalPolicy => local_policy(config, &NODEPORT, Map::NodePortShortCircuit, Map::LocalNodePorts),
-        Chain::Learn => learn(config),
         Chain::Masquerading => masquerading(config),
         Chain::ServiceEndpointsCheck => vec![rule([Vmap(FRONTEND.to_vec(), Map::NoEndpointServices)])],
         Chain::NodePortEndpointsCheck => nodeport_endpoints_check(config),
@@ -170,9 +170,15 @@ fn local_policy(config: &SkeletonConfig, key: &[KeyPart], cluster: Map, local: M
 /// none, at most, fall on the first half of the slots.
 const DRAWS: usize = 8;
 
-/// The same with session affinity. Each try is a rule that binds the map there,
-/// and binding one makes the kernel walk over its elements, so they are fewer.
-const STICKY_DRAWS: u32 = 4;
+/// The map of list numbers beside an endpoint map.
+pub(super) fn affinity_lists(domain: Domain, pool: Pool) -> Map {
+    match (domain, pool) {
+        (Domain::Service, Pool::Main) => Map::AffinityLists,
+        (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitAffinityLists,
+        (Domain::NodePort, Pool::Main) => Map::NodePortAffinityLists,
+        (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitAffinityLists,
+    }
+}
 
 /// The endpoint lists of one kind of frontend: what balancing chains read.
 #[derive(Clone, Copy)]
@@ -189,6 +195,11 @@ impl List {
             (Domain::NodePort, Pool::Main) => Map::NodePortEndpoints,
             (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitEndpoints,
         }
+    }
+
+    /// Where its frontends have the numbers of the lists that clients stick to.
+    fn numbers(self) -> Map {
+        affinity_lists(self.domain, self.pool)
     }
 
     /// ```nft
@@ -262,56 +273,33 @@ impl List {
 
     /// ```nft
     /// chain sticky-3 {
-    ///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
-    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x5eed map @endpoints
-    ///     drop
-    /// }
-    /// chain sticky-max-127 {
-    ///     dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity
-    ///     dnat ip to ip daddr . meta l4proto . tcp dport . jhash ip saddr mod 127 seed 0x5eed map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eed map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eee map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5eef map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 127 seed 0x5ef0 map @endpoints
-    ///     dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 64 seed 0x5ef1 map @endpoints
-    ///     drop
+    ///     meta priority set ip daddr . meta l4proto . th dport map @affinity-lists
+    ///     meta l4proto tcp dnat ip to ip saddr . meta priority map @affinity
+    ///     meta l4proto udp dnat ip to ip saddr . meta priority map @affinity
+    ///     meta l4proto sctp dnat ip to ip saddr . meta priority map @affinity
+    ///     goto lb-3
     /// }
     /// ```
     ///
-    /// The last draw has a seed of its own too: with one of those before it,
-    /// who missed there would all be placed in one part of the slots.
+    /// One rule a protocol for the known clients: nft refuses a value with a
+    /// port unless the rule names the protocol. Who is not known is placed at
+    /// random, and learned behind DNAT under the number that the priority still
+    /// holds: see [`learn_for`].
     fn sticky(self, spread: Spread) -> Vec<Rule> {
-        let known = [&[KeyPart::Address(Side::Source)], FRONTEND.as_slice()].concat();
-        let mut rules = vec![rule([Statement::Dnat(known, Map::Affinity)])];
-        let hash = |attempt| KeyPart::ClientHash { slots: spread.slots(), attempt };
-        rules.extend(self.dnat_each_protocol(hash(0)));
-        if let Spread::AtMost(_) = spread {
-            rules.extend((1..STICKY_DRAWS).map(|attempt| self.dnat(KeyPart::Port, hash(attempt))));
-            let last = KeyPart::ClientHash { slots: spread.always_filled(), attempt: STICKY_DRAWS };
-            rules.push(self.dnat(KeyPart::Port, last));
-        }
-        rules.push(rule([Drop]));
+        let frontend = match self.domain {
+            Domain::Service => FRONTEND.to_vec(),
+            Domain::NodePort => NODEPORT.to_vec(),
+        };
+        let known = [KeyPart::Address(Side::Source), KeyPart::Priority];
+        let mut rules = vec![rule([SetPriority(frontend, self.numbers())])];
+        rules.extend(
+            Protocol::ALL
+                .map(|protocol| rule([Statement::Protocol(protocol), Statement::Dnat(known.to_vec(), Map::Affinity)])),
+        );
+        let (domain, pool) = (self.domain, self.pool);
+        rules.push(rule([Goto(Chain::Balance { domain, pool, sticky: false, spread })]));
         rules
     }
-}
-
-/// One rule a protocol: `ct original proto-dst` needs to know which.
-///
-/// ```nft
-/// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @sticky
-/// meta l4proto tcp ct original ip daddr @nodeport-ips meta l4proto . ct original proto-dst vmap @nodeport-sticky
-/// ```
-fn learn(config: &SkeletonConfig) -> Vec<Rule> {
-    let services = Protocol::ALL
-        .map(|protocol| rule([Statement::Protocol(protocol), Vmap(ORIGINAL_FRONTEND.to_vec(), Map::Sticky)]));
-    let nodeports = Protocol::ALL.map(|protocol| {
-        let mut statements = vec![Statement::Protocol(protocol)];
-        statements.extend(original_nodeport_address(config));
-        statements.push(Vmap(ORIGINAL_NODEPORT.to_vec(), Map::NodePortSticky));
-        Rule(statements)
-    });
-    services.into_iter().chain(nodeports).collect()
 }
 
 /// The original destination must have been a NodePort address. Where all are,
@@ -325,12 +313,15 @@ fn original_nodeport_address(config: &SkeletonConfig) -> Vec<Statement> {
     }
 }
 
+/// Behind DNAT the headers hold the endpoint. The number of the list has done
+/// its work then: nobody else should take it for a priority.
+///
 /// ```nft
-/// meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst
-///     timeout 3h : ct reply ip saddr . ct reply proto-src }
+/// update @affinity { ip saddr . meta priority timeout 3h : ip daddr . th dport }
+/// meta priority set none
 /// ```
 fn learn_for(seconds: u32) -> Vec<Rule> {
-    Protocol::ALL.map(|protocol| rule([Statement::Protocol(protocol), LearnAffinity { seconds }])).into()
+    vec![rule([LearnAffinity { seconds }]), rule([ClearPriority])]
 }
 
 /// No packet marks: whether a connection is masqueraded follows from its
@@ -432,26 +423,20 @@ mod tests {
     }
 
     fn draw_all(chain: Chain, is_tcp: bool, shares: &mut [f64], left: &mut f64) {
-        let mut attempts = Vec::new();
         for rule in rules(&config(), chain) {
             let key = match rule.0.as_slice() {
-                [Jump(draw)] => {
-                    draw_all(*draw, is_tcp, shares, left);
+                [Jump(chain) | Goto(chain)] => {
+                    draw_all(*chain, is_tcp, shares, left);
                     continue;
                 }
-                [Statement::Dnat(_, Map::Affinity)] | [Drop] => continue,
+                // A client that is not known.
+                [SetPriority(..)] | [Statement::Protocol(_), Statement::Dnat(_, Map::Affinity)] | [Drop] => continue,
                 [Statement::Dnat(key, _)] if is_tcp || !key.contains(&KeyPart::TcpPort) => key,
                 [Statement::Dnat(..)] => continue,
                 other => panic!("{other:?}"),
             };
             let slots = match key.last() {
                 Some(KeyPart::Random(slots)) => *slots,
-                // Of one seed the second rule finds the slot of the first.
-                Some(KeyPart::ClientHash { attempt, .. }) if attempts.contains(attempt) => continue,
-                Some(KeyPart::ClientHash { slots, attempt }) => {
-                    attempts.push(*attempt);
-                    *slots
-                }
                 other => panic!("{other:?}"),
             };
             let each = *left / f64::from(slots);
@@ -466,8 +451,8 @@ mod tests {
         for (sticky, is_tcp, fewest, most) in [
             (false, false, 1.0 - 1.0 / 256.0, 1.0003),
             (false, true, 1.0 - 1.0 / 65536.0, 1.0001),
-            (true, false, 1.0 - 1.0 / 16.0, 1.006),
-            (true, true, 1.0 - 1.0 / 16.0, 1.006),
+            (true, false, 1.0 - 1.0 / 256.0, 1.0003),
+            (true, true, 1.0 - 1.0 / 65536.0, 1.0001),
         ] {
             for endpoints in (1..130).chain([140, 255, 256, 257, 300, 9_000, 16_383]) {
                 let spread = Spread::of(endpoints);
@@ -498,7 +483,7 @@ mod tests {
             (balance(true, 3), 2),
             (balance(false, 4), 3),
             (balance(false, 10_000), 3),
-            (balance(true, 10_000), 6),
+            (balance(true, 10_000), 3),
         ] {
             assert_eq!(binds(chain) + chain.needs().map(binds).sum::<usize>(), rules, "{chain}");
         }

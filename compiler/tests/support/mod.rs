@@ -4,13 +4,14 @@
 #![allow(clippy::panic, reason = "a failing test panics")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use compiler::diff::{Action, KernelElements, KernelState, Transaction};
+use compiler::model::Endpoint;
 use compiler::model::convert::index;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, Key, Verdict};
+use compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use compiler::ruleset::maps::Map;
 use compiler::ruleset::rule::{Rule, Statement};
 use compiler::ruleset::spread::Spread;
@@ -80,7 +81,21 @@ impl FakeKernel {
     pub(crate) fn assert_consistent(&self) {
         for table in &self.0 {
             for element in table.elements.values() {
-                let Some(Chain::Balance { domain, pool, spread, .. }) = target(element) else { continue };
+                let Some(Chain::Balance { domain, pool, sticky, spread }) = target(element) else { continue };
+                if sticky {
+                    let map = match (domain, pool) {
+                        (Domain::Service, Pool::Main) => Map::AffinityLists,
+                        (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitAffinityLists,
+                        (Domain::NodePort, Pool::Main) => Map::NodePortAffinityLists,
+                        (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitAffinityLists,
+                    };
+                    let list = table.elements.get(&(map, element.key));
+                    let Some(Data::List(number)) = list.map(|list| list.data) else {
+                        panic!("no number for {element:?}")
+                    };
+                    let learns = table.elements.contains_key(&(Map::AffinityTimeouts, Key::List(number)));
+                    assert!(learns, "nothing is learned under {number:?} of {element:?}");
+                }
                 let filled = match spread {
                     Spread::Exactly(slots) => slots,
                     Spread::AtMost(slots) => slots / 2 + 1,
@@ -119,14 +134,58 @@ impl FakeKernel {
                 chains: table.chains.keys().map(|chain| (*chain, true)).collect(),
                 maps: table.maps.iter().copied().collect(),
                 elements,
+                learned: HashSet::new(),
             }
         })
+    }
+
+    /// Whose list each number belongs to.
+    pub(crate) fn list_owners(&self, family: Family) -> BTreeMap<ListNumber, String> {
+        let elements = self.0[index(family)].elements.values();
+        let owner = |element: &Element| match element.key {
+            Key::List(number) => Some((number, element.comment.as_deref().unwrap().to_owned())),
+            _ => None,
+        };
+        elements.filter_map(owner).collect()
+    }
+
+    /// The endpoints behind each frontend that sends clients to a numbered list.
+    pub(crate) fn numbered_lists(&self, family: Family) -> Vec<(ListNumber, BTreeSet<Endpoint>)> {
+        let elements = &self.0[index(family)].elements;
+        let endpoints_of = |element: &Element| {
+            let Data::List(number) = element.data else { return None };
+            let map = match element.map {
+                Map::AffinityLists => Map::Endpoints,
+                Map::ShortCircuitAffinityLists => Map::ShortCircuitEndpoints,
+                Map::NodePortAffinityLists => Map::NodePortEndpoints,
+                _ => Map::NodePortShortCircuitEndpoints,
+            };
+            let slot = |slot| match element.key {
+                Key::Frontend(key) => Key::FrontendSlot(key, slot),
+                Key::NodePort(key) => Key::NodePortSlot(key, slot),
+                other => panic!("{other:?}"),
+            };
+            let endpoints = (0..).map_while(|position| match elements.get(&(map, slot(position)))?.data {
+                Data::Endpoint(endpoint) => Some(endpoint),
+                _ => None,
+            });
+            Some((number, endpoints.collect()))
+        };
+        elements.values().filter_map(endpoints_of).collect()
     }
 
     /// The elements, with the endpoints of one frontend sorted into its slots:
     /// two histories may have put them into different ones.
     pub(crate) fn normalised(&self, family: Family) -> BTreeMap<(Map, Key), (Data, Option<String>)> {
         let elements = &self.0[index(family)].elements;
+        // Two histories may have numbered the lists differently.
+        let mut owners: Vec<(String, ListNumber)> =
+            self.list_owners(family).into_iter().map(|(number, owner)| (owner, number)).collect();
+        owners.sort_unstable();
+        let renamed = |number: ListNumber| {
+            let position = owners.iter().position(|(_, other)| *other == number).unwrap();
+            ListNumber::at(position as u32 + 1).unwrap()
+        };
         let mut lists: BTreeMap<(Map, Key), Vec<Data>> = BTreeMap::new();
         let mut all = BTreeMap::new();
         for element in elements.values() {
@@ -139,7 +198,15 @@ impl FakeKernel {
                 }
                 key => {
                     let comment = element.comment.as_deref().map(str::to_owned);
-                    all.insert((element.map, key), (element.data, comment));
+                    let data = match element.data {
+                        Data::List(number) => Data::List(renamed(number)),
+                        data => data,
+                    };
+                    let key = match key {
+                        Key::List(number) => Key::List(renamed(number)),
+                        key => key,
+                    };
+                    all.insert((element.map, key), (data, comment));
                 }
             }
         }

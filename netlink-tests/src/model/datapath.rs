@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::address::Family;
+use super::affinity::{List, Sticky};
 use super::services::ServicePort;
 use super::settings::{LocalDetector, NodePortAddresses};
 use super::{Outcome, Packet, ReferenceModel};
@@ -36,6 +38,22 @@ struct Path<'a> {
 struct Translation {
     endpoints: BTreeSet<SocketAddr>,
     masquerade: bool,
+    /// Which list of which service port these are, and for how many seconds
+    /// clients stick to it.
+    list: List,
+    affinity: Option<u64>,
+}
+
+impl Translation {
+    fn cluster(port: &ServicePort, masquerade: bool) -> Self {
+        let (endpoints, list) = (port.endpoints.cluster.clone(), List::of(port, false));
+        Self { endpoints, masquerade, list, affinity: port.affinity }
+    }
+
+    fn local(port: &ServicePort, masquerade: bool) -> Self {
+        let (endpoints, list) = (port.endpoints.local.clone(), List::of(port, true));
+        Self { endpoints, masquerade, list, affinity: port.affinity }
+    }
 }
 
 impl<'a> State<'a> {
@@ -52,15 +70,7 @@ impl<'a> State<'a> {
 
     /// What happens to a packet.
     pub(super) fn outcome(&self, packet: &Packet) -> Outcome {
-        if [packet.from, packet.to].map(Family::of) != [self.family; 2] {
-            return Outcome::Pass;
-        }
-        let path = Path {
-            state: self,
-            packet,
-            local_source: self.model.is_local_address(packet.from),
-            local_destination: self.model.is_local_address(packet.to),
-        };
+        let Some(path) = self.path(packet) else { return Outcome::Pass };
         if path.is_blocked_by_source_ranges() {
             return Outcome::Drop;
         }
@@ -68,6 +78,25 @@ impl<'a> State<'a> {
             return path.dnat(translation);
         }
         path.filter().unwrap_or(Outcome::Pass)
+    }
+}
+
+impl<'a> State<'a> {
+    fn path<'p>(&'p self, packet: &'p Packet) -> Option<Path<'p>> {
+        let of_family = [packet.from, packet.to].map(Family::of) == [self.family; 2];
+        of_family.then(|| Path {
+            state: self,
+            packet,
+            local_source: self.model.is_local_address(packet.from),
+            local_destination: self.model.is_local_address(packet.to),
+        })
+    }
+
+    /// The list that serves a packet, if there is one that clients stick to.
+    pub(super) fn sticky(&self, packet: &Packet) -> Option<Sticky> {
+        let path = self.path(packet).filter(|path| !path.is_blocked_by_source_ranges())?;
+        let Translation { endpoints, list, affinity, .. } = path.services()?;
+        Some(Sticky { list, timeout: Duration::from_secs(affinity?), endpoints })
     }
 }
 
@@ -93,8 +122,10 @@ impl Path<'_> {
                 || (self.state.detector.is_implemented() && !self.is_from_local_pod()));
         if let Some(port) = self.by_service_ip() {
             if port.cluster_ip == self.packet.to {
-                let endpoints = internal_endpoints(port).clone();
-                return Some(Translation { endpoints, masquerade });
+                return Some(match port.internal_policy_local {
+                    true => Translation::local(port, masquerade),
+                    false => Translation::cluster(port, masquerade),
+                });
             }
             // Entered by "goto": node ports are not looked up afterwards.
             return self.external(port, masquerade);
@@ -124,26 +155,25 @@ impl Path<'_> {
 
     /// Chain `external-…`: external IPs, load balancer addresses, node ports.
     fn external(&self, port: &ServicePort, masquerade: bool) -> Option<Translation> {
-        let cluster = || port.endpoints.cluster.clone();
         if !port.external_policy_local {
-            return Some(Translation { endpoints: cluster(), masquerade: true });
+            return Some(Translation::cluster(port, true));
         }
         if self.is_from_local_pod() {
-            return Some(Translation { endpoints: cluster(), masquerade });
+            return Some(Translation::cluster(port, masquerade));
         }
         if self.local_source {
-            return Some(Translation { endpoints: cluster(), masquerade: true });
+            return Some(Translation::cluster(port, true));
         }
         if port.endpoints.local.is_empty() {
             return None;
         }
-        Some(Translation { endpoints: port.endpoints.local.clone(), masquerade })
+        Some(Translation::local(port, masquerade))
     }
 
     /// Chain `masquerading`: what was marked, and endpoints that reach
     /// themselves through a Service.
     fn dnat(&self, translation: Translation) -> Outcome {
-        let Translation { endpoints, masquerade } = translation;
+        let Translation { endpoints, masquerade, .. } = translation;
         let hairpin = endpoints
             .iter()
             .filter(|endpoint| !masquerade && endpoint.ip() == self.packet.from)
@@ -232,10 +262,6 @@ impl Path<'_> {
     fn is_from_local_pod(&self) -> bool {
         self.state.detector.is_from_local_pod(self.packet, self.local_source)
     }
-}
-
-fn internal_endpoints(port: &ServicePort) -> &BTreeSet<SocketAddr> {
-    if port.internal_policy_local { &port.endpoints.local } else { &port.endpoints.cluster }
 }
 
 /// The verdict for a frontend without target: refused if no endpoint exists at

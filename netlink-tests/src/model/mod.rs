@@ -15,6 +15,7 @@
 //! | `services` | which service ports exist in a family, with which frontends? |
 //! | `endpoints` | which endpoints may serve a service port from this node? |
 //! | `datapath` | what do the hooks do with one packet? |
+//! | [`affinity`] | where do clients go that come again? |
 //! | [`generate`] | random cluster states, changes and packets for property tests |
 //!
 //! Where kube-proxy leaves the result to chance, the model fixes it:
@@ -29,10 +30,12 @@
 //!   ready, then the one in the newest slice (`creationTimestamp`), then the
 //!   one in the slice with the lesser name, then the first in the slice.
 //!
-//! Not modelled: session affinity (the outcome is the set of endpoints a client
-//! may get), and endpoint addresses that are frontends of another Service.
+//! An outcome is the set of endpoints that a client may get; where it was before
+//! is a question to a [`affinity::Memory`]. Not modelled: endpoint addresses that
+//! are frontends of another Service.
 
 pub mod address;
+pub mod affinity;
 mod datapath;
 mod endpoints;
 pub mod generate;

@@ -32,6 +32,8 @@ pub(super) struct ServicePort {
     pub(super) source_ranges: Vec<IpNet>,
     pub(super) external_policy_local: bool,
     pub(super) internal_policy_local: bool,
+    /// For how many seconds clients stick, if they do.
+    pub(super) affinity: Option<u64>,
     pub(super) endpoints: Selection,
 }
 
@@ -137,8 +139,16 @@ fn service_port(service: &Value, port: &Value, cluster_ip: IpAddr, family: Famil
         source_ranges: source_ranges(service, family),
         external_policy_local: external_policy_counts && policy("/spec/externalTrafficPolicy") == "Local",
         internal_policy_local: policy("/spec/internalTrafficPolicy") == "Local",
+        affinity: affinity(service),
         endpoints: Selection::default(),
     })
+}
+
+/// `sessionAffinity: ClientIP`; the timeout is three hours if none is given.
+fn affinity(service: &Value) -> Option<u64> {
+    let seconds = service.pointer("/spec/sessionAffinityConfig/clientIP/timeoutSeconds");
+    (json::text(service, "/spec/sessionAffinity") == Some("ClientIP"))
+        .then(|| seconds.and_then(Value::as_u64).unwrap_or(10_800))
 }
 
 /// The type of the Service does not matter: the status alone decides.

@@ -8,7 +8,7 @@ use compiler::diff::{Action, Operation, Transaction};
 use compiler::model::{Endpoint, Protocol};
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
 use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
 use compiler::ruleset::spread::Spread;
@@ -93,11 +93,13 @@ pub fn sample(family: Family, map: Map, number: u16) -> Element {
     let endpoint = Endpoint { address: address(4000 + number), port: 8080 };
     let net = |length: u8| ipnet::IpNet::new(address(number << 4), length).unwrap().trunc();
     let (full, short) = if family == Family::Ipv4 { (32, 28) } else { (128, 124) };
-    use KeyField::{Address, Port, Protocol as Proto, Slot};
+    let list = ListNumber::at(1 + u32::from(number)).unwrap();
+    use KeyField::{Address, List, Port, Protocol as Proto, Slot};
     let key = match (map, map.key()) {
         (Map::ServiceCidrs, _) => Key::Prefix(net(short)),
         (Map::HairpinConnections, _) => Key::Hairpin(endpoint, protocol),
-        (Map::Affinity, _) => Key::Affinity(address(9), frontend),
+        (_, [Address, List]) => Key::Affinity(address(9), list),
+        (_, [List]) => Key::List(list),
         (Map::SourceRanges, _) => Key::SourceRange(frontend, net(if number.is_multiple_of(2) { full } else { short })),
         (_, [Address]) => Key::Address(address(number)),
         (_, [Address, Proto, Port]) => Key::Frontend(frontend),
@@ -111,6 +113,7 @@ pub fn sample(family: Family, map: Map, number: u16) -> Element {
         DataKind::Verdict if number.is_multiple_of(5) => Data::Verdict(Verdict::Drop),
         DataKind::Verdict => Data::Verdict(Verdict::Goto(Chain::Reject)),
         DataKind::Endpoint => Data::Endpoint(endpoint),
+        DataKind::List => Data::List(list),
     };
     let comment = (number % 2 == 1).then(|| Arc::from(format!("shop/cart{number}:http")));
     Element { map, key, data, comment }

@@ -1,11 +1,15 @@
 //! A vector against the compiled rule set, evaluated without a kernel. Steps
 //! are planned incrementally, as the agent would.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compiler::diff::{KernelState, Planner, Resync};
 use compiler::evaluate::{self, Evaluator, Host};
 use compiler::model::{Change, Endpoint, ProxyConfig, Store};
+use compiler::ruleset::Family;
+use compiler::ruleset::element::{Data, Element, Key};
+use compiler::ruleset::maps::Map;
 
 use super::run_model::{self, Mismatch};
 use super::run_packets::ProxyError;
@@ -19,6 +23,8 @@ pub struct Compiled {
     store: Store,
     planner: Planner,
     host: Host,
+    /// What clients learned, as packets would write it into `affinity`.
+    learned: BTreeMap<Key, Data>,
 }
 
 impl Compiled {
@@ -35,7 +41,7 @@ impl Compiled {
         while resync.next(&mut planner).is_some() {}
         store.take_dirty();
         store.take_node_changed();
-        Self { store, planner, host }
+        Self { store, planner, host, learned: BTreeMap::new() }
     }
 
     /// Follows changes incrementally.
@@ -49,6 +55,51 @@ impl Compiled {
         }
         let names = self.store.take_dirty();
         self.planner.plan(&self.store, names);
+        // As the agent does behind every plan.
+        let planner = &self.planner;
+        self.learned.retain(|key, endpoint| match (key, endpoint) {
+            (Key::Affinity(client, number), Data::Endpoint(endpoint)) => {
+                planner.list(Family::of(*client), *number).is_some_and(|list| list.contains(endpoint))
+            }
+            _ => false,
+        });
+        self.planner.forgotten();
+    }
+
+    /// Opens one connection after another for a client that should stick to an
+    /// endpoint. Returns where it may go at first, given what it learned, and
+    /// where it may go behind that, when it has been at the one that `choose`
+    /// picks.
+    pub fn connect_twice(
+        &mut self,
+        packet: &Packet,
+        choose: impl FnOnce(&BTreeSet<Endpoint>) -> Option<Endpoint>,
+    ) -> [BTreeSet<Endpoint>; 2] {
+        let places = |compiled: &Self| {
+            let mut ruleset = compiled.planner.ruleset();
+            for table in &mut ruleset.tables {
+                let ours = compiled
+                    .learned
+                    .iter()
+                    .filter(|(key, _)| matches!(key, Key::Affinity(client, _) if Family::of(*client) == table.family));
+                let element =
+                    |(key, data): (&Key, &Data)| Element { map: Map::Affinity, key: *key, data: *data, comment: None };
+                table.elements.extend(ours.map(element));
+            }
+            let outcome = Evaluator::new(&ruleset, compiled.host.clone()).evaluate(&compiled.packet(packet));
+            let endpoints = match outcome.verdict {
+                evaluate::Verdict::Dnat { endpoints } => endpoints,
+                _ => BTreeSet::new(),
+            };
+            (endpoints, outcome.remembered)
+        };
+        let (first, remembered) = places(self);
+        let chosen = choose(&first);
+        if let (Some(chosen), Some(remembered)) = (chosen, remembered) {
+            self.learned.insert(Key::Affinity(packet.from, remembered.list), Data::Endpoint(chosen));
+        }
+        let (second, _) = places(self);
+        [first, second]
     }
 
     /// What the compiled rules do with each packet, in the model's terms. The
@@ -108,6 +159,15 @@ impl Compiled {
     }
 }
 
+/// Whether a client goes to an endpoint that is expected, whatever it learned
+/// in an earlier phase or at another address, and to the same one again.
+fn sticks(compiled: &mut Compiled, packet: &Packet, expected: &Outcome) -> bool {
+    let Outcome::Dnat { endpoints: expected, .. } = expected else { return true };
+    let [first, second] = compiled.connect_twice(packet, |all| run_model::any(packet.from, all));
+    let is_expected = |endpoint: &Endpoint| expected.contains(&(endpoint.address, endpoint.port).into());
+    !first.is_empty() && first.iter().all(is_expected) && second.len() == 1 && first.is_superset(&second)
+}
+
 /// Runs every phase of a vector; none in the answer means that it passed.
 ///
 /// # Errors
@@ -126,7 +186,8 @@ pub fn run(vector: &Vector) -> Result<Vec<Mismatch>, ProxyError> {
         let outcomes = compiled.outcomes(packets.iter().zip(&expected));
         let all = packets.into_iter().zip(expected).zip(outcomes).enumerate();
         for (index, ((packet, expected), actual)) in all {
-            if !expected.same_on_the_wire(&actual) {
+            let sticks = !probes[index].sticky || sticks(&mut compiled, &packet, &expected);
+            if !expected.same_on_the_wire(&actual) || !sticks {
                 mismatches.push(Mismatch { vector: vector.name.clone(), phase, index, packet, expected, actual });
             }
         }

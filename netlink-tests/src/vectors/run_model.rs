@@ -1,10 +1,14 @@
 //! A vector against the reference model.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::schema::{Expect, ObjectRef, Probe, TransportProtocol, Vector, VectorNode, Verdict};
+use crate::model::affinity::Memory;
 use crate::model::{Node, ObjectKey, Outcome, Packet, Protocol, ReferenceModel};
 
 /// A packet whose outcome is not the expected one.
@@ -42,22 +46,44 @@ pub fn run(vector: &Vector) -> Vec<Mismatch> {
 pub fn run_with(vector: &Vector, mut judge: impl FnMut(&ReferenceModel, &Packet) -> Outcome) -> Vec<Mismatch> {
     let mut mismatches = Vec::new();
     let mut model = start(vector);
+    let mut memory = Memory::default();
     for (phase, (step, probes)) in vector.phases().enumerate() {
         if let Some(step) = step {
             step.delete.iter().for_each(|object| model.delete(&object_key(object)));
             step.apply.iter().for_each(|manifest| model.apply(manifest.clone()));
+            memory.forget(&model);
         }
         for (index, probe) in probes.iter().enumerate() {
             let packet = packet(probe);
             let expected = outcome(&probe.expect);
             let actual = judge(&model, &packet);
-            if !expected.same_on_the_wire(&actual) {
+            let sticks = !probe.sticky || sticks(&model, &mut memory, &packet, &expected);
+            if !expected.same_on_the_wire(&actual) || !sticks {
                 let vector = vector.name.clone();
                 mismatches.push(Mismatch { vector, phase, index, packet, expected, actual });
             }
         }
     }
     mismatches
+}
+
+/// Whether a client goes to an endpoint that is expected, wherever it was in an
+/// earlier phase or at another address, and to the same one again.
+fn sticks(model: &ReferenceModel, memory: &mut Memory, packet: &Packet, expected: &Outcome) -> bool {
+    let Outcome::Dnat { endpoints: expected, .. } = expected else { return true };
+    let mut may_reach = || memory.connect(model, packet, Duration::ZERO, |all| any(packet.from, all));
+    let (Some(first), Some(second)) = (may_reach(), may_reach()) else { return false };
+    !first.is_empty() && first.is_subset(expected) && second.len() == 1 && first.is_superset(&second)
+}
+
+/// One of the endpoints that a client may go to, but not the same one for every
+/// client.
+pub fn any<T: Copy>(client: IpAddr, endpoints: &BTreeSet<T>) -> Option<T> {
+    let number = match client {
+        IpAddr::V4(address) => u32::from(address) as usize,
+        IpAddr::V6(address) => u128::from(address) as usize,
+    };
+    endpoints.iter().copied().nth(number % endpoints.len().max(1))
 }
 
 /// The model with the objects that exist before the proxy starts.
