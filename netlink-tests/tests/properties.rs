@@ -65,8 +65,8 @@ fn compare_memories(
     packets: &[Packet],
     state: &str,
 ) -> Result<(), TestCaseError> {
-    // More would take long, and most scenarios have fewer.
-    const CLIENTS: usize = 6;
+    // More would take long.
+    const CLIENTS: usize = 3;
     let mut asked = 0;
     for packet in packets {
         let mut may_reach = || memory.connect(model, packet, Duration::ZERO, |all| any(packet.from, all));

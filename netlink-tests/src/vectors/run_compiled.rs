@@ -10,6 +10,7 @@ use compiler::model::{Change, Endpoint, ProxyConfig, Store};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::{Data, Element, Key};
 use compiler::ruleset::maps::Map;
+use compiler::ruleset::table::Ruleset;
 
 use super::run_model::{self, Mismatch};
 use super::run_packets::ProxyError;
@@ -75,30 +76,32 @@ impl Compiled {
         packet: &Packet,
         choose: impl FnOnce(&BTreeSet<Endpoint>) -> Option<Endpoint>,
     ) -> [BTreeSet<Endpoint>; 2] {
-        let places = |compiled: &Self| {
-            let mut ruleset = compiled.planner.ruleset();
-            for table in &mut ruleset.tables {
-                let ours = compiled
-                    .learned
-                    .iter()
-                    .filter(|(key, _)| matches!(key, Key::Affinity(client, _) if Family::of(*client) == table.family));
-                let element =
-                    |(key, data): (&Key, &Data)| Element { map: Map::Affinity, key: *key, data: *data, comment: None };
-                table.elements.extend(ours.map(element));
-            }
-            let outcome = Evaluator::new(&ruleset, compiled.host.clone()).evaluate(&compiled.packet(packet));
+        let mut ruleset = self.planner.ruleset();
+        let (packet, client) = (self.packet(packet), packet.from);
+        let mut ours = ruleset.tables.iter_mut().filter(|table| table.family == Family::of(client));
+        if let Some(table) = ours.next() {
+            let of_client = self.learned.iter().filter(|(key, _)| matches!(key, Key::Affinity(of, _) if *of == client));
+            table.elements.extend(of_client.map(|(key, data)| learned(*key, *data)));
+        }
+        let may_reach = |ruleset: &Ruleset| {
+            let outcome = Evaluator::new(ruleset, self.host.clone()).evaluate(&packet);
             let endpoints = match outcome.verdict {
                 evaluate::Verdict::Dnat { endpoints } => endpoints,
                 _ => BTreeSet::new(),
             };
             (endpoints, outcome.remembered)
         };
-        let (first, remembered) = places(self);
-        let chosen = choose(&first);
-        if let (Some(chosen), Some(remembered)) = (chosen, remembered) {
-            self.learned.insert(Key::Affinity(packet.from, remembered.list), Data::Endpoint(chosen));
+        let (first, remembered) = may_reach(&ruleset);
+        let is_known = first.len() == 1;
+        if let (Some(chosen), Some(remembered)) = (choose(&first), remembered) {
+            let (key, data) = (Key::Affinity(client, remembered.list), Data::Endpoint(chosen));
+            let table = ruleset.tables.iter_mut().find(|table| table.family == Family::of(client));
+            if let Some(table) = table.filter(|_| !is_known) {
+                table.elements.push(learned(key, data));
+            }
+            self.learned.insert(key, data);
         }
-        let (second, _) = places(self);
+        let second = if is_known { first.clone() } else { may_reach(&ruleset).0 };
         [first, second]
     }
 
@@ -157,6 +160,10 @@ impl Compiled {
             input_interface: arrives.then(|| packet.iif.clone().unwrap_or_else(|| "eth0".to_owned())),
         }
     }
+}
+
+fn learned(key: Key, data: Data) -> Element {
+    Element { map: Map::Affinity, key, data, comment: None }
 }
 
 /// Whether a client goes to an endpoint that is expected, whatever it learned
