@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// becomes few commits, and a single change waits for nothing.
 pub const MIN_GAP: Duration = Duration::from_millis(50);
 
+/// The longest pause after a sync that succeeded, however long it took.
+const LONGEST_REST: Duration = Duration::from_millis(200);
+
 /// The first pause after a sync that failed, and before the second repair of
 /// what others keep changing. Each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -117,10 +120,11 @@ impl Pace {
             };
             next = next.max(ended + doubled(self.failures - 1).min(longest));
         }
-        if self.failures > 0 || self.fights > 0 {
-            // No more than half of a processor, however long it takes.
-            next = next.max(ended + took);
-        }
+        // No more than half of a processor, however long it takes; and whatever comes in that time goes into one sync.
+        // Without it a long sync would be followed at once by one of the few events that the queue holds, and very many
+        // changes would be as many syncs. But a change waits for no longer than this after a long sync that succeeded.
+        let is_in_order = self.failures == 0 && self.fights == 0;
+        next = next.max(ended + if is_in_order { took.min(LONGEST_REST) } else { took });
         if self.disputed && self.fights > 0 {
             next = next.max(ended + doubled(self.fights - 1).min(LONGEST_FIGHT_PAUSE));
         }
@@ -174,6 +178,17 @@ mod tests {
         let end = sync(&mut pace, start, Ok(()));
         assert_eq!(pace.next(end, true), start + MIN_GAP);
         assert_eq!(pace.next(start + ms(70), true), start + ms(70));
+    }
+
+    #[test]
+    fn after_a_long_sync_changes_are_collected_for_a_while() {
+        let start = Instant::now();
+        for (took, rest) in [(ms(20), ms(30)), (ms(80), ms(80)), (ms(7_000), LONGEST_REST)] {
+            let mut pace = Pace::new(ms(30_000), MIN_GAP);
+            pace.begin(start);
+            pace.succeeded(start + took);
+            assert_eq!(pace.next(start + took, true), start + took + rest, "{took:?}");
+        }
     }
 
     #[test]

@@ -1,13 +1,26 @@
 //! Very many Services added to a table that is in use, and taken from it, at
 //! once; beside the first sync that programmed the rest of them.
 
+use std::time::{Duration, Instant};
+
+use agent::follow::{FollowOptions, MIN_GAP, Observer, Status, follow};
+use agent::source::Event;
+use agent::sync::Syncer;
+use agent::sync::report::SyncReport;
 use compiler::model::Change;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::Failure;
 use super::agent::{Agent, SyncTimes};
 use super::memory::{Resident, reset_peak, resident};
 use super::state::{Cluster, parse};
+use super::statistics::milliseconds;
+
+/// How many events the agent lets wait (`EVENT_QUEUE` in `agent::run`).
+const EVENT_QUEUE: usize = 4;
+/// How long all of it may take.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A first sync, and as much again on the running table.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -23,6 +36,14 @@ pub struct LargeChange {
     pub remove: SyncTimes,
     /// As for adding.
     pub remove_memory: [Resident; 2],
+    /// The other half is added once more, one object at a time through the
+    /// agent's event loop, as fast as it takes them: until all are live, in
+    /// milliseconds.
+    #[serde(default)]
+    pub stream_ms: f64,
+    /// How many syncs that were.
+    #[serde(default)]
+    pub stream_syncs: usize,
 }
 
 impl LargeChange {
@@ -51,7 +72,53 @@ pub fn run(cluster: Cluster) -> Result<LargeChange, Failure> {
         agent.take(Change::Delete(object.reference()))?;
     }
     let (remove, remove_memory) = timed(&mut agent)?;
-    Ok(LargeChange { first, add, add_memory, remove, remove_memory })
+    let objects = more().map(|manifest| parse(&manifest)).collect::<Result<Vec<Change>, Failure>>()?;
+    let (stream_ms, stream_syncs) = stream(&mut agent, objects, add.added)?;
+    Ok(LargeChange { first, add, add_memory, remove, remove_memory, stream_ms, stream_syncs })
+}
+
+/// Ends the loop when everything is there.
+struct Counter<'a> {
+    wanted: usize,
+    added: usize,
+    syncs: usize,
+    done: &'a Notify,
+}
+
+impl Observer for Counter<'_> {
+    async fn synced(&mut self, _syncer: &Syncer, report: &SyncReport) {
+        self.added += report.added - report.removed.min(report.added);
+        self.syncs += 1;
+        if self.added >= self.wanted {
+            self.done.notify_one();
+        }
+    }
+}
+
+/// Sends one object after the other until so many elements more are there.
+fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64, usize), Failure> {
+    let done = Notify::new();
+    let mut counter = Counter { wanted, added: 0, syncs: 0, done: &done };
+    let (events, received) = mpsc::channel(EVENT_QUEUE);
+    let (_node_events, node_received) = mpsc::channel(1);
+    let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
+    let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
+    let begun = Instant::now();
+    let sender = async move {
+        events.send(Event::Synced).await?;
+        for object in objects {
+            events.send(Event::Changes(vec![object])).await?;
+        }
+        // A source that has told everything waits; one that ends would end the loop.
+        Ok::<_, mpsc::error::SendError<Event>>(events)
+    };
+    let following =
+        follow(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
+    let both = async { tokio::time::timeout(PATIENCE, async { tokio::join!(following, sender) }).await };
+    let (followed, sent) = agent.runtime.block_on(both).map_err(|_| "not everything was live after ten minutes")?;
+    followed?;
+    sent?;
+    Ok((milliseconds(begun.elapsed()), counter.syncs))
 }
 
 fn timed(agent: &mut Agent) -> Result<(SyncTimes, [Resident; 2]), Failure> {

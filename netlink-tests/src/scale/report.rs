@@ -127,7 +127,19 @@ impl Report {
         if large.first.added == 0 {
             return Vec::new();
         }
-        vec![line("added", &large.add, &large.add_memory), line("removed", &large.remove, &large.remove_memory)]
+        vec![
+            line("added", &large.add, &large.add_memory),
+            line("removed", &large.remove, &large.remove_memory),
+            plain(
+                &format!("{} Services added one object at a time", self.services),
+                format!(
+                    "{:.0} ms, {:.1} x the first sync, in {} syncs",
+                    large.stream_ms,
+                    large.stream_ms / large.first.sync_ms,
+                    large.stream_syncs
+                ),
+            ),
+        ]
     }
 
     fn first_sync_lines(&self) -> Vec<Line> {
