@@ -96,7 +96,7 @@ make_disk() {
   size=$(($(du -sm --apparent-size "$root" | cut -f1) * 2 + 600))
   rm -f "$image.new"
   # Without the features that kernels before 5.15 can't mount; an older mke2fs does not know them.
-  mke2fs -q -F -t ext4 -O ^metadata_csum_seed,^orphan_file -d "$root" "$image.new" "${size}M" 2>/dev/null ||
-    mke2fs -q -F -t ext4 -d "$root" "$image.new" "${size}M" || return 1
+  mke2fs -q -F -t ext4 -O ^metadata_csum_seed,^orphan_file -d "$root" "$image.new" "${size}M" >/dev/null 2>&1 ||
+    mke2fs -q -F -t ext4 -d "$root" "$image.new" "${size}M" >/dev/null || return 1
   mv "$image.new" "$image"
 }
