@@ -311,6 +311,13 @@ fn a_listing_loads_again_with_the_same_meaning() {
     }
 }
 
+/// nft prints the one byte of a protocol as a word of four up to 1.1.3 or later, and as a byte since.
+fn is_match_for_tcp(line: &str) -> bool {
+    line.strip_prefix("cmp eq reg 1 0x")
+        .and_then(|rest| rest.split(' ').next())
+        .is_some_and(|value| matches!(value, "00000006" | "06"))
+}
+
 /// The rule behind the TCP rule serves UDP and SCTP: it must not have been given a match for TCP as well, and the
 /// TCP rule must have one. Where not every slot is filled, one more draw follows, for every protocol. A `sticky` chain
 /// asks the affinity map, with a rule for each protocol, and goes on to the chain that draws.
@@ -328,7 +335,7 @@ fn assert_rules_for_every_protocol(code: &BTreeMap<String, Vec<String>>) {
         let only_tcp: Vec<bool> = code
             .split(|line| line == "rule")
             .filter(|rule| rule.iter().any(|line| line.starts_with("nat dnat")))
-            .map(|rule| rule.iter().any(|line| line.starts_with("cmp eq reg 1 0x00000006")))
+            .map(|rule| rule.iter().any(|line| is_match_for_tcp(line)))
             .collect();
         assert_eq!(only_tcp, expected, "{chain}: {code:#?}");
         kinds.insert(expected);
