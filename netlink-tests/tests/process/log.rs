@@ -87,7 +87,6 @@ fn lines_that_were_lost_are_counted() {
     let mut command = run_manifests(&manifests, &["-v", "6"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
     let mut agent = Agent::start(cluster.node(), command);
-    drop(std::mem::replace(&mut agent.child.stderr, None));
     agent.wait_until_healthy();
     // Now it is read, and what comes next says what was lost before.
     let lines = std::io::BufRead::lines(std::io::BufReader::new(File::from(reader)));
