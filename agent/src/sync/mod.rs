@@ -31,7 +31,7 @@ use crate::source::Event;
 use report::SyncReport;
 
 /// Why a sync failed as a whole. What concerns a single Service is no error
-/// here but a [`Refused`] in the report.
+/// here but a [`report::Refused`] in the report.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The kernel could not be spoken to.
