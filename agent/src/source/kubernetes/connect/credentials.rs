@@ -71,7 +71,7 @@ impl Authorizer {
             Credentials::Token(token) => bearer(token.expose_secret()),
             Credentials::TokenFile(path, fallback) => {
                 let fallback = fallback.as_ref().and_then(|token| bearer(token.expose_secret()));
-                Some(self.from_file(path, fallback)?)
+                Some(self.file_token(path, fallback)?)
             }
             Credentials::Exec(exec) => {
                 let credential = exec.credential().await?;
@@ -91,7 +91,7 @@ impl Authorizer {
         }
     }
 
-    fn from_file(&self, path: &Path, fallback: Option<HeaderValue>) -> Result<HeaderValue, CredentialError> {
+    fn file_token(&self, path: &Path, fallback: Option<HeaderValue>) -> Result<HeaderValue, CredentialError> {
         let mut known = self.lock();
         if let Some((token, read_at)) = known.as_ref()
             && read_at.elapsed() < TOKEN_AGE

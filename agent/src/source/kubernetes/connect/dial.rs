@@ -146,7 +146,7 @@ impl Dialer {
             }
             Some(proxy) if is_https => {
                 let to_proxy = self.clone();
-                let inner = tower::service_fn(move |_: Uri| to_proxy.clone().to_proxy());
+                let inner = tower::service_fn(move |_: Uri| to_proxy.clone().dial_proxy());
                 let mut tunnel = Tunnel::new(proxy.url.clone(), inner);
                 if let Some(authorization) = proxy.authorization() {
                     tunnel = tunnel.with_auth(authorization);
@@ -155,7 +155,7 @@ impl Dialer {
                 connected.map_err(|error| through(&proxy, error.into()))?
             }
             Some(_) => {
-                let mut stream = self.clone().to_proxy().await?;
+                let mut stream = self.clone().dial_proxy().await?;
                 stream.is_proxied = true;
                 stream
             }
@@ -183,7 +183,7 @@ impl Dialer {
     /// A connection to the proxy itself. One that speaks TLS is checked, and
     /// told who we are, as the server is: client-go has one configuration for
     /// both.
-    async fn to_proxy(self) -> Result<Stream, BoxError> {
+    async fn dial_proxy(self) -> Result<Stream, BoxError> {
         let Some(proxy) = self.proxy().cloned() else { return Err("no proxy is configured".into()) };
         let tcp = self.tcp(proxy.url.clone()).await.map_err(|error| through(&proxy, error))?;
         if proxy.protocol != Protocol::Https {

@@ -219,7 +219,7 @@ impl Selected {
         }
         match &user.exec {
             Some(exec) => Exec::new(exec, &self.cluster, directory)
-                .map(Credentials::Exec)
+                .map(|exec| Credentials::Exec(Box::new(exec)))
                 .map_err(|source| KubeconfigProblem::Exec { user: self.user_name.clone(), source }),
             None => Ok(Credentials::None),
         }

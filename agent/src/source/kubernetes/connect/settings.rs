@@ -59,7 +59,7 @@ pub(super) enum Credentials {
     /// Read again every minute; the token beside it is used while the file
     /// can't be read.
     TokenFile(PathBuf, Option<SecretString>),
-    Exec(Exec),
+    Exec(Box<Exec>),
 }
 
 /// No certificate, key or token is larger.
