@@ -80,7 +80,7 @@ pub trait Observer {
         async {}
     }
     /// What somebody else changed in our table was repaired.
-    fn repaired_foreign_change(&mut self) {}
+    fn repaired_foreign_change(&mut self, _report: &SyncReport) {}
     /// A sync failed; it will be tried again.
     fn failed(&mut self, _error: &SyncError) {}
     /// The kernel may not hold what it should. Told again when the reason
@@ -141,15 +141,7 @@ pub async fn follow<O: Observer>(
     let mut idle = Instant::now() + IDLE;
     let mut node_open = true;
     loop {
-        let due = state.due();
-        if due.is_some_and(|due| due <= Instant::now()) {
-            if state.sync().await?.is_break() {
-                return Ok(());
-            }
-            idle = Instant::now() + IDLE;
-            continue;
-        }
-        let wake = due.or(state.pace.truce());
+        let wake = state.due().or(state.pace.truce());
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -170,6 +162,10 @@ pub async fn follow<O: Observer>(
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy().await;
             }
+        }
+        let is_due = state.due().is_some_and(|due| due <= Instant::now());
+        if is_due && state.sync().await?.is_break() {
+            return Ok(());
         }
         idle = Instant::now() + IDLE;
     }
@@ -299,7 +295,7 @@ impl<O: Observer> Loop<'_, O> {
         self.failures.recovered();
         self.publish(report, first);
         if std::mem::take(&mut self.foreign) {
-            self.observer.repaired_foreign_change();
+            self.observer.repaired_foreign_change(report);
         }
         self.observer.synced(self.syncer, report).await;
         if !self.pace.is_fight() {
@@ -318,7 +314,7 @@ impl<O: Observer> Loop<'_, O> {
 
     fn publish(&mut self, report: &SyncReport, first: bool) {
         let (services, endpoints) = (self.syncer.store().service_count(), self.syncer.store().endpoint_count());
-        log_refused(report);
+        log_left_out(report);
         if self.culprits.is_quiet(Instant::now()) {
             log_cleaned(report, self.culprits.last().filter(|_| self.foreign));
             log_report(report, first, services, endpoints);
@@ -406,7 +402,8 @@ fn log_cleaned(report: &SyncReport, culprit: Option<&str>) {
     }
 }
 
-fn log_refused(report: &SyncReport) {
+/// Services that go without what they ask for.
+fn log_left_out(report: &SyncReport) {
     for refused in &report.refused {
         let owner = refused.owner.as_deref().unwrap_or("the skeleton");
         tracing::error!(

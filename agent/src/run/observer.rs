@@ -273,8 +273,13 @@ impl Observer for NodeObserver {
         self.health.recovered();
     }
 
-    fn repaired_foreign_change(&mut self) {
+    fn repaired_foreign_change(&mut self, report: &SyncReport) {
         self.metrics.drift_repaired();
+        // Those that we could have written ourselves. What the sources removed at
+        // the same time is counted with them.
+        if report.removed > 0 {
+            self.metrics.foreign_removed("element", report.removed);
+        }
     }
 }
 
