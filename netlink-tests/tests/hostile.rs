@@ -209,7 +209,7 @@ const DISTORTIONS: [(&str, &str); 12] = [
          add element ip vmap-proxy nodeports { udp . 9 : accept }",
     ),
     ("element", "add element ip vmap-proxy service-cidrs { 10.200.0.1-10.200.0.6, 10.201.0.0-10.201.3.17 }"),
-    ("element", "add element ip vmap-proxy source-ranges { 203.0.113.20 . tcp . 80 . 198.51.100.7-198.51.101.9 }"),
+    ("element", "add element ip vmap-proxy source-ranges { 203.0.113.20 . tcp . 80 . 198.51.100.7 . 198.51.101.9 }"),
 ];
 
 #[test]

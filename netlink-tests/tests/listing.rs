@@ -65,7 +65,7 @@ fn elements(family: Family) -> Vec<Element> {
         if map == Map::AffinityTimeouts && !can_learn {
             continue;
         }
-        for (key, verdict) in keys(map, family).into_iter().zip(verdicts(map).into_iter().cycle()) {
+        for (key, verdict) in keys(map, family).into_iter().zip(verdicts(map, family).into_iter().cycle()) {
             let number = elements.len() as u32;
             let data = match map.data() {
                 DataKind::Nothing => Data::Nothing,
@@ -115,7 +115,7 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
     for (n, protocol) in (1..=5).zip(Protocol::ALL.into_iter().cycle()) {
         let node_port = NodePortKey { protocol, port: 30000 + n as u16 };
         match map.key() {
-            _ if map == Map::SourceRanges => {
+            _ if matches!(map, Map::SourceRanges | Map::SourceRangeMarkers) => {
                 keys.extend(prefixes.map(|prefix| Key::SourceRange(frontend(n, protocol), prefix)));
             }
             _ if map == Map::ServiceCidrs => keys = prefixes.map(Key::Prefix).to_vec(),
@@ -139,7 +139,7 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
 }
 
 /// What the verdicts of a map may say: dnat only where the kernel takes it.
-fn verdicts(map: Map) -> Vec<Verdict> {
+fn verdicts(map: Map, family: Family) -> Vec<Verdict> {
     let chains = |domain, pool| -> Vec<Verdict> {
         let balance =
             |sticky, endpoints| Verdict::Goto(Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) });
@@ -157,6 +157,7 @@ fn verdicts(map: Map) -> Vec<Verdict> {
         Map::AffinityTimeouts => {
             [1, 90, 10800, 86400].map(|seconds| Verdict::Goto(Chain::LearnFor { seconds })).to_vec()
         }
+        Map::FirewallIps => vec![Verdict::Goto(Chain::SourceRanges(family))],
         _ => vec![Verdict::Goto(Chain::Reject), Verdict::Drop],
     }
 }

@@ -21,7 +21,7 @@ const NFTNL_UDATA_SET_ELEM_COMMENT: u8 = 0;
 const NFTNL_UDATA_SET_ELEM_FLAGS: u8 = 1;
 const SET_ELEM_F_INTERVAL_OPEN: u32 = 1;
 
-/// The most bytes one element takes in a message: two keys of 40 bytes (IPv6
+/// The most bytes one element takes in a message: a key of 56 bytes (IPv6
 /// source ranges), an endpoint or a chain name, a comment, and headers.
 pub(super) const MAX_ELEMENT: usize = 512;
 
@@ -31,7 +31,7 @@ pub(super) fn write_element(writer: &mut Writer, element: &Element) {
         return write_interval(writer, net, element.comment.as_deref());
     }
     let open = writer.begin_nest(NFTA_LIST_ELEM);
-    write_keys(writer, &element.key);
+    write_key(writer, &element.key);
     match &element.data {
         Data::Nothing => {}
         Data::Verdict(verdict) => writer.nest(NFTA_SET_ELEM_DATA, |w| match verdict {
@@ -58,20 +58,12 @@ pub(super) fn write_element_key(writer: &mut Writer, key: &Key) {
         return write_interval(writer, net, None);
     }
     let open = writer.begin_nest(NFTA_LIST_ELEM);
-    write_keys(writer, key);
+    write_key(writer, key);
     writer.end(open);
 }
 
-/// The key, and for an interval concatenation its inclusive end.
-fn write_keys(writer: &mut Writer, key: &Key) {
-    write_key(writer, NFTA_SET_ELEM_KEY, key, false);
-    if matches!(key, Key::SourceRange(..)) {
-        write_key(writer, NFTA_SET_ELEM_KEY_END, key, true);
-    }
-}
-
-fn write_key(writer: &mut Writer, kind: u16, key: &Key, end: bool) {
-    let nest = writer.begin_nest(kind);
+fn write_key(writer: &mut Writer, key: &Key) {
+    let nest = writer.begin_nest(NFTA_SET_ELEM_KEY);
     let value = writer.begin_attribute(NFTA_DATA_VALUE);
     match key {
         Key::Address(address) => write_address(writer, *address),
@@ -94,7 +86,8 @@ fn write_key(writer: &mut Writer, kind: u16, key: &Key, end: bool) {
         }
         Key::SourceRange(frontend, net) => {
             write_frontend(writer, frontend);
-            write_address(writer, if end { net.broadcast() } else { net.network() });
+            write_address(writer, net.network());
+            write_address(writer, net.broadcast());
         }
         Key::Affinity(client, number) => {
             write_address(writer, *client);
@@ -271,7 +264,8 @@ impl Reader {
     }
 
     fn known(&self, attributes: Attributes<'_>, key: &[u8], key_end: Option<&[u8]>) -> Option<ElementState> {
-        let key = read_key(self.family, self.map, key, key_end)?;
+        // An interval concatenation: none of our sets is one.
+        let key = if key_end.is_none() { read_key(self.family, self.map, key)? } else { return None };
         let data = match self.map.data() {
             DataKind::Nothing => Data::Nothing,
             DataKind::Verdict => Data::Verdict(read_verdict(attributes.get(NFTA_SET_ELEM_DATA)?.nested())?),
@@ -488,7 +482,7 @@ impl Fields<'_> {
     }
 }
 
-fn read_key(family: Family, map: Map, bytes: &[u8], end: Option<&[u8]>) -> Option<Key> {
+fn read_key(family: Family, map: Map, bytes: &[u8]) -> Option<Key> {
     use KeyField::{Address, List, Port, Protocol, Slot};
     let mut fields = Fields { bytes, family };
     let key = match (map, map.key()) {
@@ -499,13 +493,10 @@ fn read_key(family: Family, map: Map, bytes: &[u8], end: Option<&[u8]>) -> Optio
         }
         (_, [Address, List]) => Key::Affinity(fields.address()?, fields.list()?),
         (_, [List]) => Key::List(fields.list()?),
-        (Map::SourceRanges, _) => {
+        (Map::SourceRanges | Map::SourceRangeMarkers, _) => {
             let frontend = fields.frontend()?;
-            let start = fields.address()?;
-            // An element for a single address may have no end.
-            let mut end = Fields { bytes: end.unwrap_or(bytes), family };
-            (end.frontend()? == frontend).then_some(())?;
-            Key::SourceRange(frontend, prefix(start, successor(end.address()?))?)
+            let (first, last) = (fields.address()?, fields.address()?);
+            Key::SourceRange(frontend, prefix(first, successor(last))?)
         }
         (_, [Address]) => Key::Address(fields.address()?),
         (_, [Address, Protocol, Port]) => Key::Frontend(fields.frontend()?),

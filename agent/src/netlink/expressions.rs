@@ -14,8 +14,8 @@ use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
 
-use super::family_number;
 use super::wire::Writer;
+use super::{NF_ACCEPT, family_number};
 
 // `include/uapi/linux/netfilter/nf_tables.h`, where nlink has no public name.
 const NFT_REG_VERDICT: u32 = 0;
@@ -159,6 +159,7 @@ impl Expressions<'_> {
             Statement::Jump(chain) => self.verdict(NFT_JUMP, Some(*chain)),
             Statement::Goto(chain) => self.verdict(NFT_GOTO, Some(*chain)),
             Statement::Return => self.verdict(NFT_RETURN, None),
+            Statement::Accept => self.verdict(NF_ACCEPT as i32, None),
             Statement::Drop => self.verdict(NF_DROP, None),
             Statement::Reject => self.reject(),
             Statement::Masquerade => self.expression("masq", |w| {
@@ -192,7 +193,10 @@ impl Expressions<'_> {
 
     fn part_words(&self, part: KeyPart) -> Word {
         match part {
-            KeyPart::Address(_) | KeyPart::OriginalDestination => self.address_words(),
+            KeyPart::Address(_)
+            | KeyPart::SourceNetwork(_)
+            | KeyPart::SourceBroadcast(_)
+            | KeyPart::OriginalDestination => self.address_words(),
             _ => 1,
         }
     }
@@ -200,6 +204,8 @@ impl Expressions<'_> {
     fn key_part(&mut self, part: KeyPart, word: Word) {
         match part {
             KeyPart::Address(side) => self.address(side, word),
+            KeyPart::SourceNetwork(length) => self.source_prefix(length, false, word),
+            KeyPart::SourceBroadcast(length) => self.source_prefix(length, true, word),
             KeyPart::Protocol => self.meta(NFT_META_L4PROTO, word),
             // `th dport`: bytes 2 and 3 of TCP, UDP and SCTP alike.
             KeyPart::Port | KeyPart::TcpPort => self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, word),
@@ -218,6 +224,15 @@ impl Expressions<'_> {
     fn address(&mut self, side: Side, word: Word) {
         let length = self.family.address_bytes() as u32;
         self.payload(NFT_PAYLOAD_NETWORK_HEADER, self.address_offset(side), length, word);
+    }
+
+    /// The first or the last address of the source's prefix: `(source & mask) ^ xor`.
+    fn source_prefix(&mut self, length: u8, last: bool, word: Word) {
+        self.address(Side::Source, word);
+        let bytes = self.family.address_bytes();
+        let mask = Octets::of(mask(self.family, length));
+        let behind: Vec<u8> = mask.bytes().iter().map(|byte| if last { !byte } else { 0 }).collect();
+        self.bitwise(word, mask.bytes(), &behind[..bytes]);
     }
 
     /// Where the address stands in the IPv4 or IPv6 header.
@@ -327,13 +342,17 @@ impl Expressions<'_> {
     /// Keeps of the value at word 0 what the mask covers.
     fn mask(&mut self, mask: &[u8]) {
         let zero = [0; 16];
+        self.bitwise(0, mask, &zero[..mask.len()]);
+    }
+
+    fn bitwise(&mut self, word: Word, mask: &[u8], xor: &[u8]) {
         self.expression("bitwise", |w| {
-            w.be32(NFTA_BITWISE_SREG, register(0));
-            w.be32(NFTA_BITWISE_DREG, register(0));
+            w.be32(NFTA_BITWISE_SREG, register(word));
+            w.be32(NFTA_BITWISE_DREG, register(word));
             w.be32(NFTA_BITWISE_LEN, mask.len() as u32);
             w.be32(NFTA_BITWISE_OP, NFT_BITWISE_BOOL);
             w.value(NFTA_BITWISE_MASK, mask);
-            w.value(NFTA_BITWISE_XOR, &zero[..mask.len()]);
+            w.value(NFTA_BITWISE_XOR, xor);
         });
     }
 
@@ -404,6 +423,14 @@ impl Expressions<'_> {
             w.be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMP_UNREACH);
             w.u8(NFTA_REJECT_ICMP_CODE, code);
         });
+    }
+}
+
+/// The mask of a prefix length.
+fn mask(family: Family, length: u8) -> IpAddr {
+    match family {
+        Family::Ipv4 => IpAddr::V4((!u32::MAX.checked_shr(length.into()).unwrap_or(0)).into()),
+        Family::Ipv6 => IpAddr::V6((!u128::MAX.checked_shr(length.into()).unwrap_or(0)).into()),
     }
 }
 

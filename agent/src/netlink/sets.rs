@@ -399,6 +399,6 @@ mod tests {
         assert_eq!(declaration(Family::Ipv4, Map::AffinityLists).data_type, Some(23));
         assert_eq!(declaration(Family::Ipv4, Map::Affinity).key_type, 471);
         assert_eq!(declaration(Family::Ipv4, Map::Endpoints).key_type, 0x001c_c353);
-        assert_eq!(declaration(Family::Ipv6, Map::SourceRanges).key_type, 0x0020_c348);
+        assert_eq!(declaration(Family::Ipv6, Map::SourceRanges).key_type, 0x0830_d208);
     }
 }

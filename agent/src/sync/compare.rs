@@ -197,7 +197,12 @@ fn group(kind: ForeignKind) -> &'static str {
 /// anything else. And which number a list has, and under which clients are
 /// remembered, is known only from the kernel.
 fn is_always_listed(map: Map) -> bool {
-    map.is_interval() || map.is_dynamic() || matches!(map, Map::FirewallIps | Map::NodePortIps | Map::AffinityTimeouts)
+    map.is_interval()
+        || map.is_dynamic()
+        || matches!(
+            map,
+            Map::FirewallIps | Map::SourceRanges | Map::SourceRangeMarkers | Map::NodePortIps | Map::AffinityTimeouts
+        )
 }
 
 /// A map or base chain that exists and is not what it should be.

@@ -62,14 +62,21 @@ impl Batch {
 /// Element operations by when they may become visible.
 #[derive(Debug, Default)]
 pub(super) struct ElementChanges {
-    /// Of the firewall and of interval sets: what leaves must leave before
-    /// what comes, since the kernel refuses overlaps, and both together.
-    firewall_leaves: Vec<Operation>,
-    firewall_comes: Vec<Operation>,
+    /// What leaves interval sets: before what comes, since the kernel refuses
+    /// overlaps, and both together.
+    interval_removals: Vec<Operation>,
+    /// What comes into interval sets.
+    interval_additions: Vec<Operation>,
     /// New and replaced elements that nothing points to yet.
     grow: Vec<Operation>,
+    /// Frontends that get a firewall: once its ranges are there, and before
+    /// anything serves them.
+    close: Vec<Operation>,
     /// New, replaced and removed verdicts.
     point: Vec<Operation>,
+    /// Frontends that lose their firewall: once nothing serves them that it
+    /// guarded, and before its ranges go.
+    open: Vec<Operation>,
     /// What nothing points to any more.
     shrink: Vec<Operation>,
 }
@@ -93,10 +100,12 @@ impl ElementChanges {
         let removed = before.map(|value| operation(Action::DeleteElement(element(value))));
         let added = after.map(|value| operation(Action::AddElement(element(value))));
         match (removed, added) {
-            (removed, added) if map.is_interval() || map == Map::FirewallIps => {
-                self.firewall_leaves.extend(removed);
-                self.firewall_comes.extend(added);
+            (removed, added) if map.is_interval() => {
+                self.interval_removals.extend(removed);
+                self.interval_additions.extend(added);
             }
+            (Some(removed), None) if map == Map::FirewallIps => self.open.push(removed),
+            (removed, added) if map == Map::FirewallIps => self.close.extend(removed.into_iter().chain(added)),
             (Some(removed), None) if !points(map) => self.shrink.push(removed),
             (removed, added) if map == Map::AffinityTimeouts => self.grow.extend(removed.into_iter().chain(added)),
             (removed, added) if map.data() == DataKind::Verdict => {
@@ -108,20 +117,23 @@ impl ElementChanges {
 
     /// How many operations there are.
     pub(super) fn len(&self) -> usize {
-        self.firewall_leaves.len() + self.firewall_comes.len() + self.grow.len() + self.point.len() + self.shrink.len()
+        let intervals = self.interval_removals.len() + self.interval_additions.len();
+        intervals + self.grow.len() + self.close.len() + self.point.len() + self.open.len() + self.shrink.len()
     }
 
     /// The transactions, in order; the first begins with `rules`.
     pub(super) fn into_transactions(self, rules: Vec<Operation>) -> Vec<Transaction> {
         let mut transactions = Vec::new();
         let mut first = rules;
-        // The firewall's removals and additions stay together, however many.
-        first.extend(self.firewall_leaves);
-        first.extend(self.firewall_comes);
+        first.extend(self.interval_removals);
+        first.extend(self.interval_additions);
         first.extend(self.grow);
+        first.extend(self.close);
         first.extend(self.point);
         push_chunks(first, &mut transactions);
-        push_chunks(self.shrink, &mut transactions);
+        let mut last = self.open;
+        last.extend(self.shrink);
+        push_chunks(last, &mut transactions);
         transactions
     }
 }
@@ -160,7 +172,7 @@ pub(super) fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Tra
 }
 
 fn replaces(first: &Operation, second: &Operation) -> bool {
-    let interval = |element: &Element| element.map.is_interval() || element.map == Map::FirewallIps;
+    let interval = |element: &Element| element.map.is_interval();
     match (&first.action, &second.action) {
         (Action::DeleteElement(old), Action::AddElement(new)) => {
             (old.map, old.key) == (new.map, new.key) || (interval(old) && interval(new))

@@ -85,7 +85,9 @@ pub(super) struct CountedChains {
 /// number.
 fn made_for_number(element: &Element) -> Option<Chain> {
     match element.data {
-        Data::Verdict(Verdict::Goto(chain @ (Chain::Balance { .. } | Chain::LearnFor { .. }))) => Some(chain),
+        Data::Verdict(Verdict::Goto(
+            chain @ (Chain::Balance { .. } | Chain::LearnFor { .. } | Chain::SourceRanges(_)),
+        )) => Some(chain),
         _ => None,
     }
 }

@@ -134,7 +134,8 @@ impl<'a> Resync<'a> {
         }
         for family in Family::ALL {
             let kernel = &mut kernel[index(family)].elements;
-            let changes = firewall_changes(planner, store, &services, family, kernel);
+            let (chains, changes) = firewall_changes(planner, store, &services, family, kernel);
+            ready.extend(chains_ahead(chains));
             if changes.len() > 0 {
                 ready.extend(changes.into_transactions(Vec::new()));
             }
@@ -339,7 +340,7 @@ impl<'a> Resync<'a> {
 }
 
 fn is_firewall(map: Map) -> bool {
-    matches!(map, Map::FirewallIps | Map::SourceRanges)
+    matches!(map, Map::FirewallIps | Map::SourceRanges | Map::SourceRangeMarkers)
 }
 
 /// Puts the endpoints into the slots that the kernel holds for each port, as
@@ -450,15 +451,16 @@ fn push_skeleton(operations: Vec<Operation>, ready: &mut Vec<Transaction>) {
 /// What an element should hold, and for whom.
 type Owned = (Value, Option<Arc<str>>);
 
-/// Source ranges and the node's elements. The firewall must stand before
-/// anything points behind it, and its ranges must not overlap on the way.
+/// Source ranges and the node's elements, and the chains that the firewall
+/// needs: it must stand before anything points behind it.
 fn firewall_changes(
     planner: &mut Planner,
     store: &Store,
     services: &[(&ServiceName, &ServiceEntry)],
     family: Family,
     kernel: &mut KernelElements,
-) -> ElementChanges {
+) -> (Vec<Operation>, ElementChanges) {
+    let mut chains = Vec::new();
     let mut desired: HashMap<(Map, Key), Owned> = HashMap::new();
     let mut holders: HashMap<Claim, &ServiceName> = HashMap::new();
     for (name, entry) in services {
@@ -468,6 +470,10 @@ fn firewall_changes(
         filtered.denied.sort_unstable();
         firewall(&filtered, &mut |element| {
             let owner = Some(name.text().clone());
+            let state = &mut planner.families[index(family)];
+            for chain in state.chains.add(&element) {
+                make_chain(&state.skeleton, chain, &mut chains);
+            }
             desired.insert((element.map, element.key), ((element.data, element.comment), owner));
         });
     }
@@ -490,7 +496,7 @@ fn firewall_changes(
     for ((map, key), (value, owner)) in desired {
         changes.add(family, map, key, None, Some(value), owner.as_ref());
     }
-    changes
+    (chains, changes)
 }
 
 impl Planner {

@@ -69,7 +69,10 @@ fn split(key: &Key) -> (Vec<Field>, Option<IpNet>) {
             let address = Field::Address(endpoint.address);
             (vec![address, address, Field::Protocol(*protocol), Field::Port(endpoint.port)], None)
         }
-        Key::SourceRange(key, prefix) => (frontend(key).to_vec(), Some(*prefix)),
+        Key::SourceRange(key, range) => {
+            let range = [range.network(), range.broadcast()].map(Field::Address);
+            ([frontend(key).as_slice(), &range].concat(), None)
+        }
         Key::Affinity(client, number) => (vec![Field::Address(*client), list(*number)], None),
         Key::List(number) => (vec![list(*number)], None),
     }

@@ -108,6 +108,7 @@ impl<'e> Walker<'_, 'e, '_> {
                     return self.goto(*chain, depth);
                 }
                 Statement::Return => Flow::Return,
+                Statement::Accept => Flow::Stop(Some(End::Accepted)),
                 Statement::Drop => Flow::Stop(Some(End::Dropped)),
                 Statement::Reject => Flow::Stop(Some(End::Rejected)),
                 Statement::Masquerade => Flow::Stop(Some(End::Masqueraded)),
@@ -230,6 +231,8 @@ impl<'e> Walker<'_, 'e, '_> {
                 KeyPart::Port => Field::Port(state.port),
                 KeyPart::TcpPort if state.protocol == Protocol::Tcp => Field::Port(state.port),
                 KeyPart::TcpPort => return None,
+                KeyPart::SourceNetwork(length) => Field::Address(self.source_prefix(*length)?.network()),
+                KeyPart::SourceBroadcast(length) => Field::Address(self.source_prefix(*length)?.broadcast()),
                 KeyPart::OriginalDestination => Field::Address(state.original_destination),
                 KeyPart::OriginalPort => Field::Port(state.original_port),
                 KeyPart::Random(_) => Field::Slot(slot),
@@ -237,6 +240,11 @@ impl<'e> Walker<'_, 'e, '_> {
             })
         };
         parts.iter().map(field).collect()
+    }
+
+    /// `None` for a length that the family does not have.
+    fn source_prefix(&self, length: u8) -> Option<ipnet::IpNet> {
+        ipnet::IpNet::new(self.state.source, length).ok()
     }
 
     fn address(&self, side: Side) -> std::net::IpAddr {

@@ -324,9 +324,10 @@ fn source_ranges_stop_all_others_before_translation() {
         let key = FrontendKey { address: ip(VIP), protocol: Protocol::Tcp, port: 80 };
         Rules::new()
             .balanced(Map::Services, frontend(VIP), false, &TWO)
-            .with(Map::FirewallIps, frontend(VIP), Data::Nothing)
+            .with(Map::FirewallIps, frontend(VIP), goto(Chain::SourceRanges(Family::Ipv4)))
             .with(Map::SourceRanges, Key::SourceRange(key, "198.51.100.0/24".parse().unwrap()), Data::Nothing)
             .with(Map::SourceRanges, Key::SourceRange(key, "192.0.2.11/32".parse().unwrap()), Data::Nothing)
+            .with(Map::SourceRangeMarkers, Key::SourceRange(key, "192.0.2.0/24".parse().unwrap()), Data::Nothing)
     };
     assert_outcome(&rules().evaluate(&arrives(CLIENT, VIP, 80)), dnat(&TWO), &[]);
     assert_outcome(&rules().evaluate(&sent_by_node(NODE, VIP, 80)), dnat(&TWO), &[]);

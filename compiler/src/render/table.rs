@@ -151,7 +151,9 @@ pub(super) fn key(key: &Key) -> String {
         Key::NodePort(key) => node_port(key),
         Key::NodePortSlot(key, slot) => format!("{} . {slot}", node_port(key)),
         Key::Hairpin(endpoint, protocol) => hairpin(endpoint, *protocol),
-        Key::SourceRange(key, net) => format!("{} . {}", frontend(key), prefix(*net)),
+        Key::SourceRange(key, net) => {
+            format!("{} . {} . {}", frontend(key), address(net.network()), address(net.broadcast()))
+        }
         Key::Affinity(client, number) => format!("{} . {}", address(*client), list(*number)),
         Key::List(number) => list(*number),
     }

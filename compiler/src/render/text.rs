@@ -38,6 +38,7 @@ fn statement(family: Family, statement: &Statement) -> String {
         Statement::Jump(chain) => format!("jump {chain}"),
         Statement::Goto(chain) => format!("goto {chain}"),
         Statement::Return => "return".to_owned(),
+        Statement::Accept => "accept".to_owned(),
         Statement::Drop => "drop".to_owned(),
         Statement::Reject => "reject".to_owned(),
         Statement::Masquerade => "masquerade fully-random".to_owned(),
@@ -55,10 +56,26 @@ fn key_part(family: Family, part: KeyPart) -> String {
         KeyPart::Protocol => "meta l4proto".to_owned(),
         KeyPart::Port => "th dport".to_owned(),
         KeyPart::TcpPort => "tcp dport".to_owned(),
+        KeyPart::SourceNetwork(length) => format!("{ip} saddr & {}", address(mask(family, length, true))),
+        KeyPart::SourceBroadcast(length) => format!("{ip} saddr | {}", address(mask(family, length, false))),
         KeyPart::OriginalDestination => format!("ct original {ip} daddr"),
         KeyPart::OriginalPort => "ct original proto-dst".to_owned(),
         KeyPart::Random(modulus) => format!("numgen random mod {modulus}"),
         KeyPart::Priority => "meta priority".to_owned(),
+    }
+}
+
+/// The bits of a prefix of this length, or those behind it.
+fn mask(family: Family, length: u8, of_network: bool) -> IpAddr {
+    match family {
+        Family::Ipv4 => {
+            let behind = u32::MAX.checked_shr(length.into()).unwrap_or(0);
+            IpAddr::V4((if of_network { !behind } else { behind }).into())
+        }
+        Family::Ipv6 => {
+            let behind = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+            IpAddr::V6((if of_network { !behind } else { behind }).into())
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::spread::Spread;
+use super::{Family, source_ranges};
 
 /// Which of the two endpoint lists of a frontend a balancing chain reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +100,13 @@ pub enum Chain {
         /// Over how many slots.
         spread: Spread,
     },
+    /// Looks for a client's prefix of one length among the source ranges.
+    SourceRangesOfLength {
+        /// The length in bits.
+        length: u8,
+    },
+    /// Where that search begins.
+    SourceRanges(Family),
     /// Learns session affinity right behind DNAT, for packets that arrive.
     LearnPrerouting,
     /// Learns session affinity right behind DNAT, for this node's processes.
@@ -221,13 +229,18 @@ impl Chain {
             }
             _ => None,
         };
+        let ranges = match self {
+            Chain::SourceRanges(family) => source_ranges::later_chains(family),
+            _ => Vec::new(),
+        };
         let learning: &[Chain] = if let Chain::LearnFor { .. } = self { &Chain::LEARNING } else { &[] };
-        draw.into_iter().chain(place).chain(learning.iter().copied())
+        draw.into_iter().chain(place).chain(learning.iter().copied()).chain(ranges)
     }
 
     /// Reads a chain's name back. `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Chain> {
-        let named = Chain::FIXED.into_iter().chain(Chain::LEARNING);
+        let searching = Family::ALL.map(Chain::SourceRanges);
+        let named = Chain::FIXED.into_iter().chain(Chain::LEARNING).chain(searching);
         if let Some(fixed) = named.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
             return Some(fixed);
         }
@@ -235,6 +248,10 @@ impl Chain {
         let number: u32 = digits.parse().ok().filter(|n: &u32| *n > 0 && n.to_string() == digits)?;
         if stem == "learn" {
             return Some(Chain::LearnFor { seconds: number });
+        }
+        if stem == "source-ranges" {
+            let length = u8::try_from(number).ok().filter(|length| *length <= 128)?;
+            return Some(Chain::SourceRangesOfLength { length });
         }
         let (stem, domain) = match stem.strip_prefix("nodeport-") {
             Some(rest) => (rest, Domain::NodePort),
@@ -280,7 +297,12 @@ impl Chain {
             Chain::NodePortEndpointsCheck => "nodeport-endpoints-check",
             Chain::ClusterIpsCheck => "cluster-ips-check",
             Chain::Reject => "reject-chain",
-            Chain::Draw { .. } | Chain::Balance { .. } | Chain::LearnFor { .. } => return None,
+            Chain::SourceRanges(Family::Ipv4) => "source-ranges-ipv4",
+            Chain::SourceRanges(Family::Ipv6) => "source-ranges-ipv6",
+            Chain::SourceRangesOfLength { .. }
+            | Chain::Draw { .. }
+            | Chain::Balance { .. }
+            | Chain::LearnFor { .. } => return None,
         })
     }
 }
@@ -297,6 +319,7 @@ impl fmt::Display for Chain {
                 write!(f, "{}{}-{spread}", prefix(*domain, *pool), if *sticky { "sticky" } else { "lb" })
             }
             Chain::LearnFor { seconds } => write!(f, "learn-{seconds}"),
+            Chain::SourceRangesOfLength { length } => write!(f, "source-ranges-{length}"),
             _ => Ok(()),
         }
     }
@@ -345,6 +368,10 @@ mod tests {
         chains.extend(Chain::LEARNING);
         chains.extend(balancing_chains());
         chains.push(Chain::LearnFor { seconds: 10800 });
+        for family in Family::ALL {
+            chains.extend(Chain::SourceRanges(family).needs());
+            chains.push(Chain::SourceRanges(family));
+        }
         for chain in chains {
             assert_eq!(Chain::parse(&chain.to_string()), Some(chain), "{chain}");
         }
@@ -372,6 +399,9 @@ mod tests {
             "draw-0",
             "max-127",
             "learn-max-127",
+            "source-ranges-0",
+            "source-ranges-129",
+            "source-ranges",
             "short-circuit-nodeport-lb-3",
             "input",
             "service-P4ZYZVCF",
@@ -395,7 +425,8 @@ mod tests {
 
     #[test]
     fn what_a_chain_needs_is_listed_before_it() {
-        for chain in balancing_chains().into_iter().chain([Chain::LearnFor { seconds: 60 }]) {
+        let others = [Chain::LearnFor { seconds: 60 }].into_iter().chain(Family::ALL.map(Chain::SourceRanges));
+        for chain in balancing_chains().into_iter().chain(others) {
             let needed: Vec<Chain> = chain.needs().collect();
             assert!(needed.iter().all(|needed| *needed < chain), "{chain}");
             // What they need in turn stands before them.

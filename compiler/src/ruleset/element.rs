@@ -91,7 +91,8 @@ pub enum Key {
     NodePortSlot(NodePortKey, u32),
     /// `hairpin-connections`: a local endpoint against itself.
     Hairpin(Endpoint, Protocol),
-    /// `source-ranges`: a frontend and a prefix of clients that may use it.
+    /// `source-ranges`, `source-range-markers`: a frontend and a prefix of
+    /// clients, the kernel's key has its first and last address.
     SourceRange(FrontendKey, IpNet),
     /// `affinity`: a client and the list it was placed in.
     Affinity(IpAddr, ListNumber),

@@ -94,8 +94,11 @@ pub enum Map {
     HairpinConnections,
     /// Load balancer frontends with `loadBalancerSourceRanges`.
     FirewallIps,
-    /// What those ranges allow.
+    /// What those ranges allow: a frontend with the first and the last address
+    /// of each.
     SourceRanges,
+    /// Prefixes under which a frontend has longer ranges.
+    SourceRangeMarkers,
     /// Frontends without a usable endpoint: reject or drop.
     NoEndpointServices,
     /// NodePorts without a usable endpoint: reject or drop.
@@ -107,7 +110,7 @@ use KeyField::{Address, List, Port, Protocol, Slot};
 
 impl Map {
     /// All of them, in the order in which they are made and listed.
-    pub const ALL: [Map; 28] = [
+    pub const ALL: [Map; 29] = [
         Map::Services,
         Map::LocalServices,
         Map::ShortCircuit,
@@ -134,6 +137,7 @@ impl Map {
         Map::HairpinConnections,
         Map::FirewallIps,
         Map::SourceRanges,
+        Map::SourceRangeMarkers,
         Map::NoEndpointServices,
         Map::NoEndpointNodePorts,
     ];
@@ -167,6 +171,7 @@ impl Map {
             Map::HairpinConnections => "hairpin-connections",
             Map::FirewallIps => "firewall-ips",
             Map::SourceRanges => "source-ranges",
+            Map::SourceRangeMarkers => "source-range-markers",
             Map::NoEndpointServices => "no-endpoint-services",
             Map::NoEndpointNodePorts => "no-endpoint-nodeports",
         }
@@ -205,8 +210,8 @@ impl Map {
             Map::AffinityTimeouts => &[List],
             // endpoint . endpoint . protocol . endpoint port
             Map::HairpinConnections => &[Address, Address, Protocol, Port],
-            // frontend . client prefix
-            Map::SourceRanges => &[Address, Protocol, Port, Address],
+            // frontend . first client . last client
+            Map::SourceRanges | Map::SourceRangeMarkers => &[Address, Protocol, Port, Address, Address],
         }
     }
 
@@ -220,6 +225,7 @@ impl Map {
             | Map::LocalNodePorts
             | Map::NodePortShortCircuit
             | Map::AffinityTimeouts
+            | Map::FirewallIps
             | Map::NoEndpointServices
             | Map::NoEndpointNodePorts => Verdict,
             Map::Endpoints
@@ -237,7 +243,7 @@ impl Map {
 
     /// Whether the set holds prefixes (`flags interval`).
     pub fn is_interval(self) -> bool {
-        matches!(self, Map::ServiceCidrs | Map::SourceRanges)
+        self == Map::ServiceCidrs
     }
 
     /// Whether packets add elements and elements expire (`flags dynamic,timeout`).

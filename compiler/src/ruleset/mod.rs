@@ -8,7 +8,7 @@
 //! * [`spread`]: which numbers of endpoints share a chain;
 //! * [`maps`]: the sets and maps, their keys, values and flags;
 //! * [`rule`]: the closed vocabulary that rules are made of;
-//! * [`skeleton`]: which rules stand in which chain;
+//! * [`skeleton`]: which rules stand in which chain (`source_ranges`: those that search source ranges);
 //! * [`element`]: typed elements of the sets and maps;
 //! * [`service`]: the elements that one Service contributes;
 //! * [`table`]: all of it as one value.
@@ -19,6 +19,7 @@ pub mod maps;
 pub mod rule;
 pub mod service;
 pub mod skeleton;
+mod source_ranges;
 pub mod spread;
 pub mod table;
 

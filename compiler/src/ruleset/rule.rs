@@ -38,6 +38,11 @@ pub enum KeyPart {
     /// `tcp dport`: the same two bytes, and the rule matches TCP only. nft
     /// writes the match for the protocol itself; so does the netlink room.
     TcpPort,
+    /// `ip saddr & 255.255.255.0`: the first address of the client's prefix of
+    /// this length.
+    SourceNetwork(u8),
+    /// `ip saddr | 0.0.0.255`: the last address of it.
+    SourceBroadcast(u8),
     /// `ct original ip daddr`
     OriginalDestination,
     /// `ct original proto-dst`. The rule must match the protocol before it.
@@ -86,6 +91,8 @@ pub enum Statement {
     Goto(Chain),
     /// `return`
     Return,
+    /// `accept`: ends this base chain.
+    Accept,
     /// `drop`
     Drop,
     /// `reject`: ICMP port unreachable for every protocol, as kube-proxy.

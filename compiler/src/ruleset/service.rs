@@ -9,10 +9,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 
+use super::Family;
 use super::chains::{Chain, Domain, Pool};
 use super::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment};
 use super::maps::Map;
 use super::skeleton::affinity_lists;
+use super::source_ranges::markers;
 use super::spread::Spread;
 use crate::model::Endpoint;
 use crate::model::types::{Service, ServiceName, ServicePort};
@@ -335,21 +337,30 @@ fn plain(map: Map, key: Key) -> Element {
 /// The source ranges of the load balancer addresses. They hold whether or not
 /// the Service has endpoints.
 ///
-/// The ranges of one frontend must not overlap: the kernel refuses that.
+/// No range of a frontend holds another: see `ruleset::source_ranges`.
 pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
     let service = &compiled.service;
+    if service.source_ranges.is_empty() {
+        return;
+    }
+    let family = Family::of(service.cluster_ip);
     let mut ranges = service.source_ranges.clone();
     if compiled.admits_node {
         ranges.extend(service.load_balancer_ips.iter().copied().map(IpNet::from));
         ranges = IpNet::aggregate(&ranges);
     }
+    let markers = markers(family, &ranges);
     firewalled(service, |frontend| {
         if compiled.is_denied(&Claim::Firewall(frontend)) {
             return;
         }
-        emit(plain(Map::FirewallIps, Key::Frontend(frontend)));
+        let search = Data::Verdict(Verdict::Goto(Chain::SourceRanges(family)));
+        emit(Element { map: Map::FirewallIps, key: Key::Frontend(frontend), data: search, comment: None });
         for range in &ranges {
             emit(plain(Map::SourceRanges, Key::SourceRange(frontend, *range)));
+        }
+        for marker in &markers {
+            emit(plain(Map::SourceRangeMarkers, Key::SourceRange(frontend, *marker)));
         }
     });
 }

@@ -3,11 +3,11 @@
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Family;
 use super::chains::{Chain, Domain, Pool};
 use super::maps::Map;
 use super::rule::{KeyPart, Op, Rule, Side, Statement};
 use super::spread::Spread;
+use super::{Family, source_ranges};
 use crate::model::Protocol;
 pub use crate::model::config::LocalDetector;
 
@@ -77,7 +77,12 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         ],
         // ct status dnat jump masquerading
         Chain::NatPostrouting => vec![rule([CtStatusDnat, Jump(Chain::Masquerading)])],
-        Chain::FirewallCheck => firewall_check(),
+        // ip daddr . meta l4proto . th dport vmap @firewall-ips
+        Chain::FirewallCheck => vec![rule([Vmap(FRONTEND.to_vec(), Map::FirewallIps)])],
+        Chain::SourceRanges(family) if family == config.family => source_ranges::first_rules(family, &FRONTEND),
+        // Of the other family: nobody's.
+        Chain::SourceRanges(_) => vec![rule([Drop])],
+        Chain::SourceRangesOfLength { length } => source_ranges::rules(config.family, length, &FRONTEND),
         Chain::Services => services(config),
         Chain::NodePorts => vec![rule([Vmap(NODEPORT.to_vec(), Map::NodePorts)])],
         Chain::LocalPolicy => local_policy(config, &FRONTEND, Map::ShortCircuit, Map::LocalServices),
@@ -93,18 +98,6 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         Chain::Balance { domain, pool, sticky: true, spread } => List { domain, pool }.sticky(spread),
         Chain::LearnFor { seconds } => learn_for(seconds),
     }
-}
-
-/// ```nft
-/// ip daddr . meta l4proto . th dport @firewall-ips ip daddr . meta l4proto . th dport . ip saddr != @source-ranges drop
-/// ```
-fn firewall_check() -> Vec<Rule> {
-    let allowed = [FRONTEND.as_slice(), &[KeyPart::Address(Side::Source)]].concat();
-    vec![rule([
-        Lookup(FRONTEND.to_vec(), Op::Is, Map::FirewallIps),
-        Lookup(allowed, Op::IsNot, Map::SourceRanges),
-        Drop,
-    ])]
 }
 
 /// Frontends come before NodePorts: a load balancer address on this node with

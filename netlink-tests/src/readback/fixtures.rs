@@ -16,7 +16,7 @@ use compiler::ruleset::table::Table;
 
 /// The fixed chains and one of each kind that exists once per number, of small
 /// numbers and of those that share a chain.
-pub fn all_chains() -> Vec<Chain> {
+pub fn all_chains(family: Family) -> Vec<Chain> {
     let mut chains = Chain::FIXED.to_vec();
     for domain in [Domain::Service, Domain::NodePort] {
         for pool in [Pool::Main, Pool::ShortCircuit] {
@@ -30,6 +30,8 @@ pub fn all_chains() -> Vec<Chain> {
     }
     let learn = Chain::LearnFor { seconds: 10800 };
     chains.extend(learn.needs().chain([learn]));
+    let search = Chain::SourceRanges(family);
+    chains.extend(search.needs().chain([search]));
     chains
 }
 
@@ -66,8 +68,8 @@ pub fn skeleton(config: &SkeletonConfig) -> Transaction {
     let family = config.family;
     let mut actions = vec![Action::AddTable];
     actions.extend(Map::ALL.map(Action::AddMap));
-    actions.extend(all_chains().into_iter().map(Action::AddChain));
-    for chain in all_chains() {
+    actions.extend(all_chains(family).into_iter().map(Action::AddChain));
+    for chain in all_chains(family) {
         actions.push(Action::FlushChain(chain));
         actions.extend(rules(config, chain).into_iter().map(|rule| Action::AddRule(chain, rule)));
     }
@@ -100,7 +102,9 @@ pub fn sample(family: Family, map: Map, number: u16) -> Element {
         (Map::HairpinConnections, _) => Key::Hairpin(endpoint, protocol),
         (_, [Address, List]) => Key::Affinity(address(9), list),
         (_, [List]) => Key::List(list),
-        (Map::SourceRanges, _) => Key::SourceRange(frontend, net(if number.is_multiple_of(2) { full } else { short })),
+        (Map::SourceRanges | Map::SourceRangeMarkers, _) => {
+            Key::SourceRange(frontend, net(if number.is_multiple_of(2) { full } else { short }))
+        }
         (_, [Address]) => Key::Address(address(number)),
         (_, [Address, Proto, Port]) => Key::Frontend(frontend),
         (_, [Address, Proto, Port, Slot]) => Key::FrontendSlot(frontend, u32::from(number)),
@@ -140,7 +144,7 @@ pub fn loadable(config: SkeletonConfig) -> Table {
         samples.extend((0..7).map(|number| sample(family, map, number)));
     }
     let mut table = Table::new(config, samples);
-    for chain in all_chains() {
+    for chain in all_chains(family) {
         if family == Family::Ipv4 || !matches!(chain, Chain::LearnFor { .. }) {
             table.chains.insert(chain, rules(&table.config, chain));
         }
