@@ -7,7 +7,9 @@
 //! more than [`MAX_ELEMENTS`] is not programmed, and nothing else is affected.
 
 use crate::model::types::Service;
+use crate::ruleset::Family;
 use crate::ruleset::service::{CompiledService, count_addresses};
+use crate::ruleset::source_ranges::{markers_at_most, most_markers};
 use crate::select::Joins;
 
 /// The most elements that one Service may ask for in one family, as
@@ -24,6 +26,10 @@ pub const MAX_ELEMENTS: u64 = 500_000;
 /// masquerading or policy, affinity, no endpoints.
 const BESIDE_THE_SLOTS: u64 = 3;
 
+/// The lists of a service port that can have a number, and with it a timeout of
+/// session affinity: the one of the cluster and the one of this node.
+const TIMEOUTS: u64 = 2;
+
 /// How many elements a Service may need at most in the family of its slices.
 ///
 /// Counted from the sizes alone, as if every endpoint were ready and on this
@@ -35,22 +41,31 @@ pub fn elements_at_most(service: &Service, joins: &Joins<'_>) -> u64 {
     // Frontends with the external policy Local have a list for the cluster and
     // one for this node.
     let lists = if service.external_policy_local { 2 } else { 1 };
+    let timeouts = if service.affinity.is_some() { TIMEOUTS } else { 0 };
     let per_port = service.ports.iter().map(|port| {
         let endpoints = count(joins.endpoints(port));
         let frontends = addresses.saturating_add(u64::from(port.node_port.is_some()));
         let of_a_frontend = endpoints.saturating_add(BESIDE_THE_SLOTS).saturating_mul(lists);
         // Each endpoint may be against itself once more: hairpin connections.
-        frontends.saturating_mul(of_a_frontend).saturating_add(endpoints)
+        frontends.saturating_mul(of_a_frontend).saturating_add(endpoints).saturating_add(timeouts)
     });
-    let source_ranges = match count(service.source_ranges.len()) {
-        0 => 0,
-        ranges => {
-            let addresses = count(service.load_balancer_ips.len());
-            let per_frontend = ranges.saturating_add(addresses).saturating_add(1);
-            count(service.ports.len()).saturating_mul(addresses).saturating_mul(per_frontend)
-        }
-    };
-    per_port.fold(source_ranges, u64::saturating_add)
+    per_port.fold(firewall_at_most(service), u64::saturating_add)
+}
+
+/// How many elements the source ranges of a Service need at most: for each load
+/// balancer frontend a verdict, the ranges, its own addresses as ranges, and
+/// the markers of all these.
+fn firewall_at_most(service: &Service) -> u64 {
+    if service.source_ranges.is_empty() {
+        return 0;
+    }
+    let family = Family::of(service.cluster_ip);
+    let addresses = count(service.load_balancer_ips.len());
+    // An address may be merged with ranges: to one of any length.
+    let of_addresses = addresses.saturating_mul(1 + count(most_markers(family)));
+    let of_ranges = count(service.source_ranges.len()) + count(markers_at_most(family, &service.source_ranges));
+    let per_frontend = of_ranges.saturating_add(of_addresses).saturating_add(1);
+    count(service.ports.len()).saturating_mul(addresses).saturating_mul(per_frontend)
 }
 
 /// About how many elements a compiled Service has; the work is linear in the
@@ -58,7 +73,8 @@ pub fn elements_at_most(service: &Service, joins: &Joins<'_>) -> u64 {
 pub(crate) fn elements_about(compiled: &CompiledService) -> u64 {
     let addresses = count(count_addresses(&compiled.service));
     let ports = compiled.ports.iter();
-    ports.map(|port| addresses * (count(port.cluster.len()) + count(port.local.len()) + BESIDE_THE_SLOTS)).sum()
+    ports.map(|port| addresses * (count(port.cluster.len()) + count(port.local.len()) + BESIDE_THE_SLOTS)).sum::<u64>()
+        + firewall_at_most(&compiled.service)
 }
 
 fn count(length: usize) -> u64 {

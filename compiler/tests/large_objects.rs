@@ -264,6 +264,56 @@ fn large_services_are_served() {
     }
 }
 
+/// A load balancer with the first so many addresses of 100.64.0.0/10 that can't
+/// be merged.
+fn guarded(ranges: u32, ports_count: usize) -> Value {
+    let range = |number| format!("{}/32", Ipv4Addr::from(0x6440_0000 + 2 * number));
+    let ranges: Vec<String> = (0..ranges).map(range).collect();
+    json!({"kind": "Service", "metadata": {"name": "guarded", "namespace": "shop"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9", "ports": ports(ports_count),
+            "loadBalancerSourceRanges": ranges},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}})
+}
+
+/// No commit holds the kernel's lock for all ranges, whether they come, change
+/// or go, or the agent starts.
+#[test]
+fn many_source_ranges_go_in_pieces() {
+    let mut node = Node::with(&[]);
+    let plans = [
+        node.change(&[guarded(20_000, 1)]),
+        node.change(&[guarded(10_000, 1)]),
+        node.change(&[service("guarded", "None", &ports(1), &[])]),
+    ];
+    for plan in plans {
+        assert!(plan.transactions.len() > 4, "{}", plan.transactions.len());
+        let largest = plan.transactions.iter().map(|transaction| transaction.operations.len()).max();
+        assert!(largest.is_some_and(|largest| largest < 3_000), "{largest:?}");
+    }
+    assert_eq!(node.elements(), 0);
+    assert_linear("source ranges", |times| {
+        let ranges = 5_000 * u32::try_from(times).unwrap();
+        let node = Node::with(&[guarded(ranges, 1)]);
+        // Each has a range, and 256 addresses share a marker.
+        let elements = ranges + ranges.div_ceil(128) + 1;
+        assert!(node.elements() >= elements as usize, "{}", node.elements());
+    });
+}
+
+/// The markers count as much as the ranges, and the limit holds for both.
+#[test]
+fn too_many_source_ranges_are_too_large() {
+    let most = u32::try_from(MAX_ELEMENTS).unwrap();
+    let mut node = Node::with(&[guarded(100_000, 2)]);
+    assert!(node.is_programmed("guarded"));
+    assert!(node.elements() > 200_000 && node.elements() < most as usize, "{}", node.elements());
+    node.change(&[guarded(100_000, 3)]);
+    assert!(!node.is_programmed("guarded") && node.elements() == 0);
+    let [large] = &node.planner.take_too_large()[..] else { panic!("one Service is too large") };
+    // A range, and a marker of its own as if it shared none.
+    assert!(large.elements > 3 * 2 * 100_000, "{}", large.elements);
+}
+
 /// A plan for very many Services is cut, and the cut follows their size.
 #[test]
 fn pieces_are_of_a_bounded_size() {

@@ -4,6 +4,7 @@
 
 use agent::lab::ProbeResult;
 use agent::lab::Transport::{Tcp, Udp};
+use netlink_tests::cluster::http;
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object};
 use netlink_tests::fixtures::holdings::Holdings;
@@ -457,5 +458,31 @@ fn a_service_that_asks_for_too_much_costs_only_itself() {
     victim.cluster.assert_served(POD[0], at("10.96.0.66", 80), Tcp, [LOCAL[0][2]]);
     victim.manifests.remove("more.json");
     victim.synced();
+    victim.ends_well();
+}
+
+/// Many source ranges cost the Service that has them; others work, and `/livez` answers, while they are programmed.
+#[test]
+fn many_source_ranges_cost_only_their_service() {
+    const RANGES: u32 = 20_000;
+    let mut victim = Victim::new();
+    // Every other address of 100.64.0.0/10: nothing can be merged. And the clients' own range.
+    let range = |number| format!("{}/32", std::net::Ipv4Addr::from(0x6440_0000 + 2 * number));
+    let guarded = (0..RANGES).fold(web("shop/guarded", 80).load_balancer_ip("203.0.113.80"), |service, number| {
+        service.source_range(&range(number))
+    });
+    let guarded = guarded.source_range("198.51.100.0/24").build();
+    victim.manifests.write_objects("bad.json", &[guarded, served_by("shop/guarded", LOCAL[0][1]).build()]);
+    let address = ([127, 0, 0, 1], 10256).into();
+    let to = at("203.0.113.80", 80);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
+    while !matches!(victim.cluster.connect(CLIENT[0], to, Tcp, 1)[0], ProbeResult::Answered { .. }) {
+        assert!(std::time::Instant::now() < deadline, "{:#?}", victim.agent.log());
+        victim.good_one_works();
+        assert_eq!(victim.cluster.node().run(|| http::get(address, "/livez")).unwrap().unwrap().status, 200);
+    }
+    victim.synced();
+    victim.cluster.assert_silence(POD[0], to, Tcp);
+    victim.good_one_works();
     victim.ends_well();
 }

@@ -19,7 +19,7 @@ pub mod maps;
 pub mod rule;
 pub mod service;
 pub mod skeleton;
-mod source_ranges;
+pub(crate) mod source_ranges;
 pub mod spread;
 pub mod table;
 

@@ -98,6 +98,25 @@ pub(super) fn markers(family: Family, ranges: &[IpNet]) -> BTreeSet<IpNet> {
     markers
 }
 
+/// How many markers one range of a length needs.
+fn markers_of(family: Family, length: u8) -> usize {
+    steps_to(family, length).iter().filter(|step| step.length < length).count()
+}
+
+/// How many markers a range needs at most, whatever its length.
+pub(crate) fn most_markers(family: Family) -> usize {
+    (1..=bits(family)).map(|length| markers_of(family, length)).max().unwrap_or(0)
+}
+
+/// How many markers these ranges need if they share none.
+pub(crate) fn markers_at_most(family: Family, ranges: &[IpNet]) -> usize {
+    let mut of_length = [0_usize; 129];
+    for range in ranges {
+        of_length[usize::from(range.prefix_len())] += 1;
+    }
+    (1..=bits(family)).map(|length| of_length[usize::from(length)] * markers_of(family, length)).sum()
+}
+
 /// The rules of the chain in which the search begins.
 pub(super) fn first_rules(family: Family, frontend: &[KeyPart]) -> Vec<Rule> {
     rules(family, first_length(family), frontend)
@@ -181,6 +200,19 @@ mod tests {
                 }
                 made.insert(chain);
             }
+        }
+    }
+
+    #[test]
+    fn markers_are_counted() {
+        for (family, most) in [(Family::Ipv4, 3), (Family::Ipv6, 6)] {
+            assert_eq!(most_markers(family), most);
+        }
+        let ranges = ["10.0.0.0/8", "192.0.2.128/25", "198.51.100.7/32", "198.51.100.9/32"];
+        let ranges = ranges.map(|text| text.parse().unwrap());
+        assert!(markers(Family::Ipv4, &ranges).len() < markers_at_most(Family::Ipv4, &ranges));
+        for range in ranges {
+            assert_eq!(markers(Family::Ipv4, &[range]).len(), markers_at_most(Family::Ipv4, &[range]), "{range}");
         }
     }
 
