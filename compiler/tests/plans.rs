@@ -335,7 +335,7 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
             let others = commit_changes(&mut store, &mut planner, &mut kernel);
 
             let ruleset = planner.ruleset();
-            let host = Host { local_addresses: vec!["192.0.2.11".parse().unwrap()] };
+            let host = Host { local_addresses: vec!["192.0.2.11".parse().unwrap()], ..Host::default() };
             let evaluator = Evaluator::new(&ruleset, host);
             let outside = if etp_local { local } else { count };
             assert_eq!(reached(&evaluator, "10.96.0.10", 80, "10.244.0.9"), count);

@@ -3,6 +3,7 @@
 //! The namespaces themselves, the echo servers and the probes are [`agent::lab`].
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use agent::lab::{LabError, NetNs};
@@ -39,6 +40,24 @@ pub extern "C" fn enter_namespaces_or_exit() {
         eprintln!("SKIPPED, nothing was tested: {error}");
         std::process::exit(i32::from(strict));
     }
+}
+
+/// Makes the bridges of a namespace show the packets between their ports to the hooks of IPv4 and IPv6, or not.
+/// `false` if this kernel can't (no `br_netfilter`), after a loud line: packets pass all the same then, but unseen.
+///
+/// # Errors
+///
+/// The kernel parameters are there but not writable.
+pub fn show_bridged_packets(namespace: &NetNs, shown: bool) -> Result<bool, LabError> {
+    let has_filter = namespace.run(|| Path::new("/proc/sys/net/bridge").exists())?;
+    if has_filter {
+        let value = if shown { "1" } else { "0" };
+        let parameters = ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
+        namespace.set_sysctls(&parameters.map(|name| (name, value)))?;
+    } else if shown {
+        eprintln!("SKIPPED in part: this kernel has no br_netfilter loaded, so no bridge shows its packets");
+    }
+    Ok(has_filter)
 }
 
 /// What to print when a program that a test calls did not start.

@@ -43,7 +43,8 @@ fn changes(change: &ModelChange) -> Vec<Change> {
 
 fn start(scenario: &Scenario, objects: Vec<Change>) -> Compiled {
     let config = under_test::proxy_config(scenario.config.as_object().unwrap(), &scenario.node.name).unwrap();
-    Compiled::start(config, interface_addresses(scenario), objects)
+    let host = Host { local_addresses: interface_addresses(scenario), ..Host::default() };
+    Compiled::start(config, host, objects)
 }
 
 /// Compares every packet; names the first that differs.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use nlink::netlink::link::VethLink;
+use nlink::netlink::link::{BridgeLink, BridgePortConfig, VethLink};
 use nlink::netlink::neigh::Neighbor;
 use nlink::{Connection, Ipv4Address, Ipv4Route, Ipv6Address, Ipv6Route, LinkCond, Route, RuleBuilder};
 
@@ -68,6 +68,13 @@ pub(super) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
         }
         Ok(())
     })?;
+    route_through_node(host)?;
+    with_netlink(node, &what, async |netlink| {
+        netlink.wait_link(interface, LinkCond::OperUp, patient(SETTLE_LIMIT)).await.map(drop)
+    })
+}
+
+fn route_through_node(host: &NetNs) -> Result<(), LabError> {
     with_netlink(host, "routing through the node", async |netlink| {
         netlink.set_link_up(HOST_INTERFACE).await?;
         for hop in [IpAddr::V4(NODE_HOP_V4), IpAddr::V6(NODE_HOP_V6)] {
@@ -77,9 +84,50 @@ pub(super) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
         add_default_route(&netlink, HOST_INTERFACE, NODE_HOP_V4, NODE_HOP_V6).await?;
         send_everything_out(&netlink, RuleBuilder::v4).await?;
         send_everything_out(&netlink, RuleBuilder::v6).await
-    })?;
+    })
+}
+
+/// Joins `host` to a bridge of the node, made if it is not there, by a veth pair called `port` on the node, and makes
+/// the node the host's way to everywhere, to its neighbours on the bridge too. `number` tells the ports of a bridge apart.
+pub(super) fn join_bridge(node: &NetNs, host: &NetNs, bridge: &str, port: &str, number: u8) -> Result<(), LabError> {
+    let what = format!("bridge {bridge}");
     with_netlink(node, &what, async |netlink| {
-        netlink.wait_link(interface, LinkCond::OperUp, patient(SETTLE_LIMIT)).await.map(drop)
+        if netlink.get_link_by_name(bridge).await?.is_none() {
+            netlink.add_link(BridgeLink::new(bridge).address(NODE_MAC)).await?;
+            netlink.set_link_up(bridge).await?;
+        }
+        let pair = VethLink::new(port, HOST_INTERFACE).peer_address(port_mac(number)).peer_netns_fd(host.fd());
+        netlink.add_link(pair).await?;
+        netlink.set_link_master(port, bridge).await?;
+        netlink.set_bridge_port(port, BridgePortConfig::new().hairpin(true)).await?;
+        netlink.set_link_up(port).await
+    })?;
+    route_through_node(host)?;
+    with_netlink(node, &what, async |netlink| {
+        for interface in [port, bridge] {
+            netlink.wait_link(interface, LinkCond::OperUp, patient(SETTLE_LIMIT)).await.map(drop)?;
+        }
+        Ok(())
+    })
+}
+
+/// The link-layer address of a host on a bridge.
+fn port_mac(number: u8) -> [u8; 6] {
+    [0x02, 0, 0, 0, 0x01, number]
+}
+
+/// Makes addresses neighbours of the node on a bridge, at the port with this number.
+pub(super) fn add_bridge_routes(node: &NetNs, bridge: &str, number: u8, addresses: &[IpAddr]) -> Result<(), LabError> {
+    with_netlink(node, "routes to a port of a bridge", async |netlink| {
+        let index = interface_index(&netlink, bridge).await?;
+        for address in addresses {
+            match *address {
+                IpAddr::V4(v4) => netlink.add_route(Ipv4Route::from_addr(v4, 32).dev_index(index)).await?,
+                IpAddr::V6(v6) => netlink.add_route(Ipv6Route::from_addr(v6, 128).dev_index(index)).await?,
+            }
+            netlink.add_neighbor(Neighbor::new(bridge, *address).lladdr(port_mac(number)).permanent()).await?;
+        }
+        Ok(())
     })
 }
 

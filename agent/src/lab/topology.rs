@@ -49,6 +49,8 @@ pub struct HostSpec {
     pub addresses: Vec<IpAddr>,
     /// Addresses of the node on that interface, such as a bridge's or tunnel's own.
     pub node_side: Vec<IpAddr>,
+    /// Whether that interface is a bridge, of which the host is one port.
+    pub bridged: bool,
 }
 
 /// Describes a lab before it is built.
@@ -79,7 +81,17 @@ impl LabBuilder {
             interface: interface.into(),
             addresses: addresses.into_iter().collect(),
             node_side: Vec::new(),
+            bridged: false,
         });
+        self
+    }
+
+    /// Makes the interface that leads to the host attached last a bridge, with the host behind a port of it. Several
+    /// hosts may be behind one bridge. Without a host before it, this does nothing.
+    pub fn bridged(mut self) -> Self {
+        if let Some(host) = self.hosts.last_mut() {
+            host.bridged = true;
+        }
         self
     }
 
@@ -145,6 +157,7 @@ impl LabBuilder {
 #[derive(Debug)]
 struct Host {
     interface: String,
+    bridged: bool,
     namespace: NetNs,
     server: EchoServer,
 }
@@ -275,9 +288,14 @@ impl Lab {
     fn attach(&mut self, spec: &HostSpec) -> Result<(), LabError> {
         let namespace = self.node.new_beside(&spec.name)?;
         prepare(&namespace)?;
-        links::join(&self.node, &namespace, &spec.interface)?;
+        if spec.bridged {
+            let number = port_number(self.hosts.len());
+            links::join_bridge(&self.node, &namespace, &spec.interface, &format!("port{number}"), number)?;
+        } else {
+            links::join(&self.node, &namespace, &spec.interface)?;
+        }
         let server = EchoServer::start(&namespace)?;
-        self.hosts.push(Host { interface: spec.interface.clone(), namespace, server });
+        self.hosts.push(Host { interface: spec.interface.clone(), bridged: spec.bridged, namespace, server });
         links::add_addresses(&self.node, &spec.interface, &spec.node_side)?;
         self.node_addresses.extend(&spec.node_side);
         self.give(self.hosts.len() - 1, &spec.addresses)
@@ -286,7 +304,11 @@ impl Lab {
     fn give(&self, index: usize, addresses: &[IpAddr]) -> Result<(), LabError> {
         let host = &self.hosts[index];
         links::add_addresses(&host.namespace, links::HOST_INTERFACE, addresses)?;
-        links::add_host_routes(&self.node, &host.interface, addresses)?;
+        if host.bridged {
+            links::add_bridge_routes(&self.node, &host.interface, port_number(index), addresses)?;
+        } else {
+            links::add_host_routes(&self.node, &host.interface, addresses)?;
+        }
         let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         owners.extend(addresses.iter().map(|&address| (address, index)));
         Ok(())
@@ -314,6 +336,11 @@ impl Lab {
         let host = index.and_then(|index| self.hosts.get(index));
         host.map(|host| (&host.namespace, &host.server)).ok_or(LabError::UnknownAddress(address))
     }
+}
+
+/// No lab has more than a handful of hosts.
+fn port_number(position: usize) -> u8 {
+    u8::try_from(position).unwrap_or(u8::MAX)
 }
 
 fn prepare(namespace: &NetNs) -> Result<(), LabError> {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use compiler::ruleset::Family;
 use compiler::ruleset::chains::Chain;
 use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
+use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
 
@@ -23,7 +23,9 @@ const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFT_META_IIF: u32 = 4;
 const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_OIFNAME: u32 = 7;
 const NFT_META_PRIORITY: u32 = 2;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_STATE: u32 = 0;
@@ -103,6 +105,13 @@ pub(super) fn write_chain_name(writer: &mut Writer, kind: u16, chain: Chain) {
     writer.end(open);
 }
 
+fn interface_name(way: Way) -> u32 {
+    match way {
+        Way::In => NFT_META_IIFNAME,
+        Way::Out => NFT_META_OIFNAME,
+    }
+}
+
 struct Expressions<'a> {
     writer: &'a mut Writer,
     family: Family,
@@ -115,16 +124,20 @@ impl Expressions<'_> {
             Statement::CtStatusDnat => self.conntrack_bits(NFT_CT_STATUS, IPS_DST_NAT),
             Statement::Protocol(protocol) => self.match_protocol(protocol.number()),
             Statement::Address(side, op, net) => self.match_prefix(*side, *op, net),
-            Statement::Interface(op, name) => {
+            Statement::Interface(way, op, name) => {
                 let mut padded = [0; IFNAMSIZ];
                 let length = name.len().min(IFNAMSIZ - 1);
                 padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-                self.meta(NFT_META_IIFNAME, 0);
+                self.meta(interface_name(*way), 0);
                 self.compare(*op, &padded);
             }
-            Statement::InterfacePrefix(op, prefix) => {
-                self.meta(NFT_META_IIFNAME, 0);
+            Statement::InterfacePrefix(way, op, prefix) => {
+                self.meta(interface_name(*way), 0);
                 self.compare(*op, &prefix.as_bytes()[..prefix.len().min(IFNAMSIZ)]);
+            }
+            Statement::NoInputInterface(op) => {
+                self.meta(NFT_META_IIF, 0);
+                self.compare(*op, &0u32.to_ne_bytes());
             }
             Statement::FibLocal(side) => {
                 self.fib_address_type(*side);

@@ -203,8 +203,9 @@ impl<'e> Walker<'_, 'e, '_> {
             Statement::CtStatusDnat => state.is_translated(),
             Statement::Protocol(protocol) => state.protocol == *protocol,
             Statement::Address(side, op, net) => holds(*op, net.contains(&self.address(*side))),
-            Statement::Interface(op, name) => holds(*op, state.input_interface == *name),
-            Statement::InterfacePrefix(op, prefix) => holds(*op, state.input_interface.starts_with(prefix)),
+            Statement::Interface(way, op, name) => holds(*op, state.interface(*way) == name),
+            Statement::InterfacePrefix(way, op, prefix) => holds(*op, state.interface(*way).starts_with(prefix)),
+            Statement::NoInputInterface(op) => holds(*op, state.input_interface.is_empty()),
             Statement::FibLocal(side) => self.host.is_local(self.address(*side)),
             Statement::Lookup(key, op, map) => {
                 // A key that can't be made (no TCP header) fails the rule, whatever the operator.

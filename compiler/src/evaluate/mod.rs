@@ -26,12 +26,14 @@ mod tests;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Hook};
 use crate::ruleset::element::{Element, ListNumber};
+use crate::ruleset::rule::Way;
 use crate::ruleset::table::{Ruleset, Table};
 use index::Index;
 use interpreter::{End, Trace};
@@ -58,12 +60,29 @@ pub struct Host {
     /// All addresses on its interfaces. 127.0.0.0/8 and ::1 are local without
     /// being listed.
     pub local_addresses: Vec<IpAddr>,
+    /// Its bridges that show what they forward to the IP hooks
+    /// (`net.bridge.bridge-nf-call-iptables`, and `-ip6tables`).
+    pub bridges: Vec<Bridge>,
+}
+
+/// A bridge of this node, as [`Host::bridges`] has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// The name of its interface.
+    pub name: String,
+    /// The networks behind its ports: those of pods.
+    pub networks: Vec<IpNet>,
 }
 
 impl Host {
     /// Whether the kernel has a local route to the address (`fib … type local`).
     pub fn is_local(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.local_addresses.contains(&address)
+    }
+
+    /// The bridge that a packet to this address leaves by.
+    fn bridge_to(&self, address: IpAddr) -> Option<&Bridge> {
+        self.bridges.iter().find(|bridge| bridge.networks.iter().any(|network| network.contains(&address)))
     }
 }
 
@@ -197,6 +216,8 @@ struct State {
     endpoint: Option<Endpoint>,
     /// Empty where the kernel has no input device.
     input_interface: String,
+    /// Known from routing on, and of [`Host::bridges`] only; else empty.
+    output_interface: String,
     locally_generated: bool,
     /// A nat chain decided on the destination, or all had nothing to say.
     destination_settled: bool,
@@ -217,6 +238,7 @@ impl State {
             original_port: packet.port,
             endpoint: None,
             input_interface: packet.input_interface.clone().unwrap_or_default(),
+            output_interface: String::new(),
             locally_generated: packet.input_interface.is_none(),
             destination_settled: false,
             masqueraded: false,
@@ -229,6 +251,13 @@ impl State {
     /// (`nf_nat_setup_info`).
     fn is_translated(&self) -> bool {
         (self.destination, self.port) != (self.original_destination, self.original_port)
+    }
+
+    fn interface(&self, way: Way) -> &str {
+        match way {
+            Way::In => &self.input_interface,
+            Way::Out => &self.output_interface,
+        }
     }
 
     fn translated_to(&self, endpoint: Endpoint) -> Self {
@@ -295,7 +324,16 @@ impl<'e> Journey<'e, '_> {
         match hook {
             Hook::Prerouting if local => self.enter(Hook::Input, state),
             Hook::Prerouting => self.enter(Hook::Forward, state),
-            Hook::Forward | Hook::Output => self.enter(Hook::Postrouting, state),
+            Hook::Forward | Hook::Output => {
+                let bridge = self.host.bridge_to(state.destination);
+                state.output_interface = bridge.map(|bridge| bridge.name.clone()).unwrap_or_default();
+                // From port to port: br_netfilter names the bridge in both
+                // directions before, but only where to here (`br_nf_post_routing`).
+                if bridge.is_some_and(|bridge| bridge.name == state.input_interface) {
+                    state.input_interface.clear();
+                }
+                self.enter(Hook::Postrouting, state);
+            }
             Hook::Postrouting if local && state.locally_generated => {
                 state.input_interface = "lo".to_owned();
                 self.enter(Hook::Prerouting, state);

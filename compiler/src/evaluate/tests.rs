@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Evaluator, Host, Outcome, Packet, Remembered, Verdict};
+use super::{Bridge, Evaluator, Host, Outcome, Packet, Remembered, Verdict};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Domain, Pool};
@@ -72,8 +72,13 @@ impl Rules {
     }
 
     fn evaluate(self, packet: &Packet) -> Outcome {
+        self.evaluate_with(Vec::new(), packet)
+    }
+
+    fn evaluate_with(self, bridges: Vec<Bridge>, packet: &Packet) -> Outcome {
         let ruleset = Ruleset { tables: vec![Table::new(self.config, self.elements)] };
-        let host = Host { local_addresses: vec![ip(NODE), ip("192.0.2.111"), ip("2001:db8:1::11")] };
+        let local_addresses = vec![ip(NODE), ip("192.0.2.111"), ip("2001:db8:1::11")];
+        let host = Host { local_addresses, bridges };
         Evaluator::new(&ruleset, host).evaluate(packet)
     }
 }
@@ -159,6 +164,34 @@ fn an_interface_detector_masquerades_the_node() {
     let mut rules = Rules::new().cluster_ip(&TWO);
     rules.config.detector = Some(LocalDetector::InterfacePrefix("veth".to_owned()));
     assert_outcome(&rules.evaluate(&sent_by_node(NODE, CLUSTER_IP, 80)), dnat(&TWO), &TWO);
+}
+
+/// Between two ports of such a bridge postrouting knows no input interface. One of the two endpoints is on it.
+#[test]
+fn a_pod_keeps_its_address_on_a_bridge_that_shows_its_packets() {
+    let bridges = || vec![Bridge { name: "cbr0".to_owned(), networks: vec!["10.244.1.0/24".parse().unwrap()] }];
+    let on = |interface: &str, from: &str| Packet {
+        input_interface: Some(interface.to_owned()),
+        ..arrives(from, CLUSTER_IP, 80)
+    };
+    let by_name = LocalDetector::Interface("cbr0".to_owned());
+    let by_prefix = LocalDetector::InterfacePrefix("cbr".to_owned());
+    let by_other_prefix = LocalDetector::InterfacePrefix("veth".to_owned());
+    for (detector, packet, masqueraded) in [
+        (&by_name, on("cbr0", "10.244.1.9"), false),
+        (&by_prefix, on("cbr0", "10.244.1.9"), false),
+        // The ports' names are nowhere to be seen, not in prerouting either.
+        (&by_other_prefix, on("cbr0", "10.244.1.9"), true),
+        (&by_name, on("eth0", CLIENT), true),
+        (&by_prefix, on("eth0", CLIENT), true),
+        (&by_name, sent_by_node(NODE, CLUSTER_IP, 80), true),
+        (&by_prefix, sent_by_node(NODE, CLUSTER_IP, 80), true),
+    ] {
+        let mut rules = Rules::new().cluster_ip(&TWO);
+        rules.config.detector = Some(detector.clone());
+        let expected = if masqueraded { TWO.as_slice() } else { &[] };
+        assert_outcome(&rules.evaluate_with(bridges(), &packet), dnat(&TWO), expected);
+    }
 }
 
 #[test]
@@ -491,7 +524,7 @@ fn ipv6_has_a_table_of_its_own() {
             .balanced(Map::NodePorts, NODE_PORT, false, &endpoints)
             .with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing),
     );
-    let evaluator = Evaluator::new(&ruleset, Host { local_addresses: vec![ip("2001:db8:1::11")] });
+    let evaluator = Evaluator::new(&ruleset, Host { local_addresses: vec![ip("2001:db8:1::11")], ..Host::default() });
     let arrives = |from, to, port| evaluator.evaluate(&arrives(from, to, port));
     assert_outcome(&arrives("fd00:10:244:1::9", "fd00:10:96::a", 80), dnat(&endpoints), &[]);
     assert_outcome(&arrives("2001:db8:2::23", "fd00:10:96::a", 80), dnat(&endpoints), &endpoints);

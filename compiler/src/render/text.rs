@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::ruleset::Family;
 use crate::ruleset::maps::Map;
-use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
+use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 
 /// One rule as nft text, without the line's end.
 pub fn rule(family: Family, rule: &Rule) -> String {
@@ -20,8 +20,13 @@ fn statement(family: Family, statement: &Statement) -> String {
         Statement::CtStatusDnat => "ct status dnat".to_owned(),
         Statement::Protocol(protocol) => format!("meta l4proto {}", protocol.keyword()),
         Statement::Address(side, op, net) => format!("{ip} {}{} {}", side_word(*side), op_word(*op), prefix(*net)),
-        Statement::Interface(op, name) => format!("iifname{} \"{}\"", op_word(*op), interface(name)),
-        Statement::InterfacePrefix(op, name) => format!("iifname{} \"{}*\"", op_word(*op), quotable(name)),
+        Statement::Interface(way, op, name) => {
+            format!("{}{} \"{}\"", way_word(*way), op_word(*op), interface(name))
+        }
+        Statement::InterfacePrefix(way, op, name) => {
+            format!("{}{} \"{}*\"", way_word(*way), op_word(*op), quotable(name))
+        }
+        Statement::NoInputInterface(op) => format!("iif{} 0", op_word(*op)),
         Statement::FibLocal(side) => format!("fib {} type local", side_word(*side)),
         Statement::Lookup(key, op, map) => format!("{}{} @{map}", concatenation(family, key), op_word(*op)),
         Statement::Vmap(key, map) => format!("{} vmap @{map}", concatenation(family, key)),
@@ -83,6 +88,13 @@ fn side_word(side: Side) -> &'static str {
     match side {
         Side::Source => "saddr",
         Side::Destination => "daddr",
+    }
+}
+
+fn way_word(way: Way) -> &'static str {
+    match way {
+        Way::In => "iifname",
+        Way::Out => "oifname",
     }
 }
 

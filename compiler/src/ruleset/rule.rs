@@ -26,6 +26,15 @@ pub enum Side {
     Destination,
 }
 
+/// The interface of a packet that a rule asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// `iifname`: empty for the node's own packets, and behind forwarding for those that a bridge forwards.
+    In,
+    /// `oifname`: known from forwarding and output on; a bridge, not its port.
+    Out,
+}
+
 /// One field of the key that a rule looks up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyPart {
@@ -65,9 +74,12 @@ pub enum Statement {
     /// `ip saddr 10.244.0.0/16`, `ip daddr != 127.0.0.0/8`
     Address(Side, Op, IpNet),
     /// `iifname "cbr0"`
-    Interface(Op, String),
+    Interface(Way, Op, String),
     /// `iifname "veth*"`: every interface whose name begins so.
-    InterfacePrefix(Op, String),
+    InterfacePrefix(Way, Op, String),
+    /// `iif 0`: the kernel names no input interface. `iifname ""` would mean
+    /// the same, but nft refuses to read it.
+    NoInputInterface(Op),
     /// `fib saddr type local`: an address of this node.
     FibLocal(Side),
     /// `ip daddr . meta l4proto . th dport @firewall-ips`

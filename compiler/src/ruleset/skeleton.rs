@@ -5,7 +5,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::chains::{Chain, Domain, Pool};
 use super::maps::Map;
-use super::rule::{KeyPart, Op, Rule, Side, Statement};
+use super::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 use super::spread::Spread;
 use super::{Family, source_ranges};
 use crate::model::Protocol;
@@ -29,9 +29,36 @@ pub struct SkeletonConfig {
 fn from_local_pod(detector: &LocalDetector, op: Op) -> Statement {
     match detector {
         LocalDetector::Source(net) => Statement::Address(Side::Source, op, *net),
-        LocalDetector::Interface(name) => Statement::Interface(op, name.clone()),
-        LocalDetector::InterfacePrefix(prefix) => Statement::InterfacePrefix(op, prefix.clone()),
+        LocalDetector::Interface(name) => Statement::Interface(Way::In, op, name.clone()),
+        LocalDetector::InterfacePrefix(prefix) => Statement::InterfacePrefix(Way::In, op, prefix.clone()),
     }
+}
+
+/// The tests that a packet in postrouting comes from no local pod. Exactly one
+/// of them holds then, and none otherwise.
+///
+/// A bridge that shows its packets to the IP hooks (`bridge-nf-call-iptables`)
+/// names no input interface in postrouting. But what it forwards leaves by the
+/// bridge it came from, so the output interface tells as much. The node's own
+/// packets have no input interface either: their source tells them apart
+/// (decision 38).
+///
+/// ```nft
+/// iifname != "cbr0" iif != 0
+/// iif 0 oifname != "cbr0"
+/// iif 0 oifname "cbr0" fib saddr type local
+/// ```
+fn not_from_local_pod(detector: &LocalDetector) -> Vec<Vec<Statement>> {
+    let leaves_by: &dyn Fn(Op) -> Statement = match detector {
+        LocalDetector::Source(_) => return vec![vec![from_local_pod(detector, Op::IsNot)]],
+        LocalDetector::Interface(name) => &|op| Statement::Interface(Way::Out, op, name.clone()),
+        LocalDetector::InterfacePrefix(prefix) => &|op| Statement::InterfacePrefix(Way::Out, op, prefix.clone()),
+    };
+    vec![
+        vec![from_local_pod(detector, Op::IsNot), NoInputInterface(Op::IsNot)],
+        vec![NoInputInterface(Op::Is), leaves_by(Op::IsNot)],
+        vec![NoInputInterface(Op::Is), leaves_by(Op::Is), FibLocal(Side::Source)],
+    ]
 }
 
 const FRONTEND: [KeyPart; 3] = [KeyPart::Address(Side::Destination), KeyPart::Protocol, KeyPart::Port];
@@ -40,8 +67,8 @@ const ORIGINAL_FRONTEND: [KeyPart; 3] = [KeyPart::OriginalDestination, KeyPart::
 const ORIGINAL_NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::OriginalPort];
 
 use Statement::{
-    ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade, Reject,
-    Return, SetPriority, Vmap,
+    ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade,
+    NoInputInterface, Reject, Return, SetPriority, Vmap,
 };
 
 fn rule(statements: impl IntoIterator<Item = Statement>) -> Rule {
@@ -338,13 +365,16 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
     if config.masquerade_all {
         rules.push(rule([cluster_ip(), Masquerade]));
     } else if let Some(detector) = &config.detector {
-        // The test first: it spares pods one of two look-ups in a large set.
-        rules.push(rule([from_local_pod(detector, Op::IsNot), cluster_ip(), Masquerade]));
+        // The tests first: they spare pods one of two look-ups in a large set.
+        for tests in not_from_local_pod(detector) {
+            rules.push(rule(tests.into_iter().chain([cluster_ip(), Masquerade])));
+        }
     }
     rules.push(rule([Lookup(hairpin, Op::Is, Map::HairpinConnections), Masquerade]));
     rules.push(rule([cluster_ip(), Return]));
 
-    // From the node itself, unless the detector takes its source for a pod's.
+    // From the node itself, unless the detector takes its source for a pod's. What a bridge forwards has no
+    // source of the node, so that the input interface is enough here.
     let mut from_node: Vec<Statement> = Vec::new();
     if let Some(detector) = &config.detector {
         from_node.push(from_local_pod(detector, Op::IsNot));

@@ -62,6 +62,7 @@ fn vector_node(node: &Node) -> VectorNode {
         ips,
         extra_ips: node.local_addresses.iter().filter(is_extra).copied().collect(),
         pod_cidrs: node.pod_cidrs.clone(),
+        bridge: None,
     }
 }
 

@@ -2,10 +2,9 @@
 //! are planned incrementally, as the agent would.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use compiler::diff::{KernelState, Planner, Resync};
-use compiler::evaluate::{self, Evaluator, Host};
+use compiler::evaluate::{self, Bridge, Evaluator, Host};
 use compiler::model::{Change, Endpoint, ProxyConfig, Store};
 use compiler::ruleset::Family;
 use compiler::ruleset::element::{Data, Element, Key};
@@ -30,10 +29,9 @@ pub struct Compiled {
 
 impl Compiled {
     /// Compiles the first state.
-    pub fn start(config: ProxyConfig, interface_addresses: Vec<IpAddr>, changes: Vec<Change>) -> Self {
+    pub fn start(config: ProxyConfig, host: Host, changes: Vec<Change>) -> Self {
         let mut store = Store::new(config.node_name.clone());
-        let host = Host { local_addresses: interface_addresses.clone() };
-        store.set_interface_addresses(interface_addresses);
+        store.set_interface_addresses(host.local_addresses.clone());
         for change in changes {
             store.apply(change);
         }
@@ -175,6 +173,12 @@ fn sticks(compiled: &mut Compiled, packet: &Packet, expected: &Outcome) -> bool 
     !first.is_empty() && first.iter().all(is_expected) && second.len() == 1 && first.is_superset(&second)
 }
 
+fn host(vector: &Vector) -> Host {
+    let networks = || vector.node.pod_cidrs.clone();
+    let bridges = vector.node.bridge.iter().map(|name| Bridge { name: name.clone(), networks: networks() });
+    Host { local_addresses: under_test::interface_addresses(vector), bridges: bridges.collect() }
+}
+
 /// Runs every phase of a vector; none in the answer means that it passed.
 ///
 /// # Errors
@@ -182,7 +186,7 @@ fn sticks(compiled: &mut Compiled, packet: &Packet, expected: &Outcome) -> bool 
 pub fn run(vector: &Vector) -> Result<Vec<Mismatch>, ProxyError> {
     let config = under_test::proxy_config(&vector.config, &vector.node.name)?;
     let objects = under_test::changes(&[], &vector.objects)?;
-    let mut compiled = Compiled::start(config, under_test::interface_addresses(vector), objects);
+    let mut compiled = Compiled::start(config, host(vector), objects);
     let mut mismatches = Vec::new();
     for (phase, (step, probes)) in vector.phases().enumerate() {
         if let Some(step) = step {

@@ -87,6 +87,10 @@ pub struct VectorNode {
     /// The ranges of its pods.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<IpNet>,
+    /// The bridge whose ports its pods are behind, and which shows what it
+    /// forwards to the IP hooks (`bridge-nf-call-iptables`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
 }
 
 /// The primary addresses of a node; either may be absent.

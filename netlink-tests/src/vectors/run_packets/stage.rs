@@ -7,6 +7,7 @@ use agent::lab::{Lab, LabError, Transport};
 use serde_json::Value;
 
 use super::super::schema::{OriginKind, Probe, TransportProtocol, Vector};
+use crate::harness::show_bridged_packets;
 
 /// Interface to this node's pods, where the vector names none.
 const POD_INTERFACE: &str = "podlink";
@@ -29,16 +30,26 @@ impl Stage {
         for (number, (interface, addresses)) in (1..).zip(places(vector, &servers)) {
             if interface == UPLINK_INTERFACE {
                 uplink = addresses;
-            } else {
-                // Each interface has an address of its own, as a bridge or tunnel has, so that a
-                // masqueraded connection of the node shows: it would keep its address else.
-                builder = builder.host(&interface, &interface, addresses).node_side([
-                    IpAddr::V4(Ipv4Addr::new(172, 31, 255, number)),
-                    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0xff, 0, 0, 0, 0, number.into())),
-                ]);
+                continue;
             }
+            if vector.node.bridge.as_ref() == Some(&interface) {
+                for (port, address) in (1..).zip(addresses) {
+                    builder = builder.host(format!("{interface}-{port}"), &interface, [address]).bridged();
+                }
+            } else {
+                builder = builder.host(&interface, &interface, addresses);
+            }
+            // Each interface has an address of its own, as a bridge or tunnel has, so that a
+            // masqueraded connection of the node shows: it would keep its address else.
+            builder = builder.node_side([
+                IpAddr::V4(Ipv4Addr::new(172, 31, 255, number)),
+                IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0xff, 0, 0, 0, 0, number.into())),
+            ]);
         }
         let lab = builder.uplink("outside", UPLINK_INTERFACE, uplink).build()?;
+        if vector.node.bridge.is_some() {
+            show_bridged_packets(lab.node(), true)?;
+        }
         for (address, transport) in servers {
             lab.listen(address, transport)?;
         }
@@ -113,6 +124,7 @@ fn slice_servers(manifest: &Value) -> Vec<(SocketAddr, Transport)> {
 /// Which addresses sit behind which interface of the node.
 fn places(vector: &Vector, servers: &BTreeSet<(SocketAddr, Transport)>) -> BTreeMap<String, Vec<IpAddr>> {
     let mut places: BTreeMap<IpAddr, &str> = BTreeMap::new();
+    let pod_interface = vector.node.bridge.as_deref().unwrap_or(POD_INTERFACE);
     let is_local_pod = |ip: &IpAddr| vector.node.pod_cidrs.iter().any(|range| range.contains(ip));
     // The interface a packet has to arrive on outranks everything.
     for Probe { from, .. } in probes(vector) {
@@ -122,12 +134,12 @@ fn places(vector: &Vector, servers: &BTreeSet<(SocketAddr, Transport)>) -> BTree
     }
     let targets: BTreeSet<IpAddr> = probes(vector).map(|probe| probe.to.ip).collect();
     for (server, _) in servers.iter().filter(|(server, _)| !targets.contains(&server.ip())) {
-        let interface = if is_local_pod(&server.ip()) { POD_INTERFACE } else { OVERLAY_INTERFACE };
+        let interface = if is_local_pod(&server.ip()) { pod_interface } else { OVERLAY_INTERFACE };
         places.entry(server.ip()).or_insert(interface);
     }
     for Probe { from, .. } in probes(vector) {
         places.entry(from.ip).or_insert(match from.kind {
-            OriginKind::LocalPod => POD_INTERFACE,
+            OriginKind::LocalPod => pod_interface,
             OriginKind::RemotePod => OVERLAY_INTERFACE,
             OriginKind::Node | OriginKind::External => UPLINK_INTERFACE,
         });
