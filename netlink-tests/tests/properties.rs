@@ -8,6 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use compiler::evaluate::Host;
 use compiler::model::{Change, Endpoint};
 use netlink_tests::model::affinity::Memory;
 use netlink_tests::model::generate::{ModelChange, Scenario, scenario};
