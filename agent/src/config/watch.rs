@@ -15,6 +15,10 @@ use crate::files::watch::FileWatch;
 /// A directory whose files change all the time is looked at no more often.
 const QUIET: Duration = Duration::from_millis(50);
 
+/// The places to watch are looked up until they are what is watched, but no more
+/// often than this: links may change all the time.
+const MOST_LOOKS: usize = 8;
+
 /// Why the file can't be followed at present.
 #[derive(Debug, Error)]
 enum WatchError {
@@ -70,7 +74,11 @@ impl Follower<'_> {
             Some(watch) => watch,
             none => none.insert(FileWatch::new().map_err(WatchError::Watch)?),
         };
-        watch.set(&paths_around(self.path)).map_err(WatchError::Watch)?;
+        for _ in 0..MOST_LOOKS {
+            if !watch.set(&paths_around(self.path)).map_err(WatchError::Watch)? {
+                break;
+            }
+        }
         match (read_aside(self.path.to_owned()).await, &self.original) {
             (Ok(text), Some(original)) if !text.is_empty() && text != *original => return Ok(true),
             (Ok(text), None) => self.original = Some(text),

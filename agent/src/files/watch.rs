@@ -44,6 +44,8 @@ pub struct FileWatch {
     inotify: AsyncFd<Descriptor>,
     /// Every path of a watched inode.
     watched: HashMap<WatchDescriptor, BTreeSet<PathBuf>>,
+    /// Paths that were asked for and were not there.
+    missing: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -65,12 +67,13 @@ impl FileWatch {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         // SAFETY: the descriptor that `Descriptor` names is its own, the same at every call, and closed only with it.
         let inotify = unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) }?;
-        Ok(Self { inotify, watched: HashMap::new() })
+        Ok(Self { inotify, watched: HashMap::new(), missing: BTreeSet::new() })
     }
 
     /// Watches these paths and no others; what is not there is left out.
-    /// Returns whether something is watched that was not before: what happened
-    /// there until now was not seen. A directory that was deleted and made
+    /// Returns whether the caller has to look again, because something may have
+    /// happened that no event tells of: a path is watched that was not before,
+    /// or one is missing that was not. A directory that was deleted and made
     /// again is another one.
     ///
     /// # Errors
@@ -78,13 +81,16 @@ impl FileWatch {
     /// The others are watched.
     pub fn set(&mut self, wanted: &HashSet<PathBuf>) -> io::Result<bool> {
         let mut watched: HashMap<WatchDescriptor, BTreeSet<PathBuf>> = HashMap::new();
+        let mut missing = BTreeSet::new();
         let mut refused = None;
         for path in wanted {
             match self.inotify.get_ref().0.add_watch(path, changes()) {
                 Ok(watch) => {
                     watched.entry(watch).or_default().insert(path.clone());
                 }
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ELOOP | Errno::ENAMETOOLONG) => {}
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ELOOP | Errno::ENAMETOOLONG) => {
+                    missing.insert(path.clone());
+                }
                 Err(errno) => refused = Some(errno),
             }
         }
@@ -95,8 +101,9 @@ impl FileWatch {
         let is_known = |(watch, paths): (&WatchDescriptor, &BTreeSet<PathBuf>)| {
             self.watched.get(watch).is_some_and(|known| paths.is_subset(known))
         };
-        let is_new = !watched.iter().all(is_known);
+        let is_new = !watched.iter().all(is_known) || !missing.is_subset(&self.missing);
         self.watched = watched;
+        self.missing = missing;
         match refused {
             Some(errno) => Err(errno.into()),
             None => Ok(is_new),
@@ -197,6 +204,8 @@ mod tests {
             watch.set(&[inner.clone()].into()).unwrap();
             fs::remove_dir(&inner).unwrap();
             assert_eq!(watch.next().await.unwrap(), only(&inner));
+            // Whoever had looked just before it went has not seen that; told once.
+            assert!(watch.set(&[inner.clone()].into()).unwrap());
             assert!(!watch.set(&[inner.clone()].into()).unwrap());
             fs::create_dir(&inner).unwrap();
             assert!(watch.set(&[inner.clone()].into()).unwrap());
