@@ -36,9 +36,8 @@ pub(super) fn server_url(text: &str, has_tls: bool) -> Result<Uri, ServerUrlErro
     }
     let authority = url.authority().filter(|authority| !authority.host().is_empty()).ok_or_else(invalid)?;
     // Port 70000 or "port" parse as a URL, but lead nowhere.
-    let has_port =
-        authority.as_str().trim_end_matches(']').rsplit_once(']').map_or(authority.as_str(), |(_, port)| port);
-    if has_port.contains(':') && authority.port_u16().is_none() {
+    let behind_brackets = authority.as_str().rsplit(']').next().unwrap_or_default();
+    if behind_brackets.contains(':') && authority.port_u16().is_none() {
         return Err(invalid());
     }
     if authority.as_str().contains('@') || url.query().is_some() {
