@@ -7,6 +7,7 @@
 
 mod culprits;
 mod pace;
+mod retrial;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -27,6 +28,7 @@ use crate::sync::{SyncError, Syncer};
 use culprits::Culprits;
 pub use pace::MIN_GAP;
 use pace::{Blame, Pace};
+use retrial::Retrial;
 
 /// How long nothing must happen before chains that nothing uses are deleted.
 const IDLE: Duration = Duration::from_secs(5);
@@ -133,6 +135,7 @@ pub async fn follow<O: Observer>(
         pace: Pace::new(options.retry, options.min_gap),
         culprits: Culprits::default(),
         failures: Failures::default(),
+        retrial: Retrial::default(),
         log_problems: options.log_problems,
         listed: false,
         foreign: false,
@@ -141,7 +144,7 @@ pub async fn follow<O: Observer>(
     let mut idle = Instant::now() + IDLE;
     let mut node_open = true;
     loop {
-        let wake = state.due().or(state.pace.truce());
+        let wake = state.due().or(state.pace.truce()).or(state.retrial.next());
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -158,7 +161,10 @@ pub async fn follow<O: Observer>(
                 None => node_open = false,
             },
             () = state.syncer.foreign_change() => state.note_foreign_changes(),
-            () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => state.make_truce(),
+            () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => {
+                state.make_truce();
+                state.retry_quarantined();
+            }
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy().await;
             }
@@ -178,6 +184,7 @@ struct Loop<'a, O> {
     pace: Pace,
     culprits: Culprits,
     failures: Failures,
+    retrial: Retrial,
     log_problems: bool,
     listed: bool,
     /// Whether somebody else changed our table since the last sync.
@@ -255,6 +262,13 @@ impl<O: Observer> Loop<'_, O> {
         }
     }
 
+    /// Services in quarantine are tried again by a comparison with the kernel.
+    fn retry_quarantined(&mut self) {
+        if self.retrial.take_due(Instant::now()) {
+            self.syncer.mark_damaged();
+        }
+    }
+
     /// Slices of no Service have no effect; after the first list that is worth
     /// a line, later it is how Services come and go.
     fn warn_of_lone_slices(&self) {
@@ -297,6 +311,8 @@ impl<O: Observer> Loop<'_, O> {
         if std::mem::take(&mut self.foreign) {
             self.observer.repaired_foreign_change(report);
         }
+        let any_quarantined = self.syncer.planner().quarantined().next().is_some();
+        self.retrial.note(any_quarantined, Instant::now());
         self.observer.synced(self.syncer, report).await;
         if !self.pace.is_fight() {
             self.observer.recovered();

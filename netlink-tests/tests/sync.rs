@@ -254,7 +254,24 @@ fn what_the_kernel_refuses_costs_only_its_service() {
     proxy.apply(&[served_by("shop/web", [LOCAL[0][3]]).build()]);
     cluster.assert_served(POD[0], at("10.96.0.10", 80), Transport::Tcp, [LOCAL[0][3]]);
 
-    // With the obstacle gone, the next change of the Service brings it in.
+    // A comparison tries it again, and blames it again.
+    let compare = || {
+        proxy.with(|syncer, _| syncer.mark_damaged());
+        proxy.apply(&[])
+    };
+    let report = compare();
+    assert!(report.refused.iter().all(|refused| refused.owner.as_deref() == Some("shop/guarded")), "{report:?}");
+    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 1);
+
+    // With the obstacle gone, the next comparison brings it in, and so would a change of the Service.
+    proxy.with(|syncer, _| syncer.kernel().refuse_when(None));
+    let report = compare();
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 0);
+    cluster.assert_served(CLIENT[0], at("203.0.113.20", 80), Transport::Tcp, [LOCAL[0][1]]);
+    proxy.with(move |syncer, _| syncer.kernel().refuse_when(Some(refuse)));
+    proxy.apply(&[guarded.clone().external_ip("203.0.113.22").build()]);
+    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 1);
     proxy.with(|syncer, _| syncer.kernel().refuse_when(None));
     let report = proxy.apply(&[guarded.label("touched", "yes").external_ip("203.0.113.21").build()]);
     assert!(report.refused.is_empty(), "{:?}", report.refused);

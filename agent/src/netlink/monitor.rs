@@ -102,7 +102,8 @@ impl Monitor {
     pub fn has_seen(&mut self) -> Result<bool, NetlinkError> {
         loop {
             match self.socket.try_recv_msg() {
-                Ok(None) => return Ok(!self.follower.seen.is_empty()),
+                // A commit of which not every message is here yet is one, too.
+                Ok(None) => return Ok(!self.follower.seen.is_empty() || !self.follower.touched.is_empty()),
                 Ok(Some(datagram)) => self.follow(Ok(datagram))?,
                 Err(error) => self.follow(Err(error))?,
             }

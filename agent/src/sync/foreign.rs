@@ -39,17 +39,24 @@ impl Syncer {
     /// Whether others may have changed our tables since a moment at which this
     /// had [looked](Self::see_foreign_changes): then what failed since then
     /// proves nothing.
+    ///
+    /// The monitor decides where it is open: the kernel notifies it of a commit
+    /// before it lets the next one begin. Generations alone would not do, since
+    /// a commit of ours that changes nothing does not count as one, and would
+    /// hide one of theirs.
     pub(super) async fn was_disturbed(&mut self, since: Moment) -> bool {
-        match self.kernel.undisturbed_since(since).await {
-            Ok(true) => return false,
-            Ok(false) => {}
-            Err(error) => tracing::debug!("whether others changed our tables is not known: {error}"),
+        if let Some(monitor) = &mut self.monitor {
+            return monitor.has_seen().unwrap_or(true);
         }
-        // Somebody committed something; the monitor knows whether it was about us.
-        match &mut self.monitor {
-            Some(monitor) => monitor.has_seen().unwrap_or(true),
-            None => {
-                self.open_monitor();
+        self.open_monitor();
+        if self.monitor.is_some() {
+            // Nobody watched so far: the next pass gives proof.
+            return true;
+        }
+        match self.kernel.undisturbed_since(since).await {
+            Ok(undisturbed) => !undisturbed,
+            Err(error) => {
+                tracing::debug!("whether others changed our tables is not known: {error}");
                 true
             }
         }

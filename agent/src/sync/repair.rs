@@ -64,6 +64,7 @@ impl Syncer {
         if self.initialised {
             self.remember_programmed(dirty);
         }
+        self.release_quarantined();
         let mut met = Met::default();
         while met.refusals < MAX_REFUSALS {
             let moment = self.kernel.moment().await?;
@@ -85,6 +86,16 @@ impl Syncer {
             }
         }
         Err(SyncError::Unrepairable { attempts: MAX_REFUSALS, last: met.last })
+    }
+
+    /// Each comparison tries again what was refused before. Who is refused once
+    /// more keeps what is programmed for it now.
+    fn release_quarantined(&mut self) {
+        for name in self.planner.release_quarantined() {
+            let programmed = Family::ALL.map(|family| self.planner.compiled(&name, family).cloned());
+            self.last_good.insert(name.clone(), programmed);
+            self.remember_programmed(vec![name]);
+        }
     }
 
     /// One look at the kernel, and what it lacks.
@@ -146,6 +157,10 @@ impl Syncer {
             true => named(&transaction, &error),
             false => self.find_culprits(&transaction),
         };
+        // Finding them takes a commit for each Service: others may have changed something meanwhile.
+        if self.was_disturbed(moment).await {
+            return disturbed(&error, met).await;
+        }
         if culprits.is_empty() {
             return Err(SyncError::Skeleton(error.to_string()));
         }

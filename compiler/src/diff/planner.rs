@@ -115,9 +115,15 @@ impl Planner {
     }
 
     /// Services that the kernel refused; they keep what was programmed for
-    /// them until they change.
+    /// them until they change or are [released](Self::release_quarantined).
     pub fn quarantined(&self) -> impl Iterator<Item = &ServiceName> {
         self.quarantined.iter()
+    }
+
+    /// Ends all quarantines, so that the next [`super::Resync`] tries these
+    /// Services again; returns which they were.
+    pub fn release_quarantined(&mut self) -> Vec<ServiceName> {
+        std::mem::take(&mut self.quarantined).into_iter().collect()
     }
 
     /// Whether the kernel refused this Service.
