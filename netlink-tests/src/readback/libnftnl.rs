@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use compiler::model::Protocol;
-use compiler::ruleset::maps::{KeyField, Map};
+use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use compiler::ruleset::{Family, TABLE};
 use nftnl::nftnl_sys as sys;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
@@ -231,7 +231,13 @@ unsafe fn element_text(element: *mut sys::nftnl_set_elem, family: Family, map: M
         Some(NFT_GOTO) => text.push_str(&format!(" : goto {}", owned(chain)?)),
         Some(other) => return Err(format!("verdict {other:#x}")),
         None if data.is_empty() => {}
-        None => text.push_str(&format!(" : {}", fields(family, &[KeyField::Address, KeyField::Port], &data)?)),
+        None => {
+            let kinds: &[KeyField] = match map.data() {
+                DataKind::List => &[KeyField::List],
+                _ => &[KeyField::Address, KeyField::Port],
+            };
+            text.push_str(&format!(" : {}", fields(family, kinds, &data)?));
+        }
     }
     Ok(text)
 }
@@ -252,6 +258,11 @@ fn fields(family: Family, fields: &[KeyField], mut bytes: &[u8]) -> Result<Strin
             }
             (KeyField::Port, Some([high, low, ..]), _) => u16::from_be_bytes([high, low]).to_string(),
             (KeyField::Slot, Some(slot), _) => u32::from_ne_bytes(slot).to_string(),
+            // A priority of nft: two numbers in hexadecimal (`tc_handle` of nftables).
+            (KeyField::List, Some(list), _) => {
+                let priority = u32::from_ne_bytes(list);
+                format!("{:x}:{:x}", priority >> 16, priority & 0xffff)
+            }
             other => return Err(format!("{other:?}")),
         });
     }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use netlink_tests::fixtures::manifests::NODE_NAME;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
@@ -104,7 +105,7 @@ fn lines_that_were_lost_are_counted() {
 #[test]
 fn whoever_reads_a_rule_set_may_stop_in_the_middle() {
     let manifests = manifests();
-    let mut command = vmap_proxy(&["compile", "--node-name", "n", "--manifests"]);
+    let mut command = vmap_proxy(&["compile", "--node-name", NODE_NAME, "--manifests"]);
     command.arg(manifests.path()).stdout(broken());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
