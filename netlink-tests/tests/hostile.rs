@@ -343,6 +343,15 @@ fn cpu_seconds(pid: u32) -> f64 {
     ticks / 100.0
 }
 
+/// Sets a flag when it goes, also by a failed assertion: who waits for it must not wait for ever.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Undoes whatever is there as fast as it can, until `done`.
 fn fight(namespace: &NetNs, done: &AtomicBool) -> usize {
     let fight = || {
@@ -371,6 +380,7 @@ fn a_fight_costs_little_is_told_honestly_and_ends_well() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let attacker = scope.spawn(|| fight(&node.namespace, &done));
+        let end = SetAtEnd(&done);
         let begun = Instant::now();
         let reply = node.await_health("a fight", |reply| reply.status == 503);
         assert!(reply.body.contains("vmap-proxy") && reply.body.contains("reason"), "{reply:?}");
@@ -378,7 +388,7 @@ fn a_fight_costs_little_is_told_honestly_and_ends_well() {
             std::thread::sleep(Duration::from_millis(200));
             assert_eq!(node.health("/healthz").status, 503, "it is not over");
         }
-        done.store(true, Ordering::Release);
+        drop(end);
         let undone = attacker.join().unwrap();
         assert!(undone > 20, "{undone}");
     });
