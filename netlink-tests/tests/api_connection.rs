@@ -178,6 +178,13 @@ async fn kubeconfigs_that_work_for_client_go() {
     let one_line = base64(&authority.certificate());
     for (what, cluster, user, authorization, is_known) in [
         ("a file beside the kubeconfig", BY_FILE, "token: inline", "Bearer inline", false),
+        (
+            "many lines of comments",
+            &format!("{}{BY_FILE}", "# a line\n".repeat(50)),
+            "token: inline",
+            "Bearer inline",
+            false,
+        ),
         ("no scheme", "server: 127.0.0.1:PORT\ncertificate-authority: ca.crt", "token: inline", "Bearer inline", false),
         ("a token with a newline", BY_FILE, "token: |\n  inline\n", "Bearer inline", false),
         ("a token file with a newline", BY_FILE, "tokenFile: token", "Bearer from-the-file", false),

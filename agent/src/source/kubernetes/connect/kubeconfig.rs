@@ -18,6 +18,7 @@ use super::exec::{Exec, ExecError};
 use super::proxy::{Environment, Proxy, ProxyError};
 use super::server_url::{ServerUrlError, server_url};
 use super::settings::{Credentials, Identity, Pem, Settings, Trust, read_file};
+use crate::yaml;
 
 /// What in a kubeconfig can't be used.
 #[derive(Debug, Error)]
@@ -104,9 +105,17 @@ type Result<T> = std::result::Result<T, KubeconfigProblem>;
 /// Reads a kubeconfig; `master`, if given, replaces the server.
 pub(super) fn load(path: &Path, master: Option<&str>, environment: &Environment) -> Result<Settings> {
     let text = String::from_utf8(read_file(path)?).map_err(|_| KubeconfigProblem::NotText)?;
-    let file = Kubeconfig::from_yaml(&text).map_err(|error| KubeconfigProblem::Parse(Box::new(error)))?;
+    let file = parse(&text).map_err(|error| KubeconfigProblem::Parse(Box::new(error)))?;
     let directory = path.parent().unwrap_or(Path::new(""));
     Selected::from(file)?.settings(directory, master, environment)
+}
+
+/// The first document; client-go reads no other. Not with the library's own
+/// parser, which refuses more than 32 lines of comments before a block.
+fn parse(text: &str) -> std::result::Result<Kubeconfig, KubeconfigError> {
+    let first = yaml::split(text).into_iter().next();
+    let text = first.and_then(|document| text.get(document.range)).unwrap_or_default();
+    serde_saphyr::from_str_with_options(text, yaml::options()).map_err(|error| KubeconfigError::Parse(Box::new(error)))
 }
 
 /// The current context's cluster and user.
