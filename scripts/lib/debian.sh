@@ -68,9 +68,11 @@ own_apt_update() {
   touch "$stamp"
 }
 
-# make_root RELEASE: a Debian root file system at $scratch/roots/RELEASE with what the tests call. Made once.
+# make_root RELEASE: a root file system at $scratch/roots/RELEASE with what the tests call. Made once. RELEASE is one of Debian's,
+# or vX.Y.Z: nft of that version, built from source.
 make_root() {
   local release=$1 root="$scratch/roots/$1" packages
+  case $release in v[0-9]*) "$(dirname "${BASH_SOURCE[0]}")/nft-from-source" "$release"; return ;; esac
   packages=nftables,iproute2,iptables,ipset,conntrack,ipvsadm,kmod,procps,iputils-ping,socat,jq
   [ ! -e "$root.done" ] || return 0
   rm -rf "$root"
