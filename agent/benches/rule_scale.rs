@@ -9,16 +9,16 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use agent::netlink::encode;
-use compiler::diff::batch::MAX_OPERATIONS;
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::model::{Endpoint, Protocol};
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::spread::Spread;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use vmap_proxy_agent::netlink::encode;
+use vmap_proxy_compiler::model::{Endpoint, Protocol};
+use vmap_proxy_compiler::plan::batch::MAX_OPERATIONS;
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::spread::Spread;
 
 const ENDPOINTS: u32 = 5;
 

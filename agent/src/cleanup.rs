@@ -1,8 +1,8 @@
 //! `vmap-proxy cleanup`: removes our own tables, and what kube-proxy left if
 //! that is asked for.
 
-use compiler::ruleset::{Family, TABLE};
 use thiserror::Error;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use crate::cli::CleanupOptions;
 use crate::instance::{self, InstanceError};

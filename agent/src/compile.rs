@@ -5,10 +5,10 @@
 
 use std::io::{self, Write};
 
-use compiler::model::{Object, ProxyConfig, convert};
-use compiler::ruleset::Family;
-use compiler::{Compilation, render};
 use thiserror::Error;
+use vmap_proxy_compiler::model::{Object, ProxyConfig, convert};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::{Compilation, render};
 
 use crate::cli::{CompileOptions, OutputFormat};
 use crate::source::manifests::{ManifestSource, SourceError};
@@ -38,8 +38,8 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         tracing::warn!("{problem}");
     }
     warn_of_closed_node_ports(&options.proxy, &objects);
-    let Compilation { ruleset, too_large, lone_slices, .. } = compiler::compile(options.proxy, objects);
-    too_large.iter().for_each(crate::follow::log_too_large);
+    let Compilation { ruleset, too_large, lone_slices, .. } = vmap_proxy_compiler::compile(options.proxy, objects);
+    too_large.iter().for_each(crate::sync_loop::log_too_large);
     // The source has reported the problems, with file and line.
     for slice in lone_slices {
         tracing::warn!(

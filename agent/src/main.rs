@@ -1,7 +1,7 @@
-//! The binary `vmap-proxy`; see [`agent::program`].
+//! The binary `vmap-proxy`; see [`vmap_proxy_agent::program`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    agent::program::run(std::env::args_os())
+    vmap_proxy_agent::program::run(std::env::args_os())
 }

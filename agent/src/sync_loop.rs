@@ -2,7 +2,7 @@
 //!
 //! Nothing is programmed before the source has listed everything once. After
 //! that a change is committed at once; what arrives while a commit runs, or
-//! within [`FollowOptions::min_gap`] of the last one, goes together into the next. What others
+//! within [`SyncLoopOptions::min_gap`] of the last one, goes together into the next. What others
 //! do to our tables is repaired likewise ([`pace`] says when).
 
 mod culprits;
@@ -14,12 +14,12 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use compiler::diff::TooLarge;
-use compiler::limits::MAX_ELEMENTS;
-use compiler::model::convert::Problem;
-use compiler::model::objects::{Change, Kind, Object, ObjectRef};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
+use vmap_proxy_compiler::limits::MAX_ELEMENTS;
+use vmap_proxy_compiler::model::convert::Problem;
+use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
+use vmap_proxy_compiler::plan::TooLarge;
 
 use crate::netlink::NetlinkError;
 use crate::source::Event;
@@ -94,13 +94,13 @@ pub trait Observer {
 
 /// An observer that does nothing.
 #[derive(Debug, Default)]
-pub struct Nobody;
+pub struct NoObserver;
 
-impl Observer for Nobody {}
+impl Observer for NoObserver {}
 
 /// How the loop behaves.
 #[derive(Debug, Clone)]
-pub struct FollowOptions {
+pub struct SyncLoopOptions {
     /// The longest time until a failed sync is tried again, if nothing else
     /// happens before. The first attempts follow much sooner.
     pub retry: Duration,
@@ -118,13 +118,13 @@ pub struct FollowOptions {
 /// # Errors
 /// If the first sync fails because the kernel lacks something, or the agent
 /// lacks the permission: waiting would not help. Later failures are retried.
-pub async fn follow<O: Observer>(
+pub async fn run_sync_loop<O: Observer>(
     syncer: &mut Syncer,
     mut events: mpsc::Receiver<Event>,
     mut node_events: mpsc::Receiver<NodeEvent>,
     status: &watch::Sender<Status>,
     observer: &mut O,
-    options: &FollowOptions,
+    options: &SyncLoopOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SyncError> {
     let mut shutdown = std::pin::pin!(shutdown);
@@ -473,8 +473,8 @@ pub(crate) fn log_too_large(large: &TooLarge) {
 }
 
 /// A frontend in words.
-pub(crate) fn describe(claim: compiler::ruleset::service::Claim) -> String {
-    use compiler::ruleset::service::Claim;
+pub(crate) fn describe(claim: vmap_proxy_compiler::ruleset::service::Claim) -> String {
+    use vmap_proxy_compiler::ruleset::service::Claim;
     match claim {
         Claim::Frontend(key) | Claim::NoEndpoint(key) => {
             format!("{} port {}/{}", key.address, key.port, key.protocol)

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent::metrics::{Format, Metrics, Operation, SyncKind, TrafficPolicy};
-use compiler::ruleset::Family;
+use vmap_proxy_agent::metrics::{Format, Metrics, Operation, SyncKind, TrafficPolicy};
+use vmap_proxy_compiler::ruleset::Family;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

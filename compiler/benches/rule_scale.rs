@@ -8,16 +8,16 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use compiler::diff::{KernelState, Planner, Resync};
-use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
-use compiler::model::config::DetectLocal;
-use compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
-use compiler::render;
 use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use serde_json::json;
+use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
+use vmap_proxy_compiler::model::config::DetectLocal;
+use vmap_proxy_compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::render;
 
 const SIZES: [u32; 4] = [100, 1_000, 10_000, 100_000];
 const ENDPOINTS: u32 = 5;

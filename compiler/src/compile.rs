@@ -1,9 +1,9 @@
 //! From objects to a complete rule set in one call: what a first sync would
 //! program on a node that holds nothing of ours yet.
 
-use crate::diff::{KernelState, Planner, Resync, TooLarge};
 use crate::model::convert::Problem;
 use crate::model::{Change, Object, ObjectRef, ProxyConfig, Store};
+use crate::plan::{KernelState, Planner, Resync, TooLarge};
 use crate::ruleset::table::Ruleset;
 
 /// A rule set, and what in the objects has no part in it.

@@ -14,7 +14,7 @@
 //! * [`limits`]: how many elements one Service may ask for;
 //! * [`ruleset`]: the typed rule set: a fixed skeleton of chains and maps, and
 //!   the elements of each Service;
-//! * [`diff`]: from what is programmed to what should be, in ordered transactions;
+//! * [`plan`]: from what is programmed to what should be, in ordered transactions;
 //! * [`compile`](mod@compile): all of it in one call;
 //! * [`render`]: the rule set as nft text and as JSON;
 //! * [`evaluate`]: one packet through the rule set.
@@ -29,9 +29,9 @@
 //! when a second endpoint comes.
 //!
 //! ```
-//! use compiler::diff::{Action, KernelState, Planner, Resync};
-//! use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
-//! use compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
+//! use vmap_proxy_compiler::plan::{Action, KernelState, Planner, Resync};
+//! use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
+//! use vmap_proxy_compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
 //! use serde_json::{from_value, json};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -53,8 +53,8 @@
 //!
 //! // Objects to a rule set, and the rule set to nft text.
 //! let objects = [service.clone(), slice(&["10.244.1.7"])?];
-//! let compiled = compiler::compile(ProxyConfig::default(), objects.clone());
-//! let text = compiler::render::ruleset(&compiled.ruleset);
+//! let compiled = vmap_proxy_compiler::compile(ProxyConfig::default(), objects.clone());
+//! let text = vmap_proxy_compiler::render::ruleset(&compiled.ruleset);
 //! assert!(text.contains("10.96.0.10 . tcp . 80 . 0 : 10.244.1.7 . 8080"));
 //!
 //! // One packet through the rules.
@@ -91,10 +91,10 @@
 #![deny(missing_docs)]
 
 pub mod compile;
-pub mod diff;
 pub mod evaluate;
 pub mod limits;
 pub mod model;
+pub mod plan;
 pub mod render;
 pub mod ruleset;
 pub mod select;

@@ -7,13 +7,13 @@ mod support;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use compiler::diff::{Plan, Planner, Resync, TooLarge};
-use compiler::limits::MAX_ELEMENTS;
-use compiler::model::types::ServiceName;
-use compiler::model::{Change, Object, ProxyConfig, Store};
-use compiler::ruleset::Family;
 use serde_json::{Value, json};
 use support::FakeKernel;
+use vmap_proxy_compiler::limits::MAX_ELEMENTS;
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{Plan, Planner, Resync, TooLarge};
+use vmap_proxy_compiler::ruleset::Family;
 
 /// A store and a planner, and what was committed.
 struct Node {
@@ -255,8 +255,8 @@ fn large_services_are_served() {
             store.apply(Change::Apply(serde_json::from_value(object).unwrap()));
         }
         let entry = store.get(&ServiceName::new("shop", "large")).unwrap();
-        let joins = compiler::select::Joins::new(Family::Ipv4, &entry.slices);
-        let elements = compiler::limits::elements_at_most(entry.service[0].as_ref().unwrap(), &joins);
+        let joins = vmap_proxy_compiler::select::Joins::new(Family::Ipv4, &entry.slices);
+        let elements = vmap_proxy_compiler::limits::elements_at_most(entry.service[0].as_ref().unwrap(), &joins);
         assert!(
             elements <= MAX_ELEMENTS,
             "{ports_count} ports, {external} addresses, {endpoints} endpoints: {elements}"

@@ -7,19 +7,19 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use compiler::diff::pieces::PIECE;
-use compiler::diff::{Action, Planner, Resync};
-use compiler::evaluate::{Evaluator, Host, Packet, Verdict};
-use compiler::model::config::{DetectLocal, NodePortAddresses};
-use compiler::model::{Change, Endpoint, Object, Protocol, ProxyConfig, Store};
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::ListNumber;
-use compiler::ruleset::maps::{DataKind, Map};
-use compiler::ruleset::spread::Spread;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::FakeKernel;
+use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
+use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
+use vmap_proxy_compiler::model::{Change, Endpoint, Object, Protocol, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::pieces::PIECE;
+use vmap_proxy_compiler::plan::{Action, Planner, Resync};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::ListNumber;
+use vmap_proxy_compiler::ruleset::maps::{DataKind, Map};
+use vmap_proxy_compiler::ruleset::spread::Spread;
 
 fn config() -> ProxyConfig {
     ProxyConfig {
@@ -244,7 +244,7 @@ impl Clients {
     }
 }
 
-fn store_dirty(store: &mut Store) -> Vec<compiler::model::types::ServiceName> {
+fn store_dirty(store: &mut Store) -> Vec<vmap_proxy_compiler::model::types::ServiceName> {
     let mut names = store.take_dirty();
     names.sort_unstable();
     names

@@ -15,8 +15,8 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("render", &["model", "ruleset"]),
     ("evaluate", &["model", "ruleset", "render"]),
     ("limits", &["model", "select", "ruleset"]),
-    ("diff", &["model", "select", "ruleset", "limits"]),
-    ("compile", &["model", "ruleset", "diff"]),
+    ("plan", &["model", "select", "ruleset", "limits"]),
+    ("compile", &["model", "ruleset", "plan"]),
 ];
 
 fn source() -> std::path::PathBuf {

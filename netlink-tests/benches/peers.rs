@@ -1,6 +1,6 @@
 //! Others beside us, for what they can express: a set of addresses encoded by
 //! our encoder, by libnftnl (`nftnl`) and by `rustables`, each from the list of
-//! addresses to the bytes; and such a set committed by the agent's kernel room,
+//! addresses to the bytes; and such a set committed by the agent's netlink module,
 //! over a raw socket from bytes that are there before, and by `nft -f` (the
 //! start of its process included).
 //!
@@ -13,15 +13,15 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use agent::netlink::{Kernel, encode};
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::ruleset::element::{Data, Element, Key};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use netlink_tests::readback::nft;
 use netlink_tests::scale::raw_socket::RawSocket;
 use nftnl::{MsgType, ProtoFamily};
+use vmap_proxy_agent::netlink::{Kernel, encode};
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 /// Sizes of the set that is encoded.
 const ENCODED: [u32; 4] = [100, 1_000, 10_000, 100_000];
@@ -140,7 +140,7 @@ fn text(verb: &str, size: u32) -> String {
 
 fn main() {
     // Before any thread exists.
-    let permitted = agent::lab::enter_user_namespace();
+    let permitted = vmap_proxy_agent::lab::enter_user_namespace();
     let mut criterion = Criterion::default().configure_from_args();
     encoders(&mut criterion);
     match permitted {

@@ -1,12 +1,12 @@
 //! What every test on a real kernel needs: permission to make namespaces, had before any thread exists.
 //!
-//! The namespaces themselves, the echo servers and the probes are [`agent::lab`].
+//! The namespaces themselves, the echo servers and the probes are [`vmap_proxy_agent::lab`].
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use agent::lab::{LabError, NetNs};
+use vmap_proxy_agent::lab::{LabError, NetNs};
 
 /// Moves the whole test binary into namespaces of its own before `main`, and so before any thread: the
 /// only time at which an ordinary user can become root in a user namespace. Write it once in each file below
@@ -35,7 +35,7 @@ pub extern "C" fn enter_namespaces_or_exit() {
     path.push(SYSTEM_DIRECTORIES);
     // SAFETY: called before `main`, when the process has no other thread that could read the environment.
     unsafe { std::env::set_var("PATH", path) };
-    if let Err(error) = agent::lab::enter_user_namespace() {
+    if let Err(error) = vmap_proxy_agent::lab::enter_user_namespace() {
         let strict = std::env::var_os("CI").is_some();
         eprintln!("SKIPPED, nothing was tested: {error}");
         std::process::exit(i32::from(strict));

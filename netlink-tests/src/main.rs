@@ -43,13 +43,15 @@ enum Command {
 fn main() -> ExitCode {
     // Namespaces of its own must be entered before any thread exists.
     match Cli::parse().command {
-        Command::Vectors(options) => commands::vectors::run(&options, agent::lab::enter_user_namespace()),
-        Command::Cluster(options) => commands::cluster::run(&options, agent::lab::enter_user_namespace()),
+        Command::Vectors(options) => commands::vectors::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
+        Command::Cluster(options) => commands::cluster::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
         Command::Agent(options) => commands::agent::run(options),
-        Command::Scale(options) => commands::scale::run(&options, agent::lab::enter_user_namespace()),
-        Command::Packets(options) => commands::packets::run(&options, agent::lab::enter_user_namespace()),
+        Command::Scale(options) => commands::scale::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
+        Command::Packets(options) => commands::packets::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
         Command::Plots(options) => commands::plots::run(&options),
         Command::Compare(options) => commands::compare::run(&options),
-        Command::ScaleTask(options) => commands::scale::run_task(&options, agent::lab::enter_user_namespace()),
+        Command::ScaleTask(options) => {
+            commands::scale::run_task(&options, vmap_proxy_agent::lab::enter_user_namespace())
+        }
     }
 }

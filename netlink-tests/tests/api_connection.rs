@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use agent::metrics::{Format, Metrics};
-use agent::source::Event;
-use agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use netlink_tests::apiserver::certificates::{Authority, Pair, self_signed, server_config};
 use netlink_tests::apiserver::{ApiServer, Front, Role};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P521_SHA512};
@@ -18,6 +15,9 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use vmap_proxy_agent::metrics::{Format, Metrics};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -2,8 +2,6 @@
 //! else goes on working, and nothing programmed is lost.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use agent::lab::ProbeResult;
-use agent::lab::Transport::{Tcp, Udp};
 use netlink_tests::cluster::http;
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object};
@@ -11,6 +9,8 @@ use netlink_tests::fixtures::holdings::Holdings;
 use netlink_tests::fixtures::manifests::{ServiceManifest, SliceManifest, service, slice};
 use netlink_tests::readback::nft;
 use serde_json::{Value, json};
+use vmap_proxy_agent::lab::ProbeResult;
+use vmap_proxy_agent::lab::Transport::{Tcp, Udp};
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,14 +5,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use agent::lab::Transport::{Sctp, Tcp, Udp};
-use agent::lab::{Lab, Probe, ProbeResult, Transport};
-use compiler::model::ProxyConfig;
-use compiler::model::config::DetectLocal;
 use netlink_tests::fixtures::cluster::{CLIENT, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object, proxy_config};
 use netlink_tests::fixtures::proxy::Proxy;
 use netlink_tests::fixtures::shop::{VIP, slices, web};
 use netlink_tests::harness::show_bridged_packets;
+use vmap_proxy_agent::lab::Transport::{Sctp, Tcp, Udp};
+use vmap_proxy_agent::lab::{Lab, Probe, ProbeResult, Transport};
+use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::model::config::DetectLocal;
 
 netlink_tests::in_own_namespaces!();
 

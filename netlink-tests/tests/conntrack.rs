@@ -8,16 +8,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use agent::conntrack::{CleanReport, Conntrack, StaleFlows};
-use agent::lab::{Identity, Lab, Probe, ProbeResult, Transport};
-use compiler::diff::Planner;
-use compiler::model::{Change, Object, ProxyConfig, Store};
-use compiler::render;
-use compiler::ruleset::Family;
 use netlink_tests::harness::load_nft;
 use nlink::netlink::netfilter::{ConntrackBuilder, ConntrackEntry, ConntrackStatus, ConntrackTuple, IpProtocol};
 use nlink::netlink::{Connection, Netfilter};
 use serde_json::{Value, json};
+use vmap_proxy_agent::conntrack::{CleanReport, Conntrack, StaleFlows};
+use vmap_proxy_agent::lab::{Identity, Lab, Probe, ProbeResult, Transport};
+use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::Planner;
+use vmap_proxy_compiler::render;
+use vmap_proxy_compiler::ruleset::Family;
 
 netlink_tests::in_own_namespaces!();
 

@@ -6,8 +6,6 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent::lab::Transport::{Tcp, Udp};
-use agent::lab::{Flow, Probe, ProbeResult, Transport};
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{
     CLIENT, Cluster, LOCAL, NODE, POD, REMOTE, answerer, at, ip, node_object, proxy_config,
@@ -18,6 +16,8 @@ use netlink_tests::fixtures::shop::{
     LOAD_BALANCER, VIP, many_pods, on_pod_port, programmed, slices, slices_of, web, with_load_balancer,
 };
 use serde_json::Value;
+use vmap_proxy_agent::lab::Transport::{Tcp, Udp};
+use vmap_proxy_agent::lab::{Flow, Probe, ProbeResult, Transport};
 
 netlink_tests::in_own_namespaces!();
 

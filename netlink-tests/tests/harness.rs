@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use agent::lab::{Lab, LabError, NetNs, Probe, ProbeResult, Transport};
 use netlink_tests::harness::{NftError, load_nft};
+use vmap_proxy_agent::lab::{Lab, LabError, NetNs, Probe, ProbeResult, Transport};
 
 netlink_tests::in_own_namespaces!();
 

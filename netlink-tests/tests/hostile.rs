@@ -7,10 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent::lab::NetNs;
-use agent::lab::Transport::Tcp;
-use agent::netlink::Kernel;
-use compiler::ruleset::Family;
 use netlink_tests::cluster::{Reply, http};
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{node_object, proxy_config};
@@ -20,6 +16,10 @@ use netlink_tests::fixtures::proxy::Proxy;
 use netlink_tests::harness::load_nft;
 use netlink_tests::readback::nft;
 use serde_json::Value;
+use vmap_proxy_agent::lab::NetNs;
+use vmap_proxy_agent::lab::Transport::Tcp;
+use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_compiler::ruleset::Family;
 
 netlink_tests::in_own_namespaces!();
 

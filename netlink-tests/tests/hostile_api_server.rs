@@ -4,15 +4,15 @@
 
 use std::time::{Duration, Instant};
 
-use agent::metrics::Metrics;
-use agent::source::Event;
-use agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
-use compiler::model::objects::{Change, Kind, Object};
 use netlink_tests::apiserver::{ApiServer, Fault, Resource};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use vmap_proxy_agent::metrics::Metrics;
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_compiler::model::objects::{Change, Kind, Object};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -10,11 +10,11 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use agent::lab::{ProbeResult, Transport};
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{Cluster, LOCAL, POD_PORT, REMOTE, answerer, at, ip, node_object};
 use netlink_tests::fixtures::manifests::{service, slice};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use vmap_proxy_agent::lab::{ProbeResult, Transport};
 
 netlink_tests::in_own_namespaces!();
 

@@ -2,18 +2,18 @@
 //! the same text.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use agent::netlink::{CommitError, Kernel, TableState};
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::render;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::Element;
-use compiler::ruleset::maps::{KeyField, Map};
-use compiler::ruleset::skeleton::rules;
-use compiler::ruleset::{Family, TABLE};
 use netlink_tests::readback::fixtures::{
     all_chains, all_configs, complete, loadable, operation, sample, simple_config, skeleton,
 };
 use netlink_tests::readback::{in_fresh_namespace, nft};
+use vmap_proxy_agent::netlink::{CommitError, Kernel, TableState};
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::render;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::Element;
+use vmap_proxy_compiler::ruleset::maps::{KeyField, Map};
+use vmap_proxy_compiler::ruleset::skeleton::rules;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 netlink_tests::in_own_namespaces!();
 

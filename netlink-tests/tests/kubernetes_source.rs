@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use agent::metrics::Metrics;
-use agent::source::Event;
-use agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
-use compiler::model::objects::{Change, Kind, Object, ObjectRef};
 use netlink_tests::apiserver::{ApiServer, Resource};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use vmap_proxy_agent::metrics::Metrics;
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(30);

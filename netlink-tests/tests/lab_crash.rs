@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use agent::lab::{Lab, NetNs};
 use futures::StreamExt;
 use nlink::{Connection, Route, RtnetlinkGroup};
+use vmap_proxy_agent::lab::{Lab, NetNs};
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::Command;
 
-use agent::lab::NetNs;
-use compiler::model::{Endpoint, Protocol};
-use compiler::render;
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment};
-use compiler::ruleset::maps::{DataKind, KeyField, Map};
-use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
-use compiler::ruleset::spread::Spread;
-use compiler::ruleset::table::{Ruleset, Table};
 use ipnet::IpNet;
 use netlink_tests::harness::{NftError, cannot_run, load_nft};
+use vmap_proxy_agent::lab::NetNs;
+use vmap_proxy_compiler::model::{Endpoint, Protocol};
+use vmap_proxy_compiler::render;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
+use vmap_proxy_compiler::ruleset::element::{
+    Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment,
+};
+use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
+use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
+use vmap_proxy_compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use agent::lab::NetNs;
 use netlink_tests::harness::load_nft;
 use netlink_tests::vectors::run_packets::{Failure, ProxyError, ProxyUnderTest, Summary, VectorReport, run_all};
 use netlink_tests::vectors::schema::{Expect, ObjectRef, Probe, TransportProtocol, Vector, Verdict};
 use netlink_tests::vectors::{repository_dir, schema};
 use serde_json::Value;
+use vmap_proxy_agent::lab::NetNs;
 
 netlink_tests::in_own_namespaces!();
 

@@ -8,8 +8,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use compiler::evaluate::Host;
-use compiler::model::{Change, Endpoint};
 use netlink_tests::model::affinity::Memory;
 use netlink_tests::model::generate::{ModelChange, Scenario, scenario};
 use netlink_tests::model::{ObjectKey, Packet, ReferenceModel};
@@ -18,6 +16,8 @@ use netlink_tests::vectors::run_model::any;
 use netlink_tests::vectors::schema::ObjectRef;
 use netlink_tests::vectors::under_test;
 use proptest::prelude::*;
+use vmap_proxy_compiler::evaluate::Host;
+use vmap_proxy_compiler::model::{Change, Endpoint};
 
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(256)

@@ -2,12 +2,12 @@
 //! whether the kernel's maps are listed or looked up.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use agent::lab::NetNs;
-use agent::sync::report::SyncReport;
-use compiler::model::{Change, ProxyConfig};
 use netlink_tests::vectors::library_proxy::SyncerThread;
 use netlink_tests::vectors::under_test;
 use serde_json::{Value, json};
+use vmap_proxy_agent::lab::NetNs;
+use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,12 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent::lab::{NetNs, Transport};
-use agent::source::Event;
-use compiler::diff::Operation;
-use compiler::model::{Change, ProxyConfig};
-use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Key, ListNumber};
 use netlink_tests::fixtures::agent_process::{AgentProcess, ManifestDirectory};
 use netlink_tests::fixtures::cluster::{
     CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, ip, node_object, proxy_config,
@@ -26,6 +20,12 @@ use netlink_tests::vectors::schema::ObjectRef;
 use netlink_tests::vectors::under_test;
 use proptest::prelude::*;
 use serde_json::Value;
+use vmap_proxy_agent::lab::{NetNs, Transport};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
+use vmap_proxy_compiler::plan::Operation;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Data, Key, ListNumber};
 
 netlink_tests::in_own_namespaces!();
 
@@ -91,7 +91,7 @@ fn ten_and_ten_thousand_services_need_the_same_objects() {
         let (proxy, report) = Proxy::start(&namespace, proxy_config(), &many_services(count));
         assert!(report.refused.is_empty(), "{:?}", report.refused);
         let slots = proxy.with(|syncer, runtime| {
-            let endpoints = compiler::ruleset::maps::Map::Endpoints;
+            let endpoints = vmap_proxy_compiler::ruleset::maps::Map::Endpoints;
             runtime.block_on(syncer.kernel().read_elements(Family::Ipv6, endpoints)).unwrap().len()
         });
         // Not vacuous: the elements did grow, in either family.

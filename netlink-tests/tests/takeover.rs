@@ -9,17 +9,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agent::cleanup::cleanup;
-use agent::cli::{self, Action, CleanupOptions};
-use agent::lab::{Flow, Lab, NetNs, Probe, ProbeResult, Transport};
-use agent::netlink::Kernel;
-use agent::source::Event;
-use agent::sync::Syncer;
-use agent::takeover::{Report, remove_kube_proxy};
-use compiler::model::{Change, ProxyConfig};
-use compiler::ruleset::Family;
 use netlink_tests::harness::{cannot_run, load_nft};
 use serde_json::{Value, json};
+use vmap_proxy_agent::cleanup::cleanup;
+use vmap_proxy_agent::cli::{self, Action, CleanupOptions};
+use vmap_proxy_agent::lab::{Flow, Lab, NetNs, Probe, ProbeResult, Transport};
+use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::takeover::{Report, remove_kube_proxy};
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
+use vmap_proxy_compiler::ruleset::Family;
 
 netlink_tests::in_own_namespaces!();
 
@@ -325,7 +325,7 @@ fn the_agent_takes_over_after_its_first_sync() {
     let Action::Run(options) = invocation.resolve().unwrap().action else { panic!("not run") };
     assert!(options.cleanup_kube_proxy);
     // It runs until the test process ends.
-    let agent = world.lab.node().spawn(move || agent::run::run(*options)).unwrap();
+    let agent = world.lab.node().spawn(move || vmap_proxy_agent::run::run(*options)).unwrap();
     let begun = Instant::now();
     while world.tables().contains("kube-proxy") {
         assert!(!agent.is_finished(), "the agent ended: {:?}", agent.join());

@@ -5,9 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use agent::lab::Transport::{Sctp, Tcp, Udp};
-use agent::lab::{Probe, ProbeResult};
-use compiler::ruleset::Family;
 use netlink_tests::fixtures::cluster::{
     ALL_TRANSPORTS, CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, answerer, at, ip, node_object, proxy_config,
 };
@@ -19,6 +16,9 @@ use netlink_tests::fixtures::shop::{
 };
 use netlink_tests::harness::load_nft;
 use netlink_tests::readback::nft;
+use vmap_proxy_agent::lab::Transport::{Sctp, Tcp, Udp};
+use vmap_proxy_agent::lab::{Probe, ProbeResult};
+use vmap_proxy_compiler::ruleset::Family;
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use agent::netlink::{AddressWatcher, Kernel, Monitor, Observed, local_addresses};
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::model::Protocol;
-use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Element, Key, NodePortKey};
-use compiler::ruleset::maps::Map;
 use netlink_tests::harness::cannot_run;
 use netlink_tests::readback::{in_fresh_namespace, nft};
+use vmap_proxy_agent::netlink::{AddressWatcher, Kernel, Monitor, Observed, local_addresses};
+use vmap_proxy_compiler::model::Protocol;
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, NodePortKey};
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 netlink_tests::in_own_namespaces!();
 

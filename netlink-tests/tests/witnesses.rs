@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
-use agent::netlink::Kernel;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use netlink_tests::readback::fixtures::{complete, loadable, simple_config};
 use netlink_tests::readback::view::View;
 use netlink_tests::readback::{in_fresh_namespace, json, libnftnl, nft};
+use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 netlink_tests::in_own_namespaces!();
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use compiler::model::config::ProxyConfig;
+use vmap_proxy_compiler::model::config::ProxyConfig;
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
@@ -14,7 +14,7 @@ use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
-use crate::follow::MIN_GAP;
+use crate::sync_loop::MIN_GAP;
 
 /// Flags that count beside `--config`; all others set fields of the file and
 /// are ignored. `--health-timeout` and `--cleanup-kube-proxy` are our own and

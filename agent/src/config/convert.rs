@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use compiler::model::config::{DetectLocal, NodePortAddresses, ProxyConfig};
 use ipnet::IpNet;
+use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses, ProxyConfig};
 
 use super::kube_proxy_configuration::KubeProxyConfiguration;
 use super::validate::{ALL, LOCALHOST, PRIMARY, parse_cidrs, validate};

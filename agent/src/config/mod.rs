@@ -5,7 +5,7 @@
 //! * [`load`]: from a file, with a path for everything wrong or unknown;
 //! * [`validate`]: kube-proxy's own checks;
 //! * [`ignored`]: fields this proxy has no use for, and why;
-//! * [`convert`]: to the compiler's [`compiler::model::config::ProxyConfig`];
+//! * [`convert`]: to the compiler's [`vmap_proxy_compiler::model::config::ProxyConfig`];
 //! * [`watch`]: told when the file changes;
 //! * [`go_duration`], [`addresses`]: notations.
 

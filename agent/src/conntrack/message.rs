@@ -5,10 +5,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use compiler::model::{Endpoint, Protocol};
-use compiler::ruleset::Family;
-use compiler::ruleset::element::FrontendKey;
 use nlink::netlink::{AttrIter, MessageBuilder};
+use vmap_proxy_compiler::model::{Endpoint, Protocol};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::FrontendKey;
 
 /// `NFNL_SUBSYS_CTNETLINK`, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;

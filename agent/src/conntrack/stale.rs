@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use compiler::diff::Planner;
-use compiler::diff::planner::ServiceChange;
-use compiler::model::types::{Service, ServiceName};
-use compiler::model::{Endpoint, NodeInfo, Protocol};
-use compiler::ruleset::Family;
-use compiler::ruleset::element::FrontendKey;
-use compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
+use vmap_proxy_compiler::model::types::{Service, ServiceName};
+use vmap_proxy_compiler::model::{Endpoint, NodeInfo, Protocol};
+use vmap_proxy_compiler::plan::Planner;
+use vmap_proxy_compiler::plan::planner::ServiceChange;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::FrontendKey;
+use vmap_proxy_compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
 
 use super::message::{DumpFilter, Flow};
 use crate::sync::report::SyncReport;

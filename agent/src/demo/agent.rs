@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use compiler::model::config::{DetectLocal, NodePortAddresses};
-use compiler::model::{NodeInfo, ProxyConfig};
-use compiler::ruleset::Family;
 use tokio::sync::{mpsc, oneshot, watch};
+use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
+use vmap_proxy_compiler::model::{NodeInfo, ProxyConfig};
+use vmap_proxy_compiler::ruleset::Family;
 
 use super::DemoError;
-use crate::follow::{FollowOptions, MIN_GAP, Nobody, Status, follow};
 use crate::lab::{Lab, LabError, patient};
 use crate::netlink::Kernel;
 use crate::source::manifests::ManifestSource;
 use crate::sync::Syncer;
+use crate::sync_loop::{MIN_GAP, NoObserver, Status, SyncLoopOptions, run_sync_loop};
 
 /// The project's examples, as files of a directory.
 const EXAMPLES: [(&str, &str); 5] = [
@@ -117,11 +117,12 @@ fn run_agent(directory: PathBuf, status: &watch::Sender<Status>, stopped: onesho
         let (events, received) = mpsc::channel(64);
         let source = tokio::spawn(ManifestSource::new(vec![directory]).run(events));
         let (_node_events, node_received) = mpsc::channel(1);
-        let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: false };
+        let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: false };
         let shutdown = async {
             let _ = stopped.await;
         };
-        let ended = follow(&mut syncer, received, node_received, status, &mut Nobody, &options, shutdown).await;
+        let ended =
+            run_sync_loop(&mut syncer, received, node_received, status, &mut NoObserver, &options, shutdown).await;
         source.abort();
         ended.map_err(|error| error.to_string())
     })

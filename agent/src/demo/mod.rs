@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use self::agent::DemoAgent;
 use crate::cli::DemoOptions;
 use crate::lab::{Lab, LabError, Transport};
-use agent::DemoAgent;
 use report::Report;
 
 /// Why the demo could not run to its end.

@@ -141,7 +141,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use compiler::ruleset::Family;
+    use vmap_proxy_compiler::ruleset::Family;
 
     use super::*;
     use crate::health::listen::Listen;

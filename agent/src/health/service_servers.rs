@@ -12,11 +12,11 @@ use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
-use compiler::model::config::{NodeInfo, ProxyConfig};
-use compiler::ruleset::Family;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use vmap_proxy_compiler::model::config::{NodeInfo, ProxyConfig};
+use vmap_proxy_compiler::ruleset::Family;
 
 use super::connection::{Bounded, Connections, Peer, most_connections};
 use super::listen::{Stack, listener};
@@ -353,8 +353,8 @@ impl Answer {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-    use compiler::model::config::NodePortAddresses;
     use tokio::io::AsyncReadExt;
+    use vmap_proxy_compiler::model::config::NodePortAddresses;
 
     use super::*;
     use crate::health::state::tests::HandClock;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::Family;
 
 /// The time, as the clock of the process and as people tell it.
 #[derive(Debug, Clone, Copy)]

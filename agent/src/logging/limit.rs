@@ -5,8 +5,8 @@
 //! minute; what is left out is counted, and one line tells how much there was:
 //!
 //! ```text
-//! WARN agent::source::manifests: bad.yaml:7: document 3: ...; correct it ...
-//! WARN agent::logging::limit: and 99900 more like this in 1 s: "bad.yaml:301: ..." (agent::source::manifests)
+//! WARN vmap_proxy_agent::source::manifests: bad.yaml:7: document 3: ...; correct it ...
+//! WARN vmap_proxy_agent::logging::limit: and 99900 more like this in 1 s: "bad.yaml:301: ..." (vmap_proxy_agent::source::manifests)
 //! ```
 //!
 //! Nobody who logs has to do anything: log what happens, one line for each

@@ -24,14 +24,14 @@ use limit::WithinLimits;
 use output::StandardError;
 
 /// The environment variable that overrides the verbosity, in
-/// `tracing-subscriber`'s filter syntax (`info,agent::netlink=trace`).
+/// `tracing-subscriber`'s filter syntax (`info,vmap_proxy_agent::netlink=trace`).
 pub const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 
 /// Libraries whose chatter is of use only at the highest verbosity.
 const QUIET_LIBRARIES: [&str; 7] = ["h2", "hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
 
 /// The target of the line for each sync, which kube-proxy has from `-v 2` on.
-pub const SYNCS: &str = "agent::follow::syncs";
+pub const SYNCS: &str = "vmap_proxy_agent::sync_loop::syncs";
 
 /// The level for klog's `-v`: up to 3 what an operator should see, 4 and 5
 /// what a developer of the cluster asks for, from 6 on everything.

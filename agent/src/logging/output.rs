@@ -75,7 +75,7 @@ fn put(line: &[u8]) {
 }
 
 fn lost_lines(count: u64) -> String {
-    line("WARN", "agent::logging", &format!("{count} log lines could not be written and are lost"))
+    line("WARN", "vmap_proxy_agent::logging", &format!("{count} log lines could not be written and are lost"))
 }
 
 fn write(line: &[u8]) -> Result<(), Errno> {

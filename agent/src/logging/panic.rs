@@ -12,7 +12,7 @@ use super::output;
 /// a lock. A panic in here would end the process at once, with the standard
 /// library's own line.
 pub fn install() {
-    std::panic::set_hook(Box::new(|panic| output::record("ERROR", "agent", &describe(panic))));
+    std::panic::set_hook(Box::new(|panic| output::record("ERROR", "vmap_proxy_agent", &describe(panic))));
 }
 
 fn describe(panic: &PanicHookInfo<'_>) -> String {

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use compiler::model::objects::Kind;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as MetricFamily;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use vmap_proxy_compiler::model::objects::Kind;
 
 use super::{Seconds, unix_seconds};
 

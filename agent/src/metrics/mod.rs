@@ -17,8 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use compiler::model::objects::Kind;
-use compiler::ruleset::Family;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +24,8 @@ use prometheus_client::metrics::family::Family as MetricFamily;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use vmap_proxy_compiler::model::objects::Kind;
+use vmap_proxy_compiler::ruleset::Family;
 
 pub use connections::{ConnectionSource, ServiceConnections};
 pub use exposition::Format;

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::Element;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::Element;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::elements::{MAX_ELEMENT, write_element, write_element_key};
 use super::expressions::{write_chain_name, write_rule};

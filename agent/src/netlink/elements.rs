@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use compiler::model::{Endpoint, Protocol};
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
-use compiler::ruleset::maps::{DataKind, KeyField, Map};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::model::{Endpoint, Protocol};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
+use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
 
 use super::expressions::{Octets, write_verdict};
 use super::wire::{Attribute, Attributes, Writer};

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use compiler::diff::{Action, Operation};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
 use thiserror::Error;
+use vmap_proxy_compiler::plan::{Action, Operation};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
 
 /// Talking to the kernel failed as such.
 #[derive(Debug, Error)]

@@ -7,12 +7,12 @@
 
 use std::net::IpAddr;
 
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 use ipnet::IpNet;
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 
 use super::wire::Writer;
 use super::{NF_ACCEPT, family_number};
@@ -473,9 +473,9 @@ impl Octets {
 mod tests {
     use std::collections::BTreeSet;
 
-    use compiler::ruleset::chains::{Domain, Pool};
-    use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
-    use compiler::ruleset::spread::Spread;
+    use vmap_proxy_compiler::ruleset::chains::{Domain, Pool};
+    use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
+    use vmap_proxy_compiler::ruleset::spread::Spread;
 
     use super::*;
     use crate::netlink::wire::Attributes;

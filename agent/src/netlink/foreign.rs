@@ -7,8 +7,8 @@
 
 use std::fmt;
 
-use compiler::ruleset::TABLE;
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::ruleset::TABLE;
 
 use super::wire::Writer;
 

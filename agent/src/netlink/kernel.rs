@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use compiler::diff::{Action, Operation, Transaction};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
 use nlink::netlink::nftables::connection::kernel_has_destroy;
 use nlink::netlink::nftables::*;
 use nlink::netlink::{NetlinkSocket, Protocol};
 use tracing::debug;
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 
 use super::batch::{Batch, MessageSpan};
 use super::error::{CommitError, NetlinkError, Refusal};

@@ -1,4 +1,4 @@
-//! The only room that knows sockets: encode, submit, read back, monitor.
+//! Our nf_tables tables over netlink: encode, submit, read back, monitor.
 //!
 //! Everything goes through `nlink`'s socket ([`NetlinkSocket`]): namespaces,
 //! the event loop, extended acknowledgements. The messages themselves are
@@ -36,7 +36,7 @@ mod sets;
 mod state;
 pub(crate) mod wire;
 
-use compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::Family;
 
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use batch::encode;

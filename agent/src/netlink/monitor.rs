@@ -16,10 +16,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::events::NFNLGRP_NFTABLES;
 use nlink::netlink::nftables::*;
 use nlink::netlink::{NetlinkSocket, Protocol};
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::error::NetlinkError;
 use super::message_family;

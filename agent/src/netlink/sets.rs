@@ -5,9 +5,9 @@
 //! `nft list` shows our maps and its output can be loaded again. But for one
 //! type: the slot's, see [`TYPE_MARK`].
 
-use compiler::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
-use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::wire::Writer;
 

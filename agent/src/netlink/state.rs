@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::Rule;
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::rule::Rule;
 
 use super::NF_ACCEPT;
 use super::expressions::write_rule;

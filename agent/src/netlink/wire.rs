@@ -260,7 +260,7 @@ impl Answer {
         for attribute in Attributes(message.payload.get(4 + echoed..).unwrap_or_default()) {
             match attribute.kind {
                 NLMSGERR_ATTR_MSG => answer.text = attribute.string().map(str::to_owned),
-                // The one integer of this room in host byte order.
+                // The one integer of this module in host byte order.
                 NLMSGERR_ATTR_OFFS => {
                     answer.offset = attribute.payload.try_into().ok().map(|bytes| u32::from_ne_bytes(bytes) as usize);
                 }

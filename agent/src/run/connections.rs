@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use compiler::ruleset::element::Element;
-use compiler::ruleset::maps::Map;
 use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use vmap_proxy_compiler::ruleset::element::Element;
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use crate::metrics::{ConnectionSource, ServiceConnections};
 use crate::netlink::{Counter, Kernel, NetlinkError};

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use compiler::ruleset::Family;
 use tokio::sync::mpsc;
+use vmap_proxy_compiler::ruleset::Family;
 
 use crate::conntrack::{Conntrack, StaleFlows};
 use crate::metrics::Metrics;

@@ -1,4 +1,4 @@
-//! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the rooms
+//! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the modules
 //! together: a source, the sync loop, and what watches them.
 
 mod connections;
@@ -14,14 +14,13 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use compiler::ruleset::Family;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use vmap_proxy_compiler::ruleset::Family;
 
 use crate::cli::{RunOptions, Source};
 use crate::events::{self, EventSender, Notice};
 use crate::files::read::patiently;
-use crate::follow::{FollowOptions, Status};
 use crate::health::listen::{Listen, ListenError};
 use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server, zpages};
@@ -34,6 +33,7 @@ use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::SyncError;
+use crate::sync_loop::{Status, SyncLoopOptions};
 use crate::sysctl::{SysctlError, Sysctls};
 use observer::NodeObserver;
 pub use own_node::NodeError;
@@ -135,7 +135,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (status, watched) = watch::channel(Status::default());
     let log_problems = matches!(options.source, Source::Kubernetes { .. });
     let metrics_of_source = metrics.clone();
-    let follow_options = FollowOptions { retry: options.sync_period, min_gap: options.min_sync_period, log_problems };
+    let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period, log_problems };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         families,

@@ -2,8 +2,8 @@
 
 use tokio::sync::mpsc;
 
-use crate::follow::NodeEvent;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
+use crate::sync_loop::NodeEvent;
 
 /// Reports until nobody listens any more. A watch that fails is given up with
 /// a warning: the proxy works without it.

@@ -5,25 +5,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use compiler::limits::MAX_ELEMENTS;
-use compiler::model::convert;
-use compiler::model::objects::{ANNOTATION_TRIGGER_TIME, EndpointSliceObject, Kind};
-use compiler::model::{Change, Object};
-use compiler::ruleset::Family;
-use compiler::ruleset::service::CompiledService;
 use k8s_openapi::jiff::Timestamp;
 use tokio::runtime::Handle;
+use vmap_proxy_compiler::limits::MAX_ELEMENTS;
+use vmap_proxy_compiler::model::convert;
+use vmap_proxy_compiler::model::objects::{ANNOTATION_TRIGGER_TIME, EndpointSliceObject, Kind};
+use vmap_proxy_compiler::model::{Change, Object};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::service::CompiledService;
 
 use super::flows::FlowCleaner;
 use crate::conntrack::StaleFlows;
 use crate::events::{self, EventSender};
-use crate::follow::{Observer, Trouble, describe};
 use crate::health::service_servers::{ServiceHealth, ServiceHealthServers, ServiceName, listen_addresses};
 use crate::health::state::{HealthState, NodeEligibility};
 use crate::metrics::{Metrics, Operation, SyncKind, TrafficPolicy};
 use crate::source::Event;
 use crate::sync::report::SyncReport;
 use crate::sync::{SyncError, Syncer};
+use crate::sync_loop::{Observer, Trouble, describe};
 
 /// The observer of a node's agent.
 pub(super) struct NodeObserver {
@@ -195,7 +195,7 @@ impl NodeObserver {
         }
     }
 
-    fn serve_health_check(&mut self, syncer: &Syncer, name: &compiler::model::types::ServiceName) {
+    fn serve_health_check(&mut self, syncer: &Syncer, name: &vmap_proxy_compiler::model::types::ServiceName) {
         let [v4, v6] = Family::ALL.map(|family| syncer.planner().compiled(name, family));
         let port = v4.or(v6).and_then(|compiled| compiled.service.health_check_node_port);
         let key = ServiceName { namespace: name.namespace().to_owned(), name: name.name().to_owned() };

@@ -12,13 +12,13 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use compiler::model::config::DetectLocal;
-use compiler::model::objects::{Kind, NodeAddress, NodeObject, ObjectMeta};
-use compiler::model::{Change, NodeInfo, Object, ProxyConfig, convert};
-use compiler::ruleset::Family;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use vmap_proxy_compiler::model::config::DetectLocal;
+use vmap_proxy_compiler::model::objects::{Kind, NodeAddress, NodeObject, ObjectMeta};
+use vmap_proxy_compiler::model::{Change, NodeInfo, Object, ProxyConfig, convert};
+use vmap_proxy_compiler::ruleset::Family;
 
 use crate::netlink::{AddressWatcher, NetlinkError, default_addresses};
 use crate::source::Event;

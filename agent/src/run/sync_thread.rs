@@ -6,16 +6,16 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use compiler::model::ProxyConfig;
-use compiler::ruleset::Family;
 use tokio::sync::{mpsc, oneshot, watch};
+use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::ruleset::Family;
 
 use super::Error;
 use super::observer::NodeObserver;
-use crate::follow::{FollowOptions, NodeEvent, Status, follow};
 use crate::netlink::{Kernel, StopFlag};
 use crate::source::Event;
 use crate::sync::Syncer;
+use crate::sync_loop::{NodeEvent, Status, SyncLoopOptions, run_sync_loop};
 
 /// How long the thread may take to end. It does so behind the commit that it is
 /// in, which takes 50 ms, or longer on a machine under load.
@@ -30,7 +30,7 @@ pub(super) struct Work {
     pub(super) node_events: mpsc::Receiver<NodeEvent>,
     pub(super) status: watch::Sender<Status>,
     pub(super) observer: NodeObserver,
-    pub(super) options: FollowOptions,
+    pub(super) options: SyncLoopOptions,
 }
 
 /// The running thread.
@@ -51,7 +51,7 @@ impl SyncThread {
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new().name("sync".to_owned());
         thread.spawn(move || {
-            // Nobody waits any more if this fails.
+            // NoObserver waits any more if this fails.
             let _ = end.send(run(work, opened, asked));
         })?;
         match open.await {
@@ -91,7 +91,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         let shutdown = async {
             let _ = asked.await;
         };
-        follow(&mut syncer, events, node_events, &status, &mut observer, &options, shutdown).await?;
+        run_sync_loop(&mut syncer, events, node_events, &status, &mut observer, &options, shutdown).await?;
         Ok(())
     })
 }

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::follow::Status;
+use crate::sync_loop::Status;
 use crate::takeover::remove_kube_proxy;
 
 /// Waits for the first complete sync, then removes kube-proxy's leftovers if

@@ -13,10 +13,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use compiler::model::objects::{Change, Kind, Object, ObjectRef};
 use thiserror::Error;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{info, warn};
+use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
 
 use self::catalog::{Catalog, Report};
 use self::watch::{FileWatcher, Places};

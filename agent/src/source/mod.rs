@@ -5,8 +5,8 @@ pub mod kubernetes;
 pub mod manifests;
 mod typed;
 
-use compiler::model::objects::{Change, Kind};
 use tokio::sync::mpsc;
+use vmap_proxy_compiler::model::objects::{Change, Kind};
 
 /// What a source tells the sync loop, in order.
 #[derive(Debug)]

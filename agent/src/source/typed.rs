@@ -1,7 +1,7 @@
 //! From a kind to the type that holds its objects.
 
-use compiler::model::objects::{Kind, Object};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
+use vmap_proxy_compiler::model::objects::{Kind, Object};
 
 /// Deserialises an object of a known kind straight into its slim type; what
 /// the type does not name is skipped and costs no memory.

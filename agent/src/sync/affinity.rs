@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use compiler::diff::{Action, Operation};
-use compiler::model::Endpoint;
-use compiler::model::convert::index;
-use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Element, Key, ListNumber};
-use compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::model::Endpoint;
+use vmap_proxy_compiler::model::convert::index;
+use vmap_proxy_compiler::plan::{Action, Operation};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber};
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::Syncer;
 use crate::netlink::NetlinkError;

@@ -5,13 +5,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use compiler::diff::KernelState;
-use compiler::model::convert::{PerFamily, index};
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::element::{Element, Key};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::skeleton::rules;
-use compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::model::convert::{PerFamily, index};
+use vmap_proxy_compiler::plan::KernelState;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::{Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::skeleton::rules;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::affinity::learned_of;
 use super::report::{Cleaned, SyncReport};

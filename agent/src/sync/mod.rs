@@ -18,13 +18,13 @@ pub mod report;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use compiler::diff::pieces::PIECE;
-use compiler::diff::{Action, Plan, Planner, Transaction};
-use compiler::model::convert::{PerFamily, Problem};
-use compiler::model::types::ServiceName;
-use compiler::model::{ProxyConfig, Store};
-use compiler::ruleset::service::CompiledService;
-use compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::model::convert::{PerFamily, Problem};
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::model::{ProxyConfig, Store};
+use vmap_proxy_compiler::plan::pieces::PIECE;
+use vmap_proxy_compiler::plan::{Action, Plan, Planner, Transaction};
+use vmap_proxy_compiler::ruleset::service::CompiledService;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
@@ -262,7 +262,7 @@ impl Syncer {
                 .untold
                 .entry(change.name.clone())
                 .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
-            programmed[compiler::model::convert::index(change.family)] = change.before;
+            programmed[vmap_proxy_compiler::model::convert::index(change.family)] = change.before;
         }
         match error {
             CommitError::Refused { .. } => self.repair(report).await,
@@ -299,7 +299,7 @@ impl Syncer {
 
     fn remember(&mut self, plan: &Plan) {
         for change in &plan.changed {
-            let slot = compiler::model::convert::index(change.family);
+            let slot = vmap_proxy_compiler::model::convert::index(change.family);
             let good = self
                 .last_good
                 .entry(change.name.clone())
@@ -340,7 +340,9 @@ fn commit(
     report: &mut SyncReport,
 ) -> Result<(), CommitError> {
     if enabled != [true, true] {
-        transaction.operations.retain(|operation| enabled[compiler::model::convert::index(operation.family)]);
+        transaction
+            .operations
+            .retain(|operation| enabled[vmap_proxy_compiler::model::convert::index(operation.family)]);
     }
     if transaction.operations.is_empty() {
         return Ok(());

@@ -3,7 +3,7 @@
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use compiler::diff::{Planner, Resync, Transaction};
+use vmap_proxy_compiler::plan::{Planner, Resync, Transaction};
 
 use super::commit;
 use super::report::SyncReport;

@@ -4,12 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use compiler::diff::planner::ServiceChange;
-use compiler::diff::{KernelState, Operation, Resync, Transaction};
-use compiler::model::convert::{PerFamily, index};
-use compiler::model::types::ServiceName;
-use compiler::ruleset::Family;
-use compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::model::convert::{PerFamily, index};
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::plan::planner::ServiceChange;
+use vmap_proxy_compiler::plan::{KernelState, Operation, Resync, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read, look_up};
 use super::report::{Refused, SyncReport};

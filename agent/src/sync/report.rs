@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use compiler::diff::planner::{Denied, ServiceChange};
-use compiler::diff::{Action, TooLarge, Transaction};
-use compiler::ruleset::Family;
+use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
+use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
 
 use crate::netlink::CommitReport;
 

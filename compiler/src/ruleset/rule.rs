@@ -1,6 +1,6 @@
 //! The closed vocabulary of our rules. Each item carries its nft syntax, and
 //! each is understood by all three readers: `render` (text), `evaluate`
-//! (meaning) and the agent's netlink room (bytes).
+//! (meaning) and the agent's netlink module (bytes).
 
 use ipnet::IpNet;
 
@@ -45,7 +45,7 @@ pub enum KeyPart {
     /// `th dport`: the port of whichever transport protocol.
     Port,
     /// `tcp dport`: the same two bytes, and the rule matches TCP only. nft
-    /// writes the match for the protocol itself; so does the netlink room.
+    /// writes the match for the protocol itself; so does the netlink module.
     TcpPort,
     /// `ip saddr & 255.255.255.0`: the first address of the client's prefix of
     /// this length.

@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use compiler::diff::{Action, KernelElements, KernelState, Transaction};
-use compiler::model::Endpoint;
-use compiler::model::convert::index;
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::rule::{Rule, Statement};
-use compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::model::Endpoint;
+use vmap_proxy_compiler::model::convert::index;
+use vmap_proxy_compiler::plan::{Action, KernelElements, KernelState, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::rule::{Rule, Statement};
+use vmap_proxy_compiler::ruleset::spread::Spread;
 
 /// One table.
 #[derive(Debug, Default, Clone, PartialEq)]

@@ -8,9 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent::lab::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vmap_proxy_agent::lab::NetNs;
 
 use super::PATIENCE;
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use agent::lab::{LabError, NetNs};
 use serde_json::Value;
+use vmap_proxy_agent::lab::{LabError, NetNs};
 
 use super::real_api::RealApi;
 use crate::apiserver::{ApiServer, Resource};

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ::agent::lab::{Lab, LabError, NetNs, Probe, ProbeResult, Transport};
+use ::vmap_proxy_agent::lab::{Lab, LabError, NetNs, Probe, ProbeResult, Transport};
 
 pub use self::agent::{AgentProcess, Program};
 pub use self::api::{Api, ApiError, Double, REAL_API};

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use agent::lab::NetNs;
 use serde_json::Value;
+use vmap_proxy_agent::lab::NetNs;
 
 use super::api::ApiError;
 use crate::apiserver::Resource;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use agent::lab::{Flow, Lab, Probe, ProbeResult, Transport};
+use vmap_proxy_agent::lab::{Flow, Lab, Probe, ProbeResult, Transport};
 
 /// Opens one connection after the other, and keeps one open, until stopped.
 pub struct Traffic {

@@ -17,5 +17,5 @@ pub struct Options {
 /// Runs it in the network namespace of the caller.
 pub fn run(options: Options) -> ExitCode {
     let program = std::iter::once(OsString::from("vmap-proxy"));
-    agent::program::run(program.chain(options.arguments))
+    vmap_proxy_agent::program::run(program.chain(options.arguments))
 }

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use agent::lab::LabError;
 use clap::Args;
 use serde_json::{Value, json};
+use vmap_proxy_agent::lab::LabError;
 
 use crate::cluster::objects::{Endpoint, OTHER_NODE, named_slice, service};
 use crate::cluster::{AgentProcess, Cluster, Program};

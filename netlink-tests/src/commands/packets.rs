@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use agent::lab::LabError;
 use clap::Args;
+use vmap_proxy_agent::lab::LabError;
 
 use crate::packets::report::{Report, StageFigures, median};
 use crate::packets::shapes::Shape;

@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 
-use agent::lab::LabError;
 use clap::Args;
+use vmap_proxy_agent::lab::LabError;
 
 use crate::scale::Failure;
 use crate::scale::child::{Task, perform, spawn};

@@ -5,9 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::lab::{LabError, SCTP_METHOD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use vmap_proxy_agent::lab::{LabError, SCTP_METHOD};
 
 use crate::vectors::library_proxy::LibraryProxy;
 use crate::vectors::schema::{self, Vector};

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use agent::lab::Lab;
+use vmap_proxy_agent::lab::Lab;
 
 use super::load::{Client, Servers};
 use super::shapes::{self, PODS, Shape, TCP, UDP};

@@ -4,15 +4,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::model::{Endpoint, Protocol};
-use compiler::ruleset::Family;
-use compiler::ruleset::chains::{Chain, Domain, Pool};
-use compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
-use compiler::ruleset::maps::{DataKind, KeyField, Map};
-use compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
-use compiler::ruleset::spread::Spread;
-use compiler::ruleset::table::Table;
+use vmap_proxy_compiler::model::{Endpoint, Protocol};
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
+use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
+use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
+use vmap_proxy_compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::ruleset::table::Table;
 
 /// The fixed chains and one of each kind that exists once per number, of small
 /// numbers and of those that share a chain.

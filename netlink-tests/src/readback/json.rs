@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use compiler::ruleset::chains::Hook;
 use serde_json::Value;
+use vmap_proxy_compiler::ruleset::chains::Hook;
 
 use super::view::{ChainView, View};
 

@@ -5,11 +5,11 @@ use std::ffi::{CStr, c_char, c_void};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
-use compiler::model::Protocol;
-use compiler::ruleset::maps::{DataKind, KeyField, Map};
-use compiler::ruleset::{Family, TABLE};
 use nftnl::nftnl_sys as sys;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use vmap_proxy_compiler::model::Protocol;
+use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::view::{ChainView, View};
 

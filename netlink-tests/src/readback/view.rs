@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use compiler::render;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::table::Table;
+use vmap_proxy_compiler::render;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::table::Table;
 
 /// A chain: how it hooks in, and how many rules it has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

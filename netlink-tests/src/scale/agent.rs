@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use agent::netlink::{Kernel, local_addresses};
-use agent::source::Event;
-use agent::sync::Syncer;
-use agent::sync::report::SyncReport;
-use compiler::model::config::DetectLocal;
-use compiler::model::{Change, ProxyConfig};
-use compiler::ruleset::Family;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
+use vmap_proxy_agent::netlink::{Kernel, local_addresses};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_compiler::model::config::DetectLocal;
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
+use vmap_proxy_compiler::ruleset::Family;
 
 use super::Failure;
 use super::memory::{Resident, kernel_bytes, resident};

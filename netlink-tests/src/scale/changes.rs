@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use agent::follow::{FollowOptions, MIN_GAP, Observer, Status, follow};
-use agent::source::Event;
-use agent::sync::Syncer;
-use agent::sync::report::SyncReport;
-use compiler::model::Change;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_agent::sync_loop::{MIN_GAP, Observer, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
 use super::agent::Agent;
@@ -249,7 +249,7 @@ pub fn burst(agent: &mut Agent, cluster: Cluster, count: u32) -> Result<Burst, F
     let (events, received) = mpsc::channel(changes.len() + 1);
     let (_node_events, node_received) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
+    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
     let (begun, last) = (Instant::now(), Cell::new(None));
     let sender = async {
         // Those who follow believe a source that has listed everything.
@@ -264,7 +264,7 @@ pub fn burst(agent: &mut Agent, cluster: Cluster, count: u32) -> Result<Burst, F
     };
     let limit = tokio::time::Duration::from_secs(60);
     let following =
-        follow(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
+        run_sync_loop(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
     let outcome =
         agent.runtime.block_on(async { tokio::time::timeout(limit, async { tokio::join!(following, sender) }).await });
     let (followed, sent) = outcome.map_err(|_| "the burst was not live after a minute")?;

@@ -1,9 +1,9 @@
 //! The least that a first sync can take: the transactions that the agent would
 //! send, encoded before the clock starts, over a raw socket.
 
-use compiler::diff::{KernelState, Planner, Resync};
-use compiler::model::Store;
 use serde::{Deserialize, Serialize};
+use vmap_proxy_compiler::model::Store;
+use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
 
 use super::Failure;
 use super::agent::config;
@@ -56,7 +56,7 @@ fn batches(cluster: Cluster) -> Result<Vec<Vec<u8>>, Failure> {
     let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
     let mut batches = Vec::new();
     while let Some(transaction) = resync.next(&mut planner) {
-        batches.push(::agent::netlink::encode(&transaction));
+        batches.push(::vmap_proxy_agent::netlink::encode(&transaction));
     }
     Ok(batches)
 }

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use agent::follow::{FollowOptions, MIN_GAP, Observer, Status, follow};
-use agent::source::Event;
-use agent::sync::Syncer;
-use agent::sync::report::SyncReport;
-use compiler::model::Change;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_agent::sync_loop::{MIN_GAP, Observer, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
 use super::agent::{Agent, SyncTimes};
@@ -17,7 +17,7 @@ use super::memory::{Resident, reset_peak, resident};
 use super::state::{Cluster, parse};
 use super::statistics::milliseconds;
 
-/// How many events the agent lets wait (`EVENT_QUEUE` in `agent::run`).
+/// How many events the agent lets wait (`EVENT_QUEUE` in `vmap_proxy_agent::run`).
 const EVENT_QUEUE: usize = 4;
 /// How long all of it may take.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -59,7 +59,7 @@ impl LargeChange {
 /// # Errors
 /// If the kernel refuses anything.
 pub fn run(cluster: Cluster) -> Result<LargeChange, Failure> {
-    let mut agent = Agent::start(&agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
     let first = agent.first_sync(cluster)?.sync;
     let twice = Cluster { services: 2 * cluster.services, ..cluster };
     let more = || (cluster.services..twice.services).flat_map(move |service| twice.service_manifests(service));
@@ -102,7 +102,7 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (_node_events, node_received) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = FollowOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
+    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
     let begun = Instant::now();
     let sender = async move {
         events.send(Event::Synced).await?;
@@ -113,7 +113,7 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
         Ok::<_, mpsc::error::SendError<Event>>(events)
     };
     let following =
-        follow(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
+        run_sync_loop(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
     let both = async { tokio::time::timeout(PATIENCE, async { tokio::join!(following, sender) }).await };
     let (followed, sent) = agent.runtime.block_on(both).map_err(|_| "not everything was live after ten minutes")?;
     followed?;

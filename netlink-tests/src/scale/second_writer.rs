@@ -7,11 +7,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use compiler::diff::{Action, Operation, Transaction};
-use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Element, Key};
-use compiler::ruleset::maps::Map;
 use serde::{Deserialize, Serialize};
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::Failure;
 use super::agent::{Agent, SyncTimes};
@@ -94,7 +94,7 @@ impl Writer {
         let mut latencies = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             self.write(&mut latencies)?;
-            // Nobody listens any more after the first.
+            // NoObserver listens any more after the first.
             let _ = running.send(());
         }
         Ok(latencies)
@@ -103,5 +103,5 @@ impl Writer {
 
 fn encode(actions: Vec<Action>) -> Vec<u8> {
     let operations = actions.into_iter().map(|action| Operation { family: Family::Ipv6, action, owner: None });
-    agent::netlink::encode(&Transaction { operations: operations.collect() })
+    vmap_proxy_agent::netlink::encode(&Transaction { operations: operations.collect() })
 }

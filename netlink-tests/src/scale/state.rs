@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use compiler::model::{Change, Object};
+use vmap_proxy_compiler::model::{Change, Object};
 
 use super::Failure;
 

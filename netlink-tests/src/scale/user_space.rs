@@ -13,9 +13,9 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use compiler::diff::{KernelState, Planner, Resync};
-use compiler::model::{Change, Store};
 use serde::{Deserialize, Serialize};
+use vmap_proxy_compiler::model::{Change, Store};
+use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
 
 use super::Failure;
 use super::agent::config;
@@ -118,7 +118,7 @@ fn one_change(node: &mut Node, change: Change) -> usize {
     node.store.apply(change);
     let names = node.store.take_dirty();
     let plan = node.planner.plan(&node.store, names);
-    plan.transactions.iter().map(|transaction| black_box(::agent::netlink::encode(transaction)).len()).sum()
+    plan.transactions.iter().map(|transaction| black_box(::vmap_proxy_agent::netlink::encode(transaction)).len()).sum()
 }
 
 impl Node {

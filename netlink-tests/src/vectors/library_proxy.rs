@@ -3,14 +3,14 @@
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use agent::lab::{LabError, NetNs};
-use agent::netlink::{Kernel, local_addresses};
-use agent::source::Event;
-use agent::sync::Syncer;
-use agent::sync::report::SyncReport;
-use compiler::model::{Change, ProxyConfig};
-use compiler::ruleset::Family;
 use serde_json::Value;
+use vmap_proxy_agent::lab::{LabError, NetNs};
+use vmap_proxy_agent::netlink::{Kernel, local_addresses};
+use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
+use vmap_proxy_compiler::ruleset::Family;
 
 use super::run_packets::{ProxyError, ProxyUnderTest};
 use super::schema::{ObjectRef, Vector};
@@ -48,7 +48,7 @@ impl SyncerThread {
     ) -> Result<T, ProxyError> {
         let (answer, answered) = mpsc::channel();
         let job: Job = Box::new(move |syncer, runtime| {
-            // Nobody waits any more if this fails.
+            // NoObserver waits any more if this fails.
             let _ = answer.send(job(syncer, runtime));
         });
         self.jobs.as_ref().ok_or("the syncer has stopped")?.send(job).map_err(|_| "the syncer's thread ended")?;

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use compiler::diff::{KernelState, Planner, Resync};
-use compiler::evaluate::{self, Bridge, Evaluator, Host};
-use compiler::model::{Change, Endpoint, ProxyConfig, Store};
-use compiler::ruleset::Family;
-use compiler::ruleset::element::{Data, Element, Key};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::table::Ruleset;
+use vmap_proxy_compiler::evaluate::{self, Bridge, Evaluator, Host};
+use vmap_proxy_compiler::model::{Change, Endpoint, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::table::Ruleset;
 
 use super::run_model::{self, Mismatch};
 use super::run_packets::ProxyError;
@@ -150,9 +150,9 @@ impl Compiled {
             source: packet.from,
             destination: packet.to,
             protocol: match packet.protocol {
-                Protocol::Tcp => compiler::model::Protocol::Tcp,
-                Protocol::Udp => compiler::model::Protocol::Udp,
-                Protocol::Sctp => compiler::model::Protocol::Sctp,
+                Protocol::Tcp => vmap_proxy_compiler::model::Protocol::Tcp,
+                Protocol::Udp => vmap_proxy_compiler::model::Protocol::Udp,
+                Protocol::Sctp => vmap_proxy_compiler::model::Protocol::Sctp,
             },
             port: packet.port,
             input_interface: arrives.then(|| packet.iif.clone().unwrap_or_else(|| "eth0".to_owned())),
@@ -182,7 +182,7 @@ fn host(vector: &Vector) -> Host {
 /// Runs every phase of a vector; none in the answer means that it passed.
 ///
 /// # Errors
-/// If our rooms refuse the vector's configuration or manifests.
+/// If the agent refuses the vector's configuration or manifests.
 pub fn run(vector: &Vector) -> Result<Vec<Mismatch>, ProxyError> {
     let config = under_test::proxy_config(&vector.config, &vector.node.name)?;
     let objects = under_test::changes(&[], &vector.objects)?;

@@ -1,6 +1,6 @@
 //! A vector against a running proxy, with real packets on a real kernel.
 //!
-//! For each vector a [`Lab`](agent::lab::Lab) is built around the vector's node: its pods behind one
+//! For each vector a [`Lab`](vmap_proxy_agent::lab::Lab) is built around the vector's node: its pods behind one
 //! interface, pods and nodes elsewhere behind another, everybody else behind the uplink. Every address and port
 //! that a packet could reach has an echo server, also where nothing should arrive, so that a wrong outcome is
 //! named instead of just missed. Then the [`ProxyUnderTest`] runs, and each packet becomes many new
@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent::lab::{LabError, NetNs};
 use serde_json::Value;
+use vmap_proxy_agent::lab::{LabError, NetNs};
 
 use super::run_model;
 use super::schema::{ObjectRef, Probe, Vector};
@@ -98,7 +98,7 @@ pub struct VectorReport {
     pub packets: usize,
     /// Connections tried for them.
     pub connections: usize,
-    /// Whether SCTP was among them (see [`agent::lab::SCTP_METHOD`] for how).
+    /// Whether SCTP was among them (see [`vmap_proxy_agent::lab::SCTP_METHOD`] for how).
     pub sctp: bool,
     /// Time from the first namespace to the last answer.
     pub elapsed: Duration,
@@ -130,7 +130,7 @@ impl fmt::Display for Summary<'_> {
         let of = self.0.len();
         write!(formatter, "{passed} of {of} vectors passed: {packets} packets, {connections} connections")?;
         if self.0.iter().any(|report| report.sctp) {
-            write!(formatter, "\n{}", agent::lab::SCTP_METHOD)?;
+            write!(formatter, "\n{}", vmap_proxy_agent::lab::SCTP_METHOD)?;
         }
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! Our own code on a vector: its configuration and manifests, read by the
-//! rooms that read them in the agent.
+//! modules that read them in the agent.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use agent::config::load;
-use compiler::model::objects::Kind;
-use compiler::model::{Change, Object, ObjectRef, ProxyConfig};
 use serde_json::{Value, json};
+use vmap_proxy_agent::config::load;
+use vmap_proxy_compiler::model::objects::Kind;
+use vmap_proxy_compiler::model::{Change, Object, ObjectRef, ProxyConfig};
 
 use super::run_packets::ProxyError;
 use super::schema::{self, Vector};

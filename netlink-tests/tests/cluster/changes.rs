@@ -3,15 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use agent::lab::{Probe, Transport};
-use agent::netlink::Kernel;
-use compiler::ruleset::Family;
-use compiler::ruleset::element::Key;
-use compiler::ruleset::maps::Map;
 use netlink_tests::apiserver::Resource;
 use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, cluster_ip, named_slice, service, slice};
 use netlink_tests::cluster::{CLIENT, CLIENT_POD, Cluster, NODE_IP, Traffic, local_pod, remote_pod};
 use serde_json::json;
+use vmap_proxy_agent::lab::{Probe, Transport};
+use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::Key;
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused};
 
@@ -141,9 +141,9 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
         timeout: std::time::Duration::from_millis(300),
     };
     let mut flow = cluster.lab.open_flow(&probe).unwrap();
-    let answered_by = |result: agent::lab::ProbeResult, pod: String| {
+    let answered_by = |result: vmap_proxy_agent::lab::ProbeResult, pod: String| {
         let pod: IpAddr = pod.parse().unwrap();
-        matches!(result, agent::lab::ProbeResult::Answered { by, .. } if by.ip() == pod)
+        matches!(result, vmap_proxy_agent::lab::ProbeResult::Answered { by, .. } if by.ip() == pod)
     };
     assert!(answered_by(flow.opened(), local_pod(1)), "{}", flow.opened());
     apply(&cluster, &[udp_slice(&[Endpoint::local(2)])]);
@@ -170,7 +170,7 @@ fn endpoints_in_kernel(cluster: &Cluster, frontend: SocketAddr) -> usize {
 #[test]
 fn slices_of_a_thousand_endpoints() {
     let cluster = cluster();
-    // Nobody lives there; only the last slice's pod answers.
+    // NoObserver lives there; only the last slice's pod answers.
     let many = |range: u8| -> Vec<Endpoint> {
         (0..1000u16)
             .map(|index| {

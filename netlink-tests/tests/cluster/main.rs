@@ -15,11 +15,11 @@ mod trouble;
 
 use std::net::SocketAddr;
 
-use agent::lab::ProbeResult;
 use netlink_tests::cluster::objects::Endpoint;
 use netlink_tests::cluster::objects::{cluster_ip, service, slice};
 use netlink_tests::cluster::{Cluster, Program};
 use serde_json::Value;
+use vmap_proxy_agent::lab::ProbeResult;
 
 netlink_tests::in_own_namespaces!();
 

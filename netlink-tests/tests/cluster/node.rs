@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use agent::lab::Transport;
 use netlink_tests::apiserver::Resource;
 use netlink_tests::cluster::objects::{Endpoint, cluster_ip, node, service, service_cidr, slice};
 use netlink_tests::cluster::{CLIENT, CLIENT_POD, Cluster, NODE_IP, OUTSIDER, SECOND_NODE_IP, local_pod, remote_pod};
 use serde_json::json;
+use vmap_proxy_agent::lab::Transport;
 
 use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused, is_silent, seen_as};
 

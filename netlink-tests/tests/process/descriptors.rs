@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use agent::lab::Transport::Tcp;
 use netlink_tests::fixtures::cluster::{LOCAL, POD_PORT, node_object};
 use netlink_tests::fixtures::manifests::{service, slice};
 use nix::sys::resource::{Resource, setrlimit};
 use serde_json::json;
+use vmap_proxy_agent::lab::Transport::Tcp;
 
 use crate::{Agent, METRICS, Scratch, cluster, eventually, manifests, run_manifests, web};
 

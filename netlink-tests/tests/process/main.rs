@@ -15,14 +15,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use agent::lab::NetNs;
-use agent::lab::Transport::Tcp;
 use netlink_tests::fixtures::agent_process::ManifestDirectory;
 use netlink_tests::fixtures::cluster::{Cluster, NODE, node_object};
 use netlink_tests::fixtures::manifests::{NODE_NAME, service};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use vmap_proxy_agent::lab::NetNs;
+use vmap_proxy_agent::lab::Transport::Tcp;
 
 netlink_tests::in_own_namespaces!();
 
@@ -38,7 +38,7 @@ const METRICS: u16 = 10249;
 fn vmap_proxy(arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["agent", "--"]).args(arguments);
-    command.env_remove(agent::logging::FILTER_VARIABLE);
+    command.env_remove(vmap_proxy_agent::logging::FILTER_VARIABLE);
     command
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::CommandFactory;
-use compiler::model::config::{DetectLocal, NodePortAddresses};
+use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
 
 use super::*;
 use crate::cli::{Cli, parse};

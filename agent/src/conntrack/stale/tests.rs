@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use compiler::model::types::ServiceName;
-use compiler::model::{Change, Object, ObjectRef, ProxyConfig, Store};
 use serde_json::{Value, json};
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::model::{Change, Object, ObjectRef, ProxyConfig, Store};
 
 use super::*;
 

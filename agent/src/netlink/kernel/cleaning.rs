@@ -1,10 +1,10 @@
 //! Takes out of our tables what is not ours, and undoes what others may change
 //! in place.
 
-use compiler::ruleset::chains::Chain;
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::Kernel;
 use crate::netlink::batch::write_chain;

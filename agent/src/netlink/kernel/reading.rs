@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use compiler::ruleset::element::{Element, Key};
-use compiler::ruleset::maps::Map;
-use compiler::ruleset::{Family, TABLE};
 use nlink::netlink::nftables::*;
 use tracing::{debug, warn};
+use vmap_proxy_compiler::ruleset::element::{Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::Kernel;
 use crate::netlink::elements::{Contents, Counter, ElementState, ForeignElement, Reader, write_element_key};

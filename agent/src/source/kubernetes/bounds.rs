@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use compiler::model::objects::ObjectRef;
+use vmap_proxy_compiler::model::objects::ObjectRef;
 
 /// A list must come at this rate, in bytes a second, once its patience is over.
 /// What is slower and longer comes in pages, which are small.
@@ -78,7 +78,7 @@ impl Pages {
 
 #[cfg(test)]
 mod tests {
-    use compiler::model::objects::Kind;
+    use vmap_proxy_compiler::model::objects::Kind;
 
     use super::*;
 

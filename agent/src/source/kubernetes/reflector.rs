@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use compiler::model::objects::{Change, Object};
 use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
+use vmap_proxy_compiler::model::objects::{Change, Object};
 
 use super::backoff::{Backoff, random_up_to};
 use super::bounds::{Budget, Pages};

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Object};
+use vmap_proxy_compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Object};
 
 use super::Timing;
 

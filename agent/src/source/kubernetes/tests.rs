@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use compiler::model::objects::{Kind, Object};
+use vmap_proxy_compiler::model::objects::{Kind, Object};
 
 use super::backoff::Backoff;
 use super::resource::Resource;

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use compiler::model::objects::{Kind, Object, ObjectRef};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
+use vmap_proxy_compiler::model::objects::{Kind, Object, ObjectRef};
 
 use crate::source::typed::ObjectOf;
 

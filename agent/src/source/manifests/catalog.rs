@@ -5,10 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use compiler::model::Store;
-use compiler::model::convert::Problem;
-use compiler::model::objects::{Change, Object, ObjectRef};
 use tracing::info;
+use vmap_proxy_compiler::model::Store;
+use vmap_proxy_compiler::model::convert::Problem;
+use vmap_proxy_compiler::model::objects::{Change, Object, ObjectRef};
 
 use super::document::{self, Contents, Format};
 use super::reader::{FileText, Found, Listing, Reader, list, read};

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use compiler::model::objects::{Kind, Object, ObjectRef};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use vmap_proxy_compiler::model::objects::{Kind, Object, ObjectRef};
 
 use crate::source::typed::ObjectOf;
 pub(super) use crate::yaml::Document;

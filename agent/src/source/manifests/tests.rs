@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use compiler::model::objects::{Change, Kind, Object};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use vmap_proxy_compiler::model::objects::{Change, Kind, Object};
 
 use super::document::{Format, parse, split};
 use super::{Event, ManifestSource, SourceError};

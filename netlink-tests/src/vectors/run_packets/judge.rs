@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use agent::lab::{self, Lab, LabError, ProbeResult};
+use vmap_proxy_agent::lab::{self, Lab, LabError, ProbeResult};
 
 use super::super::schema::{Probe, Verdict};
 use super::stage::{self, Stage};

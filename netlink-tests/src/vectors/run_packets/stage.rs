@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent::lab::{Lab, LabError, Transport};
 use serde_json::Value;
+use vmap_proxy_agent::lab::{Lab, LabError, Transport};
 
 use super::super::schema::{OriginKind, Probe, TransportProtocol, Vector};
 use crate::harness::show_bridged_packets;
