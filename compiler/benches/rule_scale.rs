@@ -15,8 +15,8 @@ use criterion::{
 use serde_json::json;
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use vmap_proxy_compiler::model::config::DetectLocal;
-use vmap_proxy_compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::model::{Change, Object, PerFamily, Protocol, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{Planner, Resync};
 use vmap_proxy_compiler::render;
 
 const SIZES: [u32; 4] = [100, 1_000, 10_000, 100_000];
@@ -74,7 +74,7 @@ fn store(services: u32) -> Store {
 /// Everything that a first sync sends to an empty kernel.
 fn compile(store: &Store) -> Planner {
     let mut planner = Planner::new(config(), store.node());
-    let mut resync = Resync::begin(&mut planner, store, [KernelState::default(), KernelState::default()]);
+    let mut resync = Resync::begin(&mut planner, store, PerFamily::default());
     while let Some(transaction) = resync.next(&mut planner) {
         black_box(transaction);
     }

@@ -2,8 +2,8 @@
 //! program on a node that holds nothing of ours yet.
 
 use crate::model::convert::Problem;
-use crate::model::{Change, Object, ObjectRef, ProxyConfig, Store};
-use crate::plan::{KernelState, Planner, Resync, TooLarge};
+use crate::model::{Change, Object, ObjectRef, PerFamily, ProxyConfig, Store};
+use crate::plan::{Planner, Resync, TooLarge};
 use crate::ruleset::table::Ruleset;
 
 /// A rule set, and what in the objects has no part in it.
@@ -43,7 +43,7 @@ pub fn compile_store(config: ProxyConfig, store: &Store) -> Ruleset {
 
 fn plan_store(config: ProxyConfig, store: &Store) -> Planner {
     let mut planner = Planner::new(config, store.node());
-    let nothing = [KernelState::default(), KernelState::default()];
+    let nothing = PerFamily::default();
     let mut resync = Resync::begin(&mut planner, store, nothing);
     while resync.next(&mut planner).is_some() {}
     planner

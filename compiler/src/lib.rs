@@ -29,9 +29,9 @@
 //! when a second endpoint comes.
 //!
 //! ```
-//! use vmap_proxy_compiler::plan::{Action, KernelState, Planner, Resync};
+//! use vmap_proxy_compiler::plan::{Action, Planner, Resync};
 //! use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
-//! use vmap_proxy_compiler::model::{Change, Object, Protocol, ProxyConfig, Store};
+//! use vmap_proxy_compiler::model::{Change, Object, PerFamily, Protocol, ProxyConfig, Store};
 //! use serde_json::{from_value, json};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -75,7 +75,7 @@
 //!     store.apply(Change::Apply(object));
 //! }
 //! let mut planner = Planner::new(ProxyConfig::default(), store.node());
-//! let mut first = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+//! let mut first = Resync::begin(&mut planner, &store, PerFamily::default());
 //! while first.next(&mut planner).is_some() {}
 //! store.take_dirty();
 //!

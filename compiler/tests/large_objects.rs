@@ -60,7 +60,7 @@ impl Node {
     }
 
     fn elements(&self) -> usize {
-        self.kernel.0.iter().map(|table| table.elements.len()).sum()
+        self.kernel.0.values().map(|table| table.elements.len()).sum()
     }
 
     fn is_programmed(&self, name: &str) -> bool {
@@ -256,7 +256,7 @@ fn large_services_are_served() {
         }
         let entry = store.get(&ServiceName::new("shop", "large")).unwrap();
         let joins = vmap_proxy_compiler::select::Joins::new(Family::Ipv4, &entry.slices);
-        let elements = vmap_proxy_compiler::limits::elements_at_most(entry.service[0].as_ref().unwrap(), &joins);
+        let elements = vmap_proxy_compiler::limits::elements_at_most(entry.service.ipv4.as_ref().unwrap(), &joins);
         assert!(
             elements <= MAX_ELEMENTS,
             "{ports_count} ports, {external} addresses, {endpoints} endpoints: {elements}"

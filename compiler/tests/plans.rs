@@ -157,7 +157,7 @@ proptest! {
             prop_assert_eq!(kernel.normalised(family), fresh.normalised(family));
         }
         // Balancing chains stay once they were in use, and those that let connections be learned; nothing else does.
-        for (ours, full) in kernel.0.iter().zip(&fresh.0) {
+        for (ours, full) in kernel.0.values().zip(fresh.0.values()) {
             for (chain, rules) in &ours.chains {
                 let stays = !matches!(chain, Chain::LearnFor { .. });
                 prop_assert!(full.chains.get(chain).map_or(stays, |full| full == rules), "{}", chain);
@@ -170,7 +170,7 @@ proptest! {
         prop_assert_eq!(resync(&mut restarted, &store, &mut kernel), 0);
         prop_assert_eq!(kernel, before);
         // And what it believes is what it would print.
-        for (table, fresh) in restarted.ruleset().tables.iter().zip(&fresh.0) {
+        for (table, fresh) in restarted.ruleset().tables.iter().zip(fresh.0.values()) {
             prop_assert_eq!(table.elements.len(), fresh.elements.len());
         }
     }
@@ -187,7 +187,7 @@ proptest! {
         resync(&mut planner, &store, &mut kernel);
         let whole = kernel.clone();
         let mut position = 0u32;
-        for table in &mut kernel.0 {
+        for table in kernel.0.values_mut() {
             table.elements.retain(|_, _| { position += 1; keep.rotate_left(position) & 1 == 0 });
         }
         let mut resync = Resync::begin(&mut planner, &store, kernel.state());
@@ -377,7 +377,7 @@ fn a_restart_gives_no_list_a_number_that_clients_are_remembered_under() {
     apply(&mut store, busy_service(true, false));
     apply(&mut store, busy_slice(0..3));
     let mut state = kernel.state();
-    state[0].learned = learned.iter().copied().collect();
+    state.ipv4.learned = learned.iter().copied().collect();
     let mut changes = Resync::begin(&mut restarted, &store, state);
     while let Some(transaction) = changes.next(&mut restarted) {
         kernel.commit(&transaction);
@@ -415,7 +415,7 @@ fn the_number_of_objects_is_constant() {
         }
         let mut kernel = FakeKernel::default();
         resync(&mut planner, &store, &mut kernel);
-        let elements = kernel.0.iter().map(|table| table.elements.len()).sum::<usize>();
+        let elements = kernel.0.values().map(|table| table.elements.len()).sum::<usize>();
         assert!(elements > 5 * services as usize / 2);
         object_counts(&kernel)
     };
@@ -424,9 +424,9 @@ fn the_number_of_objects_is_constant() {
 
 /// Chains, rules and maps.
 fn object_counts(kernel: &FakeKernel) -> (usize, usize, usize) {
-    let rules = kernel.0.iter().flat_map(|table| table.chains.values()).map(Vec::len).sum();
-    let chains = kernel.0.iter().map(|table| table.chains.len()).sum();
-    let maps = kernel.0.iter().map(|table| table.maps.len()).sum();
+    let rules = kernel.0.values().flat_map(|table| table.chains.values()).map(Vec::len).sum();
+    let chains = kernel.0.values().map(|table| table.chains.len()).sum();
+    let maps = kernel.0.values().map(|table| table.maps.len()).sum();
     (chains, rules, maps)
 }
 
@@ -455,7 +455,7 @@ fn many_endpoints_need_no_more_objects() {
             commit_changes(&mut store, &mut planner, &mut kernel);
         }
         let is_balancing = |chain: &&Chain| matches!(chain, Chain::Draw { .. } | Chain::Balance { .. });
-        let chains = kernel.0[0].chains.keys().filter(is_balancing).count();
+        let chains = kernel.0.ipv4.chains.keys().filter(is_balancing).count();
         // 1 to 3, and up to 7, 15, 31, 63, 127, 255, 511, 1023 and 16383; for addresses and for NodePorts. Clients that
         // stick go on to the chains of those that don't.
         let draws = 9;

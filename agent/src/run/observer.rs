@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use vmap_proxy_compiler::limits::MAX_ELEMENTS;
 use vmap_proxy_compiler::model::convert;
 use vmap_proxy_compiler::model::objects::{ANNOTATION_TRIGGER_TIME, EndpointSliceObject, Kind};
-use vmap_proxy_compiler::model::{Change, Object};
+use vmap_proxy_compiler::model::{Change, Object, PerFamily};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 
@@ -35,7 +35,7 @@ pub(super) struct NodeObserver {
     triggers: HashMap<(String, String), Vec<(Family, SystemTime)>>,
     changed_services: usize,
     changed_slices: usize,
-    without_local: [[usize; 2]; 2],
+    without_local: PerFamily<[usize; 2]>,
     health_servers: ServiceHealthServers,
     served: BTreeMap<ServiceName, ServiceHealth>,
     served_on: Vec<IpAddr>,
@@ -64,7 +64,7 @@ impl NodeObserver {
             triggers: HashMap::new(),
             changed_services: 0,
             changed_slices: 0,
-            without_local: [[0; 2]; 2],
+            without_local: PerFamily::default(),
             served: BTreeMap::new(),
             served_on: Vec::new(),
             events,
@@ -146,15 +146,15 @@ impl NodeObserver {
     /// Counts anew after a repair, else only what changed.
     fn count_without_local(&mut self, syncer: &Syncer, report: &SyncReport) {
         if report.repaired {
-            self.without_local = [[0; 2]; 2];
+            self.without_local = PerFamily::default();
             for family in Family::ALL {
                 for (_, compiled) in syncer.planner().all_compiled(family) {
-                    add(&mut self.without_local[convert::index(family)], without_local(compiled));
+                    add(&mut self.without_local[family], without_local(compiled));
                 }
             }
         } else {
             for change in &report.changed {
-                let counts = &mut self.without_local[convert::index(change.family)];
+                let counts = &mut self.without_local[change.family];
                 let count = |compiled: &Option<CompiledService>| compiled.as_ref().map_or([0; 2], without_local);
                 add(counts, count(&change.after));
                 let before = count(&change.before);
@@ -162,7 +162,7 @@ impl NodeObserver {
             }
         }
         for family in &self.families {
-            let [internal, external] = self.without_local[convert::index(*family)];
+            let [internal, external] = self.without_local[*family];
             self.metrics.set_no_local_endpoints(*family, TrafficPolicy::Internal, internal);
             self.metrics.set_no_local_endpoints(*family, TrafficPolicy::External, external);
         }

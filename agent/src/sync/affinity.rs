@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use vmap_proxy_compiler::model::Endpoint;
-use vmap_proxy_compiler::model::convert::index;
 use vmap_proxy_compiler::plan::{Action, Operation};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber};
@@ -19,7 +18,7 @@ impl Syncer {
     pub(super) async fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
         let mut operations = Vec::new();
         for family in Family::ALL {
-            if !self.enabled[index(family)] {
+            if !self.enabled[family] {
                 continue;
             }
             let learned = self.kernel.read_elements(family, Map::Affinity).await?;

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use vmap_proxy_compiler::model::convert::{PerFamily, index};
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::KernelState;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
@@ -46,7 +46,7 @@ impl Syncer {
     pub(super) async fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
         let mut read = Read::default();
         for family in Family::ALL {
-            if self.enabled[index(family)] {
+            if self.enabled[family] {
                 let largest = if list_all { u32::MAX } else { self.max_listed };
                 self.read_table(family, largest, &mut read, report).await?;
             }
@@ -76,9 +76,9 @@ impl Syncer {
             return Ok(());
         }
         self.clean_objects(family, &table, report)?;
-        read.foreign[index(family)] = table.foreign().to_vec();
+        read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
-        let state = &mut read.states[index(family)];
+        let state = &mut read.states[family];
         state.exists = true;
         for name in table.chain_names() {
             if let Some(chain) = Chain::parse(name) {
@@ -89,7 +89,7 @@ impl Syncer {
             state.maps.push(map);
             match table.count(map) {
                 Some(count) if count > largest && !is_always_listed(map) => {
-                    read.looked_up[index(family)].insert(map, count);
+                    read.looked_up[family].insert(map, count);
                 }
                 _ => read_map(&mut self.kernel, family, map, state, report).await?,
             }

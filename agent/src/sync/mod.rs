@@ -18,9 +18,9 @@ pub mod report;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use vmap_proxy_compiler::model::convert::{PerFamily, Problem};
+use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::types::ServiceName;
-use vmap_proxy_compiler::model::{ProxyConfig, Store};
+use vmap_proxy_compiler::model::{PerFamily, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::pieces::PIECE;
 use vmap_proxy_compiler::plan::{Action, Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
@@ -87,10 +87,10 @@ pub struct Syncer {
     store: Store,
     planner: Planner,
     kernel: Kernel,
-    enabled: [bool; 2],
+    enabled: PerFamily<bool>,
     initialised: bool,
     /// What was programmed for Services whose change the kernel refused.
-    last_good: HashMap<ServiceName, [Option<CompiledService>; 2]>,
+    last_good: HashMap<ServiceName, Programmed>,
     damaged: bool,
     max_listed: u32,
     /// Open from the end of the first sync on.
@@ -111,7 +111,7 @@ impl Syncer {
     pub fn new(config: ProxyConfig, kernel: Kernel, families: &[Family]) -> Self {
         let store = Store::new(config.node_name.clone());
         let planner = Planner::new(config, store.node());
-        let enabled = Family::ALL.map(|family| families.contains(&family));
+        let enabled = PerFamily::from_fn(|family| families.contains(&family));
         Self {
             store,
             planner,
@@ -261,8 +261,8 @@ impl Syncer {
             let programmed = self
                 .untold
                 .entry(change.name.clone())
-                .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
-            programmed[vmap_proxy_compiler::model::convert::index(change.family)] = change.before;
+                .or_insert_with(|| PerFamily::from_fn(|family| self.planner.compiled(&change.name, family).cloned()));
+            programmed[change.family] = change.before;
         }
         match error {
             CommitError::Refused { .. } => self.repair(report).await,
@@ -299,12 +299,11 @@ impl Syncer {
 
     fn remember(&mut self, plan: &Plan) {
         for change in &plan.changed {
-            let slot = vmap_proxy_compiler::model::convert::index(change.family);
             let good = self
                 .last_good
                 .entry(change.name.clone())
-                .or_insert_with(|| Family::ALL.map(|family| self.planner.compiled(&change.name, family).cloned()));
-            good[slot].clone_from(&change.before);
+                .or_insert_with(|| PerFamily::from_fn(|family| self.planner.compiled(&change.name, family).cloned()));
+            good[change.family].clone_from(&change.before);
         }
     }
 
@@ -335,14 +334,12 @@ impl Syncer {
 /// Commits one transaction, without the families that the node lacks.
 fn commit(
     kernel: &mut Kernel,
-    enabled: [bool; 2],
+    enabled: PerFamily<bool>,
     transaction: &mut Transaction,
     report: &mut SyncReport,
 ) -> Result<(), CommitError> {
-    if enabled != [true, true] {
-        transaction
-            .operations
-            .retain(|operation| enabled[vmap_proxy_compiler::model::convert::index(operation.family)]);
+    if enabled.values().any(|enabled| !enabled) {
+        transaction.operations.retain(|operation| enabled[operation.family]);
     }
     if transaction.operations.is_empty() {
         return Ok(());

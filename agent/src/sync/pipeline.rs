@@ -3,6 +3,7 @@
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Planner, Resync, Transaction};
 
 use super::commit;
@@ -31,7 +32,7 @@ pub(super) fn run(
     resync: &mut Resync<'_>,
     planner: &mut Planner,
     kernel: &mut Kernel,
-    enabled: [bool; 2],
+    enabled: PerFamily<bool>,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     let (sender, receiver) = sync_channel(WAITING);
@@ -57,7 +58,7 @@ pub(super) fn run(
 fn commit_all(
     transactions: impl IntoIterator<Item = Transaction>,
     kernel: &mut Kernel,
-    enabled: [bool; 2],
+    enabled: PerFamily<bool>,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     for mut transaction in transactions {

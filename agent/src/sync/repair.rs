@@ -4,11 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use vmap_proxy_compiler::model::convert::{PerFamily, index};
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::plan::{KernelState, Operation, Resync, Transaction};
-use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read, look_up};
@@ -92,7 +91,7 @@ impl Syncer {
     /// more keeps what is programmed for it now.
     fn release_quarantined(&mut self) {
         for name in self.planner.release_quarantined() {
-            let programmed = Family::ALL.map(|family| self.planner.compiled(&name, family).cloned());
+            let programmed = PerFamily::from_fn(|family| self.planner.compiled(&name, family).cloned());
             self.last_good.insert(name.clone(), programmed);
             self.remember_programmed(vec![name]);
         }
@@ -104,7 +103,7 @@ impl Syncer {
         let Read { states, looked_up, foreign } = self.read_kernel(list_all, report).await?;
         let pass = self.send_difference(states, &looked_up, report).await?;
         if let Pass::Done = pass {
-            for (family, foreign) in Family::ALL.into_iter().zip(foreign) {
+            for (family, foreign) in foreign {
                 self.kernel.remove_foreign(family, &foreign)?;
             }
         }
@@ -208,19 +207,19 @@ impl Syncer {
         report: &mut SyncReport,
     ) -> Result<Pass, SyncError> {
         let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
-        if looked_up.iter().all(HashMap::is_empty) {
+        if looked_up.values().all(HashMap::is_empty) {
             let sent = pipeline::run(&mut resync, &mut self.planner, &mut self.kernel, self.enabled, report);
             return Ok(match sent {
                 Ok(()) => Pass::Done,
                 Err((transaction, error)) => Pass::Refused(transaction, error),
             });
         }
-        let maps = looked_up.each_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
+        let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
         let mut found: LookedUp = Default::default();
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&mut self.planner, &maps, SERVICES_AT_ONCE);
             for element in look_up(&mut self.kernel, keys, report).await? {
-                *found[index(element.0)].entry(element.1.map).or_default() += 1;
+                *found[element.0].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
             for mut transaction in resync.next_chunk(&mut self.planner, SERVICES_AT_ONCE) {
@@ -237,7 +236,7 @@ impl Syncer {
     pub(super) fn remember_programmed(&mut self, names: Vec<ServiceName>) {
         for name in names {
             let planner = &self.planner;
-            let programmed = |name: &ServiceName| Family::ALL.map(|family| planner.compiled(name, family).cloned());
+            let programmed = |name: &ServiceName| PerFamily::from_fn(|family| planner.compiled(name, family).cloned());
             self.untold.entry(name).or_insert_with_key(programmed);
         }
     }
@@ -248,7 +247,7 @@ impl Syncer {
         let mut untold: Vec<_> = std::mem::take(&mut self.untold).into_iter().collect();
         untold.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (name, before) in untold {
-            for (family, before) in Family::ALL.into_iter().zip(before) {
+            for (family, before) in before {
                 let after = self.planner.compiled(&name, family).cloned();
                 if before != after {
                     changes.push(ServiceChange { name: name.clone(), family, before, after });
@@ -259,7 +258,7 @@ impl Syncer {
     }
 
     fn quarantine(&mut self, name: &ServiceName) {
-        let good = self.last_good.remove(name).unwrap_or([None, None]);
+        let good = self.last_good.remove(name).unwrap_or_default();
         self.planner.quarantine(name, good);
     }
 }

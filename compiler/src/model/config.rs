@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::types::Family;
+use super::family::Family;
 
 /// The part of `KubeProxyConfiguration` that decides the fate of packets, read
 /// and checked by the agent.

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::config::NodeInfo;
+use super::family::{Family, PerFamily};
 use super::objects::{
     EndpointObject, EndpointSliceObject, Kind, LABEL_SERVICE_NAME, LABEL_ZONE, NodeObject, ObjectMeta, ObjectRef,
     ServiceCidrObject, ServiceObject, ServicePortObject,
 };
-use super::types::{Family, Hints, Protocol, Service, ServicePort, SliceEndpoint};
+use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint};
 
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -107,24 +108,13 @@ fn timestamp_order(text: Option<&str>) -> i64 {
     if digits.len() == 14 { digits.parse().unwrap_or(0) } else { 0 }
 }
 
-/// One value for each family, IPv4 first.
-pub type PerFamily<T> = [T; 2];
-
-/// The position of a family in a [`PerFamily`].
-pub fn index(family: Family) -> usize {
-    match family {
-        Family::Ipv4 => 0,
-        Family::Ipv6 => 1,
-    }
-}
-
 /// A Service in the families it has a cluster IP in; `None` where the proxy
 /// makes no rules for it: headless, `ExternalName`, no address of the family.
 pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Problem>) {
     let mut problems = Problems::of(Kind::Service, &object.metadata);
     let spec = &object.spec;
     if spec.cluster_ip == "None" || spec.service_type == "ExternalName" {
-        return ([None, None], problems.found);
+        return (PerFamily::default(), problems.found);
     }
     if spec.cluster_ip.is_empty() {
         // Only manifests that no API server has seen have none.
@@ -133,11 +123,11 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
             "it is absent, so nothing of the Service is served; an API server would have chosen one: write a free \
              address of the service range, or None for a headless Service",
         );
-        return ([None, None], problems.found);
+        return (PerFamily::default(), problems.found);
     }
-    let cluster_ips = Family::ALL.map(|family| cluster_ip(object, family, &mut problems));
-    if cluster_ips == [None, None] {
-        return ([None, None], problems.found);
+    let cluster_ips = PerFamily::from_fn(|family| cluster_ip(object, family, &mut problems));
+    if cluster_ips == PerFamily::default() {
+        return (PerFamily::default(), problems.found);
     }
     let ports = service_ports(&spec.ports, &mut problems);
     let external_ips = addresses(&spec.external_ips, "spec.externalIPs", &mut problems);
@@ -151,7 +141,7 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
         };
     let health_check_node_port = health_check_node_port(object, external_policy_local, &mut problems);
 
-    let services = Family::ALL.map(|family| {
+    let services = PerFamily::from_fn(|family| {
         let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
             let mut list: Vec<IpAddr> = list.iter().copied().filter(|address| Family::of(*address) == family).collect();
             let mut seen = HashSet::new();
@@ -160,7 +150,7 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
         };
         Some(Service {
             created: timestamp_order(object.metadata.creation_timestamp.as_deref()),
-            cluster_ip: cluster_ips[index(family)]?,
+            cluster_ip: cluster_ips[family]?,
             external_ips: of_family(&external_ips),
             load_balancer_ips: of_family(&load_balancer_ips),
             source_ranges: ranges_of(&source_ranges, family),
@@ -509,7 +499,7 @@ mod tests {
         }))
         .unwrap();
         let (services, problems) = service(&object);
-        let service = services[0].as_ref().unwrap();
+        let service = services.ipv4.as_ref().unwrap();
         assert_eq!(service.ports.len(), 1);
         assert_eq!(service.ports[0].port, 80);
         assert_eq!(problems.len(), 3);

@@ -2,6 +2,7 @@
 //!
 //! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
 //! * [`types`]: validated types; whoever holds one need not check it again;
+//! * [`family`]: the two address families, and one value for each;
 //! * [`config`]: what the proxy is configured to do on this node;
 //! * [`convert`]: from objects to types: what cannot be programmed is reported
 //!   by name and left out, never fatal;
@@ -9,12 +10,14 @@
 
 pub mod config;
 pub mod convert;
+pub mod family;
 pub mod objects;
 pub mod store;
 pub mod types;
 
 pub use config::{NodeInfo, ProxyConfig};
+pub use family::{Family, PerFamily};
 pub use objects::{Change, Object, ObjectRef};
 
 pub use store::Store;
-pub use types::{Endpoint, Family, Protocol};
+pub use types::{Endpoint, Protocol};

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::config::NodeInfo;
-use super::convert::{self, PerFamily, Problem, Slice};
+use super::convert::{self, Problem, Slice};
+use super::family::PerFamily;
 use super::objects::{
     Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, NodeObject, Object, ObjectRef,
     ServiceCidrObject, ServiceObject,
@@ -226,15 +227,15 @@ impl Store {
         let list = self.list(Kind::Service);
         // Another proxy's: it exists, and has no rules here.
         let (mut service, problems) = match object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
-            true => ([None, None], Vec::new()),
+            true => (PerFamily::default(), Vec::new()),
             false => convert::service(object),
         };
-        let ports = service.iter_mut().flatten().flat_map(|service| &mut service.ports);
+        let ports = service.values_mut().flatten().flat_map(|service| &mut service.ports);
         ports.for_each(|port| self.share_port_name(&mut port.name));
         let entry = self.services.entry(name.clone()).or_default();
         entry.known = true;
         entry.list = list;
-        let unchanged = service.iter().zip(&entry.service).all(|(new, old)| new.as_ref() == old.as_deref());
+        let unchanged = service.as_ref().map(Option::as_ref) == entry.service.as_ref().map(Option::as_deref);
         if !unchanged {
             let service = service.map(|service| service.map(Arc::new));
             self.service_count += usize::from(has_rules(&service));
@@ -250,7 +251,7 @@ impl Store {
         entry.known = false;
         if has_rules(&entry.service) {
             self.service_count -= 1;
-            entry.service = [None, None];
+            entry.service = PerFamily::default();
             self.dirty.insert(name.clone());
         }
         self.forget_if_empty(name);
@@ -420,7 +421,7 @@ impl Store {
 }
 
 fn has_rules(service: &PerFamily<Option<Arc<Service>>>) -> bool {
-    service.iter().any(Option::is_some)
+    service.values().any(Option::is_some)
 }
 
 #[cfg(test)]

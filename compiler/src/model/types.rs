@@ -7,53 +7,6 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// The two address families; each has a table of its own, as kube-proxy has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub enum Family {
-    /// `table ip vmap-proxy`
-    #[serde(rename = "ip")]
-    Ipv4,
-    /// `table ip6 vmap-proxy`
-    #[serde(rename = "ip6")]
-    Ipv6,
-}
-
-impl Family {
-    /// Both families, IPv4 first.
-    pub const ALL: [Family; 2] = [Family::Ipv4, Family::Ipv6];
-
-    /// The family an address belongs to.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
-    }
-
-    /// nft's word for the family and for its header expressions: `ip` or `ip6`.
-    pub fn keyword(self) -> &'static str {
-        match self {
-            Family::Ipv4 => "ip",
-            Family::Ipv6 => "ip6",
-        }
-    }
-
-    /// The length of an address in bytes.
-    pub fn address_bytes(self) -> usize {
-        match self {
-            Family::Ipv4 => 4,
-            Family::Ipv6 => 16,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    /// Kubernetes' spelling, as kube-proxy's `ip_family` label has it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Family::Ipv4 => "IPv4",
-            Family::Ipv6 => "IPv6",
-        })
-    }
-}
-
 /// A transport protocol that Services can use. TCP, UDP and SCTP are all first
 /// class: one map serves the three of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

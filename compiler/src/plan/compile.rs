@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use super::planner::Planner;
 use super::slots;
 use crate::limits::{MAX_ELEMENTS, elements_at_most};
-use crate::model::convert::index;
 use crate::model::store::ServiceEntry;
 use crate::model::types::{ServiceName, ServicePort};
 use crate::model::{Endpoint, Protocol, Store};
@@ -37,7 +36,7 @@ impl Planner {
 
     /// How many Services are too large, each family by itself.
     pub fn too_large(&self) -> usize {
-        self.families.iter().map(|state| state.too_large.len()).sum()
+        self.families.values().map(|state| state.too_large.len()).sum()
     }
 
     /// Compiles one Service in one family, as if nobody else claimed anything.
@@ -51,8 +50,8 @@ impl Planner {
         family: Family,
         before: Option<&CompiledService>,
     ) -> Result<Option<CompiledService>, u64> {
-        let Some(service) = entry.service[index(family)].as_ref() else { return Ok(None) };
-        let state = &self.families[index(family)];
+        let Some(service) = entry.service[family].as_ref() else { return Ok(None) };
+        let state = &self.families[family];
         if self.is_quarantined(name) {
             return Ok(before.cloned());
         }
@@ -101,7 +100,7 @@ impl Planner {
         family: Family,
         compiled: Result<Option<CompiledService>, u64>,
     ) -> Option<CompiledService> {
-        let too_large = &mut self.families[index(family)].too_large;
+        let too_large = &mut self.families[family].too_large;
         match compiled {
             Ok(compiled) => {
                 if !too_large.is_empty() {

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use super::planner::Planner;
 use crate::limits::{MAX_ELEMENTS, elements_about, elements_at_most};
 use crate::model::Store;
-use crate::model::convert::index;
 use crate::model::types::ServiceName;
 use crate::ruleset::Family;
 use crate::select::Joins;
@@ -35,11 +34,11 @@ impl Planner {
     /// About how many elements the plan of a Service is about.
     fn weight(&self, store: &Store, name: &ServiceName) -> u64 {
         let of_family = |family: Family| {
-            let state = &self.families[index(family)];
+            let state = &self.families[family];
             let before = state.services.get(name).map_or(0, elements_about);
             let entry = store.get(name);
             let after = entry.and_then(|entry| {
-                let service = entry.service[index(family)].as_ref()?;
+                let service = entry.service[family].as_ref()?;
                 Some(elements_at_most(service, &Joins::new(family, &entry.slices)))
             });
             before.saturating_add(after.filter(|elements| *elements <= MAX_ELEMENTS).unwrap_or(0))

@@ -10,9 +10,8 @@ use super::compile::TooLarge;
 use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
 use super::lists::ListNumbers;
 use super::{Action, Operation, Transaction};
-use crate::model::convert::{PerFamily, index};
 use crate::model::types::{Service, ServiceName};
-use crate::model::{Endpoint, NodeInfo, ProxyConfig, Store};
+use crate::model::{Endpoint, NodeInfo, PerFamily, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key, ListNumber};
@@ -100,7 +99,7 @@ pub(super) fn node_owner() -> Arc<str> {
 impl Planner {
     /// A planner that has programmed nothing yet.
     pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
-        let families = Family::ALL.map(|family| FamilyState::new(family, &config, node));
+        let families = PerFamily::from_fn(|family| FamilyState::new(family, &config, node));
         Self { config, families, quarantined: HashSet::new(), newly_too_large: Vec::new() }
     }
 
@@ -134,17 +133,17 @@ impl Planner {
 
     /// What is programmed for a Service.
     pub fn compiled(&self, name: &ServiceName, family: Family) -> Option<&CompiledService> {
-        self.families[index(family)].services.get(name)
+        self.families[family].services.get(name)
     }
 
     /// The Service that has a frontend of a family.
     pub fn holder(&self, family: Family, claim: &Claim) -> Option<&ServiceName> {
-        self.families[index(family)].claims.holder(claim)
+        self.families[family].claims.holder(claim)
     }
 
     /// Everything that is programmed for all Services of a family, in no order.
     pub fn all_compiled(&self, family: Family) -> impl Iterator<Item = (&ServiceName, &CompiledService)> {
-        self.families[index(family)].services.iter()
+        self.families[family].services.iter()
     }
 
     /// Plans the change of these Services; the work depends on them alone.
@@ -182,7 +181,7 @@ impl Planner {
             if compiled.contains_key(&name) {
                 continue;
             }
-            let before = self.families[index(family)].services.get(&name);
+            let before = self.families[family].services.get(&name);
             let after = store.get(&name).map_or(Ok(None), |entry| self.compile(store, &name, entry, family, before));
             let after = self.admit(&name, family, after);
             queue.extend(self.claim(&name, family, after.as_ref()));
@@ -208,7 +207,7 @@ impl Planner {
         family: Family,
         after: Option<&CompiledService>,
     ) -> Vec<ServiceName> {
-        let state = &mut self.families[index(family)];
+        let state = &mut self.families[family];
         let known = |compiled: Option<&CompiledService>| {
             compiled.map_or((Vec::new(), 0), |compiled| (claims(compiled), compiled.service.created))
         };
@@ -224,7 +223,7 @@ impl Planner {
 
     /// Notes which of its claims a Service lost.
     pub(super) fn deny(&self, name: &ServiceName, family: Family, compiled: &mut CompiledService) {
-        let holders = &self.families[index(family)].claims;
+        let holders = &self.families[family].claims;
         // Nearly always: what nobody contends for is not looked up.
         if !holders.any_contested() {
             compiled.denied = Box::default();
@@ -246,7 +245,7 @@ impl Planner {
         chains: &mut Vec<Operation>,
         plan: &mut Plan,
     ) {
-        let state = &mut self.families[index(family)];
+        let state = &mut self.families[family];
         if let Some(after) = &mut after {
             state.number(name, after);
         }
@@ -291,9 +290,9 @@ impl Planner {
 
     /// The kernel refused something of this Service: it keeps what was
     /// programmed (`before`, from the plan that failed) until it changes.
-    pub fn quarantine(&mut self, name: &ServiceName, before: [Option<CompiledService>; 2]) {
+    pub fn quarantine(&mut self, name: &ServiceName, before: PerFamily<Option<CompiledService>>) {
         self.quarantined.insert(name.clone());
-        for (state, before) in self.families.iter_mut().zip(before) {
+        for (_, (state, before)) in self.families.as_mut().zip(before) {
             match before {
                 Some(before) => state.services.insert(name.clone(), before),
                 None => state.services.remove(name),
@@ -307,13 +306,13 @@ impl Planner {
         let of_family = |state: &FamilyState| -> Vec<Denied> {
             state.services.iter().flat_map(|(name, compiled)| state.denied(name, compiled)).collect()
         };
-        self.families.iter().flat_map(of_family).collect()
+        self.families.values().flat_map(of_family).collect()
     }
 
     /// The endpoints of the list that has this number; `None` if no list has it.
     /// What clients learned of any other endpoint is to be forgotten.
     pub fn list(&self, family: Family, number: ListNumber) -> Option<&[Endpoint]> {
-        let state = &self.families[index(family)];
+        let state = &self.families[family];
         let mut lists = state.services.get(state.lists.owner(number)?)?.numbered_lists();
         lists.find(|(other, _)| *other == number).map(|(_, endpoints)| endpoints)
     }
@@ -321,7 +320,7 @@ impl Planner {
     /// What clients had learned of endpoints that no [list](Self::list) holds
     /// is gone from the kernel: numbers that were given up can be used again.
     pub fn forgotten(&mut self) {
-        self.families.iter_mut().for_each(|state| state.lists.forgotten());
+        self.families.values_mut().for_each(|state| state.lists.forgotten());
     }
 
     /// Deletes chains that learn and that nothing points to any more; forgets
@@ -333,7 +332,7 @@ impl Planner {
     /// the same numbers come again soon.
     pub fn collect_idle_chains(&mut self) -> Option<Transaction> {
         let mut operations = Vec::new();
-        for state in &mut self.families {
+        for state in self.families.values_mut() {
             let family = state.skeleton.family;
             for chain in state.chains.take_idle() {
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
@@ -345,12 +344,12 @@ impl Planner {
 
     /// How many chains [`Self::collect_idle_chains`] would delete.
     pub fn idle_chains(&self) -> usize {
-        self.families.iter().map(|state| state.chains.idle()).sum()
+        self.families.values().map(|state| state.chains.idle()).sum()
     }
 
     /// The complete rule set, for listings, evaluation and tests.
     pub fn ruleset(&self) -> Ruleset {
-        let tables = self.families.iter().map(|state| {
+        let tables = self.families.values().map(|state| {
             let mut all = state.node_elements.clone();
             let mut shared = HashSet::new();
             for (name, compiled) in &state.services {
@@ -368,7 +367,7 @@ impl Planner {
     /// Plans for changed rules of the skeleton, and for the node's elements.
     fn plan_skeleton(&mut self, store: &Store, family: Family, plan: &mut Plan) {
         let wanted = FamilyState::new(family, &self.config, store.node());
-        let state = &mut self.families[index(family)];
+        let state = &mut self.families[family];
         let mut operations = Vec::new();
         for chain in
             Chain::FIXED.into_iter().chain(Chain::LEARNING.into_iter().filter(|chain| state.chains.has(*chain)))

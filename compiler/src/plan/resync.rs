@@ -13,10 +13,9 @@ use super::lists::ListNumbers;
 use super::planner::{FamilyState, Planner, node_elements, node_owner};
 use super::{Action, Operation, Transaction, slots};
 use crate::limits::{MAX_ELEMENTS, elements_at_most};
-use crate::model::convert::{PerFamily, index};
 use crate::model::store::ServiceEntry;
 use crate::model::types::{Service, ServiceName};
-use crate::model::{Endpoint, Store};
+use crate::model::{Endpoint, PerFamily, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key, ListNumber};
@@ -120,20 +119,20 @@ impl<'a> Resync<'a> {
     /// Begins: looks at the skeleton and the firewall; the Services follow.
     pub fn begin(planner: &mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
         let services = planner.by_precedence(store);
-        let new_tables = kernel.each_ref().map(|state| !state.exists);
+        let new_tables = kernel.as_ref().map(|state| !state.exists);
         let mut ready = Vec::new();
         let mut last = Vec::new();
         for family in Family::ALL {
-            planner.reset(store, family, &kernel[index(family)]);
-            let state = &planner.families[index(family)];
-            let mut skeleton = skeleton_operations(&state.skeleton, &kernel[index(family)]);
-            if !kernel[index(family)].exists {
+            planner.reset(store, family, &kernel[family]);
+            let state = &planner.families[family];
+            let mut skeleton = skeleton_operations(&state.skeleton, &kernel[family]);
+            if !kernel[family].exists {
                 last.extend(skeleton.extract_if(.., |operation| matches!(operation.action, Action::AddRule(..))));
             }
             push_skeleton(skeleton, &mut ready);
         }
         for family in Family::ALL {
-            let kernel = &mut kernel[index(family)].elements;
+            let kernel = &mut kernel[family].elements;
             let (chains, changes) = firewall_changes(planner, store, &services, family, kernel);
             ready.extend(chains_ahead(chains));
             if changes.len() > 0 {
@@ -189,7 +188,7 @@ impl<'a> Resync<'a> {
         maps: &PerFamily<HashSet<Map>>,
         services: usize,
     ) -> Vec<(Family, Map, Key)> {
-        if maps.iter().all(HashSet::is_empty) {
+        if maps.values().all(HashSet::is_empty) {
             return Vec::new();
         }
         let ahead = self.said..self.services.len().min(self.said + services);
@@ -198,7 +197,7 @@ impl<'a> Resync<'a> {
         let mut seen = HashSet::new();
         for family in Family::ALL {
             for (name, _) in &self.services[ahead.clone()] {
-                let (state, wanted) = (&planner.families[index(family)], &maps[index(family)]);
+                let (state, wanted) = (&planner.families[family], &maps[family]);
                 let Some(compiled) = state.services.get(*name).filter(|_| !wanted.is_empty()) else { continue };
                 elements(name, compiled, &mut |element| {
                     let place = (element.map, element.key);
@@ -216,7 +215,7 @@ impl<'a> Resync<'a> {
 
     /// The kernel holds this element.
     pub fn supply(&mut self, family: Family, element: Element) {
-        self.kernel[index(family)].insert(element);
+        self.kernel[family].insert(element);
     }
 
     fn advance(&mut self, planner: &mut Planner, services: usize) {
@@ -236,7 +235,7 @@ impl<'a> Resync<'a> {
                     self.connect();
                     self.leftovers();
                     self.finished = true;
-                    planner.families.iter_mut().for_each(|state| state.fresh = false);
+                    planner.families.values_mut().for_each(|state| state.fresh = false);
                 }
             }
         }
@@ -267,15 +266,15 @@ impl<'a> Resync<'a> {
 
     /// One Service: whatever the kernel does not hold as it should.
     fn service(&mut self, planner: &mut Planner, name: &ServiceName, family: Family) {
-        let kernel = &mut self.kernel[index(family)];
-        let Some(mut compiled) = planner.families[index(family)].services.remove(name) else { return };
-        let state = &mut planner.families[index(family)];
+        let kernel = &mut self.kernel[family];
+        let Some(mut compiled) = planner.families[family].services.remove(name) else { return };
+        let state = &mut planner.families[family];
         if state.fresh && !kernel.is_empty() {
             adopt(name, &mut compiled, kernel, state);
         }
         state.number(name, &mut compiled);
         let (chains, grow, point) = (&mut self.chains, &mut self.grow, &mut self.point);
-        let (rules, is_new_table) = (&mut self.rules, self.new_tables[index(family)]);
+        let (rules, is_new_table) = (&mut self.rules, self.new_tables[family]);
         elements(name, &compiled, &mut |element| {
             for chain in state.chains.add(&element) {
                 let begin = chains.len();
@@ -331,7 +330,7 @@ impl<'a> Resync<'a> {
     fn leftovers(&mut self) {
         let mut changes = ElementChanges::default();
         for family in Family::ALL {
-            for ((map, key), value) in std::mem::take(&mut self.kernel[index(family)].0) {
+            for ((map, key), value) in std::mem::take(&mut self.kernel[family].0) {
                 changes.add(family, map, key, Some(value), None, None);
             }
         }
@@ -470,7 +469,7 @@ fn firewall_changes(
         filtered.denied.sort_unstable();
         firewall(&filtered, &mut |element| {
             let owner = Some(name.text().clone());
-            let state = &mut planner.families[index(family)];
+            let state = &mut planner.families[family];
             for chain in state.chains.add(&element) {
                 make_chain(&state.skeleton, chain, &mut chains);
             }
@@ -481,7 +480,7 @@ fn firewall_changes(
     for element in &node {
         desired.insert((element.map, element.key), ((element.data, None), Some(node_owner())));
     }
-    planner.families[index(family)].node_elements = node;
+    planner.families[family].node_elements = node;
 
     let mut changes = ElementChanges::default();
     let ours = |map: Map| is_firewall(map) || matches!(map, Map::NodePortIps | Map::ServiceCidrs);
@@ -503,7 +502,7 @@ impl Planner {
     /// Forgets what is counted; the Services are said again one by one.
     fn reset(&mut self, store: &Store, family: Family, kernel: &KernelState) {
         let config = self.config.clone();
-        let state = &mut self.families[index(family)];
+        let state = &mut self.families[family];
         let fresh = super::planner::FamilyState::new(family, &config, store.node());
         state.skeleton = fresh.skeleton;
         state.primary_address = fresh.primary_address;
@@ -524,8 +523,7 @@ impl Planner {
     /// All Services, in the order in which they win contended frontends.
     fn by_precedence<'a>(&self, store: &'a Store) -> Vec<(&'a ServiceName, &'a ServiceEntry)> {
         let created = |name: &ServiceName, entry: &ServiceEntry| {
-            let families = Family::ALL.into_iter().map(index);
-            let service = families.filter_map(|family| self.effective(name, entry, family)).next();
+            let service = Family::ALL.into_iter().filter_map(|family| self.effective(name, entry, family)).next();
             service.map_or(0, |service| service.created)
         };
         let mut services: Vec<_> = store.iter().map(|(name, entry)| (created(name, entry), name, entry)).collect();
@@ -535,7 +533,12 @@ impl Planner {
 
     /// The Service that is to be programmed in a family: while it is in
     /// quarantine, the one that was programmed last.
-    fn effective<'a>(&'a self, name: &ServiceName, entry: &'a ServiceEntry, family: usize) -> Option<&'a Arc<Service>> {
+    fn effective<'a>(
+        &'a self,
+        name: &ServiceName,
+        entry: &'a ServiceEntry,
+        family: Family,
+    ) -> Option<&'a Arc<Service>> {
         let service = entry.service[family].as_ref()?;
         if self.is_quarantined(name) {
             return self.families[family].services.get(name).map(|compiled| &compiled.service);
@@ -546,12 +549,12 @@ impl Planner {
     /// As much of a Service as its source ranges depend on; `None` if it has
     /// none.
     fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
-        let service = self.effective(name, entry, index(family)).filter(|service| !service.source_ranges.is_empty())?;
+        let service = self.effective(name, entry, family).filter(|service| !service.source_ranges.is_empty())?;
         let joins = Joins::new(family, &entry.slices);
         if elements_at_most(service, &joins) > MAX_ELEMENTS {
             return None;
         }
-        let admits_node = self.families[index(family)].admits_node(service);
+        let admits_node = self.families[family].admits_node(service);
         let ports = Box::default();
         Some(CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node })
     }
@@ -559,16 +562,16 @@ impl Planner {
     /// Compiles one Service in the place of what was programmed. Those that win
     /// over it must have been compiled before it.
     fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) {
-        let before = self.families[index(family)].services.remove(name);
+        let before = self.families[family].services.remove(name);
         let compiled = self.compile(store, name, entry, family, before.as_ref());
         let compiled = self.admit(name, family, compiled);
         if let Some(before) = &before {
-            self.families[index(family)].release(before, compiled.as_ref());
+            self.families[family].release(before, compiled.as_ref());
         }
         let Some(mut compiled) = compiled else { return };
         let affected = self.claim(name, family, Some(&compiled));
         debug_assert!(affected.is_empty(), "{name} takes frontends of {affected:?}");
         self.deny(name, family, &mut compiled);
-        self.families[index(family)].services.insert(name.clone(), compiled);
+        self.families[family].services.insert(name.clone(), compiled);
     }
 }

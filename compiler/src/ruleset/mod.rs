@@ -26,4 +26,4 @@ pub mod table;
 /// The name of our table in each family. Nothing else is ever touched.
 pub const TABLE: &str = "vmap-proxy";
 
-pub use crate::model::types::Family;
+pub use crate::model::Family;

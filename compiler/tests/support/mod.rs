@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use vmap_proxy_compiler::model::Endpoint;
-use vmap_proxy_compiler::model::convert::index;
+use vmap_proxy_compiler::model::{Endpoint, PerFamily};
 use vmap_proxy_compiler::plan::{Action, KernelElements, KernelState, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
@@ -27,14 +26,14 @@ pub(crate) struct FakeTable {
 
 /// Both tables.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(crate) struct FakeKernel(pub(crate) [FakeTable; 2]);
+pub(crate) struct FakeKernel(pub(crate) PerFamily<FakeTable>);
 
 impl FakeKernel {
     /// Commits a transaction, or panics with the operation that fails.
     pub(crate) fn commit(&mut self, transaction: &Transaction) {
-        let chains_before = self.0.each_ref().map(|table| table.chains.keys().copied().collect::<HashSet<_>>());
+        let chains_before = self.0.as_ref().map(|table| table.chains.keys().copied().collect::<HashSet<_>>());
         for operation in &transaction.operations {
-            let table = &mut self.0[index(operation.family)];
+            let table = &mut self.0[operation.family];
             match &operation.action {
                 Action::AddTable => table.exists = true,
                 Action::AddMap(map) => assert!(table.exists && table.maps.insert(*map), "{operation:?}"),
@@ -60,7 +59,7 @@ impl FakeKernel {
                     assert!(table.maps.contains(&element.map), "{operation:?}");
                     if let Some(chain) = target(element) {
                         // For packets on their way a chain of the same transaction is empty yet.
-                        let known = &chains_before[index(operation.family)];
+                        let known = &chains_before[operation.family];
                         assert!(known.contains(&chain), "not there before this transaction: {operation:?}");
                         assert!(table.chains.contains_key(&chain), "no such chain: {operation:?}");
                     }
@@ -79,7 +78,7 @@ impl FakeKernel {
     /// that spreads over at most N finds more than half of them: no frontend
     /// is without a usable endpoint while it has one.
     pub(crate) fn assert_consistent(&self) {
-        for table in &self.0 {
+        for table in self.0.values() {
             for element in table.elements.values() {
                 let Some(Chain::Balance { domain, pool, sticky, spread }) = target(element) else { continue };
                 if sticky {
@@ -123,8 +122,8 @@ impl FakeKernel {
     }
 
     /// What a start would read.
-    pub(crate) fn state(&self) -> [KernelState; 2] {
-        self.0.each_ref().map(|table| {
+    pub(crate) fn state(&self) -> PerFamily<KernelState> {
+        self.0.as_ref().map(|table| {
             let mut elements = KernelElements::default();
             for element in table.elements.values() {
                 elements.insert(element.clone());
@@ -141,7 +140,7 @@ impl FakeKernel {
 
     /// Whose list each number belongs to.
     pub(crate) fn list_owners(&self, family: Family) -> BTreeMap<ListNumber, String> {
-        let elements = self.0[index(family)].elements.values();
+        let elements = self.0[family].elements.values();
         let owner = |element: &Element| match element.key {
             Key::List(number) => Some((number, element.comment.as_deref().unwrap().to_owned())),
             _ => None,
@@ -151,7 +150,7 @@ impl FakeKernel {
 
     /// The endpoints behind each frontend that sends clients to a numbered list.
     pub(crate) fn numbered_lists(&self, family: Family) -> Vec<(ListNumber, BTreeSet<Endpoint>)> {
-        let elements = &self.0[index(family)].elements;
+        let elements = &self.0[family].elements;
         let endpoints_of = |element: &Element| {
             let Data::List(number) = element.data else { return None };
             let map = match element.map {
@@ -177,7 +176,7 @@ impl FakeKernel {
     /// The elements, with the endpoints of one frontend sorted into its slots:
     /// two histories may have put them into different ones.
     pub(crate) fn normalised(&self, family: Family) -> BTreeMap<(Map, Key), (Data, Option<String>)> {
-        let elements = &self.0[index(family)].elements;
+        let elements = &self.0[family].elements;
         // Two histories may have numbered the lists differently.
         let mut owners: Vec<(String, ListNumber)> =
             self.list_owners(family).into_iter().map(|(number, owner)| (owner, number)).collect();

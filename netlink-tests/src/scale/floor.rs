@@ -2,8 +2,8 @@
 //! send, encoded before the clock starts, over a raw socket.
 
 use serde::{Deserialize, Serialize};
-use vmap_proxy_compiler::model::Store;
-use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::model::{PerFamily, Store};
+use vmap_proxy_compiler::plan::{Planner, Resync};
 
 use super::Failure;
 use super::agent::config;
@@ -53,7 +53,7 @@ fn batches(cluster: Cluster) -> Result<Vec<Vec<u8>>, Failure> {
         store.apply(parse(&manifest)?);
     }
     let mut planner = Planner::new(config(), store.node());
-    let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+    let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
     let mut batches = Vec::new();
     while let Some(transaction) = resync.next(&mut planner) {
         batches.push(::vmap_proxy_agent::netlink::encode(&transaction));

@@ -14,8 +14,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use vmap_proxy_compiler::model::{Change, Store};
-use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::model::{Change, PerFamily, Store};
+use vmap_proxy_compiler::plan::{Planner, Resync};
 
 use super::Failure;
 use super::agent::config;
@@ -129,7 +129,7 @@ impl Node {
             store.apply(parse(&manifest)?);
         }
         let mut planner = Planner::new(config(), store.node());
-        let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+        let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
         while let Some(transaction) = resync.next(&mut planner) {
             drop(transaction);
         }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmap_proxy_compiler::evaluate::{self, Bridge, Evaluator, Host};
-use vmap_proxy_compiler::model::{Change, Endpoint, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::{KernelState, Planner, Resync};
+use vmap_proxy_compiler::model::{Change, Endpoint, PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{Planner, Resync};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -36,7 +36,7 @@ impl Compiled {
             store.apply(change);
         }
         let mut planner = Planner::new(config, store.node());
-        let mut resync = Resync::begin(&mut planner, &store, [KernelState::default(), KernelState::default()]);
+        let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
         while resync.next(&mut planner).is_some() {}
         store.take_dirty();
         store.take_node_changed();

@@ -1,0 +1,387 @@
+//! The law of visibility: when each operation of a plan becomes visible.
+//!
+//! Elements become visible per lookup, not per packet. A packet may see the old
+//! verdict and then look for a slot in the new map, never the other way round.
+//! So: *grow before pointing, point before shrinking*. What grows and what
+//! points may share a transaction. What shrinks comes in a later one, and a
+//! chain that is pointed to comes in an earlier one.
+//!
+//! A change and a resync both put their operations into [`Phases`], and nothing
+//! else decides about order. A change takes all transactions at the end
+//! ([`Phases::finish`]); a resync takes full ones on its way
+//! ([`Phases::take_full`]).
+
+use std::sync::Arc;
+
+use super::{Action, Operation, Transaction};
+use crate::model::{Family, PerFamily};
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{Data, Element, Key};
+use crate::ruleset::maps::{DataKind, Map};
+use crate::ruleset::rule::Statement;
+use crate::ruleset::skeleton::{SkeletonConfig, rules};
+
+/// The most operations of one transaction. One commit blocks every other
+/// nftables writer of the namespace: this many take well below 50 ms. And what
+/// is sent is in memory twice meanwhile, as operations and as bytes: four times
+/// as many cost 4 MiB more at a first sync.
+pub const MAX_OPERATIONS: usize = 2048;
+
+/// A transaction may be fuller by this much: no commit for the little.
+const SLACK: usize = MAX_OPERATIONS / 8;
+
+/// What an element holds besides its key.
+pub(super) type Value = (Data, Option<Arc<str>>);
+
+/// When an operation becomes visible: the order of the variants is the order of
+/// the commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// New chains, with their rules.
+    Chains,
+    /// Changed rules of the skeleton.
+    Rules,
+    /// Elements that leave interval sets: before those that come, since the
+    /// kernel refuses overlaps, and together with them.
+    IntervalRemovals,
+    /// Elements that come into interval sets.
+    IntervalAdditions,
+    /// New and replaced elements that nothing points to yet.
+    Grow,
+    /// Frontends that get a firewall: once its ranges are there, and before
+    /// anything serves them.
+    Close,
+    /// New, replaced and removed verdicts.
+    Point,
+    /// The rules of a table that was not there. They go behind all verdicts, so
+    /// that the kernel need not follow them into the maps at every commit that
+    /// fills these, and all Services begin to work at once.
+    Connect,
+    /// Frontends that lose their firewall: once nothing serves them that it
+    /// guarded, and before its ranges go.
+    Open,
+    /// Elements that nothing points to any more.
+    Shrink,
+}
+
+/// How many phases there are.
+const PHASES: usize = Phase::Shrink as usize + 1;
+
+/// What happens to one element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Added,
+    Replaced,
+    Removed,
+}
+
+/// The phase of a change to an element of a set or map that holds no intervals.
+fn phase(map: Map, fate: Fate) -> Phase {
+    let is_removed = fate == Fate::Removed;
+    match map {
+        Map::FirewallIps if is_removed => Phase::Open,
+        Map::FirewallIps => Phase::Close,
+        // What holds packets back that find no frontend goes only after the
+        // frontend is there.
+        Map::NoEndpointServices | Map::NoEndpointNodePorts if is_removed => Phase::Shrink,
+        // No packet is to carry a number that leads nowhere: it would keep it as
+        // its priority.
+        Map::AffinityTimeouts if is_removed => Phase::Shrink,
+        Map::AffinityTimeouts => Phase::Grow,
+        _ if map.data() == DataKind::Verdict => Phase::Point,
+        _ if is_removed => Phase::Shrink,
+        _ => Phase::Grow,
+    }
+}
+
+/// Operations, sorted by when they may become visible.
+#[derive(Debug, Default)]
+pub(super) struct Phases {
+    queues: [Vec<Operation>; PHASES],
+    /// Tables that do not exist before the first of these operations.
+    new_tables: PerFamily<bool>,
+}
+
+impl Phases {
+    /// Phases of a plan that makes these tables.
+    pub(super) fn with_new_tables(new_tables: PerFamily<bool>) -> Self {
+        Self { new_tables, ..Self::default() }
+    }
+
+    /// One element: what the kernel holds under its key, and what it should.
+    pub(super) fn element(
+        &mut self,
+        family: Family,
+        (map, key): (Map, Key),
+        before: Option<Value>,
+        after: Option<Value>,
+        owner: Option<&Arc<str>>,
+    ) {
+        if before == after {
+            return;
+        }
+        let fate = match (&before, &after) {
+            (Some(_), None) => Fate::Removed,
+            (Some(_), Some(_)) => Fate::Replaced,
+            (None, _) => Fate::Added,
+        };
+        let operation = |action| Operation { family, action, owner: owner.cloned() };
+        let element = |(data, comment): Value| Element { map, key, data, comment };
+        let removed = before.map(|value| operation(Action::DeleteElement(element(value))));
+        let added = after.map(|value| operation(Action::AddElement(element(value))));
+        if map.is_interval() {
+            self.queue(Phase::IntervalRemovals).extend(removed);
+            self.queue(Phase::IntervalAdditions).extend(added);
+        } else {
+            // A replacement is a removal with its addition behind it.
+            self.queue(phase(map, fate)).extend(removed.into_iter().chain(added));
+        }
+    }
+
+    /// A new chain with its rules.
+    pub(super) fn make_chain(&mut self, skeleton: &SkeletonConfig, chain: Chain) {
+        let family = skeleton.family;
+        let operation = |action| Operation { family, action, owner: None };
+        self.queue(Phase::Chains).push(operation(Action::AddChain(chain)));
+        let is_connected_later = self.new_tables[family] && chain.base().is_some();
+        let phase = if is_connected_later { Phase::Connect } else { Phase::Chains };
+        let rules = rules(skeleton, chain).into_iter().map(|rule| operation(Action::AddRule(chain, rule)));
+        self.queue(phase).extend(rules);
+    }
+
+    /// Changed rules of chains that exist: each chain is flushed and filled
+    /// again.
+    pub(super) fn change_rules(&mut self, operations: impl IntoIterator<Item = Operation>) {
+        self.queue(Phase::Rules).extend(operations);
+    }
+
+    /// The rules of a new table's skeleton.
+    pub(super) fn connect(&mut self, operations: impl IntoIterator<Item = Operation>) {
+        self.queue(Phase::Connect).extend(operations);
+    }
+
+    fn queue(&mut self, phase: Phase) -> &mut Vec<Operation> {
+        &mut self.queues[phase as usize]
+    }
+
+    fn take(&mut self, phase: Phase) -> Vec<Operation> {
+        std::mem::take(self.queue(phase))
+    }
+
+    /// Transactions that are full; the rest stays. Verdicts are collected for
+    /// longer than what they lead to: the kernel checks the whole graph of jumps
+    /// at every commit that adds one.
+    pub(super) fn take_full(&mut self) -> Vec<Transaction> {
+        if self.queue(Phase::Point).len() >= MAX_OPERATIONS {
+            self.take_pointed()
+        } else if self.queue(Phase::Grow).len() >= MAX_OPERATIONS {
+            self.take_grown()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Everything that grows, with the chains before it: growing early never
+    /// harms.
+    fn take_grown(&mut self) -> Vec<Transaction> {
+        let mut transactions = chains_ahead(self.take(Phase::Chains));
+        push_chunks(self.take_growth(), &mut transactions);
+        transactions
+    }
+
+    fn take_growth(&mut self) -> Vec<Operation> {
+        let phases = [Phase::Rules, Phase::IntervalRemovals, Phase::IntervalAdditions, Phase::Grow];
+        phases.into_iter().flat_map(|phase| self.take(phase)).collect()
+    }
+
+    /// Everything but what has to wait until all else is visible.
+    pub(super) fn take_pointed(&mut self) -> Vec<Transaction> {
+        let mut transactions = chains_ahead(self.take(Phase::Chains));
+        let mut grown = self.take_growth();
+        let mut pointed = self.take(Phase::Close);
+        pointed.extend(self.take(Phase::Point));
+        // One commit for all, if it is not too large; else as few with verdicts
+        // as can be.
+        if grown.len() + pointed.len() <= MAX_OPERATIONS + SLACK {
+            grown.append(&mut pointed);
+        }
+        push_chunks(grown, &mut transactions);
+        push_chunks(pointed, &mut transactions);
+        transactions
+    }
+
+    /// All transactions that are left, in order.
+    pub(super) fn finish(&mut self) -> Vec<Transaction> {
+        let mut transactions = self.take_pointed();
+        transactions.extend(connections(self.take(Phase::Connect)));
+        let mut last = self.take(Phase::Open);
+        last.extend(self.take(Phase::Shrink));
+        push_chunks(last, &mut transactions);
+        transactions
+    }
+}
+
+/// New chains get transactions of their own, before anything points to them.
+///
+/// A packet keeps the generation of *rules* in which it entered a base chain,
+/// but sees *elements* of the newest generation at every lookup. One that is on
+/// its way while a transaction adds both would follow the new verdict into a
+/// chain that is still empty for it, fall out of it and go on untranslated: see
+/// decision 13.
+///
+/// Each rule that looks endpoints up ends a transaction: the kernel walks over
+/// all elements of the map when it takes the rule, and no other writer should
+/// wait for more than one such walk.
+fn chains_ahead(chains: Vec<Operation>) -> Vec<Transaction> {
+    let walks = |operation: &Operation| match &operation.action {
+        Action::AddRule(_, rule) => rule.0.iter().any(|statement| matches!(statement, Statement::Dnat(..))),
+        _ => false,
+    };
+    let mut transactions = Vec::new();
+    let mut operations = Vec::new();
+    for operation in chains {
+        let is_last = walks(&operation);
+        operations.push(operation);
+        if is_last {
+            transactions.push(Transaction { operations: std::mem::take(&mut operations) });
+        }
+    }
+    transactions.extend(transaction(operations));
+    transactions
+}
+
+/// The rules of a new table. The kernel walks through a map once for every rule
+/// that is bound to it, and once for every base chain that leads there: two
+/// commits, so that none holds the lock for both.
+fn connections(rules: Vec<Operation>) -> impl Iterator<Item = Transaction> {
+    let is_base =
+        |operation: &Operation| matches!(operation.action, Action::AddRule(chain, _) if chain.base().is_some());
+    let (base, inner): (Vec<Operation>, Vec<Operation>) = rules.into_iter().partition(is_base);
+    [inner, base].into_iter().filter_map(transaction)
+}
+
+/// Operations that belong together whatever their number.
+pub(super) fn transaction(operations: Vec<Operation>) -> Option<Transaction> {
+    (!operations.is_empty()).then_some(Transaction { operations })
+}
+
+/// Cuts a long list of operations into about equal parts. What belongs together
+/// stands together and is not torn apart.
+///
+/// Each part has a list of its own size: `Vec::split_off` would leave every
+/// part with the capacity of all that followed it, which is quadratic.
+fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
+    let mut left = operations.len();
+    if left <= MAX_OPERATIONS + SLACK {
+        transactions.extend(transaction(operations));
+        return;
+    }
+    let mut operations = operations.into_iter().peekable();
+    while left > MAX_OPERATIONS + SLACK {
+        let parts = left.div_ceil(MAX_OPERATIONS);
+        let mut part: Vec<Operation> = operations.by_ref().take(left.div_ceil(parts)).collect();
+        while let Some(next) = operations.next_if(|next| part.last().is_some_and(|last| belongs_to(last, next))) {
+            part.push(next);
+        }
+        left -= part.len();
+        transactions.push(Transaction { operations: part });
+    }
+    transactions.extend(transaction(operations.collect()));
+}
+
+/// Whether the second operation must not become visible later than the first.
+fn belongs_to(first: &Operation, second: &Operation) -> bool {
+    let interval = |element: &Element| element.map.is_interval();
+    match (&first.action, &second.action) {
+        (Action::DeleteElement(old), Action::AddElement(new)) => {
+            (old.map, old.key) == (new.map, new.key) || (interval(old) && interval(new))
+        }
+        (Action::DeleteElement(old), Action::DeleteElement(new)) => interval(old) && interval(new),
+        (Action::FlushChain(flushed), Action::AddRule(filled, _)) => flushed == filled,
+        (Action::AddRule(one, _), Action::AddRule(other, _)) => one == other,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::model::{Endpoint, Protocol};
+    use crate::ruleset::element::{ListNumber, Verdict};
+
+    fn address(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
+    }
+
+    fn value(data: Data) -> Option<Value> {
+        Some((data, None))
+    }
+
+    /// The position of the transaction that holds an operation on this map.
+    fn position(transactions: &[Transaction], map: Map) -> Option<usize> {
+        transactions.iter().position(|transaction| {
+            transaction.operations.iter().any(|operation| match &operation.action {
+                Action::AddElement(element) | Action::DeleteElement(element) => element.map == map,
+                _ => false,
+            })
+        })
+    }
+
+    #[test]
+    fn what_shrinks_comes_after_what_points() {
+        let mut phases = Phases::default();
+        let drop = value(Data::Verdict(Verdict::Drop));
+        let nothing = value(Data::Nothing);
+        let key = Key::Address(address(1));
+        phases.element(Family::Ipv4, (Map::ClusterIps, key), nothing.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::FirewallIps, key), drop.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::Services, key), drop.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::NoEndpointServices, key), drop.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::NodePorts, key), None, drop, None);
+        phases.element(Family::Ipv4, (Map::NodePortIps, key), nothing.clone(), nothing, None);
+        let transactions = phases.finish();
+        let places = [Map::Services, Map::NodePorts, Map::FirewallIps, Map::ClusterIps, Map::NoEndpointServices];
+        assert_eq!(places.map(|map| position(&transactions, map)), [Some(0), Some(0), Some(1), Some(1), Some(1)]);
+        assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (2, None));
+    }
+
+    #[test]
+    fn a_chain_is_there_before_what_grows_points_to_it() {
+        let skeleton = SkeletonConfig {
+            family: Family::Ipv4,
+            detector: None,
+            masquerade_all: false,
+            nodeports_on_all_addresses: false,
+        };
+        let chain = Chain::LearnFor { seconds: 60 };
+        let mut phases = Phases::default();
+        for number in (1..).map_while(ListNumber::at).take(MAX_OPERATIONS) {
+            let learn = value(Data::Verdict(Verdict::Goto(chain)));
+            phases.element(Family::Ipv4, (Map::AffinityTimeouts, Key::List(number)), None, learn, None);
+        }
+        phases.make_chain(&skeleton, chain);
+        let transactions = phases.take_full();
+        assert!(matches!(transactions[0].operations[0].action, Action::AddChain(made) if made == chain));
+        assert_eq!((transactions.len(), position(&transactions, Map::AffinityTimeouts)), (2, Some(1)));
+        assert!(phases.finish().is_empty());
+    }
+
+    #[test]
+    fn a_replacement_is_in_one_transaction() {
+        let mut phases = Phases::default();
+        let endpoint = |port| value(Data::Endpoint(Endpoint { address: address(7), port }));
+        for number in 0..2 * MAX_OPERATIONS as u32 {
+            let key = Key::Hairpin(Endpoint { address: address(number), port: 80 }, Protocol::Tcp);
+            phases.element(Family::Ipv4, (Map::Endpoints, key), endpoint(1), endpoint(2), None);
+        }
+        let transactions = phases.finish();
+        assert!(transactions.len() > 2);
+        for transaction in &transactions {
+            assert!(transaction.operations.len() <= MAX_OPERATIONS + SLACK);
+            let is_whole = |pair: &[Operation]| pair.len() == 2 && belongs_to(&pair[0], &pair[1]);
+            assert!(transaction.operations.chunks(2).all(is_whole));
+        }
+    }
+}
