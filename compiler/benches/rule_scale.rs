@@ -16,7 +16,7 @@ use serde_json::json;
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use vmap_proxy_compiler::model::config::DetectLocal;
 use vmap_proxy_compiler::model::{Change, Object, PerFamily, Protocol, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::{Planner, Resync};
+use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::render;
 
 const SIZES: [u32; 4] = [100, 1_000, 10_000, 100_000];
@@ -67,15 +67,13 @@ fn store(services: u32) -> Store {
         store.apply(service(number));
         store.apply(slice(number, 0, ENDPOINTS));
     }
-    store.take_dirty();
     store
 }
 
 /// Everything that a first sync sends to an empty kernel.
-fn compile(store: &Store) -> Planner {
+fn compile(store: &mut Store) -> Planner {
     let mut planner = Planner::new(config(), store.node());
-    let mut resync = Resync::begin(&mut planner, store, PerFamily::default());
-    while let Some(transaction) = resync.next(&mut planner) {
+    for transaction in planner.resync(store, PerFamily::default()) {
         black_box(transaction);
     }
     planner
@@ -112,11 +110,11 @@ fn full_compile(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     few(&mut group);
     for services in SIZES {
-        let store = store(services);
+        let mut store = store(services);
         group.throughput(Throughput::Elements(services.into()));
-        group.bench_with_input(BenchmarkId::from_parameter(services), &store, |bencher, store| {
+        group.bench_function(BenchmarkId::from_parameter(services), |bencher| {
             // Not many planners in memory at once, and dropped off the clock.
-            bencher.iter_batched(|| (), |()| compile(store), BatchSize::PerIteration);
+            bencher.iter_batched(|| (), |()| compile(&mut store), BatchSize::PerIteration);
         });
     }
 }
@@ -128,7 +126,7 @@ fn one_change(criterion: &mut Criterion, name: &str, change: fn(u32, u32) -> Cha
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for services in SIZES {
         let mut store = store(services);
-        let mut planner = compile(&store);
+        let mut planner = compile(&mut store);
         let mut strides = Strides::new(services);
         group.bench_function(BenchmarkId::from_parameter(services), |bencher| {
             bencher.iter_batched(
@@ -138,10 +136,9 @@ fn one_change(criterion: &mut Criterion, name: &str, change: fn(u32, u32) -> Cha
                 },
                 |change| {
                     store.apply(change);
-                    let names = store.take_dirty();
-                    let plan = planner.plan(&store, names);
+                    let plan = planner.update(&mut store);
                     // What changes nothing would look fast.
-                    assert!(!plan.transactions.is_empty());
+                    assert!(plan.as_ref().is_some_and(|plan| !plan.transactions.is_empty()));
                     plan
                 },
                 BatchSize::SmallInput,
@@ -164,7 +161,7 @@ fn render_text(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("render");
     few(&mut group);
     for services in SIZES {
-        let ruleset = compile(&store(services)).ruleset();
+        let ruleset = compile(&mut store(services)).ruleset();
         group.throughput(Throughput::Elements(services.into()));
         group.bench_with_input(BenchmarkId::from_parameter(services), &ruleset, |bencher, ruleset| {
             bencher.iter_batched(|| (), |()| render::ruleset(ruleset), BatchSize::PerIteration);
@@ -178,7 +175,7 @@ fn evaluate_packet(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("evaluate");
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for services in SIZES {
-        let ruleset = compile(&store(services)).ruleset();
+        let ruleset = compile(&mut store(services)).ruleset();
         let evaluator = Evaluator::new(&ruleset, Host::default());
         let mut strides = Strides::new(services);
         group.bench_function(BenchmarkId::from_parameter(services), |bencher| {

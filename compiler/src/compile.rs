@@ -3,7 +3,7 @@
 
 use crate::model::convert::Problem;
 use crate::model::{Change, Object, ObjectRef, PerFamily, ProxyConfig, Store};
-use crate::plan::{Planner, Resync, TooLarge};
+use crate::plan::{Planner, TooLarge};
 use crate::ruleset::table::Ruleset;
 
 /// A rule set, and what in the objects has no part in it.
@@ -32,19 +32,9 @@ pub fn compile(config: ProxyConfig, objects: impl IntoIterator<Item = Object>) -
     if store.node().interface_addresses.is_empty() {
         store.set_interface_addresses(store.node().addresses.clone());
     }
-    let mut planner = plan_store(config, &store);
-    Compilation { ruleset: planner.ruleset(), problems, too_large: planner.take_too_large(), lone_slices }
-}
-
-/// Compiles a store that has taken all its objects already.
-pub fn compile_store(config: ProxyConfig, store: &Store) -> Ruleset {
-    plan_store(config, store).ruleset()
-}
-
-fn plan_store(config: ProxyConfig, store: &Store) -> Planner {
     let mut planner = Planner::new(config, store.node());
-    let nothing = PerFamily::default();
-    let mut resync = Resync::begin(&mut planner, store, nothing);
-    while resync.next(&mut planner).is_some() {}
-    planner
+    // What would be sent to an empty kernel is not needed: the planner knows
+    // what the kernel would hold then.
+    planner.resync(&mut store, PerFamily::default()).for_each(drop);
+    Compilation { ruleset: planner.ruleset(), problems, too_large: planner.take_too_large(), lone_slices }
 }

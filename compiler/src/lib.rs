@@ -29,7 +29,7 @@
 //! when a second endpoint comes.
 //!
 //! ```
-//! use vmap_proxy_compiler::plan::{Action, Planner, Resync};
+//! use vmap_proxy_compiler::plan::{Action, Planner};
 //! use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 //! use vmap_proxy_compiler::model::{Change, Object, PerFamily, Protocol, ProxyConfig, Store};
 //! use serde_json::{from_value, json};
@@ -75,13 +75,10 @@
 //!     store.apply(Change::Apply(object));
 //! }
 //! let mut planner = Planner::new(ProxyConfig::default(), store.node());
-//! let mut first = Resync::begin(&mut planner, &store, PerFamily::default());
-//! while first.next(&mut planner).is_some() {}
-//! store.take_dirty();
+//! planner.resync(&mut store, PerFamily::default()).for_each(drop);
 //!
 //! store.apply(Change::Apply(slice(&["10.244.1.7", "10.244.2.9"])?));
-//! let changed = store.take_dirty();
-//! let plan = planner.plan(&store, changed);
+//! let plan = planner.update(&mut store).ok_or("nothing changed")?;
 //! let added = plan.transactions.iter().flat_map(|transaction| &transaction.operations);
 //! assert!(added.into_iter().any(|operation| matches!(&operation.action, Action::AddElement(_))));
 //! # Ok(())

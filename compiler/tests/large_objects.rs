@@ -12,7 +12,7 @@ use support::FakeKernel;
 use vmap_proxy_compiler::limits::MAX_ELEMENTS;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::{Plan, Planner, Resync, TooLarge};
+use vmap_proxy_compiler::plan::{Plan, Planner, TooLarge};
 use vmap_proxy_compiler::ruleset::Family;
 
 /// A store and a planner, and what was committed.
@@ -26,10 +26,11 @@ impl Node {
     /// A node that has programmed these objects at its start.
     fn with(objects: &[Value]) -> Self {
         let store = Store::new("kestrel");
-        let planner = Planner::new(ProxyConfig::default(), store.node());
+        let mut planner = Planner::new(ProxyConfig::default(), store.node());
+        // One plan for each change, however large.
+        planner.limit_plans_to(u64::MAX);
         let mut node = Self { store, planner, kernel: FakeKernel::default() };
         node.apply(objects);
-        node.store.take_dirty();
         node.resync();
         node
     }
@@ -42,8 +43,7 @@ impl Node {
     }
 
     fn resync(&mut self) {
-        let mut resync = Resync::begin(&mut self.planner, &self.store, self.kernel.state());
-        while let Some(transaction) = resync.next(&mut self.planner) {
+        for transaction in self.planner.resync(&mut self.store, self.kernel.state()) {
             self.kernel.commit(&transaction);
         }
     }
@@ -51,8 +51,7 @@ impl Node {
     /// Takes changes, and plans and commits them.
     fn change(&mut self, objects: &[Value]) -> Plan {
         self.apply(objects);
-        let names = self.store.take_dirty();
-        let plan = self.planner.plan(&self.store, names);
+        let plan = self.planner.update(&mut self.store).unwrap_or_default();
         for transaction in &plan.transactions {
             self.kernel.commit(transaction);
         }
@@ -325,13 +324,11 @@ fn pieces_are_of_a_bounded_size() {
     }
     let mut node = Node::with(&[]);
     node.apply(&objects);
-    let mut names = std::collections::VecDeque::from(node.store.take_dirty());
+    node.planner.limit_plans_to(100);
     let (mut pieces, mut planned) = (0, 0);
-    while !names.is_empty() {
-        let piece = node.planner.take_piece(&node.store, &mut names, 100);
-        planned += piece.len();
+    while let Some(plan) = node.planner.update(&mut node.store) {
+        planned += plan.changed.len();
         pieces += 1;
-        let plan = node.planner.plan(&node.store, piece);
         let operations: usize = plan.transactions.iter().map(|transaction| transaction.operations.len()).sum();
         assert!(operations <= 200, "{operations}");
         plan.transactions.iter().for_each(|transaction| node.kernel.commit(transaction));

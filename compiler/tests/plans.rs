@@ -5,16 +5,16 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::FakeKernel;
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
-use vmap_proxy_compiler::model::{Change, Endpoint, Object, Protocol, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::pieces::PIECE;
-use vmap_proxy_compiler::plan::{Action, Planner, Resync};
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::model::{Change, Endpoint, Object, PerFamily, Protocol, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{Action, PIECE, Planner};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::ListNumber;
@@ -105,10 +105,9 @@ fn start() -> (Store, Planner) {
     (store, planner)
 }
 
-fn resync(planner: &mut Planner, store: &Store, kernel: &mut FakeKernel) -> usize {
+fn resync(planner: &mut Planner, store: &mut Store, kernel: &mut FakeKernel) -> usize {
     let mut sent = 0;
-    let mut resync = Resync::begin(planner, store, kernel.state());
-    while let Some(transaction) = resync.next(planner) {
+    for transaction in planner.resync(store, kernel.state()) {
         sent += transaction.operations.len();
         kernel.commit(&transaction);
         kernel.assert_consistent();
@@ -126,17 +125,15 @@ proptest! {
         piece in prop_oneof![Just(1), Just(PIECE)]
     ) {
         let (mut store, mut planner) = start();
+        planner.limit_plans_to(piece);
         let mut kernel = FakeKernel::default();
         let mut clients = Clients::default();
-        resync(&mut planner, &store, &mut kernel);
+        resync(&mut planner, &mut store, &mut kernel);
         for batch in batches {
             for change in batch {
                 store.apply(change);
             }
-            let mut dirty = VecDeque::from(store_dirty(&mut store));
-            while !dirty.is_empty() {
-                let names = planner.take_piece(&store, &mut dirty, piece);
-                let plan = planner.plan(&store, names);
+            while let Some(plan) = planner.update(&mut store) {
                 for transaction in &plan.transactions {
                     kernel.commit(transaction);
                     kernel.assert_consistent();
@@ -152,7 +149,7 @@ proptest! {
         // A full compile of the end state.
         let mut fresh = FakeKernel::default();
         let mut other = Planner::new(config(), store.node());
-        resync(&mut other, &store, &mut fresh);
+        resync(&mut other, &mut store, &mut fresh);
         for family in Family::ALL {
             prop_assert_eq!(kernel.normalised(family), fresh.normalised(family));
         }
@@ -167,7 +164,7 @@ proptest! {
         // A restart adopts what is there, slots included.
         let mut restarted = Planner::new(config(), store.node());
         let before = kernel.clone();
-        prop_assert_eq!(resync(&mut restarted, &store, &mut kernel), 0);
+        prop_assert_eq!(resync(&mut restarted, &mut store, &mut kernel), 0);
         prop_assert_eq!(kernel, before);
         // And what it believes is what it would print.
         for (table, fresh) in restarted.ruleset().tables.iter().zip(fresh.0.values()) {
@@ -184,14 +181,13 @@ proptest! {
             store.apply(change);
         }
         let mut kernel = FakeKernel::default();
-        resync(&mut planner, &store, &mut kernel);
+        resync(&mut planner, &mut store, &mut kernel);
         let whole = kernel.clone();
         let mut position = 0u32;
         for table in kernel.0.values_mut() {
             table.elements.retain(|_, _| { position += 1; keep.rotate_left(position) & 1 == 0 });
         }
-        let mut resync = Resync::begin(&mut planner, &store, kernel.state());
-        while let Some(transaction) = resync.next(&mut planner) {
+        for transaction in planner.resync(&mut store, kernel.state()) {
             kernel.commit(&transaction);
         }
         prop_assert_eq!(kernel, whole);
@@ -244,12 +240,6 @@ impl Clients {
     }
 }
 
-fn store_dirty(store: &mut Store) -> Vec<vmap_proxy_compiler::model::types::ServiceName> {
-    let mut names = store.take_dirty();
-    names.sort_unstable();
-    names
-}
-
 /// What follows is about one Service on every kind of frontend.
 fn busy_service(sticky: bool, etp_local: bool) -> Value {
     json!({"kind": "Service", "metadata": {"name": "busy", "namespace": "shop"},
@@ -281,9 +271,8 @@ fn apply(store: &mut Store, value: Value) {
 /// kernel. Returns the number of operations that are not about endpoints and
 /// hairpins: chains, rules and verdicts.
 fn commit_changes(store: &mut Store, planner: &mut Planner, kernel: &mut FakeKernel) -> usize {
-    let dirty = store_dirty(store);
     let mut others = 0;
-    for transaction in planner.plan(store, dirty).transactions {
+    for transaction in std::iter::from_fn(|| planner.update(store)).flat_map(|plan| plan.transactions) {
         kernel.commit(&transaction);
         kernel.assert_consistent();
         let is_other = |action: &Action| match action {
@@ -320,7 +309,7 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
     for (sticky, etp_local) in [(false, false), (true, false), (false, true), (true, true)] {
         let (mut store, mut planner) = start();
         let mut kernel = FakeKernel::default();
-        resync(&mut planner, &store, &mut kernel);
+        resync(&mut planner, &mut store, &mut kernel);
         apply(&mut store, busy_service(sticky, etp_local));
         let mut pods: Vec<u32> = (0..59).collect();
         let mut before = [0, 0];
@@ -351,7 +340,7 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
         }
         let before = kernel.clone();
         let (_, mut restarted) = start();
-        assert_eq!(resync(&mut restarted, &store, &mut kernel), 0);
+        assert_eq!(resync(&mut restarted, &mut store, &mut kernel), 0);
         assert_eq!(kernel, before);
     }
 }
@@ -362,7 +351,7 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
 fn a_restart_gives_no_list_a_number_that_clients_are_remembered_under() {
     let (mut store, mut planner) = start();
     let mut kernel = FakeKernel::default();
-    resync(&mut planner, &store, &mut kernel);
+    resync(&mut planner, &mut store, &mut kernel);
     apply(&mut store, busy_service(true, false));
     apply(&mut store, busy_slice(0..3));
     commit_changes(&mut store, &mut planner, &mut kernel);
@@ -378,8 +367,7 @@ fn a_restart_gives_no_list_a_number_that_clients_are_remembered_under() {
     apply(&mut store, busy_slice(0..3));
     let mut state = kernel.state();
     state.ipv4.learned = learned.iter().copied().collect();
-    let mut changes = Resync::begin(&mut restarted, &store, state);
-    while let Some(transaction) = changes.next(&mut restarted) {
+    for transaction in restarted.resync(&mut store, state) {
         kernel.commit(&transaction);
     }
     let owners = kernel.list_owners(Family::Ipv4);
@@ -414,7 +402,7 @@ fn the_number_of_objects_is_constant() {
             }
         }
         let mut kernel = FakeKernel::default();
-        resync(&mut planner, &store, &mut kernel);
+        resync(&mut planner, &mut store, &mut kernel);
         let elements = kernel.0.values().map(|table| table.elements.len()).sum::<usize>();
         assert!(elements > 5 * services as usize / 2);
         object_counts(&kernel)
@@ -438,7 +426,7 @@ fn many_endpoints_need_no_more_objects() {
     for sticky in [false, true] {
         let (mut store, mut planner) = start();
         let mut kernel = FakeKernel::default();
-        resync(&mut planner, &store, &mut kernel);
+        resync(&mut planner, &mut store, &mut kernel);
         apply(&mut store, busy_service(sticky, false));
         let mut counts = Vec::new();
         for count in [8_193, 9_999, 10_000] {
@@ -461,5 +449,58 @@ fn many_endpoints_need_no_more_objects() {
         let draws = 9;
         let kinds = if sticky { 2 } else { 1 };
         assert_eq!(chains, 2 * (kinds * (3 + 9) + draws));
+    }
+}
+
+/// A Service that was made again, and refused, may be older in one family than
+/// in the other. Its frontends go to whom they belong, with the next update.
+#[test]
+fn a_service_that_would_overtake_another_waits_for_the_next_update() {
+    let dual_stack = |name: &str, id: u8, created: &str| {
+        json!({"kind": "Service",
+            "metadata": {"name": name, "namespace": "shop", "creationTimestamp": created},
+            "spec": {"clusterIP": format!("10.96.0.{id}"),
+                "clusterIPs": [format!("10.96.0.{id}"), format!("fd00:96::{id}")],
+                "ipFamilies": ["IPv4", "IPv6"], "externalIPs": ["203.0.113.1", "fd00:203::1"],
+                "ports": [{"name": "p0", "port": 80}]}})
+    };
+    let (young, middle, old) = ("2026-01-03T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z");
+    let program = |created: &str| {
+        let (mut store, mut planner) = start();
+        let mut kernel = FakeKernel::default();
+        for (name, id, created) in [("moved", 1, created), ("other", 2, middle)] {
+            apply(&mut store, dual_stack(name, id, created));
+            for (family, address) in [("IPv4", format!("10.244.0.{id}")), ("IPv6", format!("fd00:244::{id}"))] {
+                apply(
+                    &mut store,
+                    json!({"kind": "EndpointSlice", "addressType": family,
+                    "metadata": {"name": format!("{name}-{family}"), "namespace": "shop",
+                        "labels": {"kubernetes.io/service-name": name}},
+                    "endpoints": [{"addresses": [address]}], "ports": [{"name": "p0", "port": 8080}]}),
+                );
+            }
+        }
+        resync(&mut planner, &mut store, &mut kernel);
+        (store, planner, kernel)
+    };
+    let name = ServiceName::new("shop", "moved");
+    let compiled = |planner: &Planner, family| planner.compiled(&name, family).cloned();
+    let (_, before, _) = program(old);
+    let (mut store, mut planner, mut kernel) = program(young);
+    let mixed = PerFamily { ipv4: compiled(&planner, Family::Ipv4), ipv6: compiled(&before, Family::Ipv6) };
+    let full = kernel.clone();
+    planner.quarantine(&name, mixed);
+
+    let mut comparison = planner.resync(&mut store, kernel.state());
+    for transaction in comparison.by_ref() {
+        kernel.commit(&transaction);
+        kernel.assert_consistent();
+    }
+    let left_out = comparison.take_left_out();
+    assert_eq!(left_out, [name]);
+    store.mark_dirty(left_out);
+    commit_changes(&mut store, &mut planner, &mut kernel);
+    for family in Family::ALL {
+        assert_eq!(kernel.normalised(family), full.normalised(family));
     }
 }

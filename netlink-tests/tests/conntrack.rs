@@ -170,7 +170,7 @@ impl World {
         store.set_interface_addresses([ips(|net| net.node), ips(|net| net.other_node_address)].concat());
         let config = ProxyConfig { node_name: "node-a".to_owned(), ..ProxyConfig::default() };
         let mut planner = Planner::new(config, store.node());
-        planner.plan_node(&store);
+        while planner.update(&mut store).is_some() {}
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (conntrack, witness) = lab
             .node()
@@ -198,14 +198,14 @@ impl World {
     }
 
     fn commit(&mut self) -> StaleFlows {
-        let names = self.store.take_dirty();
-        let plan = self.planner.plan(&self.store, names);
+        let plans = std::iter::from_fn(|| self.planner.update(&mut self.store));
+        let changed: Vec<_> = plans.flat_map(|plan| plan.changed).collect();
         for table in &self.planner.ruleset().tables {
             let name = format!("{} vmap-proxy", table.config.family.keyword());
             let text = format!("add table {name}\ndelete table {name}\n{}", render::table(table));
             load_nft(self.lab.node(), &text).unwrap();
         }
-        StaleFlows::of_changes(&self.planner, self.store.node(), &plan.changed)
+        StaleFlows::of_changes(&self.planner, self.store.node(), &changed)
     }
 
     fn clean(&mut self, stale: &StaleFlows) -> CleanReport {

@@ -15,13 +15,12 @@ mod pipeline;
 mod repair;
 pub mod report;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Instant;
 
 use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{PerFamily, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::pieces::PIECE;
 use vmap_proxy_compiler::plan::{Action, Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
@@ -215,22 +214,9 @@ impl Syncer {
     }
 
     async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
-        report.node_changed = self.store.take_node_changed();
-        if report.node_changed {
-            self.store.mark_all_dirty();
-        }
-        let mut names = self.store.take_dirty();
-        names.sort_unstable();
-        let mut names = VecDeque::from(names);
-        if report.node_changed {
-            let plan = self.planner.plan_node(&self.store);
-            self.program(plan, &mut names, report).await?;
-        }
-        // Very many changed Services are planned and committed in pieces.
-        while !names.is_empty() {
-            let piece = self.planner.take_piece(&self.store, &mut names, PIECE);
-            let plan = self.planner.plan(&self.store, piece);
-            self.program(plan, &mut names, report).await?;
+        while let Some(plan) = self.planner.update(&mut self.store) {
+            report.node_changed |= plan.node_changed;
+            self.program(plan, report).await?;
         }
         if self.idle_chains() > MAX_IDLE_CHAINS {
             self.tidy().await?;
@@ -239,20 +225,14 @@ impl Syncer {
     }
 
     /// Commits a plan. If the kernel refuses it, everything is compared and
-    /// repaired, and nothing is left of `rest`: what was still to be planned.
-    async fn program(
-        &mut self,
-        mut plan: Plan,
-        rest: &mut VecDeque<ServiceName>,
-        report: &mut SyncReport,
-    ) -> Result<(), SyncError> {
+    /// repaired, and nothing is left to be planned.
+    async fn program(&mut self, mut plan: Plan, report: &mut SyncReport) -> Result<(), SyncError> {
         report.denied.append(&mut plan.denied);
         let committed = self.commit_plan(&mut plan, report).await;
         let Err(error) = committed else {
             report.changed.append(&mut plan.changed);
             return Ok(());
         };
-        self.store.mark_dirty(rest.drain(..));
         // What the kernel holds may not be what we believed: look, and send
         // the difference. Only who is refused then is at fault.
         self.remember(&plan);

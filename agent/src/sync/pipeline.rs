@@ -4,7 +4,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use vmap_proxy_compiler::model::PerFamily;
-use vmap_proxy_compiler::plan::{Planner, Resync, Transaction};
+use vmap_proxy_compiler::plan::{Resync, Transaction};
 
 use super::commit;
 use super::report::SyncReport;
@@ -30,7 +30,6 @@ pub(super) type Failed = (Transaction, CommitError);
 /// have a heap of its own.
 pub(super) fn run(
     resync: &mut Resync<'_>,
-    planner: &mut Planner,
     kernel: &mut Kernel,
     enabled: PerFamily<bool>,
     report: &mut SyncReport,
@@ -41,7 +40,7 @@ pub(super) fn run(
         let committer = thread::Builder::new().name("commit".to_owned()).spawn_scoped(scope, work).ok()?;
         let mut wanted = true;
         while wanted && !resync.is_finished() {
-            let ready = resync.next_chunk(planner, SERVICES_AT_ONCE);
+            let ready = resync.next_chunk(SERVICES_AT_ONCE);
             // It hangs up when the kernel has refused something.
             wanted = ready.into_iter().all(|transaction| sender.send(transaction).is_ok());
         }
@@ -52,7 +51,7 @@ pub(super) fn run(
         return outcome;
     }
     tracing::warn!("no thread can be had to commit on: planning and committing take turns, which takes longer");
-    commit_all(std::iter::from_fn(|| resync.next(planner)), kernel, enabled, report)
+    commit_all(resync, kernel, enabled, report)
 }
 
 fn commit_all(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::planner::ServiceChange;
-use vmap_proxy_compiler::plan::{KernelState, Operation, Resync, Transaction};
+use vmap_proxy_compiler::plan::{KernelState, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read, look_up};
@@ -59,9 +59,8 @@ impl Syncer {
         report.repaired = true;
         // What came at the same time is to be told like any change. At the
         // start nothing was before.
-        let dirty = self.store.take_dirty();
         if self.initialised {
-            self.remember_programmed(dirty);
+            self.remember_programmed(self.store.dirty().cloned().collect());
         }
         self.release_quarantined();
         let mut met = Met::default();
@@ -99,7 +98,6 @@ impl Syncer {
 
     /// One look at the kernel, and what it lacks.
     async fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
-        self.store.take_node_changed();
         let Read { states, looked_up, foreign } = self.read_kernel(list_all, report).await?;
         let pass = self.send_difference(states, &looked_up, report).await?;
         if let Pass::Done = pass {
@@ -206,9 +204,11 @@ impl Syncer {
         looked_up: &LookedUp,
         report: &mut SyncReport,
     ) -> Result<Pass, SyncError> {
-        let mut resync = Resync::begin(&mut self.planner, &self.store, kernel);
+        let mut resync = self.planner.resync(&mut self.store, kernel);
         if looked_up.values().all(HashMap::is_empty) {
-            let sent = pipeline::run(&mut resync, &mut self.planner, &mut self.kernel, self.enabled, report);
+            let sent = pipeline::run(&mut resync, &mut self.kernel, self.enabled, report);
+            let left_out = resync.take_left_out();
+            self.plan_again(left_out);
             return Ok(match sent {
                 Ok(()) => Pass::Done,
                 Err((transaction, error)) => Pass::Refused(transaction, error),
@@ -217,18 +217,31 @@ impl Syncer {
         let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
         let mut found: LookedUp = Default::default();
         while !resync.is_finished() {
-            let keys = resync.keys_ahead(&mut self.planner, &maps, SERVICES_AT_ONCE);
+            let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
             for element in look_up(&mut self.kernel, keys, report).await? {
                 *found[element.0].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
-            for mut transaction in resync.next_chunk(&mut self.planner, SERVICES_AT_ONCE) {
+            for mut transaction in resync.next_chunk(SERVICES_AT_ONCE) {
                 if let Err(error) = commit(&mut self.kernel, self.enabled, &mut transaction, report) {
                     return Ok(Pass::Refused(transaction, error));
                 }
             }
         }
+        let left_out = resync.take_left_out();
+        self.plan_again(left_out);
         Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
+    }
+
+    /// Services that a comparison left out are planned with the next sync.
+    fn plan_again(&mut self, left_out: Vec<ServiceName>) {
+        for name in &left_out {
+            tracing::warn!(
+                "Service {name} was left out of this comparison: it takes an address or port from another Service whose \
+                 turn was before; it is programmed with the next sync"
+            );
+        }
+        self.store.mark_dirty(left_out);
     }
 
     /// Notes what is programmed for Services that are to change, unless it is

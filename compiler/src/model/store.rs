@@ -4,7 +4,7 @@
 //! Work is by Service: a change marks one Service, and nothing here walks over
 //! all of them except at the end of a complete list.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -66,6 +66,8 @@ pub struct Store {
     service_count: usize,
     endpoint_count: usize,
     dirty: HashSet<ServiceName>,
+    /// Changed Services in the order in which they are planned.
+    planned_next: VecDeque<ServiceName>,
     node_changed: bool,
     lists: HashMap<Kind, u32>,
 }
@@ -117,36 +119,51 @@ impl Store {
         })
     }
 
-    /// The Services that changed since the last call.
-    pub fn take_dirty(&mut self) -> Vec<ServiceName> {
-        // Emptied by replacement: a set keeps its room after a first list.
-        std::mem::take(&mut self.dirty).into_iter().collect()
+    /// The Services that changed and are not planned yet, in no order.
+    pub fn dirty(&self) -> impl Iterator<Item = &ServiceName> {
+        self.dirty.iter().chain(&self.planned_next)
     }
 
-    /// These Services were taken by [`Self::take_dirty`], but not dealt with.
+    /// Whether any Service changed and is not planned yet.
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty() || !self.planned_next.is_empty()
+    }
+
+    /// These Services are to be planned again.
     pub fn mark_dirty(&mut self, names: impl IntoIterator<Item = ServiceName>) {
         self.dirty.extend(names);
     }
 
-    /// Something changed that any Service may depend on.
-    pub fn mark_all_dirty(&mut self) {
-        self.dirty.extend(self.services.keys().cloned());
-    }
-
-    /// Whether any Service changed since the last [`Self::take_dirty`].
-    pub fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
-    /// Whether the node or the service ranges changed since the last
-    /// [`Self::take_node_changed`].
+    /// Whether the node or the service ranges changed and are not planned yet.
     pub fn node_changed(&self) -> bool {
         self.node_changed
     }
 
+    /// Something changed that any Service may depend on.
+    pub(crate) fn mark_all_dirty(&mut self) {
+        self.dirty.extend(self.services.keys().cloned());
+    }
+
+    /// Takes the next Service that changed. Those that changed until the first
+    /// of them was taken come in the order of their names.
+    pub(crate) fn next_dirty(&mut self) -> Option<ServiceName> {
+        if self.planned_next.is_empty() {
+            // Emptied by replacement: both keep their capacity after a first list.
+            let mut names: Vec<ServiceName> = std::mem::take(&mut self.dirty).into_iter().collect();
+            names.sort_unstable();
+            self.planned_next = names.into();
+        }
+        self.planned_next.pop_front()
+    }
+
     /// Whether the node or the service ranges changed since the last call.
-    pub fn take_node_changed(&mut self) -> bool {
+    pub(crate) fn take_node_changed(&mut self) -> bool {
         std::mem::take(&mut self.node_changed)
+    }
+
+    /// All that changed is dealt with.
+    pub(crate) fn mark_clean(&mut self) {
+        (self.dirty, self.planned_next, self.node_changed) = (HashSet::new(), VecDeque::new(), false);
     }
 
     /// The kernel's addresses changed.
@@ -450,8 +467,8 @@ mod tests {
         assert_eq!((store.lone_slices().count(), store.service_count()), (0, 0));
         store.apply(Change::Apply(service(json!({}))));
         assert_eq!(store.service_count(), 1);
-        store.take_dirty();
+        store.mark_clean();
         store.apply(Change::Apply(service(json!({LABEL_SERVICE_PROXY_NAME: "other"}))));
-        assert_eq!((store.service_count(), store.take_dirty().len()), (0, 1));
+        assert_eq!((store.service_count(), store.dirty().count()), (0, 1));
     }
 }

@@ -1,6 +1,7 @@
 //! Which Service has a frontend that several want: the oldest, then the first
 //! by name. (kube-proxy leaves it to chance and rewrites it at every sync.)
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
@@ -9,10 +10,28 @@ use crate::model::types::ServiceName;
 use crate::ruleset::service::Claim;
 
 /// A claimant, in the order of precedence.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Claimant {
     created: i64,
     name: ServiceName,
+}
+
+/// The order in which Services win frontends: the oldest, then the first by
+/// name.
+pub(super) fn precedence(created: i64, name: &ServiceName) -> impl Ord {
+    (created, name)
+}
+
+impl Ord for Claimant {
+    fn cmp(&self, other: &Self) -> Ordering {
+        precedence(self.created, &self.name).cmp(&precedence(other.created, &other.name))
+    }
+}
+
+impl PartialOrd for Claimant {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Who claims what, in one family. Nearly every frontend has one claimant.
@@ -45,6 +64,21 @@ impl Claims {
         }
     }
 
+    /// Adds claims of a Service; those that it has already stay. Returns the
+    /// Services that lose a frontend by that.
+    pub fn add(&mut self, name: &ServiceName, claims: &[Claim], created: i64) -> Vec<ServiceName> {
+        let mut affected = Vec::new();
+        self.replace(name, (&[], 0), (claims, created), &mut affected);
+        affected
+    }
+
+    /// Gives up claims of a Service; returns the Services that gain a frontend.
+    pub fn remove(&mut self, name: &ServiceName, claims: &[Claim], created: i64) -> Vec<ServiceName> {
+        let mut affected = Vec::new();
+        self.replace(name, (claims, created), (&[], 0), &mut affected);
+        affected
+    }
+
     /// Whether any claim has several claimants.
     pub fn any_contested(&self) -> bool {
         !self.waiting.is_empty()
@@ -65,6 +99,10 @@ impl Claims {
             self.holders.insert(claim, claimant);
             return;
         };
+        if holder.name == claimant.name {
+            *holder = claimant;
+            return;
+        }
         let waits = if claimant < *holder {
             affected.push(holder.name.clone());
             std::mem::replace(holder, claimant)

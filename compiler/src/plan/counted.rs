@@ -5,13 +5,10 @@ use std::net::IpAddr;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Action, Operation, Transaction};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key, Verdict};
 use crate::ruleset::maps::Map;
-use crate::ruleset::rule::Statement;
-use crate::ruleset::skeleton::{SkeletonConfig, rules};
 
 /// Elements that several Services may contribute, and how many do.
 ///
@@ -144,45 +141,4 @@ impl CountedChains {
         self.present.retain(|chain| !idle.contains(chain));
         idle
     }
-}
-
-/// The operations that make a chain with its rules.
-pub(super) fn make_chain(skeleton: &SkeletonConfig, chain: Chain, operations: &mut Vec<Operation>) {
-    let family = skeleton.family;
-    let mut push = |action| operations.push(Operation { family, action, owner: None });
-    push(Action::AddChain(chain));
-    for rule in rules(skeleton, chain) {
-        push(Action::AddRule(chain, rule));
-    }
-}
-
-/// New chains get transactions of their own, before anything points to them.
-///
-/// A packet keeps the generation of *rules* in which it entered a base chain,
-/// but sees *elements* of the newest generation at every lookup. One that is on
-/// its way while a transaction adds both would follow the new verdict into a
-/// chain that is still empty for it, fall out of it and go on untranslated: see
-/// decision 13.
-///
-/// Each rule that looks endpoints up ends a transaction: the kernel walks over
-/// all elements of the map when it takes the rule, and no other writer should
-/// wait for more than one such walk.
-pub(super) fn chains_ahead(chains: Vec<Operation>) -> Vec<Transaction> {
-    let walks = |operation: &Operation| match &operation.action {
-        Action::AddRule(_, rule) => rule.0.iter().any(|statement| matches!(statement, Statement::Dnat(..))),
-        _ => false,
-    };
-    let mut transactions = Vec::new();
-    let mut operations = Vec::new();
-    for operation in chains {
-        let is_last = walks(&operation);
-        operations.push(operation);
-        if is_last {
-            transactions.push(Transaction { operations: std::mem::take(&mut operations) });
-        }
-    }
-    if !operations.is_empty() {
-        transactions.push(Transaction { operations });
-    }
-    transactions
 }

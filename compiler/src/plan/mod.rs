@@ -1,36 +1,41 @@
 //! What is programmed against what should be: ordered transactions.
 //!
-//! * [`planner`]: the state of what is programmed, and the change path: only
-//!   Services that changed are looked at;
-//! * [`resync`]: the start, and the repair: what the kernel holds against what
-//!   it should hold;
+//! A [`Planner`] knows what is programmed. [`Planner::update`] plans what changed
+//! in the store, and looks only at Services that changed. [`Planner::resync`]
+//! plans from what a kernel holds to what it should hold.
+//!
+//! * [`planner`]: the state of what is programmed, and the change path;
+//! * [`resync`]: the start, and the repair;
+//! * `phases`: the law of visibility: when each operation becomes visible;
+//! * [`claims`]: which Service has a frontend that several want;
+//! * `compile`: one Service, or why it is too large;
 //! * [`slots`]: which endpoint sits in which slot;
 //! * `lists`: the numbers of endpoint lists that clients stick to;
-//! * [`claims`]: which Service has a frontend that several want;
+//! * `adopt`: slots and numbers that the kernel holds already;
 //! * `counted`: shared elements, and chains that elements point to;
-//! * `compile`: one Service, or why it is too large;
-//! * [`pieces`]: very many Services, in plans of a bounded size;
-//! * [`batch`]: from changed elements to transactions.
-//!
-//! Elements become visible per lookup, not per packet. A packet may see the
-//! old verdict and then look for a slot in the new map, never the other way
-//! round. So: *grow before pointing, point before shrinking*. What grows and
-//! what points may share a transaction; what shrinks comes in a later one, and
-//! a chain that is pointed to comes in an earlier one.
+//! * `net`: the net effect of several Services on one element;
+//! * `pieces`: very many Services, in plans of a bounded size;
+//! * `kernel_state`: what the kernel holds.
 
-pub mod batch;
+mod adopt;
 pub mod claims;
 mod compile;
 mod counted;
+mod kernel_state;
 mod lists;
-pub mod pieces;
+mod net;
+mod phases;
+mod pieces;
 pub mod planner;
 pub mod resync;
 pub mod slots;
 
 pub use compile::TooLarge;
+pub use kernel_state::{KernelElements, KernelState};
+pub use phases::MAX_OPERATIONS;
+pub use pieces::PIECE;
 pub use planner::{Plan, Planner};
-pub use resync::{KernelElements, KernelState, Resync};
+pub use resync::Resync;
 
 use std::sync::Arc;
 

@@ -1,7 +1,5 @@
 //! Very many changed Services, cut into plans of a bounded size.
 
-use std::collections::VecDeque;
-
 use super::planner::Planner;
 use crate::limits::{MAX_ELEMENTS, elements_about, elements_at_most};
 use crate::model::Store;
@@ -15,18 +13,24 @@ use crate::select::Joins;
 pub const PIECE: u64 = 32_768;
 
 impl Planner {
-    /// Takes so many names off the front that one [`Self::plan`] for them is of
-    /// a bounded size: about so many elements, and at least one Service. What is
-    /// programmed between two plans is as consistent as between two changes.
-    pub fn take_piece(&self, store: &Store, names: &mut VecDeque<ServiceName>, size: u64) -> Vec<ServiceName> {
+    /// Plans of very many Services are cut at about this many elements instead
+    /// of [`PIECE`].
+    pub fn limit_plans_to(&mut self, elements: u64) {
+        self.piece = elements;
+    }
+
+    /// Takes as many changed Services as one plan of a bounded size can be
+    /// about, and at least one if any changed. What is programmed between two
+    /// plans is as consistent as between two changes.
+    pub(super) fn take_piece(&self, store: &mut Store) -> Vec<ServiceName> {
         let mut piece = Vec::new();
         let mut elements = 0;
-        while let Some(name) = names.pop_front() {
-            elements += if names.is_empty() { 0 } else { self.weight(store, &name) };
+        while elements < self.piece
+            && let Some(name) = store.next_dirty()
+        {
+            // The last one need not be weighed.
+            elements += if store.has_dirty() { self.weight(store, &name) } else { 0 };
             piece.push(name);
-            if elements >= size {
-                break;
-            }
         }
         piece
     }

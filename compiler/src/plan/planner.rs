@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::batch::Batch;
 use super::claims::Claims;
 use super::compile::TooLarge;
-use super::counted::{CountedChains, SharedElements, chains_ahead, make_chain};
+use super::counted::{CountedChains, SharedElements};
 use super::lists::ListNumbers;
+use super::net::NetChanges;
+use super::phases::Phases;
+use super::pieces::PIECE;
 use super::{Action, Operation, Transaction};
 use crate::model::types::{Service, ServiceName};
 use crate::model::{Endpoint, NodeInfo, PerFamily, ProxyConfig, Store};
@@ -23,13 +25,15 @@ use crate::ruleset::table::{Ruleset, Table};
 /// Knows what is programmed, and plans what to change.
 ///
 /// The planner believes that every plan it gave out was committed. If one was
-/// not, the kernel is read and compared again ([`super::Resync`]).
+/// not, the kernel is to be read and compared again ([`Planner::resync`]).
 #[derive(Debug)]
 pub struct Planner {
     pub(super) config: ProxyConfig,
     pub(super) families: PerFamily<FamilyState>,
     quarantined: HashSet<ServiceName>,
     pub(super) newly_too_large: Vec<TooLarge>,
+    /// How many elements one plan may be about, more or less.
+    pub(super) piece: u64,
 }
 
 /// What is programmed in one family.
@@ -45,8 +49,9 @@ pub(super) struct FamilyState {
     pub(super) lists: ListNumbers,
     /// Elements of the node: `nodeport-ips` and `service-cidrs`.
     pub(super) node_elements: Vec<Element>,
-    /// Whether the slots of endpoints are not known yet, but to the kernel.
-    pub(super) fresh: bool,
+    /// Whether only the kernel knows the slots of endpoints: until the first
+    /// resync has ended.
+    pub(super) slots_unknown: bool,
     /// The node's own address, which source ranges may admit.
     pub(super) primary_address: Option<IpAddr>,
 }
@@ -65,6 +70,9 @@ pub struct Plan {
     pub changed: Vec<ServiceChange>,
     /// Frontends that a Service wants and an older one has.
     pub denied: Vec<Denied>,
+    /// Whether it is for a node that changed: its addresses, zone, pod ranges,
+    /// or the service ranges. Plans for all Services follow.
+    pub node_changed: bool,
 }
 
 /// A Service that changed in one family.
@@ -100,7 +108,7 @@ impl Planner {
     /// A planner that has programmed nothing yet.
     pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
         let families = PerFamily::from_fn(|family| FamilyState::new(family, &config, node));
-        Self { config, families, quarantined: HashSet::new(), newly_too_large: Vec::new() }
+        Self { config, families, quarantined: HashSet::new(), newly_too_large: Vec::new(), piece: PIECE }
     }
 
     /// The configuration it plans for.
@@ -111,6 +119,47 @@ impl Planner {
     /// What the rules of a family would be made from, on this node.
     pub fn skeleton(&self, node: &NodeInfo, family: Family) -> SkeletonConfig {
         FamilyState::new(family, &self.config, node).skeleton
+    }
+
+    /// Plans what changed in the store since the last call; `None` if nothing
+    /// did. The work depends on the changed Services alone.
+    ///
+    /// Where very much changed, a plan is about a part of it (decision 27):
+    /// commit each plan, and call again until there is none.
+    ///
+    /// ```
+    /// use vmap_proxy_compiler::model::{Change, Object, PerFamily, ProxyConfig, Store};
+    /// use vmap_proxy_compiler::plan::Planner;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut store = Store::new("node-1");
+    /// let mut planner = Planner::new(ProxyConfig::default(), store.node());
+    /// // An empty kernel gets the tables first.
+    /// for transaction in planner.resync(&mut store, PerFamily::default()) {
+    ///     println!("{} operations to commit", transaction.operations.len());
+    /// }
+    /// assert!(planner.update(&mut store).is_none());
+    ///
+    /// let service: Object = serde_json::from_str(
+    ///     r#"{ "kind": "Service", "metadata": { "namespace": "shop", "name": "cart" },
+    ///          "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 80 }] } }"#,
+    /// )?;
+    /// store.apply(Change::Apply(service));
+    /// while let Some(plan) = planner.update(&mut store) {
+    ///     assert_eq!(plan.changed[0].name.to_string(), "shop/cart");
+    ///     assert_eq!(plan.transactions.len(), 1);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn update(&mut self, store: &mut Store) -> Option<Plan> {
+        if store.take_node_changed() {
+            // Any Service may depend on it.
+            store.mark_all_dirty();
+            return Some(self.plan_node(store));
+        }
+        let names = self.take_piece(store);
+        (!names.is_empty()).then(|| self.plan(store, &names))
     }
 
     /// Services that the kernel refused; they keep what was programmed for
@@ -146,24 +195,21 @@ impl Planner {
         self.families[family].services.iter()
     }
 
-    /// Plans the change of these Services; the work depends on them alone.
-    pub fn plan(&mut self, store: &Store, names: Vec<ServiceName>) -> Plan {
+    /// Plans the change of these Services.
+    fn plan(&mut self, store: &Store, names: &[ServiceName]) -> Plan {
         let mut plan = Plan::default();
-        for name in &names {
+        for name in names {
             self.quarantined.remove(name);
         }
         for family in Family::ALL {
-            self.plan_family(store, &names, family, &mut plan);
+            self.plan_family(store, names, family, &mut plan);
         }
         plan
     }
 
-    /// Plans for a node that changed: its addresses, zone, pod ranges, or the
-    /// service ranges. These are the rules and the node's own elements; any
-    /// Service may be affected as well, so plan them all behind it
-    /// ([`Store::mark_all_dirty`]).
-    pub fn plan_node(&mut self, store: &Store) -> Plan {
-        let mut plan = Plan::default();
+    /// Plans for a node that changed: the rules and the node's own elements.
+    fn plan_node(&mut self, store: &Store) -> Plan {
+        let mut plan = Plan { node_changed: true, ..Plan::default() };
         for family in Family::ALL {
             self.plan_skeleton(store, family, &mut plan);
         }
@@ -172,7 +218,7 @@ impl Planner {
 
     fn plan_family(&mut self, store: &Store, names: &[ServiceName], family: Family, plan: &mut Plan) {
         // First what each Service would be and who claims what, so that each is
-        // said once, with all that it won and lost.
+        // emitted once, with all that it won and lost.
         let mut queue: Vec<ServiceName> = names.to_vec();
         let mut compiled: HashMap<ServiceName, Option<CompiledService>> = HashMap::new();
         let mut position = 0;
@@ -187,17 +233,17 @@ impl Planner {
             queue.extend(self.claim(&name, family, after.as_ref()));
             compiled.insert(name, after);
         }
-        let mut batch = Batch::default();
-        let mut chains = Vec::new();
+        let mut net = NetChanges::default();
+        let mut phases = Phases::default();
         for name in &queue {
             let Some(mut after) = compiled.remove(name) else { continue };
             if let Some(after) = &mut after {
                 self.deny(name, family, after);
             }
-            self.exchange(name, family, after, &mut batch, &mut chains, plan);
+            self.exchange(name, family, after, (&mut net, &mut phases), plan);
         }
-        plan.transactions.extend(chains_ahead(chains));
-        plan.transactions.extend(batch.into_changes().into_transactions(Vec::new()));
+        net.into_phases(&mut phases);
+        plan.transactions.extend(phases.finish());
     }
 
     /// Registers what a Service claims now; returns who else is affected.
@@ -241,8 +287,7 @@ impl Planner {
         name: &ServiceName,
         family: Family,
         mut after: Option<CompiledService>,
-        batch: &mut Batch,
-        chains: &mut Vec<Operation>,
+        (net, phases): (&mut NetChanges, &mut Phases),
         plan: &mut Plan,
     ) {
         let state = &mut self.families[family];
@@ -259,11 +304,8 @@ impl Planner {
         // never counted down to nothing.
         if let Some(after) = &after {
             come.into_iter().for_each(|element| {
-                for chain in state.chains.add(&element) {
-                    make_chain(&state.skeleton, chain, chains);
-                }
-                if state.shared.add(&element) {
-                    batch.should_be(family, element, owner);
+                if state.count(&element, phases) {
+                    net.wanted(family, element, owner);
                 }
             });
             plan.denied.extend(state.denied(name, after));
@@ -271,12 +313,8 @@ impl Planner {
         if let Some(before) = &before {
             gone.into_iter().for_each(|element| {
                 state.chains.remove(&element);
-                if SharedElements::covers(element.map) {
-                    if state.shared.remove(&element) {
-                        batch.was(family, element, owner);
-                    }
-                } else {
-                    batch.was(family, element, owner);
+                if state.shared.remove(&element) {
+                    net.held(family, element, owner);
                 }
             });
             plan.unlearn |= unlearns(before, after.as_ref());
@@ -380,18 +418,21 @@ impl Planner {
                 operations.extend(add);
             }
         }
-        let mut batch = Batch::default();
+        let mut phases = Phases::default();
+        phases.change_rules(operations);
+        let mut net = NetChanges::default();
         let owner = node_owner();
         let now = node_elements(&self.config, store, family);
         for element in std::mem::replace(&mut state.node_elements, now.clone()) {
-            batch.was(family, element, &owner);
+            net.held(family, element, &owner);
         }
         for element in now {
-            batch.should_be(family, element, &owner);
+            net.wanted(family, element, &owner);
         }
         state.skeleton = wanted.skeleton;
         state.primary_address = wanted.primary_address;
-        plan.transactions.extend(batch.into_changes().into_transactions(operations));
+        net.into_phases(&mut phases);
+        plan.transactions.extend(phases.finish());
     }
 }
 
@@ -452,6 +493,15 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
 }
 
 impl FamilyState {
+    /// Counts an element that a Service contributes, and makes the chains that it
+    /// points to. Returns whether the Service is the first to contribute it.
+    pub(super) fn count(&mut self, element: &Element, phases: &mut Phases) -> bool {
+        for chain in self.chains.add(element) {
+            phases.make_chain(&self.skeleton, chain);
+        }
+        self.shared.add(element)
+    }
+
     /// Gives a number to every list that clients stick to and that has none.
     pub(super) fn number(&mut self, name: &ServiceName, compiled: &mut CompiledService) {
         if compiled.service.affinity.is_none() {
@@ -513,7 +563,7 @@ impl FamilyState {
             chains: CountedChains::default(),
             lists: ListNumbers::default(),
             node_elements: Vec::new(),
-            fresh: true,
+            slots_unknown: true,
             primary_address,
         }
     }

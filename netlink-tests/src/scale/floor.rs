@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use vmap_proxy_compiler::model::{PerFamily, Store};
-use vmap_proxy_compiler::plan::{Planner, Resync};
+use vmap_proxy_compiler::plan::Planner;
 
 use super::Failure;
 use super::agent::config;
@@ -53,10 +53,6 @@ fn batches(cluster: Cluster) -> Result<Vec<Vec<u8>>, Failure> {
         store.apply(parse(&manifest)?);
     }
     let mut planner = Planner::new(config(), store.node());
-    let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
-    let mut batches = Vec::new();
-    while let Some(transaction) = resync.next(&mut planner) {
-        batches.push(::vmap_proxy_agent::netlink::encode(&transaction));
-    }
-    Ok(batches)
+    let transactions = planner.resync(&mut store, PerFamily::default());
+    Ok(transactions.map(|transaction| ::vmap_proxy_agent::netlink::encode(&transaction)).collect())
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vmap_proxy_compiler::model::{Change, PerFamily, Store};
-use vmap_proxy_compiler::plan::{Planner, Resync};
+use vmap_proxy_compiler::plan::Planner;
 
 use super::Failure;
 use super::agent::config;
@@ -116,8 +116,7 @@ fn pass(node: &mut Node, changes: Vec<Change>, sweep: &mut Option<&mut [u8]>) ->
 #[inline(never)]
 fn one_change(node: &mut Node, change: Change) -> usize {
     node.store.apply(change);
-    let names = node.store.take_dirty();
-    let plan = node.planner.plan(&node.store, names);
+    let plan = node.planner.update(&mut node.store).unwrap_or_default();
     plan.transactions.iter().map(|transaction| black_box(::vmap_proxy_agent::netlink::encode(transaction)).len()).sum()
 }
 
@@ -129,12 +128,7 @@ impl Node {
             store.apply(parse(&manifest)?);
         }
         let mut planner = Planner::new(config(), store.node());
-        let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
-        while let Some(transaction) = resync.next(&mut planner) {
-            drop(transaction);
-        }
-        store.take_dirty();
-        store.take_node_changed();
+        planner.resync(&mut store, PerFamily::default()).for_each(drop);
         Ok(Self { store, planner })
     }
 }

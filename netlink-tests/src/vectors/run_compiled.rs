@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmap_proxy_compiler::evaluate::{self, Bridge, Evaluator, Host};
 use vmap_proxy_compiler::model::{Change, Endpoint, PerFamily, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::{Planner, Resync};
+use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -36,10 +36,7 @@ impl Compiled {
             store.apply(change);
         }
         let mut planner = Planner::new(config, store.node());
-        let mut resync = Resync::begin(&mut planner, &store, PerFamily::default());
-        while resync.next(&mut planner).is_some() {}
-        store.take_dirty();
-        store.take_node_changed();
+        planner.resync(&mut store, PerFamily::default()).for_each(drop);
         Self { store, planner, host, learned: BTreeMap::new() }
     }
 
@@ -48,12 +45,7 @@ impl Compiled {
         for change in changes {
             self.store.apply(change);
         }
-        if self.store.take_node_changed() {
-            self.planner.plan_node(&self.store);
-            self.store.mark_all_dirty();
-        }
-        let names = self.store.take_dirty();
-        self.planner.plan(&self.store, names);
+        while self.planner.update(&mut self.store).is_some() {}
         // As the agent does behind every plan.
         let planner = &self.planner;
         self.learned.retain(|key, endpoint| match (key, endpoint) {

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use serde_json::{Value, json};
-use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, Object, ObjectRef, ProxyConfig, Store};
 
 use super::*;
@@ -45,9 +44,9 @@ impl Proxy {
     }
 
     fn plan(&mut self) -> StaleFlows {
-        let names: Vec<ServiceName> = self.store.take_dirty();
-        let plan = self.planner.plan(&self.store, names);
-        StaleFlows::of_changes(&self.planner, self.store.node(), &plan.changed)
+        let plans = std::iter::from_fn(|| self.planner.update(&mut self.store));
+        let changed: Vec<_> = plans.flat_map(|plan| plan.changed).collect();
+        StaleFlows::of_changes(&self.planner, self.store.node(), &changed)
     }
 }
 

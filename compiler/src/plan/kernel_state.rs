@@ -1,0 +1,87 @@
+//! What the kernel holds, as far as a resync compares it.
+
+use std::collections::{HashMap, HashSet};
+
+use rustc_hash::FxHashMap;
+
+use super::phases::Value;
+use crate::model::Endpoint;
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{Data, Element, Key, ListNumber};
+use crate::ruleset::maps::Map;
+
+/// One table as the kernel holds it; the default is no table at all.
+#[derive(Debug, Default)]
+pub struct KernelState {
+    /// Whether the table exists.
+    pub exists: bool,
+    /// Our chains, and whether their rules and hooks are what they should be.
+    pub chains: HashMap<Chain, bool>,
+    /// The maps that exist as they should be.
+    pub maps: Vec<Map>,
+    /// The elements.
+    pub elements: KernelElements,
+    /// The numbers of lists under which clients are remembered.
+    pub learned: HashSet<ListNumber>,
+}
+
+/// The elements of one table as the kernel holds them, without `affinity`:
+/// that map belongs to the packets.
+#[derive(Debug, Default)]
+pub struct KernelElements(FxHashMap<(Map, Key), Value>);
+
+impl KernelElements {
+    /// Adds an element that was read.
+    pub fn insert(&mut self, element: Element) {
+        self.0.insert((element.map, element.key), (element.data, element.comment));
+    }
+
+    /// The number of the list that a frontend sends its clients to, if its
+    /// comment tells that it is the list of this owner.
+    pub(super) fn list_number(&self, map: Map, key: Key, owner: &str) -> Option<ListNumber> {
+        let Data::List(number) = self.0.get(&(map, key))?.0 else { return None };
+        let (_, comment) = self.0.get(&(Map::AffinityTimeouts, Key::List(number)))?;
+        (comment.as_deref() == Some(owner)).then_some(number)
+    }
+
+    /// The numbers of all lists.
+    pub(super) fn list_numbers(&self) -> impl Iterator<Item = ListNumber> {
+        let numbers = |((_, key), (data, _)): (&(Map, Key), &Value)| match (key, data) {
+            (Key::List(number), _) => Some(*number),
+            (_, Data::List(number)) => Some(*number),
+            _ => None,
+        };
+        self.0.iter().filter_map(numbers)
+    }
+
+    /// Takes out what is held under a key.
+    pub(super) fn take(&mut self, map: Map, key: Key) -> Option<Value> {
+        self.0.remove(&(map, key))
+    }
+
+    /// Takes out all elements of the maps that are wanted, in order.
+    pub(super) fn take_all(&mut self, wanted: impl Fn(Map) -> bool) -> Vec<((Map, Key), Value)> {
+        let mut taken: Vec<_> = self.0.extract_if(|(map, _), _| wanted(*map)).collect();
+        taken.sort_unstable_by_key(|(place, _)| *place);
+        taken
+    }
+
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The endpoints in slots 0, 1, … of a frontend.
+    pub(super) fn slots(&self, map: Map, key: impl Fn(u32) -> Key) -> Vec<Endpoint> {
+        let endpoint = |slot| match self.0.get(&(map, key(slot)))?.0 {
+            Data::Endpoint(endpoint) => Some(endpoint),
+            _ => None,
+        };
+        (0..).map_while(endpoint).collect()
+    }
+}
