@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_objects_name_cannot_forge_a_line() {
-        let name = "cart\n2026-01-01T00:00:00Z ERROR agent: forged\u{1b}[2J";
+        let name = "cart\n2026-01-01T00:00:00Z ERROR vmap_proxy_agent: forged\u{1b}[2J";
         let log = || tracing::warn!(service = %name, "Service {name} is bad");
         let text = logged_as(false, 0, None, log);
         assert_eq!(text.lines().count(), 1, "{text}");

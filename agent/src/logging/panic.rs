@@ -66,7 +66,8 @@ mod tests {
         assert_eq!(output.status.code(), Some(101));
         let log = String::from_utf8(output.stderr).unwrap();
         assert!(
-            log.lines().any(|line| line.contains("ERROR agent: panic at") && line.contains(r"broken\nby a test")),
+            log.lines()
+                .any(|line| line.contains("ERROR vmap_proxy_agent: panic at") && line.contains(r"broken\nby a test")),
             "{log}"
         );
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
