@@ -1,6 +1,6 @@
-//! The documentation does not go stale: links lead somewhere, tests that are
-//! named exist, the README's listing is what the compiler prints, and dashboards
-//! ask for metrics that there are.
+//! Checks that the documentation is up to date: links lead to files, named tests
+//! exist, every page is in the book, every decision is in the index, the README
+//! shows real rules and measured figures, and dashboards use metrics that exist.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All files of a kind below a directory, but for what builds leave.
+/// All files with an extension below a directory, without build output.
 fn files(below: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(below).unwrap() {
         let path = entry.unwrap().path();
@@ -35,7 +35,7 @@ fn all(extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What stands between `open` and `close`, each time.
+/// The texts between each `open` and the next `close`.
 fn between<'a>(text: &'a str, open: &'a str, close: char) -> impl Iterator<Item = &'a str> {
     text.split(open).skip(1).filter_map(move |rest| rest.split(close).next())
 }
@@ -82,7 +82,7 @@ fn tests_that_the_docs_name_exist() {
     assert!(missing.is_empty(), "no such tests: {missing:#?}");
 }
 
-/// A line of a listing, without what only its first and last element have.
+/// A line of a listing, without the braces that only its first and last element have.
 fn without_braces(line: &str) -> &str {
     line.trim().trim_start_matches("elements = { ").trim_end_matches([',', ' ', '}'])
 }
@@ -121,4 +121,60 @@ fn dashboards_and_alerts_ask_for_metrics_that_there_are() {
         }
     }
     assert!(asked > 8, "only {asked} metrics are asked for: are the files still read?");
+}
+
+#[test]
+fn every_page_is_in_the_book() {
+    let docs = repository().join("docs");
+    let summary = fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
+    let listed: BTreeSet<&str> = between(&summary, "](", ')').collect();
+    let mut pages = Vec::new();
+    files(&docs, "md", &mut pages);
+    for page in pages {
+        let page = page.strip_prefix(&docs).unwrap().to_str().unwrap();
+        assert!(
+            page == "SUMMARY.md" || listed.contains(page),
+            "docs/SUMMARY.md has no line for docs/{page}; without one the book leaves the page out"
+        );
+    }
+}
+
+#[test]
+fn every_decision_is_in_the_index() {
+    let decisions = repository().join("docs/decisions");
+    let index = fs::read_to_string(decisions.join("README.md")).unwrap();
+    let summary = fs::read_to_string(repository().join("docs/SUMMARY.md")).unwrap();
+    let mut records = Vec::new();
+    files(&decisions, "md", &mut records);
+    for record in records.iter().filter(|record| !record.ends_with("README.md")) {
+        let file = record.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(record).unwrap();
+        let heading = text.lines().next().unwrap().trim_start_matches("# ");
+        let (number, title) = heading.split_once(". ").unwrap();
+        let row = format!("| [{number}]({file}) | {title} | ");
+        let rest = index.lines().find_map(|line| line.strip_prefix(&row));
+        let cells = rest.map(|rest| rest.trim_end_matches(" |").split(" | ").count());
+        assert_eq!(cells, Some(2), "docs/decisions/README.md needs the row `{row}DATE | STATUS |`");
+        let line = format!("  - [{heading}](decisions/{file})");
+        assert!(summary.contains(&line), "docs/SUMMARY.md needs the line `{line}`");
+        assert!(text.contains("**Decision"), "{file} has no paragraph that begins with `**Decision`");
+    }
+}
+
+#[test]
+fn the_picture_of_the_readme_shows_its_figures() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let picture = fs::read_to_string(repository().join("docs/performance/kube-proxy.svg")).unwrap();
+    let table: Vec<&str> = readme
+        .lines()
+        .filter(|line| line.starts_with("| process start") || line.starts_with("| one endpoint more, API"))
+        .collect();
+    // The labels of bars stand to their right; those of the axis are centred, those of the rows end at the axis.
+    let bars = between(&picture, "<text x=", '<')
+        .filter(|text| !text.contains("text-anchor") && !text.contains("font-weight"));
+    let figures: Vec<&str> = bars.filter_map(|text| text.split_once('>').map(|(_, figure)| figure)).collect();
+    assert_eq!(figures.len(), 4, "{figures:?}");
+    for figure in figures {
+        assert!(table.iter().any(|row| row.contains(&format!("| {figure} |"))), "the README's table lacks {figure}");
+    }
 }

@@ -1,12 +1,12 @@
 # Sourced by the scripts that work with Debian packages of other releases: kernels, root file systems, nft versions.
-# Nothing here changes the machine: packages are downloaded and unpacked below $scratch, apt's state and sources included.
+# Nothing here changes the machine: packages, and apt's state and sources, are stored below $scratch.
 #
-# VMAP_PROXY_SCRATCH  where everything is kept (default: a folder in the user's cache)
-# DEBIAN_MIRROR       the Debian mirror (default: the one that this system's own sources name)
+# VMAP_PROXY_SCRATCH  the folder for all files (default: a folder in the user's cache)
+# DEBIAN_MIRROR       the Debian mirror (default: the mirror in this system's own sources)
 
 scratch="${VMAP_PROXY_SCRATCH:-${XDG_CACHE_HOME:-$HOME/.cache}/vmap-proxy}"
 debian_releases="bullseye bookworm bookworm-backports trixie trixie-backports sid"
-# sbin: an ordinary Debian user does not have it in PATH.
+# An ordinary Debian user does not have sbin in PATH.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 me="$(basename "$0")"
@@ -38,7 +38,7 @@ debian_mirror() {
   echo "$found"
 }
 
-# own_apt PROGRAM ARGUMENTS...: apt-get or apt-cache with configuration and state of its own, which knows several releases.
+# own_apt PROGRAM ARGUMENTS...: runs apt-get or apt-cache with separate configuration and state, for several releases.
 own_apt() {
   local program=$1 apt="$scratch/apt" mirror release
   shift
@@ -68,8 +68,8 @@ own_apt_update() {
   touch "$stamp"
 }
 
-# make_root RELEASE: a root file system at $scratch/roots/RELEASE with what the tests call. Made once. RELEASE is one of Debian's,
-# or vX.Y.Z: nft of that version, built from source.
+# make_root RELEASE: creates, once, a root file system at $scratch/roots/RELEASE with the programs that the tests call.
+# RELEASE is one of Debian's, or vX.Y.Z: nft of that version, built from source.
 make_root() {
   local release=$1 root="$scratch/roots/$1" packages
   case $release in v[0-9]*) "$(dirname "${BASH_SOURCE[0]}")/nft-from-source" "$release"; return ;; esac

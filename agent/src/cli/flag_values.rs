@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::Given;
 use crate::config::{ConfigError, KubeProxyConfiguration};
 
-/// Flags whose default is that of a field, and where the field is.
-const OF_FIELDS: &[(&str, &str)] = &[
+/// Flags that set a field of the configuration, and the JSON pointer of the
+/// field. Their defaults are those of the fields.
+pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("bind-address", "/bindAddress"),
     ("bind-address-hard-fail", "/bindAddressHardFail"),
     ("cluster-cidr", "/clusterCIDR"),
@@ -51,7 +52,7 @@ const OF_FIELDS: &[(&str, &str)] = &[
     ("v", "/logging/verbosity"),
 ];
 
-/// Flags without a field, and their defaults.
+/// Flags without a field, with their defaults.
 const OTHERS: &[(&str, &str)] = &[
     ("boot-id-file", "/proc/sys/kernel/random/boot_id"),
     ("cleanup", "false"),
@@ -76,11 +77,11 @@ const OTHERS: &[(&str, &str)] = &[
     ("write-config-to", ""),
 ];
 
-/// The given values, and the defaults of what was not given. As in kube-proxy,
-/// a configuration file changes no flag.
+/// Returns the given values, and the defaults of all other flags. As in
+/// kube-proxy, a configuration file changes no flag.
 ///
 /// # Errors
-/// Never; the printer's own otherwise.
+/// Never in practice: the error of the JSON printer is returned.
 pub(super) fn all(given: &Given) -> Result<BTreeMap<String, String>, ConfigError> {
     let defaults = serde_json::to_value(KubeProxyConfiguration::default())
         .map_err(|error| ConfigError::Print(error.to_string()))?;
@@ -89,7 +90,7 @@ pub(super) fn all(given: &Given) -> Result<BTreeMap<String, String>, ConfigError
         Some(other) => other.to_string(),
         None => String::new(),
     };
-    let of_fields = OF_FIELDS.iter().map(|(flag, pointer)| ((*flag).to_owned(), text(pointer)));
+    let of_fields = FLAGS_OF_FIELDS.iter().map(|(flag, pointer)| ((*flag).to_owned(), text(pointer)));
     let others = OTHERS.iter().map(|(flag, default)| ((*flag).to_owned(), (*default).to_owned()));
     let mut all: BTreeMap<String, String> = of_fields.chain(others).collect();
     for (flag, value) in given {

@@ -1,6 +1,6 @@
-//! kube-proxy's flags, by what they are about, with its names and defaults
-//! (`cmd/kube-proxy/app/options.go`). Every value is optional, so that a flag
-//! that was given is told from one that was not.
+//! kube-proxy's flags, grouped by subject, with its names and defaults
+//! (`cmd/kube-proxy/app/options.go`). Every value is optional, which
+//! distinguishes a flag that was given from one that was not.
 
 use std::path::PathBuf;
 
@@ -9,16 +9,16 @@ use clap::{ArgAction, Args};
 use super::go_flags::parse_bool;
 use crate::config::GoDuration;
 
-/// Where the configuration comes from, and what to do beside running.
+/// The source of the configuration, and actions other than running.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigurationFlags {
     /// The configuration file (KubeProxyConfiguration of kubeproxy.config.k8s.io/v1alpha1, YAML or JSON). With it,
-    /// flags that set a field of the file are ignored, except --hostname-override and those of logging
+    /// flags that set a field of the file are ignored, except --hostname-override and the logging flags
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Write the configuration, defaults filled in, to this file and exit
+    /// Write the configuration, including defaults, to this file and exit
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
 
@@ -26,7 +26,7 @@ pub struct ConfigurationFlags {
     #[arg(long, visible_alias = "node-name", value_name = "NAME")]
     pub hostname_override: Option<String>,
 
-    /// Do what needs privileges and no rules (sysctls), then exit
+    /// Set the sysctls, which needs more privileges than programming rules does, then exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub init_only: Option<bool>,
@@ -36,8 +36,8 @@ pub struct ConfigurationFlags {
           value_name = "BOOL")]
     pub cleanup: Option<bool>,
 
-    /// Remove what kube-proxy left behind (iptables, ipvs, nftables) once our own rules are in place; with --cleanup,
-    /// beside our own tables
+    /// Remove the leftovers of kube-proxy (iptables, ipvs, nftables) once the rules of vmap-proxy are in place; with
+    /// --cleanup, in addition to the tables of vmap-proxy
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub cleanup_kube_proxy: Option<bool>,
@@ -47,7 +47,7 @@ pub struct ConfigurationFlags {
     pub version: Option<String>,
 }
 
-/// How the API server is reached.
+/// The connection to the API server.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "API server")]
 pub struct ApiFlags {
@@ -55,24 +55,25 @@ pub struct ApiFlags {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// URL of the API server; overrides the kubeconfig's and the file's
+    /// URL of the API server; overrides the URL in the kubeconfig
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
 }
 
-/// Which traffic is served, and how.
+/// The traffic that is served, and how.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Traffic")]
 pub struct TrafficFlags {
-    /// The proxy mode: nftables, the one there is (empty is taken as nftables)
+    /// The proxy mode: only nftables is supported; empty means nftables
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
 
-    /// Overrides the node's primary address; nothing listens on it [default: 0.0.0.0, no override]
+    /// Overrides the node's primary address; no server listens on it [default: 0.0.0.0, no override]
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<String>,
 
-    /// How local pods are told: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix [default: ClusterCIDR]
+    /// How to recognize traffic from local pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    /// [default: ClusterCIDR]
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
 
@@ -93,30 +94,33 @@ pub struct TrafficFlags {
           value_name = "BOOL")]
     pub masquerade_all: Option<bool>,
 
-    /// Which node addresses serve NodePorts: ranges, `primary`, `all`, in any combination; `localhost` is accepted
+    /// The node addresses that serve NodePorts: ranges, `primary`, `all`, in any combination; `localhost` is accepted
     /// and serves none [default: primary]
     #[arg(long, alias = "node-port-addresses", value_delimiter = ',', value_name = "CIDR,...")]
     pub nodeport_addresses: Option<Vec<String>>,
 }
 
-/// Where health and metrics are served.
+/// The servers of health and metrics.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Health and metrics")]
 pub struct ServerFlags {
-    /// Address of /healthz and /livez, port 10256 if left out; empty: off [default: 0.0.0.0:10256]
+    /// Address of /healthz and /livez; the port defaults to 10256; an empty value switches the server off
+    /// [default: 0.0.0.0:10256]
     #[arg(long, value_name = "IP:PORT")]
     pub healthz_bind_address: Option<String>,
 
-    /// Address of /metrics, port 10249 if left out; empty: off [default: 127.0.0.1:10249]
+    /// Address of /metrics; the port defaults to 10249; an empty value switches the server off
+    /// [default: 127.0.0.1:10249]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_bind_address: Option<String>,
 
-    /// End the process if it can't listen, instead of trying again every 5 s [default: false]
+    /// End the process if it cannot listen, instead of trying again every 5 s [default: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub bind_address_hard_fail: Option<bool>,
 
-    /// How long a change may wait for its sync before health turns bad [default: twice the sync period]
+    /// Longest time that a change may wait for its sync before /healthz and /livez answer 503
+    /// [default: twice the sync period]
     #[arg(long, value_name = "DURATION")]
     pub health_timeout: Option<GoDuration>,
 
@@ -126,16 +130,16 @@ pub struct ServerFlags {
           value_name = "BOOL")]
     pub service_metrics: Option<bool>,
 
-    /// Deprecated: port of /healthz, 0: off; use --healthz-bind-address
+    /// Deprecated: port of /healthz; 0 switches the server off; use --healthz-bind-address
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
 
-    /// Deprecated: port of /metrics, 0: off; use --metrics-bind-address
+    /// Deprecated: port of /metrics; 0 switches the server off; use --metrics-bind-address
     #[arg(long, value_name = "PORT")]
     pub metrics_port: Option<u16>,
 }
 
-/// What is set in the kernel beside rules.
+/// Kernel settings other than rules.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Kernel settings")]
 pub struct KernelFlags {
@@ -143,66 +147,66 @@ pub struct KernelFlags {
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
     pub oom_score_adj: Option<i32>,
 
-    /// Tracked connections per CPU; 0 leaves the limit alone [default: 32768]
+    /// Maximum number of tracked connections per CPU; 0 keeps the kernel's limit [default: 32768]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_max_per_core: Option<i32>,
 
-    /// Tracked connections at least, whatever the CPUs [default: 131072]
+    /// Lower bound of that maximum, whatever the number of CPUs [default: 131072]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_min: Option<i32>,
 
-    /// Idle time of established TCP connections; 0 leaves it alone [default: 24h0m0s]
+    /// Idle timeout of established TCP connections; 0 keeps the kernel's value [default: 24h0m0s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_established: Option<GoDuration>,
 
-    /// Time of TCP connections in CLOSE_WAIT; 0 leaves it alone [default: 1h0m0s]
+    /// Timeout of TCP connections in CLOSE_WAIT; 0 keeps the kernel's value [default: 1h0m0s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
 
-    /// Don't treat packets outside the TCP window as invalid [default: false]
+    /// Do not treat packets outside the TCP window as invalid [default: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub conntrack_tcp_be_liberal: Option<bool>,
 
-    /// Idle time of unanswered UDP flows; 0 leaves it alone [default: 0s]
+    /// Idle timeout of unanswered UDP flows; 0 keeps the kernel's value [default: 0s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout: Option<GoDuration>,
 
-    /// Idle time of answered UDP flows; 0 leaves it alone [default: 0s]
+    /// Idle timeout of answered UDP flows; 0 keeps the kernel's value [default: 0s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 }
 
-/// When rules are synced. The names are kube-proxy's; they are not about iptables alone.
+/// The timing of syncs. The names are kube-proxy's; the flags do not concern iptables alone.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Timing")]
 pub struct TimingFlags {
-    /// Time between attempts after a failed sync [default: 30s]
+    /// Longest time between attempts after a failed sync [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<GoDuration>,
 
-    /// Shortest time between the beginnings of two syncs; the default of kube-proxy, 1s, counts as not set
+    /// Shortest time between the beginnings of two syncs; kube-proxy's default, 1s, counts as not set
     /// [default: 50ms]
     #[arg(long, value_name = "DURATION")]
     pub iptables_min_sync_period: Option<GoDuration>,
 }
 
-/// What is logged; these win over the file.
+/// Logging; these flags take precedence over the file.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LoggingFlags {
-    /// Verbosity: 0 what an operator has to know, 2 each sync too, 4 debug, 6 and more trace [default: 0]
+    /// Verbosity: 0 is for operators, 2 adds each sync, 4 debugging, 6 and more everything [default: 0]
     #[arg(short = 'v', long = "v", value_name = "LEVEL", allow_negative_numbers = true, value_parser = clap::value_parser!(u32))]
     pub verbosity: Option<u32>,
 
-    /// text or json [default: text]
+    /// Format of log lines: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub logging_format: Option<String>,
 }
 
-/// Flags that change nothing here. They are accepted, so that the arguments of
-/// a kube-proxy DaemonSet can stay as they are; one log line says why each is
-/// ignored.
+/// Flags without effect. They are accepted, so that the arguments of a
+/// kube-proxy DaemonSet can stay as they are. One log line for each gives the
+/// reason.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Accepted for compatibility, without effect")]
 pub struct InertFlags {
@@ -210,7 +214,7 @@ pub struct InertFlags {
     #[arg(long, value_delimiter = ',', value_name = "NAME=BOOL,...")]
     pub feature_gates: Option<Vec<String>>,
 
-    /// The API is spoken in JSON
+    /// Requests to the API server use JSON
     #[arg(long, value_name = "TYPE")]
     pub kube_api_content_type: Option<String>,
 
@@ -222,11 +226,11 @@ pub struct InertFlags {
     #[arg(long, value_name = "RATE")]
     pub kube_api_qps: Option<f32>,
 
-    /// Objects are followed by watches
+    /// Watches deliver all changes
     #[arg(long, value_name = "DURATION")]
     pub config_sync_period: Option<GoDuration>,
 
-    /// There are no Go profiles
+    /// There are no Go profiles to serve
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub profiling: Option<bool>,
@@ -235,45 +239,45 @@ pub struct InertFlags {
     #[arg(long, value_name = "VERSION")]
     pub show_hidden_metrics_for_version: Option<String>,
 
-    /// iptables mode
+    /// Belongs to the iptables mode
     #[arg(long, value_name = "BIT")]
     pub iptables_masquerade_bit: Option<i32>,
 
-    /// iptables mode
+    /// Belongs to the iptables mode
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub iptables_localhost_nodeports: Option<bool>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "DURATION")]
     pub ipvs_sync_period: Option<GoDuration>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "DURATION")]
     pub ipvs_min_sync_period: Option<GoDuration>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "NAME")]
     pub ipvs_scheduler: Option<String>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
     pub ipvs_exclude_cidrs: Option<Vec<String>>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
           value_name = "BOOL")]
     pub ipvs_strict_arp: Option<bool>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcp_timeout: Option<GoDuration>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcpfin_timeout: Option<GoDuration>,
 
-    /// ipvs mode
+    /// Belongs to the ipvs mode
     #[arg(long, value_name = "DURATION")]
     pub ipvs_udp_timeout: Option<GoDuration>,
 
@@ -307,7 +311,7 @@ pub struct InertFlags {
           value_name = "BOOL")]
     pub log_text_split_stream: Option<bool>,
 
-    /// Verbosity is not set by Go source file
+    /// Verbosity is not set per Go source file
     #[arg(long, value_name = "PATTERN=LEVEL,...", action = ArgAction::Append)]
     pub vmodule: Option<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! The command line: kube-proxy's flags, and a few subcommands beside them.
+//! The command line: kube-proxy's flags, and a few subcommands.
 //!
 //! [`parse`] reads the arguments, [`Invocation::resolve`] turns them, with the
 //! configuration file if there is one, into an [`Action`] that the binary
@@ -19,32 +19,33 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 
+pub use flag_values::FLAGS_OF_FIELDS;
 pub use resolve::{Action, CleanupOptions, CompileOptions, DemoOptions, Resolved, RunOptions, Source};
 
 const EXAMPLES: &str = "\
 Examples:
-  In a cluster, in place of kube-proxy (as its DaemonSet starts it):
+  In a cluster, instead of kube-proxy (as its DaemonSet starts it):
     vmap-proxy --config=/var/lib/kube-proxy/config.conf --hostname-override=$(NODE_NAME)
 
-  Without a cluster, from files, following their changes:
+  Without a cluster, from files, and follow their changes:
     vmap-proxy run --manifests examples/ --node-name node-1
 
-  See the rules that files would make, without privileges:
+  Print the rules for these files, without privileges:
     vmap-proxy compile --manifests examples/ --node-name node-1
 
-  See it work with real packets, in namespaces of its own:
+  See it work with real packets, in separate namespaces:
     vmap-proxy demo
 
-  Remove our tables, and nothing else:
+  Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup
 
 Exit status: 0 success, 1 failure, 2 wrong usage.";
 
-/// A service proxy for Kubernetes nodes: Services become elements of nftables
+/// A drop-in replacement for kube-proxy: Services become elements of nftables
 /// maps, in a rule set that does not grow.
 ///
-/// Started without a subcommand it runs against the cluster and takes
-/// kube-proxy's flags and configuration file.
+/// Without a subcommand it runs against the cluster and accepts kube-proxy's
+/// flags and configuration file.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "vmap-proxy",
@@ -56,7 +57,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage.";
     max_term_width = 110
 )]
 pub struct Cli {
-    /// What to do; none: run against the cluster.
+    /// The subcommand; without one, run against the cluster.
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -68,12 +69,12 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Program this node's kernel, from a cluster or from files, and follow changes
+    /// Program the kernel of this node, from a cluster or from files, and follow changes
     #[command(args_override_self = true)]
     Run(Box<RunArguments>),
-    /// Print the rule set that files of manifests would make; needs no privileges
+    /// Print the rule set for manifest files; needs no privileges
     Compile(Box<CompileArguments>),
-    /// Show the proxy at work: namespaces, pods, real connections; touches nothing outside of them
+    /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
     Demo(DemoArguments),
     /// Remove the tables of vmap-proxy and exit
     Cleanup(CleanupArguments),
@@ -102,11 +103,11 @@ pub struct CompileArguments {
     #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]
     pub node_name: String,
 
-    /// nft's language, or the typed rule set as JSON
+    /// Output format: nft's language, or the typed rule set as JSON
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
 
-    /// The configuration file (KubeProxyConfiguration); flags of traffic below are then ignored
+    /// The configuration file (KubeProxyConfiguration); with it, the traffic flags below are ignored
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -130,7 +131,7 @@ pub struct DemoArguments {
 /// `vmap-proxy cleanup`
 #[derive(Debug, Clone, Args)]
 pub struct CleanupArguments {
-    /// Also remove what kube-proxy left behind (iptables, ipvs, nftables)
+    /// Also remove the leftovers of kube-proxy (iptables, ipvs, nftables)
     #[arg(long)]
     pub cleanup_kube_proxy: bool,
 
@@ -149,7 +150,7 @@ pub enum OutputFormat {
     Json,
 }
 
-/// The arguments as read, not yet combined with a configuration file.
+/// The parsed arguments, not yet combined with a configuration file.
 #[derive(Debug, Clone)]
 pub struct Invocation {
     /// The typed arguments.
@@ -157,11 +158,10 @@ pub struct Invocation {
     given: Given,
 }
 
-/// The flags that stand on the command line: names without dashes, and values as
-/// they were written.
+/// The flags on the command line: names without dashes, and values as written.
 pub(crate) type Given = BTreeMap<String, String>;
 
-/// Reads the command line, the program's name first.
+/// Parses the command line, the program's name first.
 ///
 /// # Errors
 /// clap's, which prints itself and ends the process with the right status

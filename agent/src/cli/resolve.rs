@@ -231,7 +231,7 @@ fn configuration(flags: &ProxyFlags, given: &Given) -> Result<(KubeProxyConfigur
             given
                 .keys()
                 .filter(|flag| !FLAGS_BESIDE_A_FILE.contains(&flag.as_str()))
-                .map(|flag| Warning::new(format!("--{flag}"), "ignored: with --config the file counts")),
+                .map(|flag| Warning::new(format!("--{flag}"), "ignored: with --config, only the file sets this value")),
         );
     }
     apply_logging(&flags.logging, &mut configuration);

@@ -1,4 +1,4 @@
-//! Fields of kube-proxy's configuration that this proxy accepts and doesn't
+//! Fields of kube-proxy's configuration that this proxy accepts but does not
 //! use, each with the reason.
 
 use serde_json::Value;
@@ -15,8 +15,8 @@ const NO_MARKS: &str = "no packet marks are used: whether to masquerade is read 
 /// Path of a field, or of a whole section, and why it is ignored.
 pub const IGNORED_FIELDS: &[(&str, &str)] = &[
     ("featureGates", "no feature gate of Kubernetes concerns this proxy"),
-    ("clientConnection.acceptContentTypes", "the API is spoken in JSON"),
-    ("clientConnection.contentType", "the API is spoken in JSON"),
+    ("clientConnection.acceptContentTypes", "requests to the API server use JSON"),
+    ("clientConnection.contentType", "requests to the API server use JSON"),
     ("clientConnection.qps", "a handful of watches need no rate limit; retries back off"),
     ("clientConnection.burst", "a handful of watches need no rate limit; retries back off"),
     ("logging.flushFrequency", KLOG),
@@ -61,7 +61,7 @@ pub fn ignored_fields(configuration: &KubeProxyConfiguration) -> Result<Vec<Warn
     Ok(warnings)
 }
 
-/// kube-proxy takes an empty mode for iptables, which differs in two points
+/// For kube-proxy an empty mode means iptables, which differs in two points
 /// that an operator may notice.
 fn empty_mode(configuration: &KubeProxyConfiguration) -> Warning {
     let mut message = String::from("not set, nftables is used");

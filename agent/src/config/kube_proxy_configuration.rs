@@ -3,9 +3,9 @@
 //!
 //! Field names and defaults are those of Kubernetes 1.36
 //! (`staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go`,
-//! `pkg/proxy/apis/config/v1alpha1/defaults.go`). What this proxy doesn't use
-//! is here all the same: it is read, checked for its type, written back, and
-//! listed in [`crate::config::ignored`].
+//! `pkg/proxy/apis/config/v1alpha1/defaults.go`). Fields without effect are
+//! included: they are read, checked for their type, written back, and listed in
+//! [`crate::config::ignored`].
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,8 @@ pub const KIND: &str = "KubeProxyConfiguration";
 
 /// The value of [`KubeProxyConfiguration::healthz_bind_address`] and
 /// [`KubeProxyConfiguration::metrics_bind_address`] that switches the server
-/// off. In a file, the empty string can't: kubeadm writes it for the default.
+/// off. In a file the empty string cannot mean that, because kubeadm writes it
+/// for the default.
 pub const ADDRESS_OFF: &str = "0";
 
 /// The configuration of the proxy, as in kube-proxy's file.
@@ -39,9 +40,9 @@ pub struct KubeProxyConfiguration {
     pub kind: String,
     /// Feature gates of Kubernetes by name; none concerns this proxy.
     pub feature_gates: BTreeMap<String, bool>,
-    /// How the API server is reached.
+    /// The connection to the API server.
     pub client_connection: ClientConnection,
-    /// What is logged, and how.
+    /// Logging.
     pub logging: Logging,
     /// The node's name, in place of the host's name.
     pub hostname_override: String,
@@ -59,31 +60,31 @@ pub struct KubeProxyConfiguration {
     pub show_hidden_metrics_for_version: String,
     /// kube-proxy's mode; here `nftables` or empty.
     pub mode: String,
-    /// Of kube-proxy's iptables mode.
+    /// Belongs to kube-proxy's iptables mode.
     pub iptables: Iptables,
-    /// Of kube-proxy's ipvs mode.
+    /// Belongs to kube-proxy's ipvs mode.
     pub ipvs: Ipvs,
-    /// Of the nftables mode.
+    /// Belongs to the nftables mode.
     pub nftables: Nftables,
-    /// Of kube-proxy on Windows.
+    /// Belongs to kube-proxy on Windows.
     pub winkernel: Winkernel,
-    /// How local pods are told from others.
+    /// How to recognize traffic from local pods.
     pub detect_local_mode: String,
-    /// What belongs to some of the modes above.
+    /// Parameters of some of these modes.
     pub detect_local: DetectLocalConfiguration,
     /// Ranges of pod addresses: one, or one of each family, comma-separated.
     #[serde(rename = "clusterCIDR")]
     pub cluster_cidr: String,
-    /// Which node addresses serve NodePorts: ranges and the keywords `primary`,
-    /// `all` and `localhost`.
+    /// The node addresses that serve NodePorts: ranges and the keywords
+    /// `primary`, `all` and `localhost`.
     pub node_port_addresses: Vec<String>,
     /// The process's `oom_score_adj`, -1000 to 1000.
     pub oom_score_adj: i32,
     /// Sysctls of connection tracking.
     pub conntrack: Conntrack,
-    /// How often the API's objects were to be read anew.
+    /// The period of kube-proxy's resync of objects.
     pub config_sync_period: GoDuration,
-    /// Of kube-proxy's long gone userspace mode.
+    /// Belongs to kube-proxy's former userspace mode.
     pub port_range: String,
     /// Whether kube-proxy runs as a service of Windows.
     pub windows_run_as_service: bool,
@@ -97,7 +98,7 @@ pub struct ClientConnection {
     pub kubeconfig: String,
     /// `Accept` header of requests.
     pub accept_content_types: String,
-    /// Encoding asked of the API server.
+    /// Encoding requested from the API server.
     pub content_type: String,
     /// Requests a second.
     pub qps: f32,
@@ -111,7 +112,7 @@ pub struct ClientConnection {
 pub struct Logging {
     /// `text` or `json`.
     pub format: String,
-    /// How long kube-proxy may hold log lines back.
+    /// Longest time that kube-proxy may buffer log lines.
     pub flush_frequency: GoDuration,
     /// klog's `-v`.
     pub verbosity: u32,
@@ -147,7 +148,7 @@ pub struct Ipvs {
     pub min_sync_period: GoDuration,
     /// ipvs scheduler.
     pub scheduler: String,
-    /// Virtual servers within these ranges are left alone.
+    /// Virtual servers within these ranges stay unchanged.
     #[serde(rename = "excludeCIDRs")]
     pub exclude_cidrs: Vec<String>,
     /// Sets `arp_ignore` and `arp_announce`.
@@ -206,19 +207,19 @@ pub struct DetectLocalConfiguration {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conntrack {
-    /// Connections per CPU; 0 leaves the kernel's limit alone.
+    /// Maximum connections per CPU; 0 keeps the kernel's limit.
     pub max_per_core: i32,
-    /// Connections at least, whatever the CPUs.
+    /// Lower bound of that maximum, whatever the number of CPUs.
     pub min: i32,
-    /// Idle time of established TCP; 0 leaves it alone.
+    /// Idle time of established TCP; 0 keeps the kernel's value.
     pub tcp_established_timeout: GoDuration,
-    /// Time in CLOSE_WAIT; 0 leaves it alone.
+    /// Time in CLOSE_WAIT; 0 keeps the kernel's value.
     pub tcp_close_wait_timeout: GoDuration,
-    /// Don't mark out-of-window packets invalid.
+    /// Do not mark out-of-window packets invalid.
     pub tcp_be_liberal: bool,
-    /// Idle time of unanswered UDP; 0 leaves it alone.
+    /// Idle time of unanswered UDP; 0 keeps the kernel's value.
     pub udp_timeout: GoDuration,
-    /// Idle time of answered UDP; 0 leaves it alone.
+    /// Idle time of answered UDP; 0 keeps the kernel's value.
     pub udp_stream_timeout: GoDuration,
 }
 
@@ -344,8 +345,8 @@ impl Default for Conntrack {
 }
 
 impl KubeProxyConfiguration {
-    /// The configuration as it takes effect, for `/configz`: what an empty value
-    /// stands for is written out, as kube-proxy does
+    /// Returns the effective configuration, for `/configz`: every empty value is
+    /// replaced by the value it stands for, as in kube-proxy
     /// (`platformApplyDefaults` in `cmd/kube-proxy/app/server_linux.go`).
     #[must_use]
     pub fn effective(&self) -> Self {
