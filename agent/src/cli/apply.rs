@@ -14,8 +14,8 @@ fn set<T: Clone>(field: &mut T, given: &Option<T>) {
     }
 }
 
-/// Writes every flag that has a field of its own; for a start without
-/// `--config`. Logging flags are apart: see [`apply_logging`].
+/// Writes every flag that has a field, for a start without `--config`.
+/// [`apply_logging`] handles the logging flags.
 ///
 /// # Errors
 /// If `--feature-gates` is no list of `NAME=BOOL`.
@@ -33,7 +33,7 @@ pub(super) fn apply_flags(flags: &ProxyFlags, configuration: &mut KubeProxyConfi
     Ok(())
 }
 
-/// `-v` and `--logging-format`, which win over the file.
+/// Writes `-v` and `--logging-format`, which take precedence over the file.
 pub(super) fn apply_logging(flags: &LoggingFlags, configuration: &mut KubeProxyConfiguration) {
     set(&mut configuration.logging.verbosity, &flags.verbosity);
     set(&mut configuration.logging.format, &flags.logging_format);
@@ -149,8 +149,8 @@ fn feature_gate(text: &str) -> Result<(String, bool), ConfigError> {
         })
 }
 
-/// Lines about given flags that have no field in the configuration, and no
-/// effect.
+/// Returns a warning for each given flag that has no field in the configuration
+/// and no effect.
 pub(super) fn inert_flag_warnings(flags: &InertFlags) -> Vec<Warning> {
     let klog = "ignored: belongs to Kubernetes' own logging library; log lines are written to standard error at once";
     let identity = "ignored: the node's identity is its name alone";

@@ -1,11 +1,11 @@
-//! Go's ways with flags, where they differ from clap's.
+//! Go's conventions for flags, where they differ from clap's.
 
 use std::ffi::OsString;
 
 /// Reads a boolean as Go's `strconv.ParseBool` does.
 ///
 /// # Errors
-/// If it is none.
+/// If the text is no boolean.
 pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -14,8 +14,9 @@ pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Arguments as clap expects them: kube-proxy takes `_` for `-` in names of
-/// flags, so `--cluster_cidr=10.0.0.0/8` is `--cluster-cidr=10.0.0.0/8`.
+/// Returns the arguments as clap expects them. kube-proxy accepts `_` for `-`
+/// in names of flags, so `--cluster_cidr=10.0.0.0/8` is
+/// `--cluster-cidr=10.0.0.0/8`.
 pub(super) fn normalized(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut only_values = false;
     arguments

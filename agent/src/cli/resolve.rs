@@ -1,4 +1,4 @@
-//! From arguments and a configuration file to what is to be done.
+//! Combines arguments and a configuration file into an action.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,9 +16,9 @@ use crate::config::kube_proxy_configuration::Logging;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
 use crate::sync_loop::MIN_GAP;
 
-/// Flags that count beside `--config`; all others set fields of the file and
-/// are ignored. `--health-timeout` and `--cleanup-kube-proxy` are our own and
-/// have no field.
+/// Flags that apply together with `--config`. All others set fields of the file
+/// and are ignored then. `--health-timeout` and `--cleanup-kube-proxy` exist
+/// only here and have no field.
 const FLAGS_BESIDE_A_FILE: [&str; 15] = [
     "service-metrics",
     "config",
@@ -37,7 +37,7 @@ const FLAGS_BESIDE_A_FILE: [&str; 15] = [
     "log-flush-frequency",
 ];
 
-/// What the binary is asked to do.
+/// The action of the binary.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Program the kernel and follow changes.
@@ -52,25 +52,25 @@ pub enum Action {
     WriteConfiguration {
         /// The file.
         path: PathBuf,
-        /// What to write.
+        /// The configuration to write.
         configuration: Box<KubeProxyConfiguration>,
     },
     /// Print the version (`--version`).
     PrintVersion,
 }
 
-/// An action, and what it takes to report on the way.
+/// An action, with the logging that it needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
-    /// What to do.
+    /// The action.
     pub action: Action,
-    /// How to log; meant to be set up before the warnings are logged.
+    /// Logging, to be set up before the warnings are logged.
     pub logging: Logging,
     /// Unknown and ignored fields and flags, to be logged once.
     pub warnings: Vec<Warning>,
 }
 
-/// Where Services and EndpointSlices come from.
+/// The source of Services and EndpointSlices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Files or directories of manifests.
@@ -84,27 +84,27 @@ pub enum Source {
     },
 }
 
-/// What `vmap-proxy` and `vmap-proxy run` need to know: flags, file and
-/// defaults combined and checked.
+/// Options of `vmap-proxy` and `vmap-proxy run`: flags, file and defaults,
+/// combined and checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunOptions {
-    /// Where objects come from.
+    /// The source of objects.
     pub source: Source,
     /// The whole configuration, for `/configz` and for the sysctls of [`crate::sysctl`].
     pub configuration: KubeProxyConfiguration,
-    /// The file it was read from: when that changes, kube-proxy exits with an
-    /// error, to be started again with the new one.
+    /// The file it was read from. When the file changes, the process exits with
+    /// an error, as kube-proxy does, to be started again with the new one.
     pub configuration_file: Option<PathBuf>,
     /// What decides the fate of packets, the node's name among it.
     pub proxy: ProxyConfig,
-    /// Where `/healthz` and `/livez` are served; `None`: nowhere.
+    /// Address of `/healthz` and `/livez`; `None` if they are off.
     pub healthz_address: Option<SocketAddr>,
-    /// Where `/metrics` is served; `None`: nowhere.
+    /// Address of `/metrics`; `None` if it is off.
     pub metrics_address: Option<SocketAddr>,
-    /// End the process if it can't listen there.
+    /// End the process if it cannot listen there.
     pub bind_address_hard_fail: bool,
-    /// How long a change may wait for its sync before health turns bad:
-    /// `--health-timeout`, or twice the sync period.
+    /// Longest time that a change may wait for its sync before `/healthz` and
+    /// `/livez` answer 503: `--health-timeout`, or twice the sync period.
     pub health_timeout: Duration,
     /// Time between attempts after a failed sync.
     pub sync_period: Duration,
@@ -121,15 +121,15 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// Whether a sysctl that can't be set ends the process. In a cluster it
-    /// does, as in kube-proxy; with manifests it is a warning, since nothing
-    /// says that the node is ours.
+    /// Whether a sysctl that cannot be set ends the process. In a cluster it
+    /// does, as in kube-proxy. With manifests it is a warning, because the node
+    /// may serve other purposes.
     pub fn sysctl_failure_is_fatal(&self) -> bool {
         matches!(self.source, Source::Kubernetes { .. })
     }
 }
 
-/// What `vmap-proxy compile` needs to know.
+/// Options of `vmap-proxy compile`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompileOptions {
     /// Files or directories of manifests.
@@ -140,14 +140,14 @@ pub struct CompileOptions {
     pub output: OutputFormat,
 }
 
-/// What `vmap-proxy demo` needs to know: nothing, so far.
+/// Options of `vmap-proxy demo`: none so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DemoOptions {}
 
-/// What `vmap-proxy cleanup` and `--cleanup` need to know.
+/// Options of `vmap-proxy cleanup` and `--cleanup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
-    /// Also remove what kube-proxy left behind, in any of its modes.
+    /// Also remove the leftovers of kube-proxy, in any of its modes.
     pub kube_proxy: bool,
 }
 
@@ -195,7 +195,7 @@ fn resolve_run(flags: &ProxyFlags, manifests: Vec<PathBuf>, given: &Given) -> Re
         return Ok(Resolved { action, logging, warnings });
     }
     if !manifests.is_empty() && what.config.is_none() && configuration.mode.is_empty() {
-        // No kube-proxy is replaced here: a notice about its default mode would puzzle.
+        // No kube-proxy is replaced here, so a notice about its default mode would be confusing.
         configuration.mode = "nftables".to_owned();
     }
     validate::validate(&configuration)?;
@@ -273,8 +273,8 @@ fn run_options(
     })
 }
 
-/// kube-proxy's default of 1 s is made for syncs that cost seconds, and kubeadm
-/// and the installers write it out: it counts as not set.
+/// kube-proxy's default of 1 s suits syncs that cost seconds, and kubeadm and
+/// the installers write it out. It therefore counts as not set.
 fn min_sync_period(configuration: &KubeProxyConfiguration) -> Duration {
     let given = configuration.nftables.min_sync_period;
     let default = KubeProxyConfiguration::default().nftables.min_sync_period;
@@ -304,11 +304,11 @@ fn invalid(path: &str, value: &str, reason: &str) -> ConfigError {
     }])
 }
 
-/// The node's name as kube-proxy has it: the override or the host's name,
+/// Returns the node's name as in kube-proxy: the override or the host's name,
 /// trimmed and in lower case.
 ///
 /// # Errors
-/// If both are empty, or the host's name can't be read.
+/// If both are empty, or the host's name cannot be read.
 fn node_name(hostname_override: &str) -> Result<String, ConfigError> {
     let name = match hostname_override.trim() {
         "" => nix::unistd::gethostname()

@@ -10,13 +10,13 @@ pub const HEALTHZ_PORT: u16 = 10256;
 /// kube-proxy's port of `/metrics`.
 pub const METRICS_PORT: u16 = 10249;
 
-/// Whether the text is an IPv6 address.
+/// Returns whether the text is an IPv6 address.
 pub fn is_ipv6(text: &str) -> bool {
     text.parse::<Ipv6Addr>().is_ok()
 }
 
-/// The address with a port: a bare IP address gets `port`, anything else stays
-/// as it is (kube-proxy's `AppendPortIfNeeded`).
+/// Returns the address with a port: a bare IP address gets `port`, any other
+/// text is unchanged (kube-proxy's `AppendPortIfNeeded`).
 pub fn with_port(address: &str, port: u16) -> String {
     match address.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => SocketAddr::new(ip, port).to_string(),
@@ -24,10 +24,12 @@ pub fn with_port(address: &str, port: u16) -> String {
     }
 }
 
-/// The socket address to listen on; `Ok(None)` if the server is switched off.
+/// Returns the socket address to listen on, or `Ok(None)` if the server is
+/// switched off.
 ///
 /// # Errors
-/// Why the text is no `IP:port`, in words that follow the path of the field.
+/// The reason why the text is no `IP:port`, worded to follow the path of the
+/// field.
 pub fn listen_address(text: &str) -> Result<Option<SocketAddr>, &'static str> {
     if text == ADDRESS_OFF {
         return Ok(None);

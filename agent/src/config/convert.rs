@@ -1,4 +1,4 @@
-//! From kube-proxy's configuration to what the compiler needs of it.
+//! Converts kube-proxy's configuration to the compiler's.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,8 @@ use super::validate::{ALL, LOCALHOST, PRIMARY, parse_cidrs, validate};
 use super::{ConfigError, InvalidField};
 
 impl KubeProxyConfiguration {
-    /// The part that decides the fate of packets, for the node `node_name`.
+    /// Returns the part that decides the fate of packets, for the node
+    /// `node_name`.
     ///
     /// # Errors
     /// As [`validate`].

@@ -10,8 +10,9 @@ use thiserror::Error;
 /// A duration in Go's notation (`metav1.Duration` in configuration files,
 /// duration flags on the command line).
 ///
-/// Signed, since Go reads `-1s` too: [`crate::config::validate`] then refuses
-/// it with the path of the field. Held in nanoseconds, up to about 292 years.
+/// It is signed, because Go reads `-1s` too; [`crate::config::validate`]
+/// refuses a negative one with the path of the field. It counts nanoseconds, up
+/// to about 292 years.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GoDuration {
     nanoseconds: i64,
@@ -22,7 +23,8 @@ pub struct GoDuration {
 #[error("{0:?} is not a duration: write numbers with units, such as 30s, 1h30m or 100ms")]
 pub struct InvalidDuration(String);
 
-/// Units in the order they are tried: `ms` and `µs` before `m` and `s`.
+/// Units in the order in which they are tried: `ms` and `µs` before `m` and
+/// `s`.
 const UNITS: [(&str, i64); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -58,7 +60,8 @@ impl GoDuration {
         self.nanoseconds / 1_000_000_000
     }
 
-    /// The same length as the standard library has it; negative becomes zero.
+    /// Converts to the standard library's type; a negative duration becomes
+    /// zero.
     pub fn to_duration(self) -> Duration {
         Duration::from_nanos(u64::try_from(self.nanoseconds).unwrap_or(0))
     }
@@ -67,7 +70,7 @@ impl GoDuration {
 impl FromStr for GoDuration {
     type Err = InvalidDuration;
 
-    /// As Go's `time.ParseDuration`.
+    /// Parses like Go's `time.ParseDuration`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map(|nanoseconds| Self { nanoseconds }).ok_or_else(|| InvalidDuration(text.to_owned()))
     }
@@ -107,7 +110,7 @@ fn scaled(number: &str, scale: i64) -> Option<i64> {
     let mut nanoseconds = whole.checked_mul(scale)?;
     let mut place = scale;
     for digit in fraction.bytes() {
-        // A fraction of a nanosecond is dropped, as Go does.
+        // A fraction of a nanosecond is dropped, as in Go.
         place /= 10;
         nanoseconds = nanoseconds.checked_add(i64::from(digit - b'0') * place)?;
     }
@@ -115,7 +118,7 @@ fn scaled(number: &str, scale: i64) -> Option<i64> {
 }
 
 impl fmt::Display for GoDuration {
-    /// As Go's `Duration.String`: `24h0m0s`, `1.5s`, `100ms`, `0s`.
+    /// Prints like Go's `Duration.String`: `24h0m0s`, `1.5s`, `100ms`, `0s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nanoseconds < 0 {
             f.write_str("-")?;

@@ -1,9 +1,9 @@
 //! Reads the configuration file, and writes it.
 //!
-//! As kube-proxy does, unknown and repeated fields are warned about and
-//! ignored, so that a file written for a newer Kubernetes still works; a value
-//! of a wrong type is an error. Unlike kube-proxy, every such value is named at
-//! once.
+//! As in kube-proxy, unknown and repeated fields cause a warning and are
+//! ignored, so that a file for a newer Kubernetes still works. A value of a
+//! wrong type is an error. Unlike in kube-proxy, one error names all such
+//! values.
 
 use std::fs;
 use std::path::Path;
@@ -15,14 +15,14 @@ use super::kube_proxy_configuration::{API_VERSION, KIND, KubeProxyConfiguration}
 use super::{ConfigError, InvalidField, Warning};
 use crate::yaml::{self, whole_numbers};
 
-/// Fields whose content is not known beforehand: maps by name, and klog's
-/// formats. Their keys are never unknown.
+/// Fields with arbitrary content: maps by name, and klog's formats. Their keys
+/// are never unknown.
 const OPEN_FIELDS: [&str; 2] = ["featureGates", "logging.options"];
 
 /// Reads a configuration file; see [`load`].
 ///
 /// # Errors
-/// As [`load`], and if the file can't be read.
+/// Those of [`load`], and if the file cannot be read.
 pub fn load_file(path: &Path) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     load(&text)
@@ -32,7 +32,7 @@ pub fn load_file(path: &Path) -> Result<(KubeProxyConfiguration, Vec<Warning>), 
 /// Values are checked for their type only; see [`super::validate`].
 ///
 /// # Errors
-/// If the text is no YAML, is another kind of document, or has values of a
+/// If the text is not YAML, is another kind of document, or has values of a
 /// wrong type.
 pub fn load(text: &str) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let mut warnings = Vec::new();
@@ -54,11 +54,10 @@ pub fn load(text: &str) -> Result<(KubeProxyConfiguration, Vec<Warning>), Config
     Ok((configuration, warnings))
 }
 
-/// The configuration as YAML, every field written out, as `--write-config-to`
-/// has it.
+/// Returns the configuration as YAML with every field, for `--write-config-to`.
 ///
 /// # Errors
-/// Never for a configuration that was loaded; the printer's own otherwise.
+/// Never for a configuration that was loaded; otherwise the printer's error.
 pub fn to_yaml(configuration: &KubeProxyConfiguration) -> Result<String, ConfigError> {
     serde_saphyr::to_string(configuration).map_err(|error| ConfigError::Print(error.to_string()))
 }
@@ -66,12 +65,12 @@ pub fn to_yaml(configuration: &KubeProxyConfiguration) -> Result<String, ConfigE
 /// Writes the configuration to a file (`--write-config-to`).
 ///
 /// # Errors
-/// If the file can't be written.
+/// If the file cannot be written.
 pub fn write_file(configuration: &KubeProxyConfiguration, path: &Path) -> Result<(), ConfigError> {
     fs::write(path, to_yaml(configuration)?).map_err(|source| ConfigError::Write { path: path.to_owned(), source })
 }
 
-/// kube-proxy reads the first document and nothing behind it.
+/// kube-proxy reads only the first document.
 fn first_document<'t>(text: &'t str, warnings: &mut Vec<Warning>) -> &'t str {
     let documents = yaml::split(text);
     if let Some(second) = documents.get(1) {
@@ -130,7 +129,7 @@ struct Findings {
 }
 
 impl Findings {
-    /// Compares a document with the fields that are known below `path`.
+    /// Compares a document with the known fields below `path`.
     fn compare(&mut self, path: &str, given: &Value, known: &Value) {
         if let (Value::Object(given), Value::Object(known), false) = (given, known, OPEN_FIELDS.contains(&path)) {
             for (name, value) in given {
@@ -142,7 +141,8 @@ impl Findings {
             }
             return;
         }
-        // One field on its own: what the deserializer says then is about it.
+        // One field alone, so that the deserializer's error is about this
+        // field.
         if let Err(error) = serde_json::from_value::<KubeProxyConfiguration>(nested(path, given.clone())) {
             self.wrong.push(InvalidField {
                 path: path.to_owned(),
@@ -153,7 +153,7 @@ impl Findings {
     }
 }
 
-/// The document that has nothing but `value` at `path`.
+/// Returns a document that contains only `value` at `path`.
 fn nested(path: &str, value: Value) -> Value {
     path.rsplit('.').fold(value, |inner, name| Value::Object(Map::from_iter([(name.to_owned(), inner)])))
 }
@@ -167,7 +167,7 @@ mod tests {
 
     const HEADER: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
-    /// As `kubeadm init` writes it into the ConfigMap.
+    /// The configuration that `kubeadm init` writes into the ConfigMap.
     const KUBEADM: &str = include_str!("testdata/kubeadm.yaml");
 
     fn load_fields(fields: &str) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(configuration.conntrack.min, 4);
     }
 
-    /// As the tools that build clusters write it, with `mode: nftables`.
+    /// The configuration that cluster installers write, with `mode: nftables`.
     #[test]
     fn files_of_common_installers_are_read_without_a_complaint() {
         for (name, text) in [

@@ -1,12 +1,12 @@
-//! kube-proxy's configuration: read, checked, and turned into what decides the
-//! fate of packets.
+//! Reads and checks kube-proxy's configuration, and converts it for the
+//! compiler.
 //!
 //! * [`kube_proxy_configuration`]: the type, with kube-proxy's defaults;
 //! * [`load`]: from a file, with a path for everything wrong or unknown;
 //! * [`validate`]: kube-proxy's own checks;
-//! * [`ignored`]: fields this proxy has no use for, and why;
+//! * [`ignored`]: fields without effect, and the reasons;
 //! * [`convert`]: to the compiler's [`vmap_proxy_compiler::model::config::ProxyConfig`];
-//! * [`watch`]: told when the file changes;
+//! * [`watch`]: notices when the file changes;
 //! * [`go_duration`], [`addresses`]: notations.
 
 pub mod addresses;
@@ -26,13 +26,13 @@ use thiserror::Error;
 pub use go_duration::GoDuration;
 pub use kube_proxy_configuration::KubeProxyConfiguration;
 
-/// Something in the configuration that doesn't do what its author may expect.
-/// Logged once; the proxy runs.
+/// A part of the configuration that may not do what its author expects. It is
+/// logged once, and the proxy runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// The field's path, such as `conntrack.min`, or the flag, such as `--ipvs-scheduler`.
     pub path: String,
-    /// What becomes of it and why.
+    /// The consequence and the reason.
     pub message: String,
 }
 
@@ -49,28 +49,29 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A field whose value can't be used.
+/// A field with an unusable value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidField {
     /// The field's path, such as `conntrack.min`.
     pub path: String,
     /// The value as given.
     pub value: String,
-    /// What it has to be.
+    /// The requirement for the value.
     pub reason: String,
 }
 
 impl fmt::Display for InvalidField {
-    /// As Kubernetes' `field.Error`.
+    /// Prints like Kubernetes' `field.Error`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: Invalid value: {}: {}", self.path, self.value, self.reason)
     }
 }
 
-/// Why a configuration can't be used. Every one is the operator's to mend.
+/// The reason why a configuration cannot be used. The operator can fix each of
+/// them.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// The file can't be read.
+    /// The file cannot be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Read {
         /// The file.
@@ -78,7 +79,7 @@ pub enum ConfigError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The file (`--write-config-to`) can't be written.
+    /// The file (`--write-config-to`) cannot be written.
     #[error("cannot write the configuration to {}: {source}", path.display())]
     Write {
         /// The file.
@@ -105,7 +106,7 @@ pub enum ConfigError {
     /// Fields of a wrong type or value: all of them, in the file's order.
     #[error("the configuration is invalid: {}", join(.0))]
     Invalid(Vec<InvalidField>),
-    /// A mode of kube-proxy that this proxy doesn't have.
+    /// A mode of kube-proxy that this proxy does not have.
     #[error(
         "mode {mode:?} is not available: vmap-proxy programs nftables only. \
          Set `mode: nftables` in the configuration file (on kubeadm clusters: the ConfigMap kube-proxy in \
@@ -119,7 +120,7 @@ pub enum ConfigError {
     /// The host has no usable name and none was given.
     #[error("the node's name is unknown: {0}; pass --hostname-override")]
     NodeName(String),
-    /// The configuration can't be printed; a defect of this program.
+    /// The configuration cannot be printed; a defect of this program.
     #[error("cannot print the configuration as YAML: {0}")]
     Print(String),
 }

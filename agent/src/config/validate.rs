@@ -1,5 +1,5 @@
 //! kube-proxy's checks of its configuration
-//! (`pkg/proxy/apis/config/validation/validation.go`), with its words.
+//! (`pkg/proxy/apis/config/validation/validation.go`), with the same messages.
 
 use std::net::IpAddr;
 
@@ -10,13 +10,13 @@ use super::go_duration::GoDuration;
 use super::kube_proxy_configuration::{ADDRESS_OFF, KubeProxyConfiguration};
 use super::{ConfigError, InvalidField};
 
-/// The word in `nodePortAddresses` for the node's primary addresses.
+/// The keyword in `nodePortAddresses` for the node's primary addresses.
 pub const PRIMARY: &str = "primary";
 
-/// The word for loopback addresses (Kubernetes 1.37, KEP-6032).
+/// The keyword for loopback addresses (Kubernetes 1.37, KEP-6032).
 pub const LOCALHOST: &str = "localhost";
 
-/// The word for every address (Kubernetes 1.37, KEP-6032).
+/// The keyword for every address (Kubernetes 1.37, KEP-6032).
 pub const ALL: &str = "all";
 
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
@@ -28,8 +28,8 @@ const ONE_PER_FAMILY: &str = "only one CIDR allowed or a valid DualStack CIDR (e
 /// Checks a configuration that has its defaults.
 ///
 /// # Errors
-/// [`ConfigError::OtherMode`] for a mode other than nftables (an empty one is
-/// taken as nftables), else every field that fails a check.
+/// [`ConfigError::OtherMode`] for a mode other than nftables (an empty mode
+/// means nftables), else every field that fails a check.
 pub fn validate(configuration: &KubeProxyConfiguration) -> Result<(), ConfigError> {
     check_mode(&configuration.mode)?;
     let mut check = Check::default();
@@ -42,10 +42,10 @@ pub fn validate(configuration: &KubeProxyConfiguration) -> Result<(), ConfigErro
     if check.invalid.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(check.invalid)) }
 }
 
-/// The ranges of a comma-separated list; empty text has none.
+/// Returns the ranges of a comma-separated list; empty text has none.
 ///
 /// # Errors
-/// The first part that is no range.
+/// If a part is no range: the first such part.
 pub fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, String> {
     if text.is_empty() {
         return Ok(Vec::new());
@@ -164,7 +164,8 @@ fn check_detect_local(configuration: &KubeProxyConfiguration, check: &mut Check)
     }
 }
 
-/// Linux allows names of 15 bytes without `/`; a longer one would never match.
+/// Linux allows names of up to 15 bytes without `/`; a longer name would never
+/// match.
 fn check_interface(path: &str, name: &str, check: &mut Check) {
     check.that(!name.is_empty(), path, quoted(name), "cannot be empty in this detectLocalMode");
     check.that(name.len() <= 15, path, quoted(name), "must be at most 15 bytes");
@@ -257,7 +258,7 @@ mod tests {
     fn dual_stack_and_empty_cluster_cidrs_are_valid() {
         assert!(invalid(|c| c.cluster_cidr = "10.0.0.0/8,fd00::/48".to_owned()).is_empty());
         assert!(invalid(|c| c.cluster_cidr = String::new()).is_empty());
-        // Not looked at in another mode, as in kube-proxy.
+        // Not checked in another mode, as in kube-proxy.
         assert!(
             invalid(|c| {
                 c.detect_local_mode = "NodeCIDR".to_owned();

@@ -1,5 +1,5 @@
-//! Follows the configuration file: kube-proxy ends with an error when it
-//! changes, to be started again with the new one.
+//! Follows the configuration file. When it changes, the process ends with an
+//! error, as kube-proxy does, to be started again with the new file.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,14 +12,15 @@ use crate::files::backoff::Backoff;
 use crate::files::read::{self, ReadError};
 use crate::files::watch::FileWatch;
 
-/// A directory whose files change all the time is looked at no more often.
+/// Shortest time between two checks of a directory whose files change
+/// constantly.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// The places to watch are looked up until they are what is watched, but no more
-/// often than this: links may change all the time.
+/// Maximum number of attempts to resolve the paths to watch. Links may change at
+/// any time, so the result may differ from the watched paths.
 const MOST_LOOKS: usize = 8;
 
-/// Why the file can't be followed at present.
+/// The reason why the file cannot be followed at present.
 #[derive(Debug, Error)]
 enum WatchError {
     #[error("the configuration file cannot be watched for changes: {0}")]
@@ -30,13 +31,13 @@ enum WatchError {
     Thread(#[source] io::Error),
 }
 
-/// Resolves when the file's content is no longer what it was at the call.
+/// Returns when the file's content differs from that at the time of the call.
 ///
-/// The file itself is watched: that also tells when another one takes its place.
-/// Its directory, which may be a busy one, is watched where it does not: a
-/// mounted ConfigMap changes by another directory taking the old one's place
-/// behind a symbolic link. A file that is gone or can't be read for a moment
-/// has not changed. What fails is logged once and tried again.
+/// The file itself is watched, which also shows its replacement. Its directory,
+/// which may be a busy one, is watched only where that is not enough: a mounted
+/// ConfigMap changes when a symbolic link points to another directory. A file
+/// that is missing or unreadable for a moment counts as unchanged. A failure is
+/// logged once, and the operation is tried again.
 pub async fn changed(path: &Path) {
     let mut follower = Follower { path, watch: None, original: None };
     let mut backoff = Backoff::default();
@@ -66,10 +67,10 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Looks at the file, and waits until something happens around it unless it
-    /// has changed.
+    /// Checks the file, and waits for the next event near it unless it has
+    /// changed.
     async fn wait(&mut self) -> Result<bool, WatchError> {
-        // Before the look, so that nothing is missed in between.
+        // Before the check, so that no event is missed in between.
         let watch = match &mut self.watch {
             Some(watch) => watch,
             none => none.insert(FileWatch::new().map_err(WatchError::Watch)?),
@@ -111,12 +112,12 @@ fn paths_around(path: &Path) -> HashSet<PathBuf> {
     paths
 }
 
-/// On a thread of its own: the file system may not answer, and nothing else
-/// waits for that.
+/// On a separate thread, because the file system may not answer, and nothing
+/// else must wait for it.
 async fn read_aside(path: PathBuf) -> Result<String, WatchError> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let work = move || {
-        // Fails only when nobody waits any more.
+        // Fails only if the receiver is gone.
         let _ = sender.send(read::read(&path));
     };
     std::thread::Builder::new().name("configuration".to_owned()).spawn(work).map_err(WatchError::Thread)?;
@@ -135,12 +136,13 @@ mod tests {
 
     use super::*;
 
-    /// Starts to follow `file`, changes it once, and waits until that is seen.
+    /// Starts to follow `file`, changes it once, and waits until the change is
+    /// noticed.
     fn sees(file: &Path, change: impl FnOnce()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut follower = Follower { path: file, watch: None, original: None };
-            // The first look takes the content and waits.
+            // The first check reads the content and waits.
             while follower.original.is_none() {
                 let waiting = std::pin::pin!(follower.wait());
                 let _ = tokio::time::timeout(Duration::from_millis(20), waiting).await;

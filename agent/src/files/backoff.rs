@@ -1,4 +1,4 @@
-//! How long to wait before a file is looked at again.
+//! Waiting times before a file is checked again.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait after one more failure.
+    /// Returns the wait after one more failure.
     pub fn next_wait(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (wait * 2).min(LONGEST);
         wait
     }
 
-    /// Forgets the failures: something has worked.
+    /// Forgets the failures after a success.
     pub fn reset(&mut self) {
         *self = Self::default();
     }

@@ -1,5 +1,5 @@
-//! Files that others write: which of them changed ([`watch`]), and reading them
-//! without trust in what they are ([`read`]).
+//! Files that other programs write: noticing changes ([`watch`]), and reading
+//! them without trusting their kind or size ([`read`]).
 
 pub mod backoff;
 pub mod read;

@@ -1,5 +1,5 @@
-//! Reads files whose kind, size and file system nobody has checked: a FIFO, a
-//! device, `/proc/kmsg` or a file without end costs an error, and nothing more.
+//! Reads files of unknown kind, size and file system. A FIFO, a device,
+//! `/proc/kmsg` or an endless file causes an error, and nothing more.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -12,35 +12,35 @@ use thiserror::Error;
 /// The largest file that is read, in bytes.
 pub const LARGEST: u64 = 256 << 20;
 
-/// Why a file can't be read.
+/// The reason why a file cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// The system's reason.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is no file with a content.
+    /// It is not a regular file.
     #[error("is {0}, and only regular files are read")]
     NotRegular(&'static str),
-    /// It has no end, or too much before it.
+    /// It is endless or too large.
     #[error("is larger than {} MiB", LARGEST >> 20)]
     TooLarge,
-    /// Its end can't be reached without waiting.
+    /// Its end cannot be reached without waiting.
     #[error("does not end: its reader has to wait for more")]
     Endless,
     /// It is not text.
     #[error("not UTF-8 text: {0}")]
     NotText(#[from] std::str::Utf8Error),
-    /// It is a link, and there is nothing behind it.
+    /// It is a link to a missing file.
     #[error("is a link to a file that does not exist")]
     Dangling,
-    /// Its file system gives no answer.
+    /// Its file system does not answer.
     #[error("its file system has not answered within {0:?}")]
     Hangs(Duration),
 }
 
 impl ReadError {
-    /// Whether it may be over without anything happening to the file: no
-    /// descriptor or memory to be had, an I/O error, a stale network handle.
+    /// Returns whether the error may pass without a change to the file: no
+    /// descriptor or memory is available, an I/O error, a stale network handle.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io(error) => is_transient(error),
@@ -49,22 +49,23 @@ impl ReadError {
         }
     }
 
-    /// Whether there is no such file.
+    /// Returns whether the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Whether an error of a file may be over without anything happening to the
-/// file. What follows from the file's name, kind or mode is not.
+/// Returns whether a file's error may pass without a change to the file. An
+/// error that follows from the file's name, kind or mode does not.
 pub fn is_transient(error: &io::Error) -> bool {
     let lasting =
         [libc::ENOENT, libc::EACCES, libc::EPERM, libc::ELOOP, libc::ENAMETOOLONG, libc::ENOTDIR, libc::EISDIR];
     error.raw_os_error().is_some_and(|errno| !lasting.contains(&errno))
 }
 
-/// Tries again what fails for want of a descriptor or memory, or by a signal:
-/// four times more, within a third of a second. Blocks; for the start.
+/// Repeats an operation that fails for lack of a descriptor or memory, or
+/// because of a signal: four more times, within a third of a second. It blocks,
+/// and is meant for the start.
 ///
 /// # Errors
 /// The last one.
@@ -81,14 +82,14 @@ pub fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T>
     attempt()
 }
 
-/// Reads a regular file that is no larger than [`LARGEST`]. It is looked at
-/// before it is opened, since opening a device may do something.
+/// Reads a regular file that is no larger than [`LARGEST`]. The file is checked
+/// before it is opened, because opening a device may have side effects.
 ///
 /// # Errors
-/// It can't be read, or is no text file.
+/// If it cannot be read, or is no text file.
 pub fn read(path: &Path) -> Result<(Metadata, String), ReadError> {
     check(&std::fs::metadata(path)?)?;
-    // No wait for the other end of a FIFO that has taken the file's place meanwhile.
+    // Do not wait for the other end of a FIFO that has replaced the file meanwhile.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;

@@ -1,4 +1,4 @@
-//! Tells whether a file is still the one that was read, without reading it.
+//! Detects whether a file has changed since it was read, without reading it.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 /// timestamps advance by ticks of up to 10 ms, some file systems by 2 s.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(2);
 
-/// What changes with a file's content: the file it is, its size and its times.
+/// The attributes that change with a file's content: its identity, size and
+/// times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
     device: u64,
@@ -19,8 +20,8 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// `None` where the timestamps prove nothing: the file is so young that a
-    /// further change might leave them as they are.
+    /// Returns `None` if the timestamps prove nothing: the file is so young
+    /// that a further change might not alter them.
     pub fn of(metadata: &Metadata) -> Option<Self> {
         let changed =
             u64::try_from(metadata.ctime()).ok().map(|secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs))?;

@@ -1,10 +1,10 @@
 //! Waits for changes below some directories, by inotify.
 //!
-//! Only what can change a file is asked for. Opening, reading and closing are
-//! not: we do that ourselves, and each look would be the reason for the next.
-//! Nothing is queued here: the kernel's own queue is bounded
-//! (`fs.inotify.max_queued_events`), joins what is the same, and says when it
-//! has lost something.
+//! Only events that can change a file are requested. Opening, reading and
+//! closing are not: the agent does that itself, and each check would cause the
+//! next. Nothing is queued here. The kernel's queue is bounded
+//! (`fs.inotify.max_queued_events`), joins equal events, and reports when it
+//! has lost some.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -16,7 +16,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// What can make a file another one, or give it another content.
+/// Events that can replace a file or change its content.
 fn changes() -> AddWatchFlags {
     AddWatchFlags::IN_MODIFY
         | AddWatchFlags::IN_CLOSE_WRITE
@@ -29,12 +29,12 @@ fn changes() -> AddWatchFlags {
         | AddWatchFlags::IN_MOVE_SELF
 }
 
-/// What has changed.
+/// A change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
     /// Something happened to these paths, each at least once.
     Paths(BTreeSet<PathBuf>),
-    /// The kernel has lost track: anything may have changed.
+    /// The kernel has lost events: anything may have changed.
     Anything,
 }
 
@@ -44,7 +44,7 @@ pub struct FileWatch {
     inotify: AsyncFd<Descriptor>,
     /// Every path of a watched inode.
     watched: HashMap<WatchDescriptor, BTreeSet<PathBuf>>,
-    /// Paths that were asked for and were not there.
+    /// Requested paths that do not exist.
     missing: BTreeSet<PathBuf>,
 }
 
@@ -58,7 +58,7 @@ impl AsRawFd for Descriptor {
 }
 
 impl FileWatch {
-    /// Watches nothing yet. Called within a tokio runtime.
+    /// Creates a watcher without paths. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The kernel gives no inotify instance: no descriptor, no memory, or
@@ -70,15 +70,15 @@ impl FileWatch {
         Ok(Self { inotify, watched: HashMap::new(), missing: BTreeSet::new() })
     }
 
-    /// Watches these paths and no others; what is not there is left out.
-    /// Returns whether the caller has to look again, because something may have
-    /// happened that no event tells of: a path is watched that was not before,
-    /// or one is missing that was not. A directory that was deleted and made
-    /// again is another one.
+    /// Watches these paths and no others; missing paths are skipped. Returns
+    /// whether the caller has to check again because a change may have caused
+    /// no event: a path is watched that was not before, or one is missing that
+    /// was not. A directory that was deleted and created again is a different
+    /// one.
     ///
     /// # Errors
-    /// The kernel refuses a watch (`fs.inotify.max_user_watches`, no memory).
-    /// The others are watched.
+    /// If the kernel refuses a watch (`fs.inotify.max_user_watches`, no
+    /// memory). The other paths are watched.
     pub fn set(&mut self, wanted: &HashSet<PathBuf>) -> io::Result<bool> {
         let mut watched: HashMap<WatchDescriptor, BTreeSet<PathBuf>> = HashMap::new();
         let mut missing = BTreeSet::new();
@@ -95,7 +95,7 @@ impl FileWatch {
             }
         }
         for watch in self.watched.keys().filter(|watch| !watched.contains_key(watch)) {
-            // Refused if what it watched is gone, and the watch with it.
+            // Refused if the watched path, and the watch with it, is gone.
             let _ = self.inotify.get_ref().0.rm_watch(*watch);
         }
         let is_known = |(watch, paths): (&WatchDescriptor, &BTreeSet<PathBuf>)| {
@@ -113,7 +113,7 @@ impl FileWatch {
     /// Waits for the next changes. Cancel safe.
     ///
     /// # Errors
-    /// The kernel can't be asked any more.
+    /// If the inotify descriptor fails.
     pub async fn next(&mut self) -> io::Result<Touched> {
         loop {
             let events = {
@@ -188,7 +188,7 @@ mod tests {
                 fs::read_dir(&directory).unwrap().for_each(drop);
             }
             fs::write(&written, "text").unwrap();
-            // Had the reads been events, they would come first.
+            // If the reads had caused events, they would come first.
             assert_eq!(watch.next().await.unwrap(), only(&written));
             fs::remove_dir_all(directory).unwrap();
         });
@@ -204,7 +204,7 @@ mod tests {
             watch.set(&[inner.clone()].into()).unwrap();
             fs::remove_dir(&inner).unwrap();
             assert_eq!(watch.next().await.unwrap(), only(&inner));
-            // Whoever had looked just before it went has not seen that; told once.
+            // A caller that checked just before the deletion has not noticed it, so it is reported once.
             assert!(watch.set(&[inner.clone()].into()).unwrap());
             assert!(!watch.set(&[inner.clone()].into()).unwrap());
             fs::create_dir(&inner).unwrap();

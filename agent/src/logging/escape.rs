@@ -1,5 +1,5 @@
-//! Text of others on a terminal or in a log: a name with a line break must not
-//! look like two lines, nor may it move the cursor.
+//! Escapes foreign text for a terminal or a log: a name with a line break must
+//! not look like two lines, and must not move the cursor.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,8 +8,8 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-/// The text with control characters, and those that break a line or turn its
-/// direction, written as in Rust: `\n`, `\u{1b}`.
+/// Returns the text with control characters, and those that break a line or
+/// turn its direction, escaped as in Rust: `\n`, `\u{1b}`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return Cow::Borrowed(text);

@@ -2,17 +2,17 @@
 //!
 //! A cause is a place in the code that logs (a callsite of `tracing`), in this
 //! program or a library. Each may write a burst of lines, and then a few a
-//! minute; what is left out is counted, and one line tells how much there was:
+//! minute. Further lines are counted, and one line reports the count:
 //!
 //! ```text
 //! WARN vmap_proxy_agent::source::manifests: bad.yaml:7: document 3: ...; correct it ...
 //! WARN vmap_proxy_agent::logging::limit: and 99900 more like this in 1 s: "bad.yaml:301: ..." (vmap_proxy_agent::source::manifests)
 //! ```
 //!
-//! Nobody who logs has to do anything: log what happens, one line for each
-//! object, and leave the number of lines to this. Where two causes share one
-//! macro and must not crowd each other out, give each a macro of its own. With
-//! `-v 4` or more, or a filter in the environment, nothing is left out.
+//! Callers need no special care: log each event, one line for each object, and
+//! this module limits the number of lines. If two causes share one macro and
+//! must not crowd each other out, give each a separate macro. With `-v 4` or
+//! more, or a filter in the environment, nothing is left out.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write};
@@ -26,16 +26,16 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// The first line about what was left out comes this soon.
+/// Delay of the first line about omitted lines.
 const FIRST_REPORT: Duration = Duration::from_secs(1);
 
-/// And the next ones no sooner than this.
+/// Shortest time between further such lines.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// How much of the first line that was left out is told, in bytes.
+/// Length of the excerpt of the first omitted line, in bytes.
 const EXAMPLE: usize = 200;
 
-/// How many lines a cause may write.
+/// The number of lines that a cause may write.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     at_once: f64,
@@ -43,7 +43,7 @@ struct Rate {
 }
 
 /// Warnings and errors: the names of a hundred bad objects, and ten lines a
-/// minute of what goes on and on.
+/// minute of a lasting problem.
 const TROUBLE: Rate = Rate { at_once: 100.0, a_minute: 10.0 };
 
 /// Information: a line for each sync.
@@ -52,7 +52,7 @@ const INFORMATION: Rate = Rate { at_once: 300.0, a_minute: 60.0 };
 static LIMITER: Mutex<Option<Limiter>> = Mutex::new(None);
 static LEFT_OUT: Notify = Notify::const_new();
 
-/// Lets through what is within the limits; one layer of the process.
+/// The layer that lets lines within the limits through.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WithinLimits {
     pub(super) is_limited: bool,
@@ -66,7 +66,7 @@ impl<S: Subscriber> Layer<S> for WithinLimits {
 
 fn admit(event: &Event<'_>) -> bool {
     let metadata = event.metadata();
-    // Its own lines are bounded by their period.
+    // The lines of this module are bounded by their period.
     if *metadata.level() > Level::INFO || metadata.target() == module_path!() {
         return true;
     }
@@ -74,7 +74,7 @@ fn admit(event: &Event<'_>) -> bool {
     let callsite = metadata.callsite();
     let admitted = lock().get_or_insert_default().admit(callsite.clone(), rate, Instant::now());
     if admitted == Admitted::FirstLeftOut {
-        // Not while the lock is held: who formats may log.
+        // Not while the lock is held, because formatting may log.
         let mut example = Example::default();
         event.record(&mut example);
         let left_out = LeftOut { level: *metadata.level(), target: metadata.target().to_owned(), example: example.0 };
@@ -88,7 +88,7 @@ fn lock() -> MutexGuard<'static, Option<Limiter>> {
     LIMITER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells what was left out, for ever. Sleeps while nothing is.
+/// Reports omitted lines, for ever. Sleeps while there are none.
 pub async fn report() {
     loop {
         LEFT_OUT.notified().await;
@@ -99,7 +99,7 @@ pub async fn report() {
     }
 }
 
-/// Tells what was left out until now. Called before the process ends.
+/// Reports the lines omitted until now. Called before the process ends.
 pub fn flush() {
     let summaries = lock().as_mut().map(|limiter| limiter.take_summaries(Instant::now())).unwrap_or_default();
     for (level, summary) in summaries {
@@ -122,7 +122,7 @@ struct Cause {
     left: f64,
     counted: Instant,
     left_out: u64,
-    /// When the first of them was.
+    /// The time of the first of them.
     since: Instant,
     what: Option<LeftOut>,
 }
@@ -178,7 +178,7 @@ impl Limiter {
     }
 }
 
-/// The message of an event, as far as it is needed.
+/// The beginning of an event's message.
 #[derive(Default)]
 struct Example(String);
 

@@ -1,6 +1,6 @@
-//! Log output: `tracing` to standard error, as text or as JSON. Bounded for
-//! each cause ([`limit`]), one line for each event whatever is in it
-//! ([`escape`]), and never a reason to fail ([`output`]).
+//! Log output: `tracing` to standard error, as text or as JSON. It is bounded
+//! for each cause ([`limit`]), has one line for each event whatever its text
+//! ([`escape`]), and never makes the agent fail ([`output`]).
 
 pub mod escape;
 pub mod limit;
@@ -27,14 +27,14 @@ use output::StandardError;
 /// `tracing-subscriber`'s filter syntax (`info,vmap_proxy_agent::netlink=trace`).
 pub const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 
-/// Libraries whose chatter is of use only at the highest verbosity.
+/// Libraries whose lines are useful only at the highest verbosity.
 const QUIET_LIBRARIES: [&str; 7] = ["h2", "hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
 
 /// The target of the line for each sync, which kube-proxy has from `-v 2` on.
 pub const SYNCS: &str = "vmap_proxy_agent::sync_loop::syncs";
 
-/// The level for klog's `-v`: up to 3 what an operator should see, 4 and 5
-/// what a developer of the cluster asks for, from 6 on everything.
+/// Returns the level for klog's `-v`: up to 3 for operators, 4 and 5 for
+/// cluster developers, from 6 on everything.
 pub fn level(verbosity: u32) -> LevelFilter {
     match verbosity {
         0..=3 => LevelFilter::INFO,
@@ -58,13 +58,14 @@ pub fn init(logging: &Logging) {
     }
 }
 
-/// How an event becomes a line.
+/// Formats an event as a line.
 fn lines<S, W>(is_json: bool, is_terminal: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'any> LookupSpan<'any>,
     W: for<'any> MakeWriter<'any> + Send + Sync + 'static,
 {
-    // An error of its own would go to standard error with a macro that panics.
+    // The library would write an error to standard error with a macro that
+    // panics.
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     if is_json {
         lines.json().flatten_event(true).with_current_span(false).boxed()

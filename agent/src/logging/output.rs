@@ -1,5 +1,5 @@
 //! Standard error, which may fail at any time: a full disk, a closed pipe, a
-//! reader that reads no more. Lines are lost then, and counted; nothing else
+//! reader that has stopped. Then lines are lost and counted, and nothing else
 //! happens. No lock is taken, so that a panic can always be written.
 
 use std::borrow::Cow;
@@ -11,11 +11,11 @@ use k8s_openapi::jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// A pipe that is ready takes so many bytes without a wait (`PIPE_BUF`).
+/// Number of bytes that a ready pipe takes without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 
-/// How long a line may wait for its reader, in milliseconds. Once that was
-/// too short, none waits until the reader goes on.
+/// Longest time that a line waits for its reader, in milliseconds. Once it was
+/// exceeded, no line waits until the reader goes on.
 const PATIENCE: u16 = 1000;
 
 /// The longest line, in bytes.
@@ -45,12 +45,12 @@ impl Write for StandardError {
     }
 }
 
-/// In which format [`record`] writes.
+/// The format of [`record`].
 pub(super) fn set_json(is_json: bool) {
     IS_JSON.store(is_json, Ordering::Relaxed);
 }
 
-/// Writes a log line by itself, past `tracing`: from a panic, say.
+/// Writes a log line without `tracing`, for example from a panic.
 pub(super) fn record(level: &str, target: &str, message: &str) {
     put(line(level, target, message).as_bytes());
 }
@@ -104,7 +104,7 @@ fn write_all(output: impl AsFd + Copy, rest: &mut &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits until something can be written, if that has not been in vain before.
+/// Waits until standard error can be written, unless an earlier wait failed.
 fn wait(output: impl AsFd) -> Result<(), Errno> {
     let patience = if IS_STALLED.load(Ordering::Relaxed) { 0 } else { PATIENCE };
     let mut wanted = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
@@ -124,7 +124,7 @@ fn wait(output: impl AsFd) -> Result<(), Errno> {
     }
 }
 
-/// A line that is no longer than [`LONGEST`], still JSON if it was.
+/// Shortens a line to [`LONGEST`]; JSON stays valid JSON.
 fn shortened(line: &[u8]) -> Cow<'_, [u8]> {
     if line.len() <= LONGEST {
         return Cow::Borrowed(line);

@@ -1,4 +1,4 @@
-//! What a panic leaves behind: a line in the log, in the log's format.
+//! Writes a panic as a line in the log, in the log's format.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -6,11 +6,11 @@ use std::thread;
 
 use super::output;
 
-/// Has every panic logged before it does what the build says (a release ends).
+/// Logs every panic before the build's own reaction (a release build aborts).
 ///
-/// The line is written past `tracing`, which may be what panicked, and without
-/// a lock. A panic in here would end the process at once, with the standard
-/// library's own line.
+/// The line is written without `tracing`, which may be the cause of the panic,
+/// and without a lock. A panic in this code would end the process at once, with
+/// the standard library's line.
 pub fn install() {
     std::panic::set_hook(Box::new(|panic| output::record("ERROR", "vmap_proxy_agent", &describe(panic))));
 }
@@ -62,7 +62,7 @@ mod tests {
             command.spawn().unwrap().wait_with_output().unwrap()
         };
         let output = again(Stdio::piped());
-        // That of a test that has failed: it did not abort.
+        // The exit status of a failed test: it did not abort.
         assert_eq!(output.status.code(), Some(101));
         let log = String::from_utf8(output.stderr).unwrap();
         assert!(

@@ -1,7 +1,7 @@
-//! kube-proxy's chains where iptables is the legacy one: the kernel takes and
-//! gives such a table only as a whole, by socket options.
+//! kube-proxy's chains in legacy iptables. The kernel reads and writes such a
+//! table only as a whole, by socket options.
 //!
-//! Only tables that exist are looked at: asking for another would make it.
+//! Only existing tables are read, because reading another one would create it.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,11 +31,11 @@ const INFO: usize = 84;
 /// `struct xt_counters_info`.
 const ENTRIES_HEADER: usize = 40;
 
-/// What iptables locks around every change.
+/// The lock file that iptables holds during every change.
 const LOCK_FILE: &str = "/run/xtables.lock";
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// How often it is tried again when somebody else changed the table.
+/// Number of attempts if another program changes the table.
 const ATTEMPTS: u32 = 5;
 
 /// `struct xt_counters`: packets and bytes.
@@ -66,8 +66,8 @@ pub(super) fn remove_chains(report: &mut Report) {
     }
 }
 
-/// The tables of this network namespace, one a line; none where the kernel has
-/// no legacy iptables.
+/// Lists the tables of this network namespace, one per line; empty if the
+/// kernel has no legacy iptables.
 fn existing_tables(family: IpFamily) -> io::Result<String> {
     let file = match family {
         IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
@@ -84,7 +84,7 @@ fn remove_chains_of(family: IpFamily, name: &str) -> io::Result<usize> {
     let table = TableSocket::open(family, name)?;
     for _ in 1..ATTEMPTS {
         match remove_once(&table) {
-            // The number of rules is not what we read.
+            // The number of rules differs from the one that was read.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             other => return other,
         }
@@ -98,15 +98,15 @@ fn remove_once(socket: &TableSocket) -> io::Result<usize> {
     let before = socket.replace(&reduced, table.count)?;
     let counters: Vec<Counters> =
         reduced.kept.iter().map(|index| before.get(*index).copied().unwrap_or_default()).collect();
-    // The new table counts from zero. That is no reason to call this a failure.
+    // The new table counts from zero, which does not make this a failure.
     if let Err(error) = socket.add_counters(&counters) {
         tracing::warn!("counters of the {} table {} (legacy iptables) were lost: {error}", socket.family, socket.name);
     }
     Ok(reduced.chains)
 }
 
-/// Takes the lock that iptables takes, where there is one: in a container
-/// without that mount the kernel's own check has to do.
+/// Takes the lock of iptables, if the file exists. In a container without that
+/// mount, only the kernel's own check protects the table.
 fn lock() -> io::Result<Option<Flock<File>>> {
     let Ok(mut file) = File::open(LOCK_FILE) else { return Ok(None) };
     let begun = Instant::now();

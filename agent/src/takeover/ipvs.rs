@@ -1,5 +1,5 @@
-//! What kube-proxy's ipvs mode leaves beside iptables rules: a dummy device
-//! with the cluster IPs, virtual servers, and ipsets.
+//! The leftovers of kube-proxy's ipvs mode other than iptables rules: a dummy
+//! device with the cluster IPs, virtual servers, and ipsets.
 
 use std::io;
 use std::path::Path;
@@ -19,11 +19,11 @@ const IPSET_ATTR_SETNAME: u16 = 2;
 const IPSET_ATTR_FLAGS: u16 = 6;
 /// Names only, no elements.
 const IPSET_FLAG_LIST_SETNAME: u32 = 1 << 1;
-/// The oldest protocol that every kernel since 2.6.39 takes.
+/// The oldest protocol, which every kernel since 2.6.39 accepts.
 const IPSET_PROTOCOL: u8 = 6;
 /// `IPSET_ERR_BUSY`: a rule still refers to the set.
 const IPSET_ERR_BUSY: i32 = 4100;
-/// How long a set may stay busy after the rules are gone.
+/// Longest time that a set may stay busy after the rules are gone.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -42,14 +42,14 @@ const IPVS_CMD_FLUSH: u8 = 17;
 
 /// Removes the virtual servers, then the device.
 ///
-/// The virtual servers go only where the device shows that kube-proxy ran in
-/// ipvs mode; then all of them go, as `kube-proxy --cleanup` has it: nothing
-/// tells its own from others.
+/// The virtual servers are removed only where the device shows that kube-proxy
+/// ran in ipvs mode. Then all of them are removed, as by
+/// `kube-proxy --cleanup`, because nothing distinguishes its own from others.
 pub(super) fn remove_servers_and_device(report: &mut Report) {
     if !device_exists() {
         return;
     }
-    // The kernel would load the module if it were asked for it.
+    // A request would make the kernel load the module.
     if Path::new("/proc/thread-self/net/ip_vs").exists() {
         report.note("virtual servers of IPVS", flush_servers(), libc::ENOENT);
     }
@@ -105,8 +105,8 @@ pub(super) fn remove_ipsets(socket: &mut Socket, report: &mut Report) {
     }
 }
 
-/// The kernel lets go of what a deleted rule referred to only a moment after
-/// the transaction: a set that is busy is tried again.
+/// The kernel releases the sets of a deleted rule only a moment after the
+/// transaction, so a busy set is tried again.
 fn destroy(socket: &mut Socket, order: &Request<'_>) -> io::Result<()> {
     let begun = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! A table of legacy iptables as the kernel hands it out and takes it back: all
-//! its rules in one piece of memory, with jumps as offsets into it
+//! A table of legacy iptables in the format of the kernel: all its rules in one
+//! piece of memory, with jumps as offsets into it
 //! (`include/uapi/linux/netfilter/x_tables.h`, `netfilter_ipv4/ip_tables.h`,
 //! `netfilter_ipv6/ip6_tables.h`).
 //!
@@ -13,22 +13,22 @@
 //!          of the name "ERROR": a text [30], the name of the chain that begins behind it
 //! ```
 //!
-//! Matches and targets are carried along unread.
+//! Matches and targets are copied without being interpreted.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
 use super::IpFamily;
 
-/// Of an entry: where `target offset` and `next offset` are, and its size
-/// without matches and target.
+/// The positions of `target offset` and `next offset` in an entry, and the size
+/// of an entry without matches and target.
 struct Layout {
     target_offset: usize,
     header: usize,
 }
 
 const TARGET_NAME: Range<usize> = 2..31;
-/// `sizeof(struct xt_entry_target)`: what a target carries begins there.
+/// `sizeof(struct xt_entry_target)`: the data of a target begins there.
 const TARGET_DATA: usize = 32;
 const ERROR_NAME: Range<usize> = TARGET_DATA..TARGET_DATA + 30;
 const ERROR_TARGET: &str = "ERROR";
@@ -40,12 +40,12 @@ fn layout(family: IpFamily) -> Layout {
     }
 }
 
-/// A table: its rules, and where those of the built-in chains begin and end.
+/// A table: its rules, and the beginnings and ends of its built-in chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LegacyTable {
     /// The rules.
     pub(super) entries: Vec<u8>,
-    /// How many.
+    /// The number of rules.
     pub(super) count: usize,
     /// For each hook the offset of its chain's first entry.
     pub(super) hook_entry: [u32; 5],
@@ -58,15 +58,15 @@ pub(super) struct LegacyTable {
 /// A table without some of its chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reduced {
-    /// What is left.
+    /// The remaining table.
     pub(super) table: LegacyTable,
-    /// Which entries these were before, in order.
+    /// The earlier positions of the remaining entries, in order.
     pub(super) kept: Vec<usize>,
-    /// How many chains went.
+    /// The number of removed chains.
     pub(super) chains: usize,
 }
 
-/// One entry, as far as it matters.
+/// The relevant parts of one entry.
 struct Entry {
     range: Range<usize>,
     kind: Kind,
@@ -84,9 +84,9 @@ enum Kind {
 }
 
 impl LegacyTable {
-    /// The table without the chains that `remove` names and without the rules
-    /// that lead there. `None` if there is nothing to remove, or if the bytes
-    /// make no sense.
+    /// Returns the table without the chains that `remove` names and without the
+    /// rules that lead there, or `None` if there is nothing to remove or the
+    /// bytes are malformed.
     pub(super) fn without(&self, family: IpFamily, remove: impl Fn(&str) -> bool) -> Option<Reduced> {
         let entries = self.parse(family)?;
         let (gone, chains) = removed_chains(&entries, remove);
@@ -102,7 +102,7 @@ impl LegacyTable {
     }
 
     fn rebuild(&self, entries: &[Entry], kept: Vec<usize>, chains: usize) -> Option<Reduced> {
-        // An offset of what went stands for what comes next.
+        // The offset of a removed entry stands for the next remaining one.
         let mut moved = Vec::with_capacity(entries.len());
         let (mut position, mut next_kept) = (0, kept.iter().peekable());
         for (index, entry) in entries.iter().enumerate() {
@@ -153,7 +153,7 @@ impl LegacyTable {
     }
 }
 
-/// What the target at this position of an entry makes of it.
+/// Classifies an entry by the target at this position.
 fn kind(entry: &[u8], target: usize, start: usize) -> Option<Kind> {
     let target_bytes = entry.get(target..)?;
     Some(match text(target_bytes.get(TARGET_NAME)?) {
@@ -169,7 +169,8 @@ fn kind(entry: &[u8], target: usize, start: usize) -> Option<Kind> {
     })
 }
 
-/// The entries of the chains to remove, heads included, and how many chains.
+/// Returns the entries of the chains to remove, including heads, and the number
+/// of chains.
 fn removed_chains(entries: &[Entry], remove: impl Fn(&str) -> bool) -> (Vec<usize>, usize) {
     let (mut gone, mut chains, mut removing) = (Vec::new(), 0, false);
     for (index, entry) in entries.iter().enumerate() {
@@ -188,7 +189,8 @@ fn short(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// A string up to its terminating zero; one that is not UTF-8 is nobody's.
+/// Returns a string up to its terminating zero; one that is not UTF-8 matches
+/// no name.
 fn text(bytes: &[u8]) -> &str {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     std::str::from_utf8(&bytes[..end]).unwrap_or("?")

@@ -1,18 +1,18 @@
-//! Removes what kube-proxy left behind, whichever mode it ran in, once our own
-//! rules serve.
+//! Removes the leftovers of kube-proxy in any of its modes, once the rules of
+//! vmap-proxy serve.
 //!
-//! kube-proxy leaves its rules in place when it ends, and they are asked
-//! before ours. Everything here goes straight to the kernel, since an image
-//! `FROM scratch` has none of the programs that kube-proxy calls:
+//! kube-proxy leaves its rules in place when it ends, and they come before
+//! those of vmap-proxy. This module uses sockets of the kernel only, because an
+//! image `FROM scratch` has none of the programs that kube-proxy calls:
 //!
-//! * [`names`]: what is kube-proxy's, and what the kubelet's or somebody else's;
+//! * [`names`]: the objects of kube-proxy, as opposed to those of the kubelet or others;
 //! * [`nf_tables`]: the nftables mode, and the iptables mode where iptables
 //!   writes to nf_tables;
 //! * [`iptables_legacy`]: the iptables mode where it does not;
-//! * [`ipvs`]: what the ipvs mode has besides.
+//! * [`ipvs`]: the other leftovers of the ipvs mode.
 //!
-//! Established connections live on: conntrack holds their translation, and it
-//! is not touched. (Those that IPVS forwards end with their virtual server.)
+//! Established connections go on: conntrack holds their translation, and it is
+//! not touched. (Those that IPVS forwards end with their virtual server.)
 
 mod iptables_legacy;
 mod ipvs;
@@ -28,28 +28,28 @@ use thiserror::Error;
 
 use socket::Socket;
 
-/// Something of kube-proxy's that could not be removed.
+/// An object of kube-proxy's that could not be removed.
 #[derive(Debug, Error)]
 #[error("{what}: {source}")]
 pub struct Leftover {
-    /// What it is, and where.
+    /// The kind and place of the object.
     pub what: String,
-    /// Why it could not be removed, or not even be looked for.
+    /// The reason why it could not be removed or searched for.
     pub source: io::Error,
 }
 
-/// What was found, and what became of it. Nothing of either: kube-proxy left
-/// nothing.
+/// The leftovers that were found, and the results. If both lists are empty,
+/// kube-proxy left nothing.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What was removed.
+    /// The removed objects.
     pub removed: Vec<String>,
-    /// What was not.
+    /// The objects that could not be removed.
     pub failed: Vec<Leftover>,
 }
 
 impl Report {
-    /// Logs it, a line for each thing.
+    /// Logs the report, one line for each object.
     pub fn log(&self) {
         for what in &self.removed {
             tracing::info!("kube-proxy's {what}: removed");
@@ -70,7 +70,8 @@ impl Report {
         self.failed.push(Leftover { what: what.into(), source });
     }
 
-    /// Notes how a removal ended; `absent` is the errno of what was not there.
+    /// Records the result of a removal; `absent` is the errno for an object
+    /// that did not exist.
     fn note(&mut self, what: impl Into<String>, outcome: io::Result<()>, absent: i32) {
         match outcome {
             Ok(()) => self.removed(what.into()),
@@ -80,11 +81,13 @@ impl Report {
     }
 }
 
-/// Removes what kube-proxy left in the network namespace of the calling
+/// Removes the leftovers of kube-proxy in the network namespace of the calling
 /// thread: rules and chains of all its modes, its device, virtual servers and
-/// ipsets. Waits for the kernel meanwhile; what fails does not stop the rest.
+/// ipsets. It blocks until the kernel has finished; a failure does not stop the
+/// rest.
 ///
-/// Call it once our own rules are there: until then kube-proxy's serve.
+/// Call it once the rules of vmap-proxy are in place: until then kube-proxy's
+/// serve.
 pub fn remove_kube_proxy() -> Report {
     let mut report = Report::default();
     match Socket::open(libc::NETLINK_NETFILTER) {
@@ -101,7 +104,7 @@ pub fn remove_kube_proxy() -> Report {
     report
 }
 
-/// An address family, for all that is done twice.
+/// An address family, for steps that are done once per family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IpFamily {
     V4,

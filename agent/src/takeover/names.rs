@@ -1,5 +1,5 @@
-//! Which objects are kube-proxy's. Others share its tables and its prefix: the
-//! kubelet, CNIs, users.
+//! The names of kube-proxy's objects. The kubelet, CNIs and users share its
+//! tables and its prefix.
 
 /// The nftables table of kube-proxy's nftables mode, in both families.
 pub(super) const TABLE: &str = "kube-proxy";
@@ -55,7 +55,8 @@ const IPSETS: [&str; 17] = [
 /// The longest name of an ipset, without the terminating zero.
 const MAX_IPSET_NAME: usize = 31;
 
-/// Whether kube-proxy made a chain of this name and removes it itself.
+/// Returns whether kube-proxy creates chains of this name and removes them
+/// itself.
 ///
 /// `KUBE-MARK-MASQ`, `KUBE-MARK-DROP`, `KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`
 /// and `KUBE-IPTABLES-HINT` are, or were, the kubelet's: `kube-proxy --cleanup`
@@ -64,11 +65,11 @@ pub(super) fn is_proxy_chain(name: &str) -> bool {
     CHAINS.contains(&name) || CHAIN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether kube-proxy made an ipset of this name.
+/// Returns whether kube-proxy creates ipsets of this name.
 pub(super) fn is_proxy_ipset(name: &str) -> bool {
     let matches = |prefix: &str| {
         let Some(rest) = name.strip_prefix(prefix) else { return false };
-        // kube-proxy cuts names that are too long with the prefix of IPv6.
+        // kube-proxy shortens names that are too long with the prefix of IPv6.
         IPSETS.iter().any(|set| rest == *set || (name.len() == MAX_IPSET_NAME && set.starts_with(rest)))
     };
     matches("KUBE-") || matches("KUBE-6-")

@@ -1,10 +1,10 @@
-//! What kube-proxy leaves in nf_tables: the tables of its nftables mode, and
-//! the chains of its iptables mode where iptables is the variant that writes
-//! to nf_tables (`iptables -V` says so).
+//! The leftovers of kube-proxy in nf_tables: the tables of its nftables mode,
+//! and the chains of its iptables mode where iptables is the variant that
+//! writes to nf_tables (see `iptables -V`).
 //!
-//! Of rules that are not ours only one thing is read: the chain that a verdict
-//! goes to. What programs note down about rules for themselves (userdata) is
-//! theirs, and changes from version to version.
+//! Of foreign rules only the target chain of a verdict is read. The notes of
+//! other programs about their rules (userdata) are private, and change from
+//! version to version.
 
 use std::collections::HashSet;
 use std::io;
@@ -21,7 +21,8 @@ use super::socket::{Request, Socket};
 use super::{FAMILIES, IpFamily, Report};
 use crate::netlink::wire::{Attributes, Message, Writer, nft_type};
 
-/// How many orders go into one transaction: no other writer waits for long.
+/// Maximum number of operations in one transaction, so that no other writer
+/// waits for long.
 const ORDERS_AT_ONCE: usize = 1000;
 
 /// Removes the tables of the nftables mode.
@@ -47,14 +48,14 @@ pub(super) fn remove_chains(socket: &mut Socket, report: &mut Report) {
     }
 }
 
-/// Returns how many chains went.
+/// Returns the number of removed chains.
 fn remove_chains_of(socket: &mut Socket, family: IpFamily, table: &str, report: &mut Report) -> io::Result<usize> {
     let chains = chains(socket, family, table)?;
     if chains.proxy.is_empty() {
         return Ok(0);
     }
-    // First what leads to the chains, then their content, then the chains: a
-    // packet meets all of them or none, whenever this is interrupted.
+    // First the jumps to the chains, then their content, then the chains: a
+    // packet meets all of them or none, even if this is interrupted.
     let jumps = jumps(socket, family, table, &chains)?;
     submit(socket, family, table, &jumps, report);
     let flushes: Vec<Order<'_>> = chains.proxy.iter().map(|chain| Order::Flush(chain)).collect();
@@ -63,7 +64,7 @@ fn remove_chains_of(socket: &mut Socket, family: IpFamily, table: &str, report: 
     Ok(submit(socket, family, table, &deletions, report))
 }
 
-/// The chains of a table, by whose they are.
+/// The chains of a table, by owner.
 #[derive(Default)]
 struct Chains {
     proxy: HashSet<String>,
@@ -76,9 +77,9 @@ fn chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<Chai
     let listed = socket.dump(&question, |message| {
         let attributes = attributes_of(message, NFT_MSG_NEWCHAIN)?;
         let name = attributes.string(NFTA_CHAIN_NAME)?;
-        // A base chain is the table owner's, whatever its name.
+        // A base chain belongs to the table's owner, whatever its name.
         let is_proxys = attributes.get(NFTA_CHAIN_HOOK).is_none() && is_proxy_chain(name);
-        // Not every kernel leaves out the other tables by itself.
+        // Not every kernel omits the other tables.
         (attributes.string(NFTA_CHAIN_TABLE) == Some(table)).then(|| (name.to_owned(), is_proxys))
     });
     let mut chains = Chains::default();
@@ -95,7 +96,7 @@ fn chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<Chai
 /// The rules outside of kube-proxy's chains that lead into one.
 fn jumps<'a>(socket: &mut Socket, family: IpFamily, table: &str, chains: &'a Chains) -> io::Result<Vec<Order<'a>>> {
     let mut jumps = Vec::new();
-    // Chain by chain: for every piece of a listing the kernel walks the rules from the first, and kube-proxy's own
+    // Chain by chain: for every part of a listing the kernel walks the rules from the first, and kube-proxy's own
     // chains may have hundreds of thousands.
     for chain in &chains.others {
         let body = |w: &mut Writer| {
@@ -135,7 +136,7 @@ fn attributes_of<'a>(message: &Message<'a>, kind: u8) -> Option<Attributes<'a>> 
     message.body().map(|(_, attributes)| attributes)
 }
 
-/// One thing to take away.
+/// One object to remove.
 enum Order<'a> {
     Rule(&'a str, u64),
     Flush(&'a str),
@@ -172,9 +173,9 @@ impl Order<'_> {
     }
 }
 
-/// Submits orders in bounded transactions. Where one is refused, its orders
-/// are given one by one, and those refused then are noted. Returns how many
-/// were carried out.
+/// Submits operations in bounded transactions. If one is refused, its
+/// operations are submitted one by one, and refused ones are recorded. Returns
+/// the number of successful operations.
 fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_>], report: &mut Report) -> usize {
     let mut done = 0;
     for some in orders.chunks(ORDERS_AT_ONCE) {
@@ -185,7 +186,7 @@ fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_
         for order in some {
             match transaction(socket, family, table, std::slice::from_ref(order)) {
                 Ok(()) => done += 1,
-                // Somebody else was faster.
+                // Another program was faster.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => report.failed(order.describe(family, table), error),
             }
@@ -204,7 +205,7 @@ fn transaction(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Ord
     socket.transaction(&requests)
 }
 
-/// A kernel that looks for the table first.
+/// A kernel that checks the table first.
 fn absent_is_empty<T>(listed: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
     match listed {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
