@@ -56,6 +56,26 @@ fn links_lead_to_files() {
     }
 }
 
+/// A path of this repository in a text, such as `compiler/src/limits.rs`.
+fn is_path(word: &str) -> bool {
+    let tops = ["compiler/", "agent/", "netlink-tests/", "scripts/", "deploy/", "docs/", "examples/"];
+    tops.iter().any(|top| word.starts_with(top)) && !word.contains('*')
+}
+
+#[test]
+fn files_that_the_docs_name_exist() {
+    let mut named = 0;
+    for page in all("md") {
+        let text = fs::read_to_string(&page).unwrap();
+        let prose = text.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
+        for path in prose.filter_map(|code| code.split_whitespace().next()).filter(|word| is_path(word)) {
+            named += 1;
+            assert!(repository().join(path).exists(), "{}: there is no {path}", page.display());
+        }
+    }
+    assert!(named > 50, "the pages name only {named} files: are they still read?");
+}
+
 #[test]
 fn tests_that_the_docs_name_exist() {
     let mut functions = BTreeSet::new();
