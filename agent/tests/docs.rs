@@ -40,18 +40,31 @@ fn between<'a>(text: &'a str, open: &'a str, close: char) -> impl Iterator<Item 
     text.split(open).skip(1).filter_map(move |rest| rest.split(close).next())
 }
 
+/// The anchors of a page's headings, as GitHub and mdBook make them.
+fn anchors(page: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let prose: Vec<&str> = text.split("```").step_by(2).collect();
+    let headings = prose.iter().flat_map(|prose| prose.lines()).filter(|line| line.starts_with('#'));
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings
+        .map(|line| line.trim_start_matches('#').trim().to_lowercase())
+        .map(|heading| heading.chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect())
+        .collect()
+}
+
 #[test]
-fn links_lead_to_files() {
+fn links_lead_to_files_and_headings() {
     for page in all("md") {
         let text = fs::read_to_string(&page).unwrap();
         for link in between(&text, "](", ')') {
-            let target = link.split('#').next().unwrap_or_default();
-            let outside = link.contains("://") || target.is_empty() || target.contains(char::is_whitespace);
-            assert!(
-                outside || page.with_file_name(target).exists(),
-                "{}: the link {link} leads nowhere",
-                page.display()
-            );
+            if link.contains("://") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.with_file_name(file) };
+            assert!(target.exists(), "{}: the link {link} leads nowhere", page.display());
+            let found = anchor.is_empty() || anchors(&target).contains(anchor);
+            assert!(found, "{}: the link {link} names no heading of that page", page.display());
         }
     }
 }
