@@ -1,7 +1,7 @@
 //! One agent for each network namespace: two would undo each other's work.
 //!
-//! Whoever is first has an abstract Unix socket. Its name belongs to the network
-//! namespace, and it is gone when its process is, however that ends.
+//! The first agent holds an abstract Unix socket. The name belongs to the
+//! network namespace, and disappears with its process, however that ends.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -19,7 +19,7 @@ const NAME: &[u8] = b"vmap-proxy";
 /// The right to change our tables, until it is dropped.
 #[derive(Debug)]
 pub struct Instance {
-    /// `None` if somebody who may not change the tables anyway has the name.
+    /// `None` if a process without the right to change the tables has the name.
     _socket: Option<OwnedFd>,
 }
 
@@ -47,9 +47,9 @@ fn describe(pid: Option<i32>) -> String {
 
 /// Takes the right to change our tables in this network namespace.
 ///
-/// Any process may take the name of the socket. So one of another user, who is
-/// not root, is no obstacle, but a warning: it would be too easy to keep the
-/// proxy from starting.
+/// Any process may take the name of the socket. A process of a user other than
+/// root therefore only causes a warning. Otherwise it would be too easy to keep
+/// the proxy from starting.
 ///
 /// # Errors
 /// [`InstanceError::Running`] if another agent has it.
@@ -61,7 +61,7 @@ pub fn claim() -> Result<Instance, InstanceError> {
         Err(Errno::EADDRINUSE) => return holder(&address),
         Err(errno) => return Err(errno.into()),
     }
-    // Nobody is ever let in; who asks learns from the kernel whose socket it is.
+    // No connection is ever accepted. A connecting process learns from the kernel who owns the socket.
     listen(&own, Backlog::MAXCONN)?;
     Ok(Instance { _socket: Some(own) })
 }

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a thread of the event loop may be idle: it is kept.
+/// Longest idle time of a thread of the event loop, so long that it is kept.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The most threads for what blocks: reading manifests, resolving names,
@@ -33,9 +33,9 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// How many files the process may have open.
+/// The maximum number of open files of the process.
 pub fn descriptor_limit() -> u64 {
-    // What nearly every system starts a process with.
+    // The usual limit at the start of a process.
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
@@ -59,8 +59,8 @@ pub fn event_loop() -> io::Result<Runtime> {
     Ok(runtime)
 }
 
-/// Runs the agent's future to its end. What still blocks in a thread then (a
-/// file system that does not answer, say) is left behind.
+/// Runs the agent's future to its end. A thread that still blocks then, for
+/// example on a file system that does not answer, is abandoned.
 pub fn run_to_end<T>(runtime: Runtime, future: impl Future<Output = T>) -> T {
     let output = runtime.block_on(future);
     runtime.shutdown_background();

@@ -18,7 +18,7 @@ use crate::files::read::patiently;
 /// The largest `nf_conntrack_max` that the number of CPUs alone leads to.
 const MAX_BY_CPUS: i64 = 1_048_576;
 
-/// Where conntrack's sysctls are.
+/// The folder of conntrack's sysctls.
 const NETFILTER: &str = "proc/sys/net/netfilter";
 
 /// The size of conntrack's hash table; writable in the host's network
@@ -86,7 +86,7 @@ pub struct Change {
     pub to: i64,
 }
 
-/// What came of setting them all.
+/// The result of setting all of them.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Settings that were changed, in order.
@@ -128,7 +128,7 @@ impl Sysctls {
         for (name, value) in [
             ("nf_conntrack_tcp_timeout_established", seconds(conntrack.tcp_established_timeout)),
             ("nf_conntrack_tcp_timeout_close_wait", seconds(conntrack.tcp_close_wait_timeout)),
-            // Never set back to 0: it may be someone else's wish.
+            // Never set back to 0, because another program may have set it.
             ("nf_conntrack_tcp_be_liberal", conntrack.tcp_be_liberal.then_some(1)),
             ("nf_conntrack_udp_timeout", seconds(conntrack.udp_timeout)),
             ("nf_conntrack_udp_timeout_stream", seconds(conntrack.udp_stream_timeout)),
@@ -140,8 +140,8 @@ impl Sysctls {
         outcome
     }
 
-    /// Sets the sysctls and says in the log what was changed. Failures are
-    /// returned if they are `fatal`, as in kube-proxy, and logged otherwise.
+    /// Sets the sysctls and logs the changes. Failures are returned if they are
+    /// `fatal`, as in kube-proxy, and logged otherwise.
     ///
     /// # Errors
     /// The first failure of [`Outcome::errors`], if they are fatal.

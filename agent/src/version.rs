@@ -6,8 +6,8 @@ pub const KUBERNETES_MAJOR: &str = "1";
 /// Its minor version.
 pub const KUBERNETES_MINOR: &str = "36";
 
-/// Both versions in Kubernetes' form: what follows the plus sign is ours, as
-/// distributions do it. Alerts about mixed versions look at what stands before.
+/// Both versions in Kubernetes' form. The part after the plus sign is ours, as
+/// in distributions. Alerts about mixed versions use the part before it.
 pub const GIT_VERSION: &str = concat!("v1.36.0+vmap-proxy.", env!("CARGO_PKG_VERSION"));
 
 /// The platform in Go's notation.

@@ -1,10 +1,10 @@
-//! How much of the kernel one Service may take.
+//! The limit on the elements of one Service.
 //!
 //! The elements of a Service are a product: its addresses times its ports times
 //! their endpoints. An object of 60 kB may ask for hundreds of millions, on
-//! every node, and anybody who may create a Service could take the memory of
-//! all nodes with it. kube-proxy has no such limit. Here a Service that asks for
-//! more than [`MAX_ELEMENTS`] is not programmed, and nothing else is affected.
+//! every node, and anyone who may create a Service could exhaust the memory of
+//! all nodes. kube-proxy has no such limit. Here a Service that asks for more
+//! than [`MAX_ELEMENTS`] is not programmed, and nothing else is affected.
 
 use crate::model::types::Service;
 use crate::ruleset::Family;
@@ -22,7 +22,7 @@ use crate::select::Joins;
 /// lasts (decision 26).
 pub const MAX_ELEMENTS: u64 = 500_000;
 
-/// What a frontend has beside its slots, for each of its lists: verdicts,
+/// Elements of a frontend other than slots, for each of its lists: verdicts,
 /// masquerading or policy, affinity, no endpoints.
 const BESIDE_THE_SLOTS: u64 = 3;
 
@@ -30,7 +30,8 @@ const BESIDE_THE_SLOTS: u64 = 3;
 /// session affinity: the one of the cluster and the one of this node.
 const TIMEOUTS: u64 = 2;
 
-/// How many elements a Service may need at most in the family of its slices.
+/// Returns the maximum number of elements that a Service may need in the family
+/// of its slices.
 ///
 /// Counted from the sizes alone, as if every endpoint were ready and on this
 /// node: so that whether a Service is refused does not change whenever a pod
@@ -52,9 +53,9 @@ pub fn elements_at_most(service: &Service, joins: &Joins<'_>) -> u64 {
     per_port.fold(firewall_at_most(service), u64::saturating_add)
 }
 
-/// How many elements the source ranges of a Service need at most: for each load
-/// balancer frontend a verdict, the ranges, its own addresses as ranges, and
-/// the markers of all these.
+/// Returns the maximum number of elements for the source ranges of a Service:
+/// for each load balancer frontend a verdict, the ranges, its own addresses as
+/// ranges, and the markers of all these.
 fn firewall_at_most(service: &Service) -> u64 {
     if service.source_ranges.is_empty() {
         return 0;

@@ -1,9 +1,8 @@
 //! Accepts connections within bounds: how many there are, how long each may
 //! take for a request, and how much it may send.
 //!
-//! Whoever connects last is served: when there are too many connections, the
-//! oldest has to go. A probe is over in no time, so what is old is idle, slow
-//! or stuck.
+//! The newest connection is always served: if there are too many, the oldest is
+//! closed. A probe is short, so an old connection is idle, slow or stuck.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,18 +19,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How long a client may take for its first request.
+/// Longest time for a client's first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
-/// How long a connection may be idle between requests, or its client may read
-/// nothing of a reply.
+/// Longest idle time of a connection between requests, and longest time in
+/// which its client reads nothing of a reply.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a connection may last at all.
+/// Longest lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// How much a client may send before it gets a reply, in bytes: a request and
-/// its headers. Nothing here has a use for a body.
+/// Number of bytes that a client may send before it gets a reply: a request and
+/// its headers. No request here has a body.
 const LONGEST_REQUEST: usize = 64 << 10;
 
 /// The most connections of one server, where descriptors are plenty.
@@ -41,8 +40,8 @@ const MOST: u64 = 256;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
-/// How many connections one server, or all health check ports together, may
-/// have, if the process may have so many open files.
+/// Maximum number of connections of one server, or of all health check ports
+/// together, if the limit of open files allows it.
 pub(super) fn most_connections(descriptors: u64) -> usize {
     (descriptors / 16).clamp(8, MOST) as usize
 }

@@ -20,16 +20,16 @@ use crate::metrics::{ConnectionSource, Format, Metrics};
 /// The name under which kube-proxy registers its configuration.
 const CONFIGURATION_NAME: &str = "kubeproxy.config.k8s.io";
 
-/// The proxy mode; tools ask for it to tell which rules to look at.
+/// The proxy mode; tools read it to find the right rules.
 const MODE: &str = "nftables";
 
 struct Served {
     metrics: Metrics,
     connections: Option<ConnectionSource>,
     configuration: String,
-    /// How often `/healthz` was answered here.
+    /// The counter of answers to `/healthz`.
     pings: AtomicU64,
-    /// What is being encoded, by format.
+    /// The encodings in progress, by format.
     scrapes: Mutex<Vec<(Format, WeakShared<Scrape>)>>,
 }
 

@@ -1,5 +1,5 @@
-//! Whether the proxy keeps up: one small state that the sync loop writes and
-//! the servers read.
+//! The health of the proxy: one small state that the sync loop writes and the
+//! servers read.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vmap_proxy_compiler::ruleset::Family;
 
-/// The time, as the clock of the process and as people tell it.
+/// The time, both monotonic and as calendar time.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     /// For durations.
@@ -16,7 +16,7 @@ pub struct Now {
     pub wall: SystemTime,
 }
 
-/// Where the time comes from; tests have one that they move by hand.
+/// The source of time; tests use one that they move by hand.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Now + Send + Sync>);
 
@@ -49,7 +49,7 @@ pub enum NodeEligibility {
     /// The Node object has not been seen.
     #[default]
     Unknown,
-    /// They should. Also right without a cluster, where nothing says otherwise.
+    /// They should. This is also the state without a cluster.
     Eligible,
     /// The Node object has a deletion timestamp.
     BeingDeleted,
@@ -73,7 +73,7 @@ impl NodeEligibility {
         }
     }
 
-    /// Why not, for `reason` in the body of `/healthz`.
+    /// Returns the reason why not, for `reason` in the body of `/healthz`.
     pub(super) fn reason(self) -> Option<&'static str> {
         match self {
             Self::Eligible => None,
@@ -87,19 +87,19 @@ impl NodeEligibility {
 /// One family at a time of asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FamilyReport {
-    /// Which.
+    /// The family.
     pub family: Family,
-    /// When it was last in sync; `None`: not yet.
+    /// The time of its last sync; `None` before the first.
     pub last_updated: Option<SystemTime>,
     /// No change has waited too long.
     pub healthy: bool,
 }
 
-/// How long rules may be missing before no traffic should come any more. A
-/// change by others that is repaired at once is no reason.
+/// Longest time that rules may be missing before traffic should go elsewhere. A
+/// foreign change that is repaired at once does not matter.
 const MISSING_RULES: Duration = Duration::from_secs(1);
 
-/// Why the kernel may not hold what it should, at a time of asking.
+/// The reason why the kernel may not have the desired state, at a given time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TroubleReport {
     /// In one sentence.
@@ -121,12 +121,12 @@ pub struct Report {
     pub synced: bool,
     /// Whether the node wants traffic.
     pub node: NodeEligibility,
-    /// What is wrong with the rules, if anything is.
+    /// The defect of the rules, if any.
     pub trouble: Option<TroubleReport>,
 }
 
 impl Report {
-    /// When a family was last in sync.
+    /// The time of a family's last sync.
     pub fn last_updated(&self) -> Option<SystemTime> {
         self.families.iter().filter_map(|family| family.last_updated).max()
     }
@@ -156,14 +156,14 @@ struct TroubleState {
 /// The proxy's health. Cheap to clone and to write; all clones are one.
 ///
 /// A family is healthy while no change has waited longer than the timeout.
-/// Unlike in kube-proxy, nothing is waited for before
-/// [`HealthState::initialized`] (a slow API server is not ours to answer for),
-/// the first sync is waited for from then on, and until it is done `/healthz`
-/// says 503: a load balancer should not send traffic to a node without rules.
-/// `/livez` is 200 meanwhile, so that nobody restarts what is starting. The same
-/// holds while others have changed our tables, or own them, and the rules could
-/// not be put right for a second: 503 from `/healthz`, with the reason, and
-/// `/livez` as the timeout has it.
+/// Unlike in kube-proxy, the clock starts only at [`HealthState::initialized`]
+/// (a slow API server is not the proxy's fault). From then on the first sync
+/// counts as waiting, and until it is done `/healthz` answers 503: a load
+/// balancer should not send traffic to a node without rules. `/livez` is 200
+/// meanwhile, so that the starting process is not restarted. The same applies
+/// while other programs have changed or own our tables and the rules could not
+/// be repaired for a second: 503 from `/healthz`, with the reason, and `/livez`
+/// according to the timeout.
 #[derive(Debug, Clone)]
 pub struct HealthState {
     clock: Clock,
@@ -217,8 +217,8 @@ impl HealthState {
         }
     }
 
-    /// The kernel may not hold what it should, for this reason; `rules_missing`:
-    /// Services may be without rules that had some.
+    /// Records that the kernel may not have the desired state, for this reason.
+    /// `rules_missing` means that Services may have lost rules.
     pub fn troubled(&self, reason: String, rules_missing: bool) {
         let now = self.clock.now().instant;
         let mut state = self.lock();
@@ -227,17 +227,17 @@ impl HealthState {
         state.trouble = Some(TroubleState { reason, missing_since });
     }
 
-    /// The kernel holds what it should.
+    /// Records that the kernel has the desired state.
     pub fn recovered(&self) {
         self.lock().trouble = None;
     }
 
-    /// What the Node object says.
+    /// Records the state of the Node object.
     pub fn set_node(&self, node: NodeEligibility) {
         self.lock().node = node;
     }
 
-    /// Whether no change has waited too long.
+    /// Returns whether no change has waited too long.
     pub fn is_healthy(&self) -> bool {
         self.report().healthy
     }
@@ -353,7 +353,7 @@ pub(super) mod tests {
         health.troubled("somebody flushed them".to_owned(), true);
         clock.forward(999);
         assert_eq!(missing(), Some(false));
-        // Another reason does not begin anew.
+        // Another reason does not restart the clock.
         health.troubled("the last sync failed".to_owned(), false);
         clock.forward(1);
         assert_eq!(missing(), Some(true));

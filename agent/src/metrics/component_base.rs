@@ -1,5 +1,5 @@
-//! What every component of Kubernetes exports: its version and its feature
-//! gates (`staging/src/k8s.io/component-base/metrics`).
+//! The metrics of every Kubernetes component: its version and its feature gates
+//! (`staging/src/k8s.io/component-base/metrics`).
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;

@@ -1,9 +1,9 @@
 //! The two text formats of Prometheus.
 //!
-//! The library writes OpenMetrics. The older format, which kube-proxy gives to
-//! whoever doesn't ask for the other, differs where we use it: a counter's
-//! header carries `_total`, whole bounds of buckets have no `.0`, and there is
-//! no end marker.
+//! The library writes OpenMetrics. The older format, which kube-proxy sends
+//! unless the client requests the other, differs in the parts that we use: a
+//! counter's header carries `_total`, whole bounds of buckets have no `.0`, and
+//! there is no end marker.
 
 /// A text format of Prometheus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use crate::sync_loop::Status;
 use crate::takeover::remove_kube_proxy;
 
 /// Waits for the first complete sync, then removes kube-proxy's leftovers if
-/// that was asked for. Never ends. What fails is logged: the proxy works beside
-/// them, with new connections going where the old rules say.
+/// requested. Never ends. Failures are logged: the proxy works beside the
+/// leftovers, but new connections follow the old rules.
 pub(super) async fn once_ready(asked: bool, mut status: watch::Receiver<Status>) {
     if asked && status.wait_for(|status| status.ready).await.is_ok() {
         tracing::info!("our rules are in place; removing what kube-proxy left");

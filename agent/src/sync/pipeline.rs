@@ -10,11 +10,12 @@ use super::commit;
 use super::report::SyncReport;
 use crate::netlink::{CommitError, Kernel};
 
-/// How many Services are planned before the committer gets what is ready.
+/// Number of Services that are planned before the committer gets the ready
+/// transactions.
 const SERVICES_AT_ONCE: usize = 64;
 
-/// How many transactions may wait for the committer. They are in memory, and
-/// planning is faster than committing.
+/// Maximum number of transactions that wait for the committer. They are in
+/// memory, and planning is faster than committing.
 const WAITING: usize = 1;
 
 /// A transaction that was not committed, and why.
@@ -26,8 +27,8 @@ pub(super) type Failed = (Transaction, CommitError);
 /// blocks its thread meanwhile. So another thread commits, and the time of
 /// planning disappears behind it. Where no thread can be had, one does both.
 ///
-/// All memory is taken on the calling thread: a second one that did so would
-/// have a heap of its own.
+/// All memory is allocated on the calling thread: a second allocating thread
+/// would have a separate heap.
 pub(super) fn run(
     resync: &mut Resync<'_>,
     kernel: &mut Kernel,

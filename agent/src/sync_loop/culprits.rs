@@ -1,5 +1,5 @@
-//! Who changed our tables, in few lines: whoever does it a thousand times a
-//! second is named once a minute.
+//! Logs which programs changed our tables, in few lines: a program that does it
+//! a thousand times a second is named once a minute.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,27 +8,28 @@ use tokio::time::Instant;
 
 use crate::netlink::Observed;
 
-/// So many changes of one program are told at once before its minute begins.
+/// Number of changes of one program that are logged at once before its minute
+/// begins.
 const TOLD_AT_ONCE: u32 = 5;
 
-/// How long nothing more is told of a program then.
+/// Time without further lines about a program after that.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// More programs than this are not told apart.
 const MOST_PROGRAMS: usize = 64;
 
-/// What is known of one program.
+/// The changes of one program.
 #[derive(Debug)]
 struct Program {
-    /// When its current minute began.
+    /// The beginning of its current minute.
     since: Instant,
-    /// How many lines it has had in it.
+    /// The number of lines in that minute.
     told: u32,
-    /// How many changes were not told.
+    /// The number of changes without a line.
     untold: u32,
 }
 
-/// Who changed our tables, and how often.
+/// The programs that changed our tables, with counts.
 #[derive(Debug, Default)]
 pub(super) struct Culprits {
     programs: BTreeMap<String, Program>,
@@ -68,12 +69,12 @@ impl Culprits {
         Some(format!("the table vmap-proxy was changed by {who}{times}; comparing and repairing it"))
     }
 
-    /// Whoever changed our tables last.
+    /// Returns the program that changed our tables last.
     pub(super) fn last(&self) -> Option<&str> {
         self.last.as_deref()
     }
 
-    /// Whether what a repair did is worth a line.
+    /// Returns whether a repair should be logged.
     pub(super) fn is_quiet(&self, now: Instant) -> bool {
         let is_loud = |program: &Program| {
             program.told >= TOLD_AT_ONCE && now.saturating_duration_since(program.since) < SILENCE && program.untold > 0
@@ -96,7 +97,7 @@ mod tests {
         let start = Instant::now();
         let mut culprits = Culprits::default();
         let mut lines = Vec::new();
-        // 100 changes a second for five minutes, each by a process of its own.
+        // 100 changes a second for five minutes, each by a separate process.
         for number in 0..30_000 {
             let now = start + Duration::from_millis(10) * number;
             lines.extend(culprits.note(&change("loop", number), now));

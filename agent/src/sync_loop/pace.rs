@@ -1,5 +1,5 @@
-//! When to sync next: at once if that is possible, later if it failed, and
-//! never so often that a fight over our tables burns the node.
+//! Decides when to sync next: at once if possible, later after a failure, and
+//! never so often that a fight over our tables overloads the node.
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ const LONGEST_FIGHT_PAUSE: Duration = Duration::from_millis(400);
 /// Foreign changes that follow a repair within this time belong to one fight.
 const TRUCE: Duration = Duration::from_secs(2);
 
-/// After so many repairs in a row a fight is no accident any more.
+/// After this number of repairs in a row the changes count as a fight.
 const FIGHT: u32 = 3;
 
-/// Why a sync failed, as far as the next one depends on it.
+/// The cause of a failed sync, as far as the next one depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blame {
-    /// Others: they may stop at any moment, and nobody will say so.
+    /// Other programs, which may stop at any moment without a notice.
     Others,
     /// Anything else.
     Us,
@@ -42,18 +42,19 @@ pub(super) struct Pace {
     longest: Duration,
     /// The shortest time between the beginnings of two syncs.
     min_gap: Duration,
-    /// When the last sync began.
+    /// The time when the last sync began.
     begun: Option<Instant>,
-    /// When it ended, and what it took.
+    /// The time when it ended, and its duration.
     ended: Option<(Instant, Duration)>,
-    /// How many syncs in a row have failed, and who was to blame last.
+    /// The number of failed syncs in a row, and the last cause.
     failures: u32,
     blame: Blame,
-    /// How many repairs in a row were followed by further foreign changes.
+    /// The number of repairs in a row that were followed by further foreign
+    /// changes.
     fights: u32,
-    /// Whether what somebody else did is to be repaired.
+    /// Whether a foreign change has to be repaired.
     disputed: bool,
-    /// When something of that kind was repaired last.
+    /// The time of the last repair of that kind.
     repaired: Option<Instant>,
 }
 
@@ -108,8 +109,8 @@ impl Pace {
     /// anything came from the sources since the last one.
     pub(super) fn next(&self, now: Instant, news: bool) -> Instant {
         let Some((ended, took)) = self.ended else { return now };
-        // What others did is undone soon, and what failed is tried again, however seldom the operator wants changes to
-        // be programmed.
+        // Foreign changes are undone soon, and failed syncs are tried again, however large the configured gap between
+        // changes.
         let is_repair = self.disputed || self.failures > 0;
         let gap = if is_repair { self.min_gap.min(MIN_GAP) } else { self.min_gap };
         let after_begin = self.begun.map_or(now, |begun| begun + gap);
@@ -132,12 +133,13 @@ impl Pace {
         next.max(now)
     }
 
-    /// Whether somebody undoes our repairs again and again.
+    /// Returns whether another program repeatedly undoes our repairs.
     pub(super) fn is_fight(&self) -> bool {
         self.fights >= FIGHT
     }
 
-    /// When a fight counts as over, if nothing happens until then.
+    /// Returns the time at which a fight counts as over, if nothing happens
+    /// until then.
     pub(super) fn truce(&self) -> Option<Instant> {
         self.repaired.filter(|_| self.is_fight() && !self.disputed).map(|last| last + TRUCE)
     }

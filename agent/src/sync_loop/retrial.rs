@@ -1,18 +1,19 @@
-//! When Services in quarantine get another chance: a refusal that was nobody's
-//! fault must not cost a Service for good.
+//! Decides when Services in quarantine are tried again: a refusal that was not
+//! the Service's fault must not disable it for good.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the first quarantine lasts if nothing else leads to a comparison.
+/// Duration of the first quarantine, unless something else leads to a
+/// comparison.
 const FIRST: Duration = Duration::from_secs(30);
 
 /// The longest pause: each retrial compares all of the kernel's tables.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// Decides when to try Services in quarantine again: after 30 s, and twice as
-/// long each further time, up to an hour.
+/// The schedule for trying Services in quarantine again: after 30 s, and twice
+/// as long each further time, up to an hour.
 #[derive(Debug)]
 pub(super) struct Retrial {
     next: Option<Instant>,
@@ -36,12 +37,12 @@ impl Retrial {
         }
     }
 
-    /// When the next retrial is due, if any Service is in quarantine.
+    /// Returns the time of the next retrial, if any Service is in quarantine.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Whether a retrial is due; true once.
+    /// Returns whether a retrial is due; true once.
     pub(super) fn take_due(&mut self, now: Instant) -> bool {
         self.next.take_if(|next| *next <= now).is_some()
     }

@@ -11,7 +11,7 @@ use crate::ruleset::element::{Data, Element, Verdict};
 use crate::ruleset::maps::Map;
 use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
 
-/// How a chain ended for a packet that was not translated.
+/// The result of a chain for a packet that was not translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// The end of the base chain: its policy is `accept`.
@@ -21,12 +21,12 @@ pub(super) enum End {
     Rejected,
 }
 
-/// What one base chain does.
+/// The effect of one base chain.
 #[derive(Debug)]
 pub(super) struct Walk {
-    /// Where the packet may be translated to.
+    /// The possible new destinations.
     pub(super) endpoints: BTreeSet<Endpoint>,
-    /// What happens if no translation does; `None`: one always does.
+    /// The result without a translation; `None` if there always is one.
     pub(super) otherwise: Option<End>,
 }
 
@@ -66,8 +66,8 @@ struct Walker<'w, 'e, 'a> {
     state: &'w mut State,
     trace: &'w mut Trace<'e>,
     endpoints: BTreeSet<Endpoint>,
-    /// Which slots of which map were followed already, and whether one had no
-    /// element: who draws again from the same finds nothing new.
+    /// The slots of each map that were followed already, and whether one had no
+    /// element. Another draw from the same slots finds nothing new.
     drawn: Vec<(&'e [KeyPart], Map, bool)>,
 }
 
@@ -150,7 +150,7 @@ impl<'e> Walker<'_, 'e, '_> {
         }
     }
 
-    /// Never comes back to the chain that says it.
+    /// Never returns to the chain that contains it.
     fn goto(&mut self, chain: Chain, depth: usize) -> Flow {
         match self.chain(chain, depth + 1) {
             Flow::Next | Flow::Return => Flow::Return,
@@ -173,7 +173,7 @@ impl<'e> Walker<'_, 'e, '_> {
         if missed { Flow::Next } else { Flow::Stop(None) }
     }
 
-    /// Whether a slot has no element.
+    /// Returns whether a slot has no element.
     fn follow(&mut self, place: (Chain, &'e Rule), key: &[KeyPart], map: Map) -> bool {
         let slots = key.iter().find_map(|part| match part {
             KeyPart::Random(slots) => Some(*slots),
@@ -256,8 +256,8 @@ impl<'e> Walker<'_, 'e, '_> {
     }
 }
 
-/// The rules that held, each with the element it found, once. A chain may say
-/// the same rule again, to draw again: that is no new step.
+/// The rules that matched, each with the element it found, once. A chain may
+/// repeat a rule to draw again; that is no new step.
 #[derive(Debug, Default)]
 pub(super) struct Trace<'e> {
     steps: Vec<(Chain, &'e Rule, Option<&'e Element>)>,

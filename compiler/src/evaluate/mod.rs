@@ -41,9 +41,9 @@ use interpreter::{End, Trace};
 /// The first packet of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Packet {
-    /// Where it comes from.
+    /// The source address.
     pub source: IpAddr,
-    /// Where its sender wants it to go.
+    /// The destination that the sender chose.
     pub destination: IpAddr,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
@@ -54,13 +54,13 @@ pub struct Packet {
     pub input_interface: Option<String>,
 }
 
-/// What the rules can ask about this node.
+/// The facts about this node that rules can match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
     /// All addresses on its interfaces. 127.0.0.0/8 and ::1 are local without
     /// being listed.
     pub local_addresses: Vec<IpAddr>,
-    /// Its bridges that show what they forward to the IP hooks
+    /// The bridges that pass forwarded packets to the IP hooks
     /// (`net.bridge.bridge-nf-call-iptables`, and `-ip6tables`).
     pub bridges: Vec<Bridge>,
 }
@@ -75,7 +75,7 @@ pub struct Bridge {
 }
 
 impl Host {
-    /// Whether the kernel has a local route to the address (`fib … type local`).
+    /// Returns whether the kernel has a local route to the address (`fib … type local`).
     pub fn is_local(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.local_addresses.contains(&address)
     }
@@ -86,7 +86,7 @@ impl Host {
     }
 }
 
-/// What happens to a packet.
+/// The fate of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes to one of these endpoints.
@@ -103,7 +103,7 @@ pub enum Verdict {
     /// It depends on the slot that is drawn: an endpoint map with a hole, or
     /// endpoints that other rules stop. A healthy rule set never does this.
     Inconsistent {
-        /// Where it may go to, if it goes.
+        /// The possible destinations.
         endpoints: BTreeSet<Endpoint>,
         /// Whether it may be dropped.
         dropped: bool,
@@ -117,11 +117,11 @@ pub enum Verdict {
 /// The answer to one packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// What happens.
+    /// The fate.
     pub verdict: Verdict,
     /// The endpoints that see an address of this node as the source.
     pub masqueraded: BTreeSet<Endpoint>,
-    /// What is remembered of the client; `None`: no session affinity.
+    /// The remembered entry of the client; `None` without session affinity.
     pub remembered: Option<Remembered>,
     /// The rules that decided it, in the order in which the packet met them;
     /// those that several slots have in common are named once.
@@ -178,8 +178,8 @@ impl<'a> Evaluator<'a> {
         Self { tables, host }
     }
 
-    /// What the kernel does with a packet. One whose addresses are of two
-    /// families, or of a family without a table, passes.
+    /// Returns the kernel's decision for a packet. A packet with addresses of
+    /// two families, or of a family without a table, passes.
     pub fn evaluate(&self, packet: &Packet) -> Outcome {
         let family = Family::of(packet.destination);
         let table = self.tables.iter().find(|indexed| indexed.table.family == family);
@@ -206,20 +206,20 @@ impl Outcome {
 struct State {
     source: IpAddr,
     protocol: Protocol,
-    /// As it stands in the headers now.
+    /// The current value in the headers.
     destination: IpAddr,
-    /// As it stands in the headers now.
+    /// The current value in the headers.
     port: u16,
     original_destination: IpAddr,
     original_port: u16,
-    /// Where it was translated to, even if that changed nothing.
+    /// The translated destination, even if it equals the original one.
     endpoint: Option<Endpoint>,
     /// Empty where the kernel has no input device.
     input_interface: String,
     /// Known from routing on, and of [`Host::bridges`] only; else empty.
     output_interface: String,
     locally_generated: bool,
-    /// A nat chain decided on the destination, or all had nothing to say.
+    /// A nat chain has decided on the destination, or none did.
     destination_settled: bool,
     masqueraded: bool,
     /// `meta priority`; 0 when the packet enters its first hook.
@@ -266,7 +266,7 @@ impl State {
     }
 }
 
-/// How one way through the hooks ended.
+/// The result of one path through the hooks.
 #[derive(Debug)]
 enum Arrival {
     Delivered(State),
@@ -313,12 +313,12 @@ impl<'e> Journey<'e, '_> {
                 None => return,
             }
         }
-        // Where no nat chain had anything to say, that too is final.
+        // A result without a decision of any nat chain is final, too.
         state.destination_settled |= translates_destination;
         self.go_on(hook, state);
     }
 
-    /// Where a packet goes that a hook let through.
+    /// The next hook for a packet that a hook let through.
     fn go_on(&mut self, hook: Hook, mut state: State) {
         let local = self.host.is_local(state.destination);
         match hook {

@@ -1,4 +1,4 @@
-//! What the proxy is configured to do, and what is known of its node.
+//! The configuration of the proxy, and the known state of its node.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ pub struct ProxyConfig {
     pub node_name: String,
     /// `nftables.masqueradeAll`
     pub masquerade_all: bool,
-    /// How local pods are told.
+    /// How to recognize traffic from local pods.
     pub detect_local: DetectLocal,
     /// `nodePortAddresses`
     pub node_port_addresses: NodePortAddresses,
@@ -36,8 +36,8 @@ pub enum DetectLocal {
     InterfaceNamePrefix(String),
 }
 
-/// How to tell that a packet comes from a pod of this node (or of the cluster:
-/// kube-proxy's `detectLocalMode` decides what "local" means).
+/// How to recognize packets from pods of this node (or of the cluster:
+/// kube-proxy's `detectLocalMode` defines "local").
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LocalDetector {
     /// `ClusterCIDR`, `NodeCIDR`: by source address.
@@ -73,7 +73,7 @@ impl Default for ProxyConfig {
     }
 }
 
-/// What is known of the node: from its Node object, and from the kernel.
+/// The known state of the node, from its Node object and from the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeInfo {
     /// Label `topology.kubernetes.io/zone`; `None` when absent or empty.
@@ -87,9 +87,9 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    /// Keeps addresses and pod ranges of a family that has none any more: an
-    /// object that loses them for a while (a cloud controller rewrites it, say)
-    /// changes nothing. kube-proxy keeps what it knew as well
+    /// Keeps addresses and pod ranges of a family that has lost them: an object
+    /// that loses them for a while (for example when a cloud controller
+    /// rewrites it) changes nothing. kube-proxy keeps the known values as well
     /// (`pkg/proxy/node.go`).
     pub(super) fn keep_known(&mut self, before: &NodeInfo) {
         for family in Family::ALL {
@@ -114,7 +114,8 @@ impl ProxyConfig {
             .or_else(|| node.addresses.iter().copied().find(|address| Family::of(*address) == family))
     }
 
-    /// How local pods of a family are told; `None`: they can't be.
+    /// How to recognize traffic from local pods of a family, or `None` if there
+    /// is no way to.
     pub fn detector(&self, node: &NodeInfo, family: Family) -> Option<LocalDetector> {
         let first = |nets: &[IpNet]| {
             nets.iter().copied().find(|net| Family::of(net.addr()) == family).map(LocalDetector::Source)
@@ -152,7 +153,7 @@ impl ProxyConfig {
         Some(ranges)
     }
 
-    /// Whether the Node's address of a family has to be known for its NodePorts.
+    /// Returns whether the Node's address of a family has to be known for its NodePorts.
     pub fn node_ports_need_primary(&self, family: Family) -> bool {
         match &self.node_port_addresses {
             NodePortAddresses::Primary => true,

@@ -23,14 +23,14 @@ use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint};
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 
-/// Something in an object that can't be used. It costs only what it names.
+/// An unusable part of an object. Only the named part is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The object.
     pub object: ObjectRef,
     /// The field, as a path within the object.
     pub field: String,
-    /// What is wrong, and what follows from it.
+    /// The defect, and its consequence.
     pub reason: String,
 }
 
@@ -417,7 +417,7 @@ fn slice_endpoint(object: &EndpointObject, address: IpAddr, node_name: &str) -> 
     }
 }
 
-/// What a Node object says; the interface addresses are the kernel's to tell.
+/// The state from a Node object; the interface addresses come from the kernel.
 pub fn node(object: &NodeObject, interface_addresses: Vec<IpAddr>) -> (NodeInfo, Vec<Problem>) {
     let mut problems = Problems::of(Kind::Node, &object.metadata);
     let mut found = Vec::new();

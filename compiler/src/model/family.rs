@@ -6,7 +6,7 @@ use std::ops::{Index, IndexMut};
 
 use serde::Serialize;
 
-/// The two address families; each has a table of its own, as kube-proxy has.
+/// The two address families. Each has a separate table, as in kube-proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Family {
     /// `table ip vmap-proxy`

@@ -1,6 +1,6 @@
-//! The parts of Kubernetes objects that a proxy reads, and nothing else: what
-//! is not named here is skipped while parsing and costs no memory. Fields that
-//! a newer Kubernetes adds are therefore no error.
+//! The parts of Kubernetes objects that a proxy reads, and nothing else. All
+//! other fields are skipped while parsing and cost no memory. Fields that a
+//! newer Kubernetes adds are therefore no error.
 //!
 //! Numbers are wide and strings unchecked on purpose: an impossible value is
 //! reported with the object's name by [`super::convert`], not by the parser.
@@ -59,10 +59,10 @@ pub struct ObjectMeta {
 pub struct ServiceObject {
     /// Name, labels.
     pub metadata: ObjectMeta,
-    /// What is wanted.
+    /// The desired state.
     #[serde(deserialize_with = "or_default")]
     pub spec: ServiceSpec,
-    /// What the load balancer gave.
+    /// The state that the load balancer reports.
     #[serde(deserialize_with = "or_default")]
     pub status: ServiceStatus,
 }
@@ -103,7 +103,8 @@ pub struct ServiceSpec {
     /// Clients that may use the load balancer.
     #[serde(deserialize_with = "or_default")]
     pub load_balancer_source_ranges: Vec<String>,
-    /// Where a load balancer asks whether this node has endpoints.
+    /// The port at which a load balancer checks whether this node has
+    /// endpoints.
     #[serde(deserialize_with = "or_default")]
     pub health_check_node_port: i64,
 }
@@ -146,7 +147,7 @@ pub struct ClientIpConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
-    /// What the load balancer gave.
+    /// The state that the load balancer reports.
     #[serde(deserialize_with = "or_default")]
     pub load_balancer: LoadBalancerStatus,
 }
@@ -326,8 +327,8 @@ pub struct ServiceCidrSpec {
     pub cidrs: Vec<String>,
 }
 
-/// An object of one of the kinds a proxy follows. In JSON and YAML, `kind`
-/// (and `apiVersion`, which the sources check) tells which.
+/// An object of one of the kinds a proxy follows. In JSON and YAML, `kind` (and
+/// `apiVersion`, which the sources check) selects the kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
 #[expect(clippy::large_enum_variant, reason = "objects pass through by the thousand: no allocation for each")]
@@ -367,7 +368,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Which object: enough to delete it, and to name it in a message.
+/// The identity of an object: enough to delete it, and to name it in a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
     /// Its kind.
@@ -390,7 +391,7 @@ impl std::fmt::Display for ObjectRef {
 }
 
 impl Object {
-    /// Which object this is.
+    /// Returns the identity of this object.
     pub fn reference(&self) -> ObjectRef {
         let (kind, metadata) = match self {
             Object::Service(object) => (Kind::Service, &object.metadata),
@@ -402,7 +403,7 @@ impl Object {
     }
 }
 
-/// What a source tells: an object as it is now, or that it is gone.
+/// A report of a source: the current state of an object, or its deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all changes are the large variant")]
 pub enum Change {
@@ -410,7 +411,7 @@ pub enum Change {
     Apply(Object),
     /// The object is gone.
     Delete(ObjectRef),
-    /// The object exists but can't be read: what is known of it stays, also if
-    /// a complete list is being taken.
+    /// The object exists but cannot be read. Its known state stays, also while
+    /// a complete list is applied.
     Keep(ObjectRef),
 }

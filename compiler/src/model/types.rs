@@ -152,17 +152,18 @@ pub struct ServicePort {
 }
 
 impl Service {
-    /// Whether anything outside the cluster can reach this port.
+    /// Returns whether anything outside the cluster can reach this port.
     pub fn externally_accessible(&self, port: &ServicePort) -> bool {
         port.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
     }
 
-    /// Whether some traffic may go to endpoints anywhere in the cluster.
+    /// Returns whether some traffic may go to endpoints anywhere in the
+    /// cluster.
     pub fn uses_cluster_endpoints(&self, port: &ServicePort) -> bool {
         !self.internal_policy_local || self.externally_accessible(port)
     }
 
-    /// Whether some traffic may only go to endpoints of this node.
+    /// Returns whether some traffic may only go to endpoints of this node.
     pub fn uses_local_endpoints(&self, port: &ServicePort) -> bool {
         self.internal_policy_local || (self.external_policy_local && self.externally_accessible(port))
     }

@@ -1,5 +1,4 @@
-//! What is there for as long as somebody needs it: elements that several
-//! Services contribute, and chains that elements point to.
+//! Reference counts for shared elements and generated chains.
 
 use std::net::IpAddr;
 
@@ -20,12 +19,12 @@ pub(super) struct SharedElements {
 }
 
 impl SharedElements {
-    /// Whether elements of this map are counted at all.
+    /// Returns whether elements of this map are counted at all.
     pub(super) fn covers(map: Map) -> bool {
         matches!(map, Map::ClusterIps | Map::HairpinConnections)
     }
 
-    /// Whether anybody contributes it.
+    /// Returns whether anybody contributes it.
     pub(super) fn has(&self, element: &Element) -> bool {
         match (element.map, element.key) {
             (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.contains_key(&address),
@@ -63,14 +62,14 @@ fn one_less<K: std::hash::Hash + Eq>(counts: &mut FxHashMap<K, u32>, key: K) -> 
 
 /// Chains that are made when the first element points to them.
 ///
-/// Those that learn for a timeout are deleted again some time after the last
-/// did: there may be one for every timeout that was ever used. All others stay.
-/// There are only so many ([`crate::ruleset::spread`]), the numbers come again
-/// soon, and making one lets the kernel walk over all elements of its endpoint
-/// map.
+/// Chains that learn for a timeout are deleted some time after their last use,
+/// because there may be one for every timeout that was ever used. All others
+/// stay: their number is bounded ([`crate::ruleset::spread`]), the same counts
+/// soon come again, and creating one makes the kernel walk over all elements of
+/// its endpoint map.
 #[derive(Debug, Default)]
 pub(super) struct CountedChains {
-    /// How many elements point to each chain that learns.
+    /// The number of elements that point to each learning chain.
     uses: FxHashMap<Chain, u32>,
     /// Those that the kernel holds, in use or not.
     present: FxHashSet<Chain>,
@@ -125,12 +124,12 @@ impl CountedChains {
         }
     }
 
-    /// Whether the kernel holds this chain.
+    /// Returns whether the kernel holds this chain.
     pub(super) fn has(&self, chain: Chain) -> bool {
         self.present.contains(&chain)
     }
 
-    /// How many chains could be deleted.
+    /// Returns the number of chains that could be deleted.
     pub(super) fn idle(&self) -> usize {
         self.idle.len()
     }

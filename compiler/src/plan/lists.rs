@@ -6,7 +6,7 @@ use crate::model::types::ServiceName;
 use crate::ruleset::element::ListNumber;
 use crate::ruleset::service::CompiledService;
 
-/// Which list has which number, in one family.
+/// The numbers of lists, in one family.
 ///
 /// A list keeps its number for as long as it is programmed. A number that was
 /// given up is given to another list only after what clients had learned under
@@ -25,7 +25,7 @@ pub(super) struct ListNumbers {
 }
 
 impl ListNumbers {
-    /// What is known after the kernel was read: `found` are numbers that stand
+    /// The state after the kernel was read: `found` are the numbers that occur
     /// there anywhere, in use or not.
     pub(super) fn reset<'a>(
         services: impl Iterator<Item = (&'a ServiceName, &'a CompiledService)>,

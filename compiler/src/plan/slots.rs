@@ -1,12 +1,12 @@
-//! Which endpoint sits in which slot.
+//! The assignment of endpoints to slots.
 
 use rustc_hash::FxHashSet;
 
 use crate::model::Endpoint;
 
-/// Puts `wanted` into slots 0..n-1, moving as few endpoints as possible: who
-/// stays keeps its slot, who is new takes over the slot of one that left, and
-/// if the list got shorter the last ones move into the holes.
+/// Puts `wanted` into slots 0..n-1, moving as few endpoints as possible: an
+/// endpoint that stays keeps its slot, a new one takes a vacated slot, and if
+/// the list got shorter the last ones move into the holes.
 ///
 /// `wanted` holds no endpoint twice.
 pub fn assign(current: &[Endpoint], wanted: &[Endpoint]) -> Box<[Endpoint]> {
@@ -18,7 +18,7 @@ pub fn assign(current: &[Endpoint], wanted: &[Endpoint]) -> Box<[Endpoint]> {
     let mut slots: Vec<Option<Endpoint>> = vec![None; wanted.len()];
     let mut homeless = Vec::new();
     for (slot, endpoint) in current.iter().enumerate() {
-        // What was adopted from the kernel may hold one endpoint twice.
+        // The slots adopted from the kernel may contain one endpoint twice.
         if !wanted_set.contains(endpoint) || !placed.insert(*endpoint) {
             continue;
         }

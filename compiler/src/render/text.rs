@@ -146,9 +146,9 @@ fn interface(name: &str) -> String {
     }
 }
 
-/// What can stand between nft's double quotes. nft has no way to escape a quote
-/// or the end of a line there; Kubernetes names contain neither, so this only
-/// keeps a listing loadable whatever comes.
+/// Returns the text with only the characters that nft allows between double
+/// quotes. nft cannot escape a quote or the end of a line there. Kubernetes
+/// names contain neither, so this only keeps a listing loadable in every case.
 pub(super) fn quotable(text: &str) -> String {
     text.chars()
         .map(|c| {

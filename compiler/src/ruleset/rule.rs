@@ -94,7 +94,7 @@ pub enum Statement {
     ClearPriority,
     /// `update @affinity { ip saddr . meta priority timeout 3h : ip daddr . th dport }`, behind DNAT
     LearnAffinity {
-        /// How long the entry lives after the last new connection.
+        /// The lifetime of the entry after the last new connection.
         seconds: u32,
     },
     /// `jump services`

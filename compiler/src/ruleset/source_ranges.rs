@@ -1,18 +1,18 @@
 //! `loadBalancerSourceRanges` in hash sets: a binary search over prefix
 //! lengths.
 //!
-//! An interval concatenation would say the same in one look-up. But the kernel
-//! fills one in quadratic time, its IPv6 form of five fields was wrong on
-//! machines with AVX2 before 6.12.24, and what nft makes of it is refused by
-//! newer kernels: see decision 18.
+//! An interval concatenation would need only one look-up. But the kernel fills
+//! one in quadratic time, its IPv6 form of five fields was wrong on machines
+//! with AVX2 before 6.12.24, and newer kernels refuse the expression that nft
+//! makes for it: see decision 18.
 //!
 //! Each length has a chain that looks for the client's prefix of that length
-//! among the frontend's ranges. If it is not there, the frontend's *markers* say
-//! whether it has longer ranges that begin so; if not, shorter ones are tried.
-//! So a client is found in at most 6 steps, or 8 of IPv6, whatever the lengths
-//! (Waldvogel et al., "Scalable High Speed IP Routing Lookups", 1997). The
-//! ranges of a frontend hold no other range of it, so that a marker never leads
-//! past a shorter range that matches.
+//! among the frontend's ranges. If it is not there, the frontend's *markers*
+//! show whether it has longer ranges that begin with this prefix; if not,
+//! shorter ones are tried. A client is therefore found in at most 6 steps, or 8
+//! of IPv6, whatever the lengths (Waldvogel et al., "Scalable High Speed IP
+//! Routing Lookups", 1997). The ranges of a frontend hold no other range of it,
+//! so that a marker never leads past a shorter range that matches.
 
 use std::collections::BTreeSet;
 
@@ -46,14 +46,14 @@ fn bits(family: Family) -> u8 {
     8 * family.address_bytes() as u8
 }
 
-/// Which length is looked up first, of those from `low` to `high`.
+/// Returns the length that is looked up first, of those from `low` to `high`.
 fn first_of(family: Family, low: u8, high: u8) -> Option<u8> {
     let middle = (low <= high).then(|| low + (high - low) / 2);
     usual(family).iter().copied().find(|length| (low..=high).contains(length)).or(middle)
 }
 
 /// Walks the search towards one length, which comes last. Length 0 is in no
-/// list: who has it has no firewall.
+/// list: a frontend with this range has no firewall.
 fn steps_to(family: Family, target: u8) -> Vec<Step> {
     let (mut low, mut high) = (1, bits(family));
     let mut steps = Vec::new();
@@ -87,7 +87,8 @@ pub(super) fn later_chains(family: Family) -> Vec<Chain> {
     lengths.into_iter().map(|length| Chain::SourceRangesOfLength { length }).collect()
 }
 
-/// Which prefixes lead a search to these ranges, of which none holds another.
+/// Returns the prefixes that lead a search to these ranges, of which none
+/// contains another.
 pub(super) fn markers(family: Family, ranges: &[IpNet]) -> BTreeSet<IpNet> {
     let mut markers = BTreeSet::new();
     for range in ranges {
@@ -98,17 +99,17 @@ pub(super) fn markers(family: Family, ranges: &[IpNet]) -> BTreeSet<IpNet> {
     markers
 }
 
-/// How many markers one range of a length needs.
+/// Returns the number of markers that one range of a length needs.
 fn markers_of(family: Family, length: u8) -> usize {
     steps_to(family, length).iter().filter(|step| step.length < length).count()
 }
 
-/// How many markers a range needs at most, whatever its length.
+/// Returns the maximum number of markers of a range, whatever its length.
 pub(crate) fn most_markers(family: Family) -> usize {
     (1..=bits(family)).map(|length| markers_of(family, length)).max().unwrap_or(0)
 }
 
-/// How many markers these ranges need if they share none.
+/// Returns the number of markers of these ranges if they share none.
 pub(crate) fn markers_at_most(family: Family, ranges: &[IpNet]) -> usize {
     let mut of_length = [0_usize; 129];
     for range in ranges {
@@ -136,8 +137,8 @@ pub(super) fn first_rules(family: Family, frontend: &[KeyPart]) -> Vec<Rule> {
 /// }
 /// ```
 ///
-/// A prefix is its first and its last address: one alone would not tell its
-/// length. `accept` ends this base chain only.
+/// A prefix is its first and its last address, because one alone would not show
+/// its length. `accept` ends this base chain only.
 pub(super) fn rules(family: Family, length: u8, frontend: &[KeyPart]) -> Vec<Rule> {
     let Some(step) = steps_to(family, length).last().copied().filter(|step| step.length == length) else {
         // A length that the family does not have.

@@ -1,10 +1,10 @@
 //! Over how many slots a balancing chain draws.
 //!
 //! With a chain for each number of endpoints, one endpoint more is another
-//! verdict, and a commit that adds a verdict lets the kernel walk through those
-//! of all Services; a new chain costs a walk through all endpoints besides. So
-//! only the smallest numbers have a chain of their own; larger ones share one
-//! for each power of two: see decision 14.
+//! verdict, and at a commit that adds a verdict the kernel walks through those
+//! of all Services. A new chain also costs a walk through all endpoints. So
+//! only the smallest numbers have separate chains; larger ones share one for
+//! each power of two: see decision 14.
 
 use std::fmt;
 
@@ -13,23 +13,24 @@ use std::fmt;
 /// chains with any other do not parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Spread {
-    /// So many slots, and an endpoint in each: 1 to [`Spread::MAX_EXACT`].
+    /// The number of slots, with an endpoint in each: 1 to
+    /// [`Spread::MAX_EXACT`].
     Exactly(u32),
-    /// So many slots, one less than a power of two and above
+    /// The number of slots, one less than a power of two and above
     /// [`Spread::MAX_EXACT`], of which more than half hold an endpoint. A draw
     /// that hits an empty slot is repeated.
     ///
-    /// One less, so that a Service of 4, 8 or 16 endpoints has room for those
-    /// that a rolling update adds for a while.
+    /// One less, so that a Service of 4, 8 or 16 endpoints has free slots for
+    /// those that a rolling update adds for a while.
     AtMost(u32),
 }
 
 impl Spread {
-    /// Up to so many endpoints each number has a chain of its own.
+    /// Up to this number of endpoints, each number has a separate chain.
     pub const MAX_EXACT: u32 = 3;
 
-    /// How connections are spread over this many endpoints, at least 1. The
-    /// endpoints stand in the slots from 0 on, without a gap.
+    /// Returns how connections are spread over this many endpoints, at least 1.
+    /// The endpoints occupy the slots from 0 on, without a gap.
     pub fn of(endpoints: u32) -> Spread {
         if endpoints <= Self::MAX_EXACT {
             Spread::Exactly(endpoints)
@@ -57,7 +58,7 @@ impl Spread {
 }
 
 impl fmt::Display for Spread {
-    /// As the chain's name ends: `3`, `max-7`.
+    /// Prints the end of the chain's name: `3`, `max-7`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spread::Exactly(slots) => write!(f, "{slots}"),

@@ -14,7 +14,7 @@ use super::skeleton::{self, SkeletonConfig};
 pub struct Table {
     /// The family whose table this is.
     pub family: Family,
-    /// What the rules were made from.
+    /// The parameters of the rules.
     pub config: SkeletonConfig,
     /// Every chain and its rules, in order.
     pub chains: BTreeMap<Chain, Vec<Rule>>,

@@ -27,8 +27,8 @@ impl Backoff {
         self.failures
     }
 
-    /// Counts a failure and tells how long to wait: between the delay and
-    /// twice the delay.
+    /// Counts a failure and returns the wait: between the delay and twice the
+    /// delay.
     pub(super) fn next(&mut self) -> Duration {
         let delay =
             self.shortest.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.longest);

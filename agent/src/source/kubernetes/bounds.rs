@@ -15,8 +15,8 @@ const MOST_PAGES: usize = 20_000;
 /// Pages without any object in a row.
 const MOST_EMPTY_PAGES: usize = 3;
 
-/// How long we may wait for a list: `patience`, and longer the more has come.
-/// Only waiting counts, not what we do with it.
+/// Longest wait for a list: `patience`, and more for each received byte. Only
+/// waiting counts, not processing.
 #[derive(Debug)]
 pub(super) struct Budget {
     patience: Duration,
@@ -30,7 +30,7 @@ impl Budget {
         Self { patience, received: 0, waited: Duration::ZERO }
     }
 
-    /// How long we may wait for the next bytes.
+    /// Returns the longest wait for the next bytes.
     pub(super) fn left(&self) -> Duration {
         let earned = Duration::from_secs_f64(self.received as f64 / RATE);
         (self.patience + earned).saturating_sub(self.waited)
@@ -48,7 +48,7 @@ impl Budget {
     }
 }
 
-/// Whether the pages of a list come to an end.
+/// Checks that the pages of a list come to an end.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
     count: usize,

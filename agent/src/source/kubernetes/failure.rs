@@ -1,4 +1,4 @@
-//! Why a list or watch ended, and what to do about it.
+//! The reasons why a list or watch ended, with their remedies.
 
 use std::error::Error;
 use std::io;
@@ -9,10 +9,10 @@ use http::StatusCode;
 use super::resource::Resource;
 use super::wire::Status;
 
-/// Why a list or a watch ended before its time.
+/// The reason why a list or a watch ended early.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The sync loop listens no more.
+    /// The sync loop has ended.
     Closed,
     /// 410: the version is too old, only a list helps.
     Gone,
@@ -38,7 +38,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What the client says about a request.
+    /// Converts the client's error about a request.
     pub(super) fn of_request(error: &kube::Error, resource: &Resource) -> Self {
         match error {
             kube::Error::Api(status) => {
@@ -49,7 +49,7 @@ impl Failure {
         }
     }
 
-    /// What an ERROR event says.
+    /// Converts an ERROR event.
     pub(super) fn of_event(status: &Status, resource: &Resource) -> Self {
         if status.reason == "Expired" || status.reason == "Gone" {
             return Self::Gone;
@@ -80,7 +80,7 @@ impl Failure {
         }
     }
 
-    /// What reading a response met.
+    /// Converts an error of reading a response.
     pub(super) fn of_read(error: &io::Error) -> Self {
         Self::of_connection(error)
     }
@@ -92,8 +92,8 @@ impl Failure {
     }
 }
 
-/// The whole chain on one line: the outermost message alone is often no more
-/// than "client error (Connect)".
+/// Prints the whole chain on one line, because the outermost message alone is
+/// often only "client error (Connect)".
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -107,7 +107,7 @@ pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// rustls tells which of its checks failed, not what to do about it.
+/// rustls names the failed check, but no remedy.
 fn remedy(line: &str) -> &'static str {
     if line.contains("invalid peer certificate") {
         "; check that certificate-authority in the kubeconfig is the one of this API server"

@@ -1,5 +1,5 @@
-//! When a failure is worth a line: a cause once a minute, whatever happens in
-//! between.
+//! Decides whether a failure gets a log line: each cause once a minute,
+//! whatever happens in between.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 /// The time between two lines about one cause.
 const GAP: Duration = Duration::from_secs(60);
 
-/// A server can make up status codes and words; there are no lines about more
-/// causes than this.
+/// Maximum number of causes with lines, because a server can invent status
+/// codes and messages.
 const MOST_CAUSES: usize = 16;
 
-/// What went wrong, as far as lines are concerned.
+/// The cause of a failure, for the purpose of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
     /// The server has answered with this status.
@@ -40,15 +40,15 @@ impl Cause {
     }
 }
 
-/// When there was a line about what.
+/// The times of the last lines, by cause.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     last: HashMap<Cause, (Instant, u32)>,
 }
 
 impl Notices {
-    /// Whether a line about this is due; if so, how many were not written since
-    /// the last one.
+    /// Returns whether a line about this is due, and if so, the number of lines
+    /// omitted since the last one.
     pub(super) fn due(&mut self, cause: Cause) -> Option<u32> {
         self.due_at(cause, Instant::now())
     }

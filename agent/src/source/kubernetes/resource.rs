@@ -1,4 +1,4 @@
-//! What is followed: paths, selectors, and the right it takes.
+//! The followed resources: paths, selectors, and required permissions.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use vmap_proxy_compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PR
 
 use super::Timing;
 
-/// How many objects a page of a list holds, as client-go asks for.
+/// Number of objects in a page of a list, as in client-go.
 const PAGE: u32 = 500;
 
-/// The field that tells headless Services.
+/// The field that identifies headless Services.
 const CLUSTER_IP: &str = "spec.clusterIP";
 
 /// One resource of the API, narrowed to what a proxy needs (the same selectors
@@ -52,8 +52,8 @@ impl Resource {
         ]
     }
 
-    /// How long the first sync waits for this resource; `None`: as long as it
-    /// takes, since rules without it would be wrong.
+    /// Longest time that the first sync waits for this resource; `None` if it
+    /// waits without limit, because rules without it would be wrong.
     pub(super) fn patience(&self, timing: &Timing) -> Option<Duration> {
         match self.kind {
             Kind::Service | Kind::EndpointSlice => None,
@@ -62,7 +62,8 @@ impl Resource {
         }
     }
 
-    /// Whether the cluster may lack it: ServiceCIDRs are served since 1.33.
+    /// Returns whether the cluster may lack it: ServiceCIDRs are served since
+    /// 1.33.
     pub(super) fn is_optional(&self) -> bool {
         self.kind == Kind::ServiceCidr
     }
@@ -74,7 +75,7 @@ impl Resource {
         is_meant && self.field_selector.take().is_some()
     }
 
-    /// Whether the selectors of kube-proxy leave this object out.
+    /// Returns whether the selectors of kube-proxy leave this object out.
     pub(super) fn leaves_out(&self, object: &Object) -> bool {
         matches!(object, Object::Service(service) if service.spec.cluster_ip == "None")
     }

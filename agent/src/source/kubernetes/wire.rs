@@ -15,9 +15,9 @@ use crate::source::typed::ObjectOf;
 pub(super) enum Frame {
     /// An object is there, or different.
     Apply(Object),
-    /// An object is gone, or does not match the selectors any more.
+    /// An object is gone, or no longer matches the selectors.
     Delete { object: ObjectRef, version: String },
-    /// How far the watch has come.
+    /// The position of the watch.
     Bookmark { version: String, ends_list: bool },
     /// The watch can't go on.
     Error(Status),
@@ -37,11 +37,11 @@ pub(super) struct Status {
 /// An event or item that can't be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
-    /// Which object, if that can be told.
+    /// The object, if it is known.
     pub(super) object: Option<ObjectRef>,
     /// Its version: the watch goes on behind it.
     pub(super) version: Option<String>,
-    /// What is wrong.
+    /// The defect.
     pub(super) what: String,
 }
 
@@ -101,7 +101,7 @@ pub(super) fn item(kind: Kind, item: &[u8]) -> Result<Object, Unreadable> {
     })
 }
 
-/// Reads what a list says about itself.
+/// Reads the metadata of a list.
 pub(super) fn list_meta(rest: &[u8]) -> Result<ListMeta, serde_json::Error> {
     #[derive(Deserialize)]
     struct List {

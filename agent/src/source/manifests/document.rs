@@ -11,34 +11,34 @@ use crate::source::typed::ObjectOf;
 pub(super) use crate::yaml::Document;
 use crate::yaml::{self, whole_numbers};
 
-/// How a manifest is written, by its file name.
+/// The format of a manifest, by its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Yaml,
     Json,
 }
 
-/// What a document says.
+/// The content of a document.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The objects a proxy reads.
     pub(super) objects: Vec<Object>,
     /// The others, as `StatefulSet my-sts`.
     pub(super) skipped: Vec<String>,
-    /// What can't be used, and why.
+    /// An unusable part, with the reason.
     pub(super) mistakes: Vec<Mistake>,
 }
 
 /// Something in a document that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
-    /// Which object, as `Service shop/cart`, as far as that can be read.
+    /// The object, as `Service shop/cart`, as far as it can be read.
     pub(super) object: Option<String>,
     /// The same for the machine; `None` where it can't be told.
     pub(super) reference: Option<ObjectRef>,
     /// The line in the file where it shows, counted from 1.
     pub(super) line: Option<usize>,
-    /// What is wrong.
+    /// The defect.
     pub(super) what: String,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn parse(text: &str, first_line: usize, format: Format) -> Contents {
         Ok(found) => contents.add(found),
         Err(mut mistake) => {
             mistake.line = Some(first_line);
-            // The generic parse has lost the positions; a typed one says where.
+            // The generic parse has lost the positions; a typed one has them.
             if let Some(kind) = mistake.reference.as_ref().map(|reference| reference.kind)
                 && let Some((what, Some(line))) = type_error(text, kind, format)
             {
@@ -130,7 +130,7 @@ impl Contents {
     }
 }
 
-/// What a well-formed object turned out to be.
+/// The classification of a well-formed object.
 enum Found {
     Object(Box<Object>),
     Other(String),
@@ -211,8 +211,8 @@ fn known_kind(api_version: &str, kind: &str) -> Recognised {
     }
 }
 
-/// Why a document that is well-formed is not one of `kind`, with the line
-/// within the document.
+/// Returns the reason why a well-formed document is not one of `kind`, with the
+/// line within the document.
 fn type_error(text: &str, kind: Kind, format: Format) -> Option<(String, Option<usize>)> {
     match format {
         Format::Yaml => serde_saphyr::with_deserializer_from_str_with_options(text, yaml::options(), |deserializer| {
@@ -280,7 +280,7 @@ impl<'de> Visitor<'de> for DocumentVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawDocument, A::Error> {
         let mut document = RawDocument::default();
-        // Items without a kind of their own, in a list whose kind comes later.
+        // Items without a kind, in a list whose kind comes later.
         let mut waiting = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             if key == "items" {

@@ -1,5 +1,5 @@
-//! Looks at files on a thread of its own, and waits for none longer than a file
-//! system takes that answers: a hung network file costs itself alone.
+//! Reads files on a separate thread, and waits for each only as long as a
+//! working file system takes. A file on a hung file system affects only itself.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,13 +15,13 @@ use crate::files::stamp::Stamp;
 
 use super::watch::directory_of;
 
-/// How long a file system may take for one file.
+/// Longest time of a file system for one file.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many results may wait for whoever takes them: each may hold a file.
+/// Maximum number of waiting results, each of which may hold a file.
 const AHEAD: usize = 4;
 
-/// How many threads may hang at a time; further files are not tried.
+/// Maximum number of hung threads at a time; further files are not tried.
 const MOST_STUCK: usize = 64;
 
 /// The extensions that are read in a directory, as `kubectl apply -f` does.
@@ -41,7 +41,7 @@ impl Default for Reader {
     }
 }
 
-/// What is to be looked at, and what is known of it.
+/// The path to check, and its known state.
 pub(super) type Job<J> = (PathBuf, J);
 
 impl Reader {
@@ -122,7 +122,7 @@ impl Reader {
     }
 }
 
-/// What a path given by the operator stands for.
+/// The meaning of a path given by the operator.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Whether it is a directory.
@@ -156,13 +156,13 @@ pub(super) fn list(path: &Path, (): &()) -> Result<Listing, ReadError> {
     Ok(Listing { is_directory: true, is_linked, files })
 }
 
-/// Where the path leads to, if that is not where it seems to be.
+/// The target of the path, if it is a link.
 fn behind_links(path: &Path) -> Option<PathBuf> {
     let target = fs::canonicalize(path).ok()?;
     std::path::absolute(path).is_ok_and(|path| path != target).then_some(target)
 }
 
-/// What has become of a file since it was last read.
+/// The change of a file since it was last read.
 #[derive(Debug)]
 pub(super) enum Found {
     /// It is the same.
@@ -182,14 +182,14 @@ pub(super) struct FileText {
     pub(super) directory: Option<PathBuf>,
 }
 
-/// Reads a file unless it still is what it was.
+/// Reads a file unless it is unchanged.
 pub(super) fn read(path: &Path, known: &Option<Stamp>) -> Result<Found, ReadError> {
     let metadata = fs::metadata(path).map_err(|error| explain(path, error))?;
     let stamp = Stamp::of(&metadata);
     if stamp.is_some() && stamp == *known {
         return Ok(Found::Unchanged);
     }
-    // Its stamp comes first: what is written meanwhile makes another one.
+    // The stamp is taken first, so that a concurrent write yields another one.
     let (_, text) = read::read(path)?;
     let directory = behind_links(path).and_then(|file| directory_of(&file));
     Ok(Found::Text(FileText { stamp, text, directory }))

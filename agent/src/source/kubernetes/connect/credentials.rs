@@ -1,4 +1,4 @@
-//! What a request carries to tell who we are, renewed as it expires.
+//! The credentials of requests, renewed as they expire.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -13,11 +13,11 @@ use super::exec::ExecError;
 use super::proxy::basic;
 use super::settings::{Credentials, Identity, read_file};
 
-/// How old a token read from a file may be. The kubelet renews it at 80 % of
-/// its hour.
+/// Maximum age of a token from a file. The kubelet renews it at 80 % of its
+/// hour.
 const TOKEN_AGE: Duration = Duration::from_secs(60);
 
-/// Why a request can't tell who we are.
+/// The reason why a request has no credentials.
 #[derive(Debug, Error)]
 pub enum CredentialError {
     /// The token file can't be read.
@@ -25,7 +25,7 @@ pub enum CredentialError {
     Token {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// The token file holds no token.
@@ -47,7 +47,7 @@ pub(super) struct Authorizer {
     token: Mutex<Option<(HeaderValue, Instant)>>,
 }
 
-/// What to send, and as whom to connect.
+/// The header to send, and the client certificate.
 #[derive(Debug, Default)]
 pub(super) struct Authorization {
     pub(super) header: Option<HeaderValue>,
@@ -81,7 +81,7 @@ impl Authorizer {
         Ok(Authorization { header, identity: None })
     }
 
-    /// The server has answered 401: what is known is too old.
+    /// The server has answered 401: the known credentials are too old.
     pub(super) async fn refused(&self) {
         if let Credentials::Exec(exec) = &self.credentials {
             exec.forget().await;

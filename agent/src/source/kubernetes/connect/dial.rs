@@ -21,8 +21,8 @@ use super::proxy::{Protocol, Proxy};
 use super::settings::Identity;
 use super::tls::{Tls, server_name};
 
-/// How long a connection may take to come about, all steps together; the same
-/// as client-go's for TCP alone.
+/// Longest time to establish a connection, for all steps together; the same as
+/// client-go's for TCP alone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -47,8 +47,8 @@ impl Stream {
     }
 }
 
-/// When the peer last gave a sign of life. A connection that is given up for
-/// the lack of one ends without any error that would tell so.
+/// The time of the peer's last sign of life. A connection that is given up for
+/// the lack of one ends without an error that shows this.
 struct Pulse {
     last: Instant,
     limit: Duration,
@@ -71,12 +71,12 @@ impl Drop for Stream {
     }
 }
 
-/// When silence means that the peer is gone.
+/// The silence after which the peer counts as gone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Liveness {
     /// Silence after which the peer is asked for a sign of life.
     pub(super) interval: Duration,
-    /// How long it may take to give one.
+    /// Longest time to give one.
     pub(super) patience: Duration,
 }
 
@@ -101,9 +101,9 @@ impl Dialer {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(PATIENCE));
-        // For what has no pings of its own: HTTP/1.1, and the way to a proxy.
-        // Probes until the patience is over, and as long for data of ours
-        // that nobody acknowledges.
+        // For connections without pings: HTTP/1.1, and the connection to a
+        // proxy. Probes until the patience is over, and waits as long for
+        // unacknowledged data.
         tcp.set_keepalive(Some(liveness.interval));
         tcp.set_keepalive_interval(Some((liveness.patience / 3).max(Duration::from_secs(1))));
         tcp.set_keepalive_retries(Some(2));
@@ -118,7 +118,7 @@ impl Dialer {
         self.0.proxy.as_ref()
     }
 
-    /// How TLS is made.
+    /// The TLS settings.
     pub(super) fn tls(&self) -> &Tls {
         &self.0.tls
     }

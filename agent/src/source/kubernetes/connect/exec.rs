@@ -20,13 +20,13 @@ use tokio::sync::Mutex;
 use super::credentials::bearer;
 use super::settings::{Identity, Pem};
 
-/// How long a plugin may take. It asks some cloud's API.
+/// Longest run time of a plugin, which may call a cloud's API.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Credentials are renewed so long before they expire.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// What is wrong with a credential plugin.
+/// The defect of a credential plugin.
 #[derive(Debug, Error)]
 pub enum ExecError {
     /// No program.
@@ -43,7 +43,7 @@ pub enum ExecError {
     Start {
         /// The program.
         command: String,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
         /// `installHint`
         hint: String,
@@ -53,9 +53,9 @@ pub enum ExecError {
     Failed {
         /// The program.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// The end of what it wrote to standard error.
+        /// The end of its standard error.
         complaint: String,
     },
     /// The program did not end.
@@ -66,12 +66,12 @@ pub enum ExecError {
     Output {
         /// The program.
         command: String,
-        /// What is wrong.
+        /// The defect.
         what: String,
     },
 }
 
-/// A plugin, and what it told last.
+/// A plugin, and its last output.
 #[derive(Debug)]
 pub(super) struct Exec {
     command: OsString,
@@ -82,7 +82,7 @@ pub(super) struct Exec {
     current: Mutex<Option<Credential>>,
 }
 
-/// What a plugin told.
+/// The output of a plugin.
 #[derive(Debug, Clone)]
 pub(super) struct Credential {
     pub(super) token: Option<HeaderValue>,
@@ -150,7 +150,8 @@ impl Exec {
         })
     }
 
-    /// What the plugin told, if that is still good, else what it tells now.
+    /// Returns the last output of the plugin if it is still valid, else runs it
+    /// again.
     pub(super) async fn credential(&self) -> Result<Credential, ExecError> {
         let mut current = self.current.lock().await;
         if let Some(credential) = current.as_ref().filter(|credential| !credential.is_expired()) {
@@ -219,8 +220,8 @@ impl Drop for Killed {
     }
 }
 
-/// Runs a program and reads what it prints, on this thread: a thread of its
-/// own may not be had.
+/// Runs a program and reads its output on this thread, because no other thread
+/// may be available.
 async fn output(mut command: Command) -> io::Result<Output> {
     let (out, mut stdout) = pipe::pipe()?;
     let (err, mut stderr) = pipe::pipe()?;
@@ -235,7 +236,7 @@ async fn output(mut command: Command) -> io::Result<Output> {
             output.status = status;
             return Ok(output);
         }
-        // Whoever has closed both pipes ends at once.
+        // A program that has closed both pipes ends at once.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

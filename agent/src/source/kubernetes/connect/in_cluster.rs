@@ -8,10 +8,10 @@ use super::proxy::{Environment, ProxyError};
 use super::server_url::{ServerUrlError, server_url};
 use super::settings::{Credentials, Pem, Settings, Trust, read_file};
 
-/// Where the kubelet puts what a pod needs.
+/// The kubelet's folder for a pod's service account.
 const DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Why this is not a pod with a service account.
+/// The reason why this is not a pod with a service account.
 #[derive(Debug, Error)]
 pub enum InClusterProblem {
     /// Not a pod.
@@ -25,7 +25,7 @@ pub enum InClusterProblem {
     Token {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// The proxy.

@@ -20,7 +20,7 @@ use super::server_url::{ServerUrlError, server_url};
 use super::settings::{Credentials, Identity, Pem, Settings, Trust, read_file};
 use crate::yaml;
 
-/// What in a kubeconfig can't be used.
+/// An unusable part of a kubeconfig.
 #[derive(Debug, Error)]
 pub enum KubeconfigProblem {
     /// The file can't be read.
@@ -43,7 +43,7 @@ pub enum KubeconfigProblem {
     UnknownCluster {
         /// The context.
         context: String,
-        /// What it refers to.
+        /// The referenced name.
         cluster: String,
     },
     /// The address of the API server is missing or wrong.
@@ -51,7 +51,7 @@ pub enum KubeconfigProblem {
     Server {
         /// The cluster.
         cluster: String,
-        /// What is wrong.
+        /// The defect.
         source: ServerUrlError,
     },
     /// Data that is not base64.
@@ -59,7 +59,7 @@ pub enum KubeconfigProblem {
     Base64 {
         /// The field.
         field: &'static str,
-        /// What is wrong.
+        /// The defect.
         source: base64::DecodeError,
     },
     /// A certificate authority for a connection that checks nothing.
@@ -79,7 +79,7 @@ pub enum KubeconfigProblem {
         /// The user.
         user: String,
     },
-    /// A way to get credentials that client-go does not have any more either.
+    /// A method for credentials that client-go no longer has either.
     #[error("user {user:?} has auth-provider {provider:?}, which is not supported; use an exec plugin or a token")]
     AuthProvider {
         /// The user.
@@ -92,7 +92,7 @@ pub enum KubeconfigProblem {
     Exec {
         /// The user.
         user: String,
-        /// What is wrong.
+        /// The defect.
         source: ExecError,
     },
     /// The proxy.
@@ -267,8 +267,8 @@ impl Selected {
     }
 }
 
-/// The data, else the file (relative to the kubeconfig), else nothing; what is
-/// empty counts as absent.
+/// Returns the data, else the file (relative to the kubeconfig), else nothing;
+/// an empty value counts as absent.
 fn pem(field: &'static str, data: Option<&str>, file: Option<&str>, directory: &Path) -> Result<Option<Pem>> {
     let data: String = data.unwrap_or_default().split_ascii_whitespace().collect();
     if !data.is_empty() {

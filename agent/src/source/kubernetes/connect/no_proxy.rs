@@ -1,8 +1,8 @@
 //! `NO_PROXY` as Go's programs read it (`golang.org/x/net/http/httpproxy`).
 //!
 //! curl's rules, which the libraries for Rust follow, differ: there
-//! `.example.com` includes `example.com`, an entry has no port, and `*` says
-//! nothing about addresses.
+//! `.example.com` includes `example.com`, an entry has no port, and `*` does
+//! not cover addresses.
 
 use std::net::IpAddr;
 
@@ -22,8 +22,8 @@ enum Entry {
     Range(IpNet),
     /// `10.0.0.1`, `10.0.0.1:6443`, `[fd00::1]:6443`
     Address(IpAddr, Option<u16>),
-    /// `example.com` (itself and all below) or `.example.com`, `*.example.com`
-    /// (only what is below), each with or without a port.
+    /// `example.com` (itself and all subdomains) or `.example.com`,
+    /// `*.example.com` (only subdomains), each with or without a port.
     Domain { suffix: String, includes_itself: bool, port: Option<u16> },
 }
 
@@ -33,8 +33,8 @@ impl NoProxy {
         Self { entries: list.split(',').filter_map(|entry| Entry::parse(&entry.trim().to_lowercase())).collect() }
     }
 
-    /// Whether `host` (an IPv6 address with or without brackets) is reached
-    /// without a proxy. The machine itself always is.
+    /// Returns whether `host` (an IPv6 address with or without brackets) is
+    /// reached without a proxy. The machine itself always is.
     pub(super) fn includes(&self, host: &str, port: u16) -> bool {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_lowercase();
         let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn entries_mean_what_they_mean_to_go() {
         for (list, host, port, is_included) in [
-            // The machine itself, whatever the list says.
+            // The machine itself, whatever the list contains.
             ("", "localhost", 6443, true),
             ("", "127.0.0.1", 6443, true),
             ("", "127.8.8.8", 6443, true),
@@ -121,7 +121,7 @@ mod tests {
             ("[fd00::1]", "[fd00::1]", 6443, true),
             ("[fd00::1]:6443", "fd00::1", 6443, true),
             ("[fd00::1]:443", "fd00::1", 6443, false),
-            // A range says nothing about names, nor a suffix about addresses.
+            // A range does not cover names, nor a suffix addresses.
             ("10.0.0.0/8", "api.example.com", 6443, false),
             (".0.0.1", "10.0.0.1", 6443, true),
             // Names.

@@ -1,4 +1,4 @@
-//! Which proxy leads to the API server: `proxy-url` of the kubeconfig, else the
+//! Selects the proxy to the API server: `proxy-url` of the kubeconfig, else the
 //! environment, as for client-go.
 
 use std::fmt;
@@ -11,8 +11,8 @@ use thiserror::Error;
 
 use super::no_proxy::NoProxy;
 
-/// Why a proxy can't be used. The address is not repeated: it may hold a
-/// password.
+/// The reason why a proxy cannot be used. The address is not repeated, because
+/// it may contain a password.
 #[derive(Debug, Error)]
 pub enum ProxyError {
     /// No host in it, or characters that a URL does not have.
@@ -26,7 +26,7 @@ pub enum ProxyError {
     Scheme {
         /// The variable or field.
         origin: &'static str,
-        /// What is written there.
+        /// The configured value.
         scheme: String,
     },
     /// The environment of a CGI program: `HTTP_PROXY` may come from a client.
@@ -34,7 +34,7 @@ pub enum ProxyError {
     Cgi,
 }
 
-/// How a proxy is spoken to.
+/// The protocol of a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http,
@@ -50,7 +50,7 @@ pub(super) struct Proxy {
     pub(super) url: Uri,
     /// User and password, decoded.
     pub(super) credentials: Option<(String, String)>,
-    /// Where it was configured.
+    /// The place of its configuration.
     pub(super) origin: &'static str,
 }
 
@@ -169,7 +169,7 @@ mod tests {
             (SERVER, &[("HTTPS_PROXY", ""), ("https_proxy", "https://p")], Some("https://p:443/")),
             (SERVER, &[("HTTPS_PROXY", "socks5://p")], Some("socks5://p:1080/")),
             (SERVER, &[("HTTPS_PROXY", "socks5h://[fd00::1]:1")], Some("socks5://[fd00::1]:1/")),
-            // curl's variables, which Go does not look at, and the other scheme's.
+            // curl's variables, which Go ignores, and those of the other scheme.
             (SERVER, &[("ALL_PROXY", "http://p:3128")], None),
             (SERVER, &[("HTTP_PROXY", "http://p:3128")], None),
             ("http://10.0.0.1", &[("HTTP_PROXY", "http://p:3128")], Some("http://p:3128/")),

@@ -4,7 +4,7 @@
 use http::Uri;
 use thiserror::Error;
 
-/// What is wrong with the address of an API server.
+/// The defect of an API server's address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ServerUrlError {
     /// Nothing is there.

@@ -1,4 +1,4 @@
-//! What is needed to reach an API server, wherever it was configured.
+//! The settings for reaching an API server, from any source.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use super::exec::Exec;
 use super::proxy::Proxy;
 
-/// How the API server is reached.
+/// The connection to the API server.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// Scheme, host, port, and a path in front of every request's.
@@ -28,12 +28,12 @@ pub(super) struct Settings {
 /// PEM text.
 #[derive(Debug, Clone)]
 pub(super) enum Pem {
-    /// Read anew for every connection, since files are rotated.
+    /// Read again for every connection, because files are rotated.
     File(PathBuf),
     Inline(Vec<u8>),
 }
 
-/// What a server's certificate is checked against.
+/// The trust anchors for a server's certificate.
 #[derive(Debug, Clone)]
 pub(super) enum Trust {
     /// The certificate authorities of the machine.
@@ -50,7 +50,7 @@ pub(super) struct Identity {
     pub(super) key: Pem,
 }
 
-/// What a request carries in `Authorization`.
+/// The `Authorization` header of a request.
 #[derive(Debug)]
 pub(super) enum Credentials {
     None,
@@ -74,7 +74,7 @@ impl Pem {
         }
     }
 
-    /// Where it stands, for messages.
+    /// Its place, for messages.
     pub(super) fn place(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),

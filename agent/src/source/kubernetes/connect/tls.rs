@@ -17,7 +17,7 @@ use super::settings::{Identity, Pem, Trust};
 /// Certificates in one file, at most.
 const MOST_CERTIFICATES: usize = 10_000;
 
-/// Why a TLS connection can't even be tried.
+/// The reason why a TLS connection cannot be tried.
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file can't be read.
@@ -25,7 +25,7 @@ pub enum TlsError {
     Read {
         /// The file.
         place: String,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// No certificate authority.
@@ -46,15 +46,15 @@ pub enum TlsError {
     /// Certificate and key don't go together, or are of an unknown kind.
     #[error("the client certificate in {place}: {source}")]
     Identity {
-        /// Where it stands.
+        /// Its place.
         place: String,
-        /// What is wrong.
+        /// The defect.
         source: rustls::Error,
     },
-    /// What TLS itself refuses.
+    /// The error of the TLS library.
     #[error("{0}")]
     Rustls(#[from] rustls::Error),
-    /// What a verifier can't be made of.
+    /// The error of the certificate verifier.
     #[error("{0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
     /// The server has a name that no certificate can have.
@@ -101,7 +101,7 @@ impl Tls {
         Ok(config)
     }
 
-    /// The same, or what was last read while a file is just being replaced.
+    /// The same, or the last content while a file is being replaced.
     pub(super) fn load_or_last(&self, plugin: Option<&Identity>) -> Result<Arc<ClientConfig>, TlsError> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match (self.load(plugin), last) {

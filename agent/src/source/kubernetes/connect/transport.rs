@@ -17,10 +17,10 @@ use super::credentials::Authorizer;
 use super::dial::{BoxError, Dialer, Liveness};
 use crate::metrics::Metrics;
 
-/// How long an idle connection is kept, as Go keeps it.
+/// Lifetime of an idle connection, as in Go.
 const IDLE: Duration = Duration::from_secs(90);
 
-/// How often the files of a client certificate are looked at.
+/// Interval between checks of the files of a client certificate.
 const ROTATION: Duration = Duration::from_secs(60);
 
 /// The description of a failure is never longer.
