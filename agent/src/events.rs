@@ -117,7 +117,7 @@ impl EventSender {
     /// `FrontendConflict`, on the Service: an older one has an address and port
     /// that it asks for.
     pub fn frontend_taken(&self, service: Service<'_>, what: &str, holder: &str) {
-        let note = format!("{what} belongs to Service {holder}, which is older; it goes there");
+        let note = format!("{what} belongs to Service {holder}, which is older and keeps it");
         self.warn(reference(service), "FrontendConflict", "SyncRules", note);
     }
 

@@ -71,7 +71,7 @@ fn remedy(error: &io::Error) -> &'static str {
              leaves the kernel's alone"
         }
         Some(libc::ENOENT) => "load the kernel module nf_conntrack (modprobe nf_conntrack)",
-        _ => "the values under `conntrack` in the configuration decide what is set, 0 leaves the kernel's alone",
+        _ => "change the values under `conntrack` in the configuration; 0 keeps the kernel's value",
     }
 }
 

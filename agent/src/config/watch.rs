@@ -27,7 +27,7 @@ enum WatchError {
     Watch(#[source] io::Error),
     #[error("the configuration file cannot be read: {0}")]
     Read(#[from] ReadError),
-    #[error("no thread can be had to read the configuration file with: {0}")]
+    #[error("no thread could be created to read the configuration file: {0}")]
     Thread(#[source] io::Error),
 }
 

@@ -51,7 +51,7 @@ pub(super) fn run(
     if let Some(outcome) = outcome {
         return outcome;
     }
-    tracing::warn!("no thread can be had to commit on: planning and committing take turns, which takes longer");
+    tracing::warn!("no thread could be created for commits: planning and committing alternate, which takes longer");
     commit_all(resync, kernel, enabled, report)
 }
 

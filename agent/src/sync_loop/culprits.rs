@@ -64,7 +64,7 @@ impl Culprits {
         program.told += 1;
         let times = match before {
             0 => String::new(),
-            before => format!(", after {before} changes that were not told"),
+            before => format!(", after {before} changes without a line"),
         };
         Some(format!("the table vmap-proxy was changed by {who}{times}; comparing and repairing it"))
     }
@@ -104,7 +104,7 @@ mod tests {
         }
         assert_eq!(lines.len(), 5 + 4, "{lines:#?}");
         assert!(lines[0].contains("process 0 (loop);"), "{}", lines[0]);
-        assert!(lines[5].contains("after 5995 changes that were not told"), "{}", lines[5]);
+        assert!(lines[5].contains("after 5995 changes without a line"), "{}", lines[5]);
         assert!(!culprits.is_quiet(start + Duration::from_secs(299)));
         assert_eq!(culprits.last(), Some("process 29999 (loop)"));
     }

@@ -58,7 +58,7 @@ struct Pulse {
 impl Pulse {
     fn tell(&self) {
         let silence = self.last.elapsed().as_secs();
-        tracing::warn!("the API server {} has given no sign of life for {silence} s; connecting anew", self.server);
+        tracing::warn!("the API server {} has given no sign of life for {silence} s; connecting again", self.server);
     }
 }
 

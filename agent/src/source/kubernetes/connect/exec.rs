@@ -36,7 +36,7 @@ pub enum ExecError {
     #[error("apiVersion {0:?} is neither client.authentication.k8s.io/v1 nor …/v1beta1")]
     Version(String),
     /// It wants to ask a person.
-    #[error("interactiveMode is Always, and there is nobody to ask")]
+    #[error("interactiveMode is Always, but the agent cannot ask anybody")]
     Interactive,
     /// The program can't be run.
     #[error("can't run {command}: {source}{hint}")]

@@ -36,10 +36,10 @@ pub enum KubeconfigProblem {
     #[error("current-context is not set")]
     NoContext,
     /// The chosen context is absent.
-    #[error("there is no context {0:?}, which is the current one")]
+    #[error("current-context is {0:?}, but there is no such context")]
     UnknownContext(String),
     /// The context's cluster is absent.
-    #[error("there is no cluster {cluster:?}, which the context {context:?} refers to")]
+    #[error("context {context:?} refers to cluster {cluster:?}, but there is no such cluster")]
     UnknownCluster {
         /// The context.
         context: String,

@@ -58,7 +58,7 @@ pub enum TlsError {
     #[error("{0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
     /// The server has a name that no certificate can have.
-    #[error("{0:?} is no name that a certificate can have; give tls-server-name")]
+    #[error("{0:?} is not a valid name in a certificate; set tls-server-name")]
     ServerName(String),
 }
 

@@ -132,7 +132,7 @@ impl Transport {
         if due {
             let files = self.dialer.tls().identity_files();
             if files.is_some() && files != self.lock().files {
-                tracing::info!("the client certificate for the API server was replaced, connecting anew");
+                tracing::info!("the client certificate for the API server was replaced; connecting again");
                 self.renew(files);
             }
         }
