@@ -6,11 +6,12 @@
 use std::io::{self, Write};
 
 use thiserror::Error;
-use vmap_proxy_compiler::model::{Object, ProxyConfig, convert};
+use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::{Compilation, render};
 
 use crate::cli::{CompileOptions, OutputFormat};
+use crate::source::ObjectChange;
 use crate::source::manifests::{ManifestSource, SourceError};
 
 /// Why it failed.
@@ -33,12 +34,14 @@ pub enum Error {
 /// If a path can't be read, or the output can't be written. What is wrong in a
 /// manifest costs only the object and is logged.
 pub fn compile(options: CompileOptions) -> Result<(), Error> {
-    let (objects, problems) = ManifestSource::new(options.manifests).read_once()?;
+    let (changes, problems) = ManifestSource::new(options.manifests, &options.proxy.node_name).read_once()?;
     for problem in problems {
         tracing::warn!("{problem}");
     }
-    warn_of_closed_node_ports(&options.proxy, &objects);
-    let Compilation { ruleset, too_large, lone_slices, .. } = vmap_proxy_compiler::compile(options.proxy, objects);
+    warn_of_closed_node_ports(&options.proxy, &changes);
+    let changes = changes.into_iter().map(|change| change.checked);
+    let Compilation { ruleset, too_large, lone_slices, .. } =
+        vmap_proxy_compiler::compile_checked(options.proxy, changes);
     too_large.iter().for_each(crate::sync_loop::log_too_large);
     // The source has reported the problems, with file and line.
     for slice in lone_slices {
@@ -69,12 +72,9 @@ fn print(text: &str) -> io::Result<()> {
 
 /// Without the Node's address its NodePorts stay closed, and here nobody waits
 /// for it.
-fn warn_of_closed_node_ports(config: &ProxyConfig, objects: &[Object]) {
-    let own = objects.iter().find_map(|object| match object {
-        Object::Node(node) if node.metadata.name == config.node_name => Some(convert::node(node, Vec::new()).0),
-        _ => None,
-    });
-    let node = own.unwrap_or_default();
+fn warn_of_closed_node_ports(config: &ProxyConfig, changes: &[ObjectChange]) {
+    let own = changes.iter().filter(|change| change.object().name == config.node_name).find_map(ObjectChange::node);
+    let node = own.cloned().unwrap_or_default();
     for family in Family::ALL {
         if config.node_ports_need_primary(family) && config.primary_address(&node, family).is_none() {
             tracing::warn!(

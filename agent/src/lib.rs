@@ -4,16 +4,17 @@
 //! them into elements of nftables maps, and `netlink` submits the difference.
 //! `lab` is a cluster of network namespaces to try it all in.
 
+pub mod after_sync;
 pub mod cleanup;
 pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod conntrack;
 pub mod demo;
-pub mod events;
 pub mod files;
 pub mod health;
 pub mod instance;
+pub mod k8s_events;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

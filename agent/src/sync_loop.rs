@@ -1,9 +1,10 @@
-//! The sync loop: follows a source and programs what it tells.
+//! The sync loop: follows a source and programs its changes.
 //!
 //! Nothing is programmed before the source has listed everything once. After
 //! that a change is committed at once; what arrives while a commit runs, or
 //! within [`SyncLoopOptions::min_gap`] of the last one, goes together into the next. What others
-//! do to our tables is repaired likewise ([`pace`] says when).
+//! do to our tables is repaired likewise ([`pace`] decides when). Everything beside the rules
+//! that follows from a sync is done by [observers](crate::after_sync).
 
 mod culprits;
 mod pace;
@@ -17,14 +18,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use vmap_proxy_compiler::limits::MAX_ELEMENTS;
-use vmap_proxy_compiler::model::convert::Problem;
-use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
+use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_compiler::plan::TooLarge;
 
+use crate::after_sync::{Observer, SyncDone, Trouble};
 use crate::netlink::NetlinkError;
-use crate::source::Event;
-use crate::sync::report::SyncReport;
-use crate::sync::{SyncError, Syncer};
+use crate::source::{Event, ObjectChange};
+use crate::sync::report::{SyncReport, describe};
+use crate::sync::{Attempt, SyncError, Syncer, Tidied};
 use culprits::Culprits;
 pub use pace::MIN_GAP;
 use pace::{Blame, Pace};
@@ -54,50 +55,6 @@ pub struct Status {
     pub failure: Option<String>,
 }
 
-/// What else happens on the node.
-#[derive(Debug)]
-pub enum NodeEvent {
-    /// The addresses of the interfaces, all of them, after a change.
-    Addresses(Vec<IpAddr>),
-}
-
-/// Why the kernel may not hold what it should.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// In one sentence.
-    pub reason: String,
-    /// Whether Services may be without rules that had some, and not only a
-    /// change be late.
-    pub rules_missing: bool,
-}
-
-/// Who is told what the loop does: metrics, health, conntrack.
-pub trait Observer {
-    /// Objects were taken, before they are programmed.
-    fn taken(&mut self, _event: &Event) {}
-    /// Something waits to be programmed.
-    fn queued(&mut self) {}
-    /// A sync succeeded.
-    fn synced(&mut self, _syncer: &Syncer, _report: &SyncReport) -> impl Future<Output = ()> {
-        async {}
-    }
-    /// What somebody else changed in our table was repaired.
-    fn repaired_foreign_change(&mut self, _report: &SyncReport) {}
-    /// A sync failed; it will be tried again.
-    fn failed(&mut self, _error: &SyncError) {}
-    /// The kernel may not hold what it should. Told again when the reason
-    /// changes.
-    fn troubled(&mut self, _trouble: Trouble) {}
-    /// It does, and nobody is about to change that.
-    fn recovered(&mut self) {}
-}
-
-/// An observer that does nothing.
-#[derive(Debug, Default)]
-pub struct NoObserver;
-
-impl Observer for NoObserver {}
-
 /// How the loop behaves.
 #[derive(Debug, Clone)]
 pub struct SyncLoopOptions {
@@ -107,13 +64,11 @@ pub struct SyncLoopOptions {
     /// The shortest time between the beginnings of two syncs; [`MIN_GAP`] unless
     /// the operator asks for another.
     pub min_gap: Duration,
-    /// Whether to log what in an object can't be used. Not where the source
-    /// does: it may know the file.
-    pub log_problems: bool,
 }
 
 /// Follows `events` until the source ends or `shutdown` resolves. What is
-/// programmed stays.
+/// programmed stays. `addresses` gets all addresses of the node's interfaces after
+/// each change of them.
 ///
 /// # Errors
 /// If the first sync fails because the kernel lacks something, or the agent
@@ -121,7 +76,7 @@ pub struct SyncLoopOptions {
 pub async fn run_sync_loop<O: Observer>(
     syncer: &mut Syncer,
     mut events: mpsc::Receiver<Event>,
-    mut node_events: mpsc::Receiver<NodeEvent>,
+    mut addresses: mpsc::Receiver<Vec<IpAddr>>,
     status: &watch::Sender<Status>,
     observer: &mut O,
     options: &SyncLoopOptions,
@@ -136,13 +91,12 @@ pub async fn run_sync_loop<O: Observer>(
         culprits: Culprits::default(),
         failures: Failures::default(),
         retrial: Retrial::default(),
-        log_problems: options.log_problems,
         listed: false,
         foreign: false,
         news: false,
     };
     let mut idle = Instant::now() + IDLE;
-    let mut node_open = true;
+    let mut addresses_open = true;
     loop {
         let wake = state.due().or(state.pace.truce()).or(state.retrial.next());
         tokio::select! {
@@ -156,9 +110,9 @@ pub async fn run_sync_loop<O: Observer>(
                     state.take(event);
                 }
             }
-            event = node_events.recv(), if node_open => match event {
-                Some(NodeEvent::Addresses(addresses)) => state.syncer.set_interface_addresses(addresses),
-                None => node_open = false,
+            changed = addresses.recv(), if addresses_open => match changed {
+                Some(addresses) => state.syncer.set_interface_addresses(addresses),
+                None => addresses_open = false,
             },
             () = state.syncer.foreign_change() => state.note_foreign_changes(),
             () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => {
@@ -185,7 +139,6 @@ struct Loop<'a, O> {
     culprits: Culprits,
     failures: Failures,
     retrial: Retrial,
-    log_problems: bool,
     listed: bool,
     /// Whether somebody else changed our table since the last sync.
     foreign: bool,
@@ -202,7 +155,7 @@ struct Failures {
 
 impl<O: Observer> Loop<'_, O> {
     fn take(&mut self, event: Event) {
-        self.observer.taken(&event);
+        self.observer.on_event(&event);
         match &event {
             Event::Synced => {
                 self.listed = true;
@@ -212,13 +165,10 @@ impl<O: Observer> Loop<'_, O> {
             Event::Changes(changes) if self.listed => changes.iter().for_each(log_change),
             _ => {}
         }
-        let problems = self.syncer.take(event);
-        if self.log_problems {
-            problems.iter().for_each(log_problem);
-        }
+        self.syncer.take(event);
         if self.syncer.is_pending() {
             self.news = true;
-            self.observer.queued();
+            self.observer.on_queued();
         }
     }
 
@@ -240,8 +190,8 @@ impl<O: Observer> Loop<'_, O> {
             }
         }
         self.foreign = true;
-        self.observer.queued();
-        self.observer.troubled(self.foreign_trouble());
+        self.observer.on_queued();
+        self.observer.on_trouble(&self.foreign_trouble());
     }
 
     fn foreign_trouble(&self) -> Trouble {
@@ -258,7 +208,7 @@ impl<O: Observer> Loop<'_, O> {
         if self.pace.truce().is_some_and(|truce| truce <= Instant::now()) {
             self.pace.make_truce();
             tracing::info!("nobody has changed the table vmap-proxy for a while; everything is as it should be");
-            self.observer.recovered();
+            self.observer.on_recovery();
         }
     }
 
@@ -286,45 +236,43 @@ impl<O: Observer> Loop<'_, O> {
     async fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
         self.news = false;
         self.pace.begin(Instant::now());
-        let outcome = self.syncer.sync().await;
+        let Attempt { report, failure } = self.syncer.attempt().await;
         self.note_foreign_changes();
-        match outcome {
-            Ok(report) => {
+        match failure {
+            None => {
                 self.pace.succeeded(Instant::now());
-                self.succeeded(&report).await;
+                self.succeeded(report);
                 Ok(ControlFlow::Continue(()))
             }
-            Err(SyncError::Netlink(NetlinkError::Stopped)) => Ok(ControlFlow::Break(())),
-            Err(error) if !self.status.borrow().ready && is_hopeless(&error) => Err(error),
-            Err(error) => {
+            Some(SyncError::Netlink(NetlinkError::Stopped)) => Ok(ControlFlow::Break(())),
+            Some(error) if !self.status.borrow().ready && is_hopeless(&error) => Err(error),
+            Some(error) => {
                 self.pace.failed(Instant::now(), blame(&error));
-                self.failed(&error);
+                self.failed(report, &error);
                 Ok(ControlFlow::Continue(()))
             }
         }
     }
 
-    async fn succeeded(&mut self, report: &SyncReport) {
+    fn succeeded(&mut self, report: SyncReport) {
         let first = !self.status.borrow().ready;
         self.failures.recovered();
-        self.publish(report, first);
-        if std::mem::take(&mut self.foreign) {
-            self.observer.repaired_foreign_change(report);
-        }
-        let any_quarantined = self.syncer.planner().quarantined().next().is_some();
-        self.retrial.note(any_quarantined, Instant::now());
-        self.observer.synced(self.syncer, report).await;
+        self.publish(&report, first);
+        let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
+        self.retrial.note(done.quarantined > 0, Instant::now());
+        self.observer.on_sync(&done);
         if !self.pace.is_fight() {
-            self.observer.recovered();
+            self.observer.on_recovery();
         }
     }
 
-    fn failed(&mut self, error: &SyncError) {
+    fn failed(&mut self, report: SyncReport, error: &SyncError) {
         self.failures.log(error, self.pace.next(Instant::now(), false));
-        self.observer.failed(error);
-        self.observer.queued();
+        report.too_large.iter().for_each(log_too_large);
+        self.observer.on_sync(&SyncDone::failed(self.syncer, report, error));
+        self.observer.on_queued();
         let rules_missing = self.foreign || matches!(error, SyncError::Owned { .. });
-        self.observer.troubled(Trouble { reason: format!("the last sync failed: {error}"), rules_missing });
+        self.observer.on_trouble(&Trouble { reason: format!("the last sync failed: {error}"), rules_missing });
         self.status.send_modify(|status| status.failure = Some(error.to_string()));
     }
 
@@ -341,9 +289,13 @@ impl<O: Observer> Loop<'_, O> {
     }
 
     async fn tidy(&mut self) {
-        if let Err(error) = self.syncer.tidy().await {
-            tracing::warn!("chains that nothing uses could not be deleted: {error}");
-        }
+        let why = match self.syncer.tidy().await {
+            Ok(Tidied::Done) => return,
+            Ok(Tidied::Refused(why)) => why,
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("chains that nothing uses could not be deleted, trying again later: {why}");
+        self.observer.on_cleanup_failed();
     }
 }
 
@@ -393,19 +345,14 @@ fn is_hopeless(error: &SyncError) -> bool {
     }
 }
 
-fn log_problem(problem: &Problem) {
-    tracing::warn!("{problem}");
-}
-
-fn log_change(change: &Change) {
-    match change {
-        Change::Apply(object) => tracing::debug!("{} applied", object.reference()),
-        Change::Delete(reference) if reference.kind == Kind::Node => {
-            tracing::warn!("{reference} was deleted; its last known state stays in use");
-        }
-        Change::Delete(reference) => tracing::debug!("{reference} deleted"),
+fn log_change(change: &ObjectChange) {
+    let object = change.object();
+    match (change.is_gone(), object.kind) {
+        (true, Kind::Node) => tracing::warn!("{object} was deleted; its last known state stays in use"),
+        (true, _) => tracing::debug!("{object} deleted"),
         // The source has said why.
-        Change::Keep(_) => {}
+        (false, _) if change.is_kept() => {}
+        (false, _) => tracing::debug!("{object} applied, from {}", change.origin),
     }
 }
 
@@ -428,12 +375,12 @@ fn log_left_out(report: &SyncReport) {
         );
     }
     report.too_large.iter().for_each(log_too_large);
-    for denied in &report.denied {
+    for contested in &report.contested {
         tracing::warn!(
             "Service {}: {} belongs to Service {}, which is older; it goes there",
-            denied.name,
-            describe(denied.claim),
-            denied.holder
+            contested.name,
+            describe(contested.claim),
+            contested.holder
         );
     }
 }
@@ -470,29 +417,4 @@ pub(crate) fn log_too_large(large: &TooLarge) {
         large.family,
         large.elements
     );
-}
-
-/// A frontend in words.
-pub(crate) fn describe(claim: vmap_proxy_compiler::ruleset::service::Claim) -> String {
-    use vmap_proxy_compiler::ruleset::service::Claim;
-    match claim {
-        Claim::Frontend(key) | Claim::NoEndpoint(key) => {
-            format!("{} port {}/{}", key.address, key.port, key.protocol)
-        }
-        Claim::Firewall(key) => {
-            format!("the source ranges of {} port {}/{}", key.address, key.port, key.protocol)
-        }
-        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => format!("node port {}/{}", key.port, key.protocol),
-    }
-}
-
-/// The objects of a change, for those who count them.
-pub fn kinds(changes: &[Change]) -> impl Iterator<Item = Kind> {
-    changes.iter().map(|change| match change {
-        Change::Apply(Object::Service(_)) => Kind::Service,
-        Change::Apply(Object::EndpointSlice(_)) => Kind::EndpointSlice,
-        Change::Apply(Object::Node(_)) => Kind::Node,
-        Change::Apply(Object::ServiceCidr(_)) => Kind::ServiceCidr,
-        Change::Delete(reference) | Change::Keep(reference) => reference.kind,
-    })
 }

@@ -1,6 +1,7 @@
 //! From objects to a complete rule set in one call: what a first sync would
 //! program on a node that holds nothing of ours yet.
 
+use crate::model::checked::CheckedChange;
 use crate::model::convert::Problem;
 use crate::model::{Change, Object, ObjectRef, PerFamily, ProxyConfig, Store};
 use crate::plan::{Planner, TooLarge};
@@ -27,6 +28,18 @@ pub struct Compilation {
 pub fn compile(config: ProxyConfig, objects: impl IntoIterator<Item = Object>) -> Compilation {
     let mut store = Store::new(config.node_name.clone());
     let problems = objects.into_iter().flat_map(|object| store.apply(Change::Apply(object))).collect();
+    compile_all(config, store, problems)
+}
+
+/// [`compile()`] of objects that were [checked](CheckedChange::new) for the node
+/// that `config` names. Their problems are known then, and not in the result.
+pub fn compile_checked(config: ProxyConfig, changes: impl IntoIterator<Item = CheckedChange>) -> Compilation {
+    let mut store = Store::new(config.node_name.clone());
+    changes.into_iter().for_each(|change| store.take(change));
+    compile_all(config, store, Vec::new())
+}
+
+fn compile_all(config: ProxyConfig, mut store: Store, problems: Vec<Problem>) -> Compilation {
     let mut lone_slices: Vec<ObjectRef> = store.lone_slices().collect();
     lone_slices.sort_unstable();
     if store.node().interface_addresses.is_empty() {

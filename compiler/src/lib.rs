@@ -96,4 +96,4 @@ pub mod render;
 pub mod ruleset;
 pub mod select;
 
-pub use compile::{Compilation, compile};
+pub use compile::{Compilation, compile, compile_checked};

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
-use vmap_proxy_compiler::model::objects::{Change, Kind, Object};
+use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
+use vmap_proxy_compiler::model::objects::Kind;
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -67,9 +68,10 @@ impl Running {
             Event::Degraded(line) => self.lines.push(line),
             Event::Changes(changes) => {
                 for change in changes {
-                    match change {
-                        Change::Apply(Object::Service(service)) => self.services.push(service.metadata.name),
-                        Change::Delete(object) if object.kind == Kind::Service => {
+                    let CheckedChange { object, content } = change.checked;
+                    match content {
+                        Content::Service(_) => self.services.push(object.name),
+                        Content::Gone if object.kind == Kind::Service => {
                             self.services.retain(|name| *name != object.name);
                         }
                         _ => {}

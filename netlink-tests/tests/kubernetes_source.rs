@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
-use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
-use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
+use vmap_proxy_agent::source::{Event, Origin};
+use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
+use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -87,7 +88,7 @@ async fn server_with_one_of_each() -> ApiServer {
 /// A running source and what a sync loop would know from it.
 struct Follower {
     events: mpsc::Receiver<Event>,
-    objects: BTreeMap<ObjectRef, Object>,
+    objects: BTreeMap<ObjectRef, Content>,
     /// Objects not seen again since the list of their kind began.
     unseen: BTreeMap<Kind, BTreeSet<ObjectRef>>,
     /// Everything but the changes, as text.
@@ -132,20 +133,17 @@ impl Follower {
             Event::Changes(changes) => {
                 assert!((1..=512).contains(&changes.len()));
                 for change in changes {
-                    match change {
-                        Change::Apply(object) => {
-                            let reference = object.reference();
-                            if let Some(unseen) = self.unseen.get_mut(&reference.kind) {
-                                unseen.remove(&reference);
-                            }
-                            self.objects.insert(reference, object);
-                        }
-                        Change::Delete(reference) => drop(self.objects.remove(&reference)),
-                        Change::Keep(reference) => {
-                            if let Some(unseen) = self.unseen.get_mut(&reference.kind) {
-                                unseen.remove(&reference);
-                            }
-                        }
+                    assert_eq!(change.origin, Origin::ApiServer);
+                    let CheckedChange { object, content } = change.checked;
+                    if content == Content::Gone {
+                        self.objects.remove(&object);
+                        continue;
+                    }
+                    if let Some(unseen) = self.unseen.get_mut(&object.kind) {
+                        unseen.remove(&object);
+                    }
+                    if content != Content::Kept {
+                        self.objects.insert(object, content);
                     }
                 }
             }
@@ -179,9 +177,9 @@ impl Follower {
         self.objects.keys().any(|object| object.name == name)
     }
 
-    fn cluster_ip(&self, name: &str) -> Option<&str> {
+    fn cluster_ip(&self, name: &str) -> Option<String> {
         self.objects.iter().find_map(|(reference, object)| match object {
-            Object::Service(service) if reference.name == name => Some(service.spec.cluster_ip.as_str()),
+            Content::Service(service) if reference.name == name => Some(service.ipv4.as_ref()?.cluster_ip.to_string()),
             _ => None,
         })
     }
@@ -236,7 +234,10 @@ async fn sync_and_follow(streaming: bool) {
     foreign["metadata"]["labels"] = json!({});
     server.apply(foreign.clone());
     follower.until(|follower| follower.has("foreign")).await;
-    assert_eq!((follower.cluster_ip("cart"), follower.cluster_ip("new")), (Some("10.0.0.3"), Some("10.0.0.4")));
+    assert_eq!(
+        (follower.cluster_ip("cart").as_deref(), follower.cluster_ip("new").as_deref()),
+        (Some("10.0.0.3"), Some("10.0.0.4"))
+    );
     server.delete(Resource::Services, "shop", "cart");
     foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     server.apply(foreign);
@@ -424,7 +425,7 @@ async fn a_malformed_event_is_skipped() {
     server.apply(bad);
     server.apply(service("good", "10.0.0.8"));
     follower.until(|follower| follower.has("good") && follower.has("odd")).await;
-    assert_eq!(follower.cluster_ip("cart"), Some("10.0.0.1"));
+    assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
     assert!(!follower.has("bad"));
     assert_eq!(lists(&server, Resource::Services), 1, "the stream goes on");
 }
@@ -443,7 +444,7 @@ async fn what_a_later_list_cannot_read_stays_as_it_was() {
     server.compact();
     server.expire_watches(Resource::Services);
     follower.until(|follower| follower.log.iter().filter(|line| *line == "listed Service").count() == 2).await;
-    assert_eq!(follower.cluster_ip("cart"), Some("10.0.0.1"));
+    assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
 }
 
 #[tokio::test]
@@ -460,10 +461,10 @@ async fn long_lists_come_in_pages() {
         let services = follower.objects.keys().filter(|object| object.kind == Kind::Service).count();
         assert_eq!(services, 1204);
         for (reference, object) in &follower.objects {
-            if let Object::EndpointSlice(object) = object
+            if let Content::EndpointSlice(Some((_, slice))) = object
                 && reference.name.starts_with("big")
             {
-                assert_eq!(object.endpoints.len(), 1000);
+                assert_eq!(slice.endpoints.len(), 1000);
             }
         }
         if !streaming {
@@ -522,7 +523,8 @@ async fn slow_chunks_are_put_together() {
     follower.synced().await;
     assert_eq!(follower.objects.len(), 4);
     server.apply(slice("cart-1", "cart", 7));
-    let seven = |object: &Object| matches!(object, Object::EndpointSlice(slice) if slice.endpoints.len() == 7);
+    let seven =
+        |object: &Content| matches!(object, Content::EndpointSlice(Some((_, slice))) if slice.endpoints.len() == 7);
     follower.until(|follower| follower.objects.values().any(seven)).await;
 }
 

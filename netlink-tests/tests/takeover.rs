@@ -15,7 +15,6 @@ use vmap_proxy_agent::cleanup::cleanup;
 use vmap_proxy_agent::cli::{self, Action, CleanupOptions};
 use vmap_proxy_agent::lab::{Flow, Lab, NetNs, Probe, ProbeResult, Transport};
 use vmap_proxy_agent::netlink::Kernel;
-use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::takeover::{Report, remove_kube_proxy};
 use vmap_proxy_compiler::model::{Change, ProxyConfig};
@@ -131,8 +130,8 @@ impl World {
             })
             .unwrap();
         let objects = BOTH.iter().flat_map(Net::objects);
-        let changes = objects.map(|object| Change::Apply(serde_json::from_value(object).unwrap())).collect();
-        let problems = syncer.take(Event::Changes(changes));
+        let changes = objects.map(|object| Change::Apply(serde_json::from_value(object).unwrap()));
+        let problems = syncer.take_changes(changes);
         assert!(problems.is_empty(), "{problems:?}");
         self.runtime.block_on(syncer.sync()).unwrap();
     }

@@ -3,8 +3,8 @@
 use super::flags::{
     ApiFlags, InertFlags, KernelFlags, LoggingFlags, ProxyFlags, ServerFlags, TimingFlags, TrafficFlags,
 };
-use crate::config::addresses::{HEALTHZ_PORT, METRICS_PORT, with_port};
-use crate::config::kube_proxy_configuration::{ADDRESS_OFF, KubeProxyConfiguration};
+use crate::config::addresses::{ADDRESS_OFF, HEALTHZ_PORT, METRICS_PORT, with_port};
+use crate::config::kube_proxy_configuration::KubeProxyConfiguration;
 use crate::config::{ConfigError, InvalidField, Warning};
 
 /// Sets a field if the flag was given.

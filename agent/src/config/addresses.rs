@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::kube_proxy_configuration::ADDRESS_OFF;
+/// The value of `healthzBindAddress` and `metricsBindAddress` that switches the
+/// server off. In a file the empty string cannot mean that, because kubeadm writes
+/// it for the default.
+pub const ADDRESS_OFF: &str = "0";
 
 /// kube-proxy's port of `/healthz` and `/livez`.
 pub const HEALTHZ_PORT: u16 = 10256;

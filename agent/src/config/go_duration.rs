@@ -1,4 +1,8 @@
 //! Durations as Go writes and reads them: `30s`, `1h30m`, `24h0m0s`.
+//!
+//! `kube_core::Duration` would not do: it prints `90s` where Go prints `1m30s`,
+//! which `/configz` and `--write-config-to` would show, and it parses through a
+//! floating-point number, which loses nanoseconds.
 
 use std::fmt;
 use std::str::FromStr;

@@ -21,12 +21,6 @@ pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// `kind` of the configuration file.
 pub const KIND: &str = "KubeProxyConfiguration";
 
-/// The value of [`KubeProxyConfiguration::healthz_bind_address`] and
-/// [`KubeProxyConfiguration::metrics_bind_address`] that switches the server
-/// off. In a file the empty string cannot mean that, because kubeadm writes it
-/// for the default.
-pub const ADDRESS_OFF: &str = "0";
-
 /// The configuration of the proxy, as in kube-proxy's file.
 ///
 /// [`Default`] gives kube-proxy's defaults; a field that a file leaves out, or
@@ -48,9 +42,9 @@ pub struct KubeProxyConfiguration {
     pub hostname_override: String,
     /// Overrides the node's primary address if it is a specific address.
     pub bind_address: String,
-    /// Address and port of `/healthz` and `/livez`; [`ADDRESS_OFF`]: none.
+    /// Address and port of `/healthz` and `/livez`; [`addresses::ADDRESS_OFF`]: none.
     pub healthz_bind_address: String,
-    /// Address and port of `/metrics`; [`ADDRESS_OFF`]: none.
+    /// Address and port of `/metrics`; [`addresses::ADDRESS_OFF`]: none.
     pub metrics_bind_address: String,
     /// Whether a failure to listen on these addresses ends the process.
     pub bind_address_hard_fail: bool,

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::addresses::listen_address;
+use super::addresses::{ADDRESS_OFF, listen_address};
 use super::go_duration::GoDuration;
-use super::kube_proxy_configuration::{ADDRESS_OFF, KubeProxyConfiguration};
+use super::kube_proxy_configuration::KubeProxyConfiguration;
 use super::{ConfigError, InvalidField};
 
 /// The keyword in `nodePortAddresses` for the node's primary addresses.

@@ -11,11 +11,12 @@ use vmap_proxy_compiler::model::{NodeInfo, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::DemoError;
+use crate::after_sync::NoObserver;
 use crate::lab::{Lab, LabError, patient};
 use crate::netlink::Kernel;
 use crate::source::manifests::ManifestSource;
 use crate::sync::Syncer;
-use crate::sync_loop::{MIN_GAP, NoObserver, Status, SyncLoopOptions, run_sync_loop};
+use crate::sync_loop::{MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 
 /// The project's examples, as files of a directory.
 const EXAMPLES: [(&str, &str); 5] = [
@@ -115,9 +116,9 @@ fn run_agent(directory: PathBuf, status: &watch::Sender<Status>, stopped: onesho
         let mut syncer = Syncer::new(config(), kernel, &Family::ALL);
         syncer.set_interface_addresses(node().interface_addresses);
         let (events, received) = mpsc::channel(64);
-        let source = tokio::spawn(ManifestSource::new(vec![directory]).run(events));
+        let source = tokio::spawn(ManifestSource::new(vec![directory], "node-1").run(events));
         let (_node_events, node_received) = mpsc::channel(1);
-        let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: false };
+        let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP };
         let shutdown = async {
             let _ = stopped.await;
         };

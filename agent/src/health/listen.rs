@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::connection::{Bounded, Connections, most_connections};
-use crate::events::EventSender;
+use crate::k8s_events::Recorder;
 use crate::process;
 
 /// Connections that may wait to be accepted.
@@ -55,7 +55,7 @@ pub struct Listen {
     /// Told the address once it listens, the port filled in if it was 0.
     pub listening: watch::Sender<Option<SocketAddr>>,
     /// Where each failure is told besides the log, if at all.
-    pub events: Option<EventSender>,
+    pub events: Option<Recorder>,
 }
 
 impl Listen {
@@ -67,7 +67,7 @@ impl Listen {
 
     /// Tells failures as kube-proxy's Event about its health server.
     #[must_use]
-    pub fn with_events(self, events: EventSender) -> Self {
+    pub fn with_events(self, events: Recorder) -> Self {
         Self { events: Some(events), ..self }
     }
 

@@ -17,5 +17,5 @@ pub mod zpages;
 mod test_client;
 
 pub use listen::{Listen, ListenError};
-pub use service_servers::{ServiceHealth, ServiceHealthServers, ServiceName};
+pub use service_servers::{ServiceHealth, ServiceHealthServers};
 pub use state::{Clock, HealthState, NodeEligibility};

@@ -16,13 +16,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use vmap_proxy_compiler::model::config::{NodeInfo, ProxyConfig};
+use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::connection::{Bounded, Connections, Peer, most_connections};
 use super::listen::{Stack, listener};
 use super::proxy_server::JSON_HEADERS;
 use super::state::HealthState;
-use crate::events::{self, EventSender};
+use crate::k8s_events::Recorder;
 use crate::process;
 
 /// Descriptors that are left to others: netlink sockets, the API server,
@@ -38,15 +39,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-
-/// A Service, by namespace and name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceName {
-    /// `metadata.namespace`
-    pub namespace: String,
-    /// `metadata.name`
-    pub name: String,
-}
 
 /// What a Service's server listens on and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +81,7 @@ pub struct ServiceHealthServers {
 #[derive(Debug, Clone)]
 struct Shared {
     open: watch::Sender<BTreeSet<SocketAddr>>,
-    events: Option<EventSender>,
+    events: Option<Recorder>,
     /// How many more may listen.
     sockets: Arc<Semaphore>,
     connections: Arc<Connections>,
@@ -180,7 +172,7 @@ impl ServiceHealthServers {
 
     /// Tells the first of a row of failures as kube-proxy's Event about it.
     #[must_use]
-    pub fn with_events(mut self, events: EventSender) -> Self {
+    pub fn with_events(mut self, events: Recorder) -> Self {
         self.shared.events = Some(events);
         self
     }
@@ -196,26 +188,40 @@ impl ServiceHealthServers {
 
     /// The addresses to listen on, see [`listen_addresses`]. Listeners on
     /// addresses that stay are kept.
-    pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
+    pub fn set_addresses(&self, addresses: &[IpAddr]) {
         let mut servers = self.lock();
-        servers.addresses = addresses;
-        self.reconcile(&mut servers);
+        if servers.addresses != addresses {
+            servers.addresses = addresses.to_vec();
+            let all: Vec<ServiceName> = servers.running.keys().cloned().collect();
+            self.reconcile(&mut servers, &all);
+        }
     }
 
     /// All Services that have a server; those left out are closed. Listeners
     /// whose port stays are kept, and answer by the new counts.
     pub fn set(&self, services: BTreeMap<ServiceName, ServiceHealth>) {
         let mut servers = self.lock();
-        servers.running.retain(|name, running| {
-            let keep = services.contains_key(name);
-            if !keep {
-                // Connections that are still open say so too.
-                running.answer.set(None, None);
-            }
-            keep
-        });
+        let mut changes: BTreeMap<_, _> = servers.running.keys().map(|name| (name.clone(), None)).collect();
+        changes.extend(services.into_iter().map(|(name, service)| (name, Some(service))));
+        self.apply(&mut servers, &changes);
+    }
+
+    /// What became of some Services; `None`: it has no server any more. All others
+    /// stay as they are, and cost nothing.
+    pub fn change(&self, services: &BTreeMap<ServiceName, Option<ServiceHealth>>) {
+        self.apply(&mut self.lock(), services);
+    }
+
+    fn apply(&self, servers: &mut Servers, services: &BTreeMap<ServiceName, Option<ServiceHealth>>) {
         for (name, service) in services {
-            let running = servers.running.entry(name).or_insert_with_key(|name| Running {
+            let Some(service) = *service else {
+                if let Some(running) = servers.running.remove(name) {
+                    // Connections that are still open get the new answer, too.
+                    running.answer.set(None, None);
+                }
+                continue;
+            };
+            let running = servers.running.entry(name.clone()).or_insert_with_key(|name| Running {
                 health: service,
                 answer: Arc::new(Answer::new(name.clone(), self.health.clone())),
                 listeners: HashMap::new(),
@@ -223,16 +229,19 @@ impl ServiceHealthServers {
             running.health = service;
             running.answer.set(service.local_ipv4, service.local_ipv6);
         }
-        self.reconcile(&mut servers);
+        self.reconcile(servers, services.keys());
     }
 
-    fn reconcile(&self, servers: &mut Servers) {
-        for running in servers.running.values_mut() {
-            let wanted = places(&servers.addresses, &running.health);
-            running.listeners.retain(|place, _| wanted.contains(place));
+    fn reconcile<'a>(&self, servers: &mut Servers, names: impl IntoIterator<Item = &'a ServiceName> + Clone) {
+        for name in names.clone() {
+            if let Some(running) = servers.running.get_mut(name) {
+                let wanted = places(&servers.addresses, &running.health);
+                running.listeners.retain(|place, _| wanted.contains(place));
+            }
         }
         // Only now, so that a port can change hands.
-        for running in servers.running.values_mut() {
+        for name in names {
+            let Some(running) = servers.running.get_mut(name) else { continue };
             for place in places(&servers.addresses, &running.health) {
                 running.listeners.entry(place).or_insert_with(|| {
                     Listener(self.runtime.spawn(listen(place, running.answer.clone(), self.shared.clone())))
@@ -269,10 +278,9 @@ async fn listen(place: Place, answer: Arc<Answer>, shared: Shared) {
     let Place { address, stack } = place;
     if shared.sockets.available_permits() == 0 {
         tracing::warn!(
-            "the health check of Service {}/{} does not listen on {address} yet: too many others do for {} open files; \
+            "the health check of Service {} does not listen on {address} yet: too many others do for {} open files; \
              raise the limit (LimitNOFILE, ulimit -n)",
-            answer.service.namespace,
-            answer.service.name,
+            answer.service,
             process::descriptor_limit()
         );
     }
@@ -294,13 +302,11 @@ async fn listen(place: Place, answer: Arc<Answer>, shared: Shared) {
             Err(error) => error,
         };
         tracing::warn!(
-            "the health check of Service {}/{} cannot listen on {address}: {error}; next attempt in {pause:?}",
-            answer.service.namespace,
-            answer.service.name
+            "the health check of Service {} cannot listen on {address}: {error}; next attempt in {pause:?}",
+            answer.service
         );
         if let Some(events) = shared.events.as_ref().filter(|_| pause == FIRST_RETRY) {
-            let service = events::Service { namespace: &answer.service.namespace, name: &answer.service.name };
-            events.service_health_server_failed(service, &format!("cannot listen on {address}: {error}"));
+            events.service_health_server_failed(&answer.service, &format!("cannot listen on {address}: {error}"));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_RETRY);
@@ -324,7 +330,7 @@ async fn reply(State(answer): State<Arc<Answer>>, ConnectInfo(Peer(peer)): Conne
 /// Laid out as kube-proxy does it.
 fn body(service: &ServiceName, local_endpoints: usize, healthy: bool) -> String {
     // Quoted and escaped: with manifests nobody has checked the names.
-    let [namespace, name] = [&service.namespace, &service.name].map(|text| serde_json::Value::from(text.as_str()));
+    let [namespace, name] = [service.namespace(), service.name()].map(serde_json::Value::from);
     format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace},\n\t\t\"name\": {name}\n\t}},\n\
          \t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
@@ -373,7 +379,7 @@ mod tests {
             let clock = HandClock::default();
             let health = HealthState::new(clock.clock(), Duration::from_secs(60));
             let servers = ServiceHealthServers::new(health.clone());
-            servers.set_addresses(vec![LOCALHOST]);
+            servers.set_addresses(&[LOCALHOST]);
             Self { clock, health, servers }
         }
 
@@ -388,7 +394,7 @@ mod tests {
     }
 
     fn named(name: &str) -> ServiceName {
-        ServiceName { namespace: "default".to_owned(), name: name.to_owned() }
+        ServiceName::new("default", name)
     }
 
     fn health(port: u16, local_ipv4: usize) -> ServiceHealth {
@@ -419,7 +425,7 @@ mod tests {
                 return;
             }
             let (node, port) = (Node::new(), free_port());
-            node.servers.set_addresses(vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]);
+            node.servers.set_addresses(&[Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]);
             let dual = ServiceHealth { port, local_ipv4: Some(2), local_ipv6: Some(0) };
             node.servers.set([(named("web"), dual)].into());
             let place = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
@@ -431,7 +437,7 @@ mod tests {
 
     #[test]
     fn names_are_escaped() {
-        let name = ServiceName { namespace: "a\"b".to_owned(), name: "c\nd".to_owned() };
+        let name = ServiceName::new("a\"b", "c\nd");
         let body: serde_json::Value = serde_json::from_str(&body(&name, 1, true)).unwrap();
         assert_eq!(
             (body["service"]["namespace"].as_str(), body["service"]["name"].as_str()),
@@ -517,6 +523,20 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_one_service_leaves_the_others_alone() {
+        run(async {
+            let (node, kept, old, new) = (Node::new(), free_port(), free_port(), free_port());
+            node.set(&[("kept", kept, 1), ("moved", old, 1)]);
+            node.wait_open(&[kept, old]).await;
+            node.servers.change(&[(named("moved"), Some(health(new, 2))), (named("unknown"), None)].into());
+            node.wait_open(&[kept, new]).await;
+            assert!(get(SocketAddr::new(LOCALHOST, kept), "/").await.body.contains("\"localEndpoints\": 1"));
+            node.servers.change(&[(named("moved"), None)].into());
+            node.wait_open(&[kept]).await;
+        });
+    }
+
+    #[test]
     fn a_port_can_change_hands() {
         run(async {
             let (node, port) = (Node::new(), free_port());
@@ -552,7 +572,7 @@ mod tests {
             let (node, port) = (Node::new(), free_port());
             node.set(&[("web", port, 1)]);
             node.wait_open(&[port]).await;
-            node.servers.set_addresses(Vec::new());
+            node.servers.set_addresses(&[]);
             node.wait_open(&[]).await;
         });
     }

@@ -11,7 +11,7 @@ use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 
 use crate::version::GIT_VERSION;
 

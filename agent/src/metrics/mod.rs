@@ -294,12 +294,12 @@ impl Metrics {
         let registry = all.sub_registry_with_prefix("vmap_proxy");
         registry.register(
             "commit_duration_seconds",
-            "Time from handing a transaction to the kernel to its answer",
+            "Time of a transaction: encoding, the kernel, and its answer",
             self.commit_duration.clone(),
         );
         registry.register(
             "commit_lock_hold_seconds",
-            "Time a transaction kept other nftables writers waiting",
+            "Time a transaction kept other nftables writers waiting, at most: its system call",
             self.lock_hold.clone(),
         );
         registry.register(

@@ -80,6 +80,9 @@ pub struct CommitReport {
     pub duration: Duration,
     /// Of that, what encoding took.
     pub encoding: Duration,
+    /// Of that, the system call in which the kernel works on the batch. It keeps
+    /// other writers of nftables waiting for no longer.
+    pub in_kernel: Duration,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -91,6 +94,8 @@ impl std::fmt::Debug for Kernel {
 /// What the kernel said to a batch.
 #[derive(Debug, Default)]
 struct BatchAnswers {
+    /// How long the system call took in which the kernel works on the batch.
+    in_kernel: Duration,
     /// Sequence number and answer of what was refused, in the order received.
     refused: Vec<(u32, Answer)>,
     /// Sequence numbers of what was acknowledged.
@@ -261,17 +266,18 @@ impl Kernel {
             return Err(CommitError::Refused { failures });
         }
         if operations.is_empty() {
-            let encoding = Duration::ZERO;
-            return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding });
+            let (encoding, in_kernel) = (Duration::ZERO, Duration::ZERO);
+            return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding, in_kernel });
         }
         let begun = Instant::now();
         self.batch.encode(operations, self.destroy, || self.socket.next_seq());
         let encoding = begun.elapsed();
         let bytes = self.batch.writer.bytes().len();
         let answers = self.exchange()?;
+        let in_kernel = answers.in_kernel;
         self.judge(operations, answers)?;
         let messages = self.batch.messages.len();
-        Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding })
+        Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding, in_kernel })
     }
 
     /// Sends the batch and collects the answers. nfnetlink has queued them all
@@ -283,9 +289,10 @@ impl Kernel {
         }
         self.stop.check()?;
         self.drain()?;
+        let begun = Instant::now();
         self.send_now(self.batch.writer.bytes())?;
+        let mut answers = BatchAnswers { in_kernel: begun.elapsed(), ..BatchAnswers::default() };
         let sequences = self.batch.begin_sequence..=self.batch.messages.last().map_or(0, |message| message.sequence);
-        let mut answers = BatchAnswers::default();
         while let Some(length) = self.receive_now()? {
             for message in Messages(&self.received[..length]) {
                 if message.kind != NLMSG_ERROR || !sequences.contains(&message.sequence) {

@@ -2,9 +2,7 @@
 //! together: a source, the sync loop, and what watches them.
 
 mod connections;
-mod flows;
 mod node;
-mod observer;
 mod own_node;
 mod sync_thread;
 mod take_over;
@@ -18,13 +16,20 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use vmap_proxy_compiler::ruleset::Family;
 
+use crate::after_sync::Observers;
+use crate::after_sync::events::ServiceEvents;
+use crate::after_sync::flows::FlowCleaner;
+use crate::after_sync::health::SyncHealth;
+use crate::after_sync::health_checks::ServiceHealthChecks;
+use crate::after_sync::metrics::SyncMetrics;
 use crate::cli::{RunOptions, Source};
-use crate::events::{self, EventSender, Notice};
 use crate::files::read::patiently;
 use crate::health::listen::{Listen, ListenError};
+use crate::health::service_servers::ServiceHealthServers;
 use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server, zpages};
 use crate::instance::{self, InstanceError};
+use crate::k8s_events::{self, Notice, Recorder};
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
@@ -35,7 +40,6 @@ use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::SyncError;
 use crate::sync_loop::{Status, SyncLoopOptions};
 use crate::sysctl::{SysctlError, Sysctls};
-use observer::NodeObserver;
 pub use own_node::NodeError;
 use own_node::NodeSource;
 use sync_thread::{SyncThread, Work};
@@ -120,10 +124,9 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         // Without a cluster nothing says that the node is not eligible.
         health.set_node(NodeEligibility::Eligible);
     }
-    let (notify, notices) = events::channel(&options.proxy.node_name);
-    notify.starting();
-    let started = SystemTime::now();
-    let observer = NodeObserver::new(metrics.clone(), health.clone(), &families, started, notify.clone());
+    let (recorder, notices) = k8s_events::channel(&options.proxy.node_name);
+    recorder.starting();
+    let observers = observers(&metrics, &health, &families, &recorder);
 
     let (events, listed) = mpsc::channel(EVENT_QUEUE);
     let (passed, received) = mpsc::channel(EVENT_QUEUE);
@@ -131,19 +134,18 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         Source::Manifests(_) => NodeSource::Manifests,
         Source::Kubernetes { .. } => NodeSource::Cluster,
     };
-    let (node_events, node_received) = mpsc::channel(EVENT_QUEUE);
+    let (changed_addresses, changes_of_addresses) = mpsc::channel(EVENT_QUEUE);
     let (status, watched) = watch::channel(Status::default());
-    let log_problems = matches!(options.source, Source::Kubernetes { .. });
     let metrics_of_source = metrics.clone();
-    let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period, log_problems };
+    let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         families,
         addresses: own_addresses,
         events: received,
-        node_events: node_received,
+        changes_of_addresses,
         status,
-        observer,
+        observers,
         options: follow_options,
     })
     .await?;
@@ -154,10 +156,10 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         failed = own_node::watch(&options.proxy, node_source, own_node::PATIENCE, listed, passed) => {
             failed.map(|never| match never {}).map_err(Error::from)
         }
-        failed = serve_health(&options, health, metrics.clone(), notify) => failed.map(|never| match never {}),
+        failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
         failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
-        () = node::watch(addresses, node_events) => Ok(()),
+        () = node::watch(addresses, changed_addresses) => Ok(()),
         () = hangups => Ok(()),
         () = logging::limit::report() => Ok(()),
         changed = configuration_changed(&options) => Err(changed),
@@ -166,6 +168,19 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     outcome.and(ended)?;
     tracing::info!("stopped; the rules stay in place (vmap-proxy cleanup removes them)");
     Ok(())
+}
+
+/// Everything that follows from a sync beside the rules. Called where the health
+/// check servers of Services are to run.
+fn observers(metrics: &Metrics, health: &HealthState, families: &[Family], recorder: &Recorder) -> Observers {
+    let servers = ServiceHealthServers::new(health.clone()).with_events(recorder.clone());
+    vec![
+        Box::new(SyncMetrics::new(metrics.clone(), families, SystemTime::now())),
+        Box::new(SyncHealth::new(health.clone(), families)),
+        Box::new(ServiceHealthChecks::new(servers)),
+        Box::new(FlowCleaner::new(metrics.clone(), families)),
+        Box::new(ServiceEvents::new(recorder.clone())),
+    ]
 }
 
 /// Sets what kube-proxy sets on a node of its cluster. With manifests nothing
@@ -189,7 +204,7 @@ async fn run_source(
     match &options.source {
         Source::Manifests(paths) => {
             drop(notices);
-            ManifestSource::new(paths.clone()).run(events).await?;
+            ManifestSource::new(paths.clone(), &options.proxy.node_name).run(events).await?;
         }
         Source::Kubernetes { kubeconfig, master } => {
             let source = KubernetesSource::connect(KubernetesOptions {
@@ -200,7 +215,7 @@ async fn run_source(
                 metrics: metrics.clone(),
             });
             let source = source.await?;
-            let post = events::post(source.client(), &options.proxy.node_name, notices);
+            let post = k8s_events::post(source.client(), &options.proxy.node_name, notices);
             tokio::join!(source.run(events), post);
         }
     }
@@ -220,11 +235,11 @@ async fn serve_health(
     options: &RunOptions,
     health: HealthState,
     metrics: Metrics,
-    notify: EventSender,
+    recorder: Recorder,
 ) -> Result<Infallible, Error> {
     let Some(address) = options.healthz_address else { return std::future::pending().await };
     let listen = Listen::new("health", "healthzBindAddress", address, options.bind_address_hard_fail);
-    let listen = listen.with_events(notify);
+    let listen = listen.with_events(recorder);
     Ok(listen.serve(proxy_server::router(health, metrics)).await?)
 }
 

@@ -1,18 +1,19 @@
 //! Addresses of the node come and go.
 
+use std::net::IpAddr;
+
 use tokio::sync::mpsc;
 
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
-use crate::sync_loop::NodeEvent;
 
 /// Reports until nobody listens any more. A watch that fails is given up with
 /// a warning: the proxy works without it.
-pub(super) async fn watch(addresses: AddressWatcher, events: mpsc::Sender<NodeEvent>) {
+pub(super) async fn watch(addresses: AddressWatcher, events: mpsc::Sender<Vec<IpAddr>>) {
     watch_addresses(addresses, &events).await;
     std::future::pending().await
 }
 
-async fn watch_addresses(mut watcher: AddressWatcher, events: &mpsc::Sender<NodeEvent>) {
+async fn watch_addresses(mut watcher: AddressWatcher, events: &mpsc::Sender<Vec<IpAddr>>) {
     loop {
         let listed: Result<_, NetlinkError> = async {
             watcher.changed().await?;
@@ -21,7 +22,7 @@ async fn watch_addresses(mut watcher: AddressWatcher, events: &mpsc::Sender<Node
         .await;
         match listed {
             Ok(addresses) => {
-                if events.send(NodeEvent::Addresses(addresses)).await.is_err() {
+                if events.send(addresses).await.is_err() {
                     return;
                 }
             }

@@ -15,13 +15,14 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
 use vmap_proxy_compiler::model::config::DetectLocal;
-use vmap_proxy_compiler::model::objects::{Kind, NodeAddress, NodeObject, ObjectMeta};
-use vmap_proxy_compiler::model::{Change, NodeInfo, Object, ProxyConfig, convert};
+use vmap_proxy_compiler::model::objects::Kind;
+use vmap_proxy_compiler::model::{NodeInfo, ObjectRef, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 
 use crate::netlink::{AddressWatcher, NetlinkError, default_addresses};
-use crate::source::Event;
+use crate::source::{Event, NodeMarks, ObjectChange, Origin};
 
 /// How long the first sync waits for the Node.
 #[derive(Debug, Clone, Copy)]
@@ -212,23 +213,17 @@ impl<'a> OwnNode<'a> {
     /// Takes what an event tells of this Node.
     fn observe(&mut self, event: &Event) {
         let Event::Changes(changes) = event else { return };
-        for change in changes {
-            match change {
-                Change::Apply(Object::Node(node)) if node.metadata.name == self.name() => {
-                    let before = self.lack();
-                    // What in it can't be used, the sync loop logs.
-                    self.told = Some(convert::node(node, Vec::new()).0);
-                    if self.phase == Phase::Started {
-                        self.log_change(before);
-                    }
+        let own = (Kind::Node, self.config.node_name.as_str());
+        for change in changes.iter().filter(|change| (change.object().kind, change.object().name.as_str()) == own) {
+            if let Some(node) = change.node() {
+                let before = self.lack();
+                self.told = Some(node.clone());
+                if self.phase == Phase::Started {
+                    self.log_change(before);
                 }
+            } else if change.is_gone() && self.phase != Phase::Started {
                 // Later, the last known state stays in use, as in kube-proxy.
-                Change::Delete(gone)
-                    if gone.kind == Kind::Node && gone.name == self.name() && self.phase != Phase::Started =>
-                {
-                    self.told = None;
-                }
-                _ => {}
+                self.told = None;
             }
         }
     }
@@ -376,14 +371,14 @@ impl<'a> OwnNode<'a> {
                 listed(&addresses)
             );
         }
-        let address =
-            |address: IpAddr| NodeAddress { address_type: "InternalIP".to_owned(), address: address.to_string() };
-        let mut node = NodeObject {
-            metadata: ObjectMeta { name: name.to_owned(), ..ObjectMeta::default() },
-            ..NodeObject::default()
-        };
-        node.status.addresses = addresses.into_iter().map(address).collect();
-        Event::Changes(vec![Change::Apply(Object::Node(node))])
+        let object = ObjectRef { kind: Kind::Node, namespace: String::new(), name: name.to_owned() };
+        let node = NodeInfo { addresses, ..NodeInfo::default() };
+        Event::Changes(vec![ObjectChange {
+            checked: CheckedChange { object, content: Content::Node(node) },
+            origin: Origin::Agent,
+            triggered: None,
+            node_marks: Some(NodeMarks::default()),
+        }])
     }
 
     /// Manifests are not waited for: a line is all there is.
@@ -411,6 +406,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
     use serde_json::json;
+    use vmap_proxy_compiler::model::{Change, Object};
 
     use super::*;
 
@@ -430,8 +426,9 @@ mod tests {
             let node = json!({
                 "metadata": {"name": "kestrel"}, "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses},
             });
-            let node = Object::Node(serde_json::from_value(node).unwrap());
-            self.events.send(Event::Changes(vec![Change::Apply(node)])).await.unwrap();
+            let node = Change::Apply(Object::Node(serde_json::from_value(node).unwrap()));
+            let (change, _) = ObjectChange::read(&node, "kestrel", Origin::ApiServer);
+            self.events.send(Event::Changes(vec![change])).await.unwrap();
         }
 
         async fn is_passed(&mut self, wanted: fn(&Event) -> bool) {

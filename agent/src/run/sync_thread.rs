@@ -11,11 +11,11 @@ use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::Error;
-use super::observer::NodeObserver;
+use crate::after_sync::Observers;
 use crate::netlink::{Kernel, StopFlag};
 use crate::source::Event;
 use crate::sync::Syncer;
-use crate::sync_loop::{NodeEvent, Status, SyncLoopOptions, run_sync_loop};
+use crate::sync_loop::{Status, SyncLoopOptions, run_sync_loop};
 
 /// How long the thread may take to end. It does so behind the commit that it is
 /// in, which takes 50 ms, or longer on a machine under load.
@@ -27,9 +27,9 @@ pub(super) struct Work {
     pub(super) families: Vec<Family>,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) node_events: mpsc::Receiver<NodeEvent>,
+    pub(super) changes_of_addresses: mpsc::Receiver<Vec<IpAddr>>,
     pub(super) status: watch::Sender<Status>,
-    pub(super) observer: NodeObserver,
+    pub(super) observers: Observers,
     pub(super) options: SyncLoopOptions,
 }
 
@@ -51,7 +51,7 @@ impl SyncThread {
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new().name("sync".to_owned());
         thread.spawn(move || {
-            // NoObserver waits any more if this fails.
+            // Nobody waits any more if this fails.
             let _ = end.send(run(work, opened, asked));
         })?;
         match open.await {
@@ -83,7 +83,7 @@ impl SyncThread {
 fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<()>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Work { config, families, addresses, events, node_events, status, mut observer, options } = work;
+        let Work { config, families, addresses, events, changes_of_addresses, status, mut observers, options } = work;
         let mut syncer = Syncer::new(config, Kernel::open()?, &families);
         syncer.set_interface_addresses(addresses);
         // Whoever started this waits for it.
@@ -91,7 +91,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         let shutdown = async {
             let _ = asked.await;
         };
-        run_sync_loop(&mut syncer, events, node_events, &status, &mut observer, &options, shutdown).await?;
+        run_sync_loop(&mut syncer, events, changes_of_addresses, &status, &mut observers, &options, shutdown).await?;
         Ok(())
     })
 }

@@ -126,14 +126,11 @@ impl KubernetesSource {
     /// [`Event::Degraded`] and tried again.
     pub async fn run(self, events: EventSender) {
         let mut reflectors = Vec::new();
-        let (timing, metrics) = (&self.options.timing, &self.options.metrics);
         let mut firsts = Vec::new();
         for resource in Resource::all(&self.options.node_name) {
             let (listed, first) = oneshot::channel();
             firsts.push(wait_for_first(first, resource.patience(&self.options.timing)));
-            let reflector =
-                Reflector::new(self.client.clone(), resource, events.clone(), timing.clone(), metrics.clone(), listed);
-            reflectors.push(reflector.run());
+            reflectors.push(Reflector::new(&self, resource, events.clone(), listed).run());
         }
         let synced = async {
             join_all(firsts).await;

@@ -15,12 +15,11 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use tokio::task::{JoinError, spawn_blocking};
-use tracing::{info, warn};
-use vmap_proxy_compiler::model::objects::{Change, Kind, Object, ObjectRef};
+use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 
-use self::catalog::{Catalog, Report};
+use self::catalog::{Catalog, Findings};
 use self::watch::{FileWatcher, Places};
-use super::{Event, EventSender};
+use super::{Event, EventSender, ObjectChange};
 use crate::files::backoff::Backoff;
 use crate::files::read::ReadError;
 
@@ -43,6 +42,7 @@ const KINDS: [Kind; 4] = [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::En
 #[derive(Debug)]
 pub struct ManifestSource {
     paths: Vec<PathBuf>,
+    node_name: String,
 }
 
 /// Why manifests can't be read at all. Single documents that can't be used are
@@ -158,9 +158,10 @@ impl ManifestProblem {
 }
 
 impl ManifestSource {
-    /// Reads `paths` in this order; nothing happens yet.
-    pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths }
+    /// Reads `paths` in this order, for the node of this name; nothing happens
+    /// yet.
+    pub fn new(paths: Vec<PathBuf>, node_name: &str) -> Self {
+        Self { paths, node_name: node_name.to_owned() }
     }
 
     /// Reads everything once: what is valid, each object once in path order,
@@ -168,17 +169,21 @@ impl ManifestSource {
     ///
     /// # Errors
     /// [`SourceError::UnreadablePath`] if one of the paths can't be read.
-    pub fn read_once(&self) -> Result<(Vec<Object>, Vec<ManifestProblem>), SourceError> {
-        let mut objects: Vec<Object> = Vec::new();
+    pub fn read_once(&self) -> Result<(Vec<ObjectChange>, Vec<ManifestProblem>), SourceError> {
+        let mut changes: Vec<ObjectChange> = Vec::new();
         let mut places: HashMap<ObjectRef, usize> = HashMap::new();
-        let report = Catalog::new(self.paths.clone()).load(|object| {
-            let place = *places.entry(object.reference()).or_insert(objects.len());
-            match objects.get_mut(place) {
-                Some(earlier) => *earlier = object,
-                None => objects.push(object),
+        let findings = self.catalog().load(|change| {
+            let place = *places.entry(change.object().clone()).or_insert(changes.len());
+            match changes.get_mut(place) {
+                Some(earlier) => *earlier = change,
+                None => changes.push(change),
             }
         })?;
-        Ok((objects, report.problems))
+        Ok((changes, findings.problems))
+    }
+
+    fn catalog(&self) -> Catalog {
+        Catalog::new(self.paths.clone(), &self.node_name)
     }
 
     /// Sends what the manifests say, then [`Event::Synced`], then every
@@ -194,8 +199,7 @@ impl ManifestSource {
         for kind in KINDS {
             let _ = events.send(Event::ListStarted(kind)).await;
         }
-        let mut follower =
-            Follower { catalog: Catalog::new(self.paths), events, retry: false, backoff: Backoff::default() };
+        let mut follower = Follower { catalog: self.catalog(), events, retry: false, backoff: Backoff::default() };
         follower.load().await?;
         for kind in KINDS {
             let _ = follower.events.send(Event::ListCompleted(kind)).await;
@@ -239,7 +243,7 @@ impl Watcher {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_refused, true) {
-                    warn!(
+                    tracing::warn!(
                         "can't watch manifests for changes: {error}; raise fs.inotify.max_user_instances and \
                          fs.inotify.max_user_watches. They are read again from time to time until it can"
                     );
@@ -265,7 +269,7 @@ impl Follower {
     /// be deleted from the kernel after a restart.
     async fn load(&mut self) -> Result<(), SourceError> {
         for attempt in 1.. {
-            match load(std::mem::replace(&mut self.catalog, Catalog::new(Vec::new())), self.events.clone()).await? {
+            match load(std::mem::take(&mut self.catalog), self.events.clone()).await? {
                 (catalog, Ok(retry)) => {
                     (self.catalog, self.retry) = (catalog, retry);
                     break;
@@ -274,7 +278,7 @@ impl Follower {
                     if source.is_transient() && attempt < START_ATTEMPTS =>
                 {
                     self.catalog = catalog;
-                    warn!("can't read manifests at {} yet: {source}; trying again", path.display());
+                    tracing::warn!("can't read manifests at {} yet: {source}; trying again", path.display());
                     tokio::time::sleep(self.backoff.next_wait()).await;
                 }
                 (_, Err(error)) => return Err(error),
@@ -305,16 +309,16 @@ impl Follower {
 
     /// Reads what is new and hands it on. Returns whether anybody listens.
     async fn rescan(&mut self) -> Result<bool, SourceError> {
-        let mut catalog = std::mem::replace(&mut self.catalog, Catalog::new(Vec::new()));
-        let (catalog, changes, report) = spawn_blocking(move || {
-            let (changes, report) = catalog.rescan();
-            (catalog, changes, report)
+        let mut catalog = std::mem::take(&mut self.catalog);
+        let (catalog, changes, findings) = spawn_blocking(move || {
+            let (changes, findings) = catalog.rescan();
+            (catalog, changes, findings)
         })
         .await?;
         self.catalog = catalog;
-        self.retry = report.retry;
-        log(&report);
-        for lost in report.lost {
+        self.retry = findings.retry;
+        log(&findings);
+        for lost in findings.lost {
             let _ = self.events.send(Event::Degraded(lost)).await;
         }
         Ok(changes.is_empty() || self.events.send(Event::Changes(changes)).await.is_ok())
@@ -327,8 +331,8 @@ async fn load(mut catalog: Catalog, events: EventSender) -> Result<(Catalog, Res
     Ok(spawn_blocking(move || {
         let mut batch = Vec::with_capacity(BATCH);
         let mut count = 0_usize;
-        let loaded = catalog.load(|object| {
-            batch.push(Change::Apply(object));
+        let loaded = catalog.load(|change| {
+            batch.push(change);
             count += 1;
             if batch.len() == BATCH {
                 let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
@@ -338,21 +342,21 @@ async fn load(mut catalog: Catalog, events: EventSender) -> Result<(Catalog, Res
         if !batch.is_empty() {
             let _ = events.blocking_send(Event::Changes(batch));
         }
-        let loaded = loaded.map(|report| {
-            log(&report);
-            for lost in report.lost {
+        let loaded = loaded.map(|findings| {
+            log(&findings);
+            for lost in findings.lost {
                 let _ = events.blocking_send(Event::Degraded(lost));
             }
-            info!(files = catalog.files().len(), objects = count, "manifests read");
-            report.retry
+            tracing::info!(files = catalog.files().len(), objects = count, "manifests read");
+            findings.retry
         });
         (catalog, loaded)
     })
     .await?)
 }
 
-fn log(report: &Report) {
-    for problem in &report.problems {
-        warn!("{problem}");
+fn log(findings: &Findings) {
+    for problem in &findings.problems {
+        tracing::warn!("{problem}");
     }
 }

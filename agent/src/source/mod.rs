@@ -1,14 +1,20 @@
-//! One stream of typed changes, whichever the source: manifests on disk or the
+//! One stream of checked changes, whichever the source: manifests on disk or the
 //! Kubernetes API.
+//!
+//! A source reads each object once, logs what in it can't be used, and hands on an
+//! [`ObjectChange`]; nobody else sees the object.
 
+mod change;
 pub mod kubernetes;
 pub mod manifests;
 mod typed;
 
 use tokio::sync::mpsc;
-use vmap_proxy_compiler::model::objects::{Change, Kind};
+use vmap_proxy_compiler::model::objects::Kind;
 
-/// What a source tells the sync loop, in order.
+pub use change::{NodeMarks, ObjectChange, Origin};
+
+/// What a source reports to the sync loop, in order.
 #[derive(Debug)]
 pub enum Event {
     /// A complete list of one kind begins: what is not applied between this and
@@ -19,7 +25,7 @@ pub enum Event {
     ListCompleted(Kind),
     /// Objects added, changed or gone. What arrives together is meant to be
     /// programmed together.
-    Changes(Vec<Change>),
+    Changes(Vec<ObjectChange>),
     /// Every kind that the source follows has been listed once: the rule set
     /// may be programmed. Sent exactly once.
     Synced,

@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::types::ServiceName;
-use vmap_proxy_compiler::model::{PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::plan::{Action, Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
@@ -101,6 +102,32 @@ pub struct Syncer {
     untold: HashMap<ServiceName, Programmed>,
 }
 
+/// How a sync went: what was done, also if it failed.
+#[derive(Debug)]
+pub struct Attempt {
+    /// What was committed, and what was left out.
+    pub report: SyncReport,
+    /// Why it failed, if it did.
+    pub failure: Option<SyncError>,
+}
+
+/// How the deletion of unused chains went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tidied {
+    /// They are gone.
+    Done,
+    /// The kernel refused, with this answer: before 6.2 it may still hold on to
+    /// a chain. The next sync compares and repairs.
+    Refused(String),
+}
+
+impl Tidied {
+    /// Whether the kernel refused.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
 /// What is programmed for a Service.
 type Programmed = PerFamily<Option<CompiledService>>;
 
@@ -154,17 +181,24 @@ impl Syncer {
     }
 
     /// Takes an event of a source into the store; programs nothing yet.
-    /// Returns what in it can't be used.
-    pub fn take(&mut self, event: Event) -> Vec<Problem> {
+    pub fn take(&mut self, event: Event) {
         match event {
             Event::ListStarted(kind) => self.store.begin_list(kind),
             Event::ListCompleted(kind) => self.store.end_list(kind),
-            Event::Changes(changes) => {
-                return changes.into_iter().flat_map(|change| self.store.apply(change)).collect();
-            }
+            Event::Changes(changes) => changes.into_iter().for_each(|change| self.store.take(change.checked)),
             Event::Synced | Event::Degraded(_) => {}
         }
-        Vec::new()
+    }
+
+    /// Takes changes of objects that no source has read; programs nothing yet.
+    /// Returns what in them can't be used.
+    pub fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Problem> {
+        changes.into_iter().flat_map(|change| self.store.apply(change)).collect()
+    }
+
+    /// The families that the node has.
+    pub fn families(&self) -> Vec<Family> {
+        Family::ALL.into_iter().filter(|family| self.enabled[*family]).collect()
     }
 
     /// Whether something waits to be programmed.
@@ -179,6 +213,12 @@ impl Syncer {
     /// If the kernel can't be spoken to, or refuses what all Services share.
     /// The next call then reads the kernel again.
     pub async fn sync(&mut self) -> Result<SyncReport, SyncError> {
+        let Attempt { report, failure } = self.attempt().await;
+        failure.map_or(Ok(report), Err)
+    }
+
+    /// [`Self::sync`], and what was done of it if it fails.
+    pub async fn attempt(&mut self) -> Attempt {
         let begun = Instant::now();
         let mut report = SyncReport::default();
         self.see_foreign_changes();
@@ -188,10 +228,14 @@ impl Syncer {
         } else {
             self.repair(&mut report).await
         };
-        self.damaged |= outcome.is_err();
+        if outcome.is_err() {
+            self.damaged = true;
+            // To be reported by the sync that succeeds.
+            self.remember_untold(std::mem::take(&mut report.changed).into_iter());
+        }
         report.too_large = self.planner.take_too_large();
         report.duration = begun.elapsed();
-        outcome.map(|()| report)
+        Attempt { report, failure: outcome.err() }
     }
 
     /// The kernel may not hold what is believed: the next sync looks.
@@ -219,7 +263,9 @@ impl Syncer {
             self.program(plan, report).await?;
         }
         if self.idle_chains() > MAX_IDLE_CHAINS {
-            self.tidy().await?;
+            let tidied = self.tidy().await;
+            report.cleanup_failed = tidied.as_ref().map_or(true, Tidied::is_refused);
+            tidied?;
         }
         Ok(())
     }
@@ -227,7 +273,7 @@ impl Syncer {
     /// Commits a plan. If the kernel refuses it, everything is compared and
     /// repaired, and nothing is left to be planned.
     async fn program(&mut self, mut plan: Plan, report: &mut SyncReport) -> Result<(), SyncError> {
-        report.denied.append(&mut plan.denied);
+        report.contested.append(&mut plan.denied);
         let committed = self.commit_plan(&mut plan, report).await;
         let Err(error) = committed else {
             report.changed.append(&mut plan.changed);
@@ -237,16 +283,22 @@ impl Syncer {
         // the difference. Only who is refused then is at fault.
         self.remember(&plan);
         // Earlier pieces are told with what a repair makes of this one.
-        for change in report.changed.drain(..).chain(plan.changed) {
+        self.remember_untold(report.changed.drain(..).chain(plan.changed));
+        match error {
+            CommitError::Refused { .. } => self.repair(report).await,
+            CommitError::Netlink(error) => Err(error.into()),
+        }
+    }
+
+    /// Notes what was programmed before changes that nobody has been told of. Of
+    /// two changes of one Service the first counts.
+    fn remember_untold(&mut self, changes: impl DoubleEndedIterator<Item = ServiceChange>) {
+        for change in changes.rev() {
             let programmed = self
                 .untold
                 .entry(change.name.clone())
                 .or_insert_with(|| PerFamily::from_fn(|family| self.planner.compiled(&change.name, family).cloned()));
             programmed[change.family] = change.before;
-        }
-        match error {
-            CommitError::Refused { .. } => self.repair(report).await,
-            CommitError::Netlink(error) => Err(error.into()),
         }
     }
 
@@ -296,16 +348,15 @@ impl Syncer {
     /// these stay once they were in use.
     ///
     /// # Errors
-    /// If the kernel can't be spoken to. A kernel before 6.2 may still hold on
-    /// to a chain; that is repaired at the next sync.
-    pub async fn tidy(&mut self) -> Result<(), SyncError> {
-        let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(()) };
+    /// If the kernel can't be spoken to.
+    pub async fn tidy(&mut self) -> Result<Tidied, SyncError> {
+        let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(Tidied::Done) };
         match self.commit(&mut transaction, &mut SyncReport::default()) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Tidied::Done),
             Err(CommitError::Netlink(error)) => Err(error.into()),
-            Err(CommitError::Refused { .. }) => {
+            Err(error @ CommitError::Refused { .. }) => {
                 self.damaged = true;
-                Ok(())
+                Ok(Tidied::Refused(error.to_string()))
             }
         }
     }

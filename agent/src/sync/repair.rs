@@ -113,7 +113,7 @@ impl Syncer {
         self.initialised = true;
         self.last_good.clear();
         report.changed = self.changes();
-        report.denied = self.planner.all_denied();
+        report.contested = self.planner.all_denied();
         let operations = self.stale_affinity().await?;
         match self.commit(&mut Transaction { operations }, report) {
             Ok(()) => {

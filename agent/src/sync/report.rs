@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::service::Claim;
 
 use crate::netlink::CommitReport;
 
@@ -22,8 +23,11 @@ pub struct SyncReport {
     pub objects: usize,
     /// From the beginning to the last commit.
     pub duration: Duration,
-    /// What each transaction took in the kernel, socket included.
+    /// What each transaction took, encoding and socket included.
     pub commits: Vec<Duration>,
+    /// For how long each kept other writers of nftables waiting, at most: the
+    /// system call in which the kernel works on it.
+    pub lock_holds: Vec<Duration>,
     /// Of that, what encoding took, all transactions together.
     pub encoding: Duration,
     /// What the kernel refused; everything else was programmed.
@@ -31,7 +35,7 @@ pub struct SyncReport {
     /// Services that have become too large to be programmed; each is named once.
     pub too_large: Vec<TooLarge>,
     /// Frontends that a Service wants and an older one has.
-    pub denied: Vec<Denied>,
+    pub contested: Vec<Denied>,
     /// What changed, by Service; empty for the start. After a repair: what the
     /// sources changed at the same time.
     pub changed: Vec<ServiceChange>,
@@ -39,6 +43,8 @@ pub struct SyncReport {
     pub node_changed: bool,
     /// Whether the kernel was read and compared.
     pub repaired: bool,
+    /// Whether chains that nothing uses any more could not be deleted.
+    pub cleanup_failed: bool,
     /// What was in our tables and not ours: it was removed or undone.
     pub cleaned: Vec<Cleaned>,
 }
@@ -74,6 +80,7 @@ impl SyncReport {
     pub(super) fn add(&mut self, transaction: &Transaction, commit: &CommitReport) {
         self.transactions += 1;
         self.commits.push(commit.duration);
+        self.lock_holds.push(commit.in_kernel);
         self.encoding += commit.encoding;
         for operation in &transaction.operations {
             match operation.action {
@@ -82,5 +89,18 @@ impl SyncReport {
                 _ => self.objects += 1,
             }
         }
+    }
+}
+
+/// A frontend in words.
+pub(crate) fn describe(claim: Claim) -> String {
+    match claim {
+        Claim::Frontend(key) | Claim::NoEndpoint(key) => {
+            format!("{} port {}/{}", key.address, key.port, key.protocol)
+        }
+        Claim::Firewall(key) => {
+            format!("the source ranges of {} port {}/{}", key.address, key.port, key.protocol)
+        }
+        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => format!("node port {}/{}", key.port, key.protocol),
     }
 }

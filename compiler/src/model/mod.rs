@@ -6,8 +6,10 @@
 //! * [`config`]: what the proxy is configured to do on this node;
 //! * [`convert`]: from objects to types: what cannot be programmed is reported
 //!   by name and left out, never fatal;
+//! * [`checked`]: a change of one object, converted;
 //! * [`store`]: all Services and slices, and which of them changed.
 
+pub mod checked;
 pub mod config;
 pub mod convert;
 pub mod family;

@@ -10,13 +10,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::checked::{CheckedChange, Content};
 use super::config::NodeInfo;
-use super::convert::{self, Problem, Slice};
+use super::convert::{Problem, Slice};
 use super::family::PerFamily;
-use super::objects::{
-    Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, NodeObject, Object, ObjectRef,
-    ServiceCidrObject, ServiceObject,
-};
+use super::objects::{Change, Kind, ObjectRef};
 use super::types::{Hints, Service, ServiceName};
 
 /// So many names of ports are shared at most.
@@ -174,22 +172,32 @@ impl Store {
         }
     }
 
-    /// Takes one change, and says what in it can't be used.
+    /// Checks and takes one change; returns what in it can't be used. Of another
+    /// node's object nothing is used.
     pub fn apply(&mut self, change: Change) -> Vec<Problem> {
-        match change {
-            Change::Apply(Object::Service(object)) => self.apply_service(&object),
-            Change::Apply(Object::EndpointSlice(object)) => self.apply_slice(&object),
-            Change::Apply(Object::Node(object)) => self.apply_node(&object),
-            Change::Apply(Object::ServiceCidr(object)) => self.apply_service_cidr(&object),
-            Change::Delete(reference) => {
-                self.delete(&reference);
-                Vec::new()
-            }
-            Change::Keep(reference) => {
-                self.keep(&reference);
-                Vec::new()
-            }
+        let (checked, problems) = CheckedChange::new(&change, &self.node_name);
+        let is_used = self.is_used(&checked.object);
+        self.take(checked);
+        if is_used { problems } else { Vec::new() }
+    }
+
+    /// Takes one change that was checked for the node of this store.
+    pub fn take(&mut self, change: CheckedChange) {
+        let CheckedChange { object, content } = change;
+        match content {
+            Content::Service(service) => self.apply_service(&object, service),
+            Content::EndpointSlice(slice) => self.apply_slice(&object, slice),
+            Content::Node(node) if self.is_used(&object) => self.apply_node(node),
+            Content::Node(_) => {}
+            Content::ServiceCidr(ranges) => self.apply_service_cidr(&object, ranges),
+            Content::Gone => self.delete(&object),
+            Content::Kept => self.keep(&object),
         }
+    }
+
+    /// Whether this is no other node's object.
+    fn is_used(&self, object: &ObjectRef) -> bool {
+        object.kind != Kind::Node || self.node_name.is_empty() || object.name == self.node_name
     }
 
     /// A complete list of `kind` begins; see [`Self::end_list`].
@@ -239,14 +247,9 @@ impl Store {
         self.lists.get(&kind).copied().unwrap_or(0)
     }
 
-    fn apply_service(&mut self, object: &ServiceObject) -> Vec<Problem> {
-        let name = self.known_name(ServiceName::new(&object.metadata.namespace, &object.metadata.name));
+    fn apply_service(&mut self, object: &ObjectRef, mut service: PerFamily<Option<Service>>) {
+        let name = self.known_name(ServiceName::new(&object.namespace, &object.name));
         let list = self.list(Kind::Service);
-        // Another proxy's: it exists, and has no rules here.
-        let (mut service, problems) = match object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
-            true => (PerFamily::default(), Vec::new()),
-            false => convert::service(object),
-        };
         let ports = service.values_mut().flatten().flat_map(|service| &mut service.ports);
         ports.for_each(|port| self.share_port_name(&mut port.name));
         let entry = self.services.entry(name.clone()).or_default();
@@ -260,7 +263,6 @@ impl Store {
             entry.service = service;
             self.dirty.insert(name);
         }
-        problems
     }
 
     fn remove_service(&mut self, name: &ServiceName) {
@@ -280,27 +282,13 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, object: &EndpointSliceObject) -> Vec<Problem> {
-        let namespace = &object.metadata.namespace;
-        let slice_name = format!("{namespace}/{}", object.metadata.name);
-        if object.metadata.labels.contains_key(LABEL_HEADLESS) {
+    fn apply_slice(&mut self, object: &ObjectRef, slice: Option<(ServiceName, Slice)>) {
+        let slice_name = format!("{}/{}", object.namespace, object.name);
+        let Some((owner, mut slice)) = slice else {
             self.remove_slice(&slice_name);
-            return Vec::new();
-        }
-        let Some(owner) = convert::owner(object) else {
-            self.remove_slice(&slice_name);
-            return vec![Problem {
-                object: Object::EndpointSlice(object.clone()).reference(),
-                field: format!("metadata.labels[{}]", super::objects::LABEL_SERVICE_NAME),
-                reason: "it is absent, so the slice belongs to no Service; the slice is skipped".to_owned(),
-            }];
+            return;
         };
-        let owner = self.known_name(ServiceName::new(namespace, owner));
-        let (slice, problems) = convert::slice(object, &self.node_name);
-        let Some(mut slice) = slice else {
-            self.remove_slice(&slice_name);
-            return problems;
-        };
+        let owner = self.known_name(owner);
         self.share_hints(&mut slice);
         slice.ports.iter_mut().for_each(|port| self.share_port_name(&mut port.name));
 
@@ -335,7 +323,6 @@ impl Store {
                 self.dirty.insert(owner);
             }
         }
-        problems
     }
 
     /// Endpoints of one zone have the same hints: keep them once.
@@ -377,25 +364,19 @@ impl Store {
         self.forget_if_empty(&owner);
     }
 
-    fn apply_node(&mut self, object: &NodeObject) -> Vec<Problem> {
-        if !self.node_name.is_empty() && object.metadata.name != self.node_name {
-            return Vec::new();
-        }
-        let (mut node, problems) = convert::node(object, self.node.interface_addresses.clone());
+    fn apply_node(&mut self, mut node: NodeInfo) {
+        node.interface_addresses.clone_from(&self.node.interface_addresses);
         node.keep_known(&self.node);
         if node != self.node {
             self.node = node;
             self.node_changed = true;
         }
-        problems
     }
 
-    fn apply_service_cidr(&mut self, object: &ServiceCidrObject) -> Vec<Problem> {
-        let (ranges, problems) = convert::service_cidr(object);
+    fn apply_service_cidr(&mut self, object: &ObjectRef, ranges: Vec<IpNet>) {
         let list = self.list(Kind::ServiceCidr);
-        let previous = self.service_cidrs.insert(object.metadata.name.clone(), (list, ranges.clone()));
+        let previous = self.service_cidrs.insert(object.name.clone(), (list, ranges.clone()));
         self.node_changed |= previous.is_none_or(|(_, previous)| previous != ranges);
-        problems
     }
 
     /// The list being taken holds it, if only by name.
@@ -447,6 +428,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::super::objects::{LABEL_SERVICE_PROXY_NAME, Object};
     use super::*;
 
     #[test]

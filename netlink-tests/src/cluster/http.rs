@@ -16,7 +16,7 @@ pub struct Reply {
 /// Asks, from the calling thread's namespace.
 ///
 /// # Errors
-/// NoObserver answers, or not in HTTP.
+/// Nobody answers, or not in HTTP.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
     let timeout = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;

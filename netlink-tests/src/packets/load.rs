@@ -2,7 +2,7 @@
 //!
 //! Between network namespaces joined by veth pairs, a packet's whole way runs
 //! inside the system call that sends it: through the node's hooks, up to the
-//! pod's socket buffer. NoObserver sleeps on that socket meanwhile, so no wake-up
+//! pod's socket buffer. Nobody sleeps on that socket meanwhile, so no wake-up
 //! and no scheduler is in the time that is measured.
 
 use std::io::{self, ErrorKind};

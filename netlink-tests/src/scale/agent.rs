@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use vmap_proxy_agent::netlink::{Kernel, local_addresses};
-use vmap_proxy_agent::source::Event;
+use vmap_proxy_agent::source::{ObjectChange, Origin};
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::config::DetectLocal;
@@ -107,6 +107,11 @@ pub struct Objects {
     pub maps: usize,
 }
 
+/// A change as a source hands it on.
+pub fn read(change: &Change) -> ObjectChange {
+    ObjectChange::read(change, NODE, Origin::ApiServer).0
+}
+
 impl Agent {
     /// Opens the kernel in this thread's namespace; nothing is programmed yet.
     ///
@@ -143,7 +148,7 @@ impl Agent {
     /// # Errors
     /// If anything in it can't be used: our own manifests are sound.
     pub fn take(&mut self, change: Change) -> Result<(), Failure> {
-        match self.syncer.take(Event::Changes(vec![change])).first() {
+        match self.syncer.take_changes([change]).first() {
             Some(problem) => Err(problem.to_string().into()),
             None => Ok(()),
         }

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
+use vmap_proxy_agent::after_sync::{Observer, SyncDone};
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::sync::Syncer;
-use vmap_proxy_agent::sync::report::SyncReport;
-use vmap_proxy_agent::sync_loop::{MIN_GAP, Observer, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_agent::sync_loop::{MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
-use super::agent::Agent;
+use super::agent::{Agent, read};
 use super::state::{Cluster, HTTP, Pods, parse, service_manifest, slice_at, slice_manifests};
 use super::statistics::{Summary, milliseconds};
 
@@ -222,7 +221,8 @@ struct Counter<'a> {
 }
 
 impl Observer for Counter<'_> {
-    async fn synced(&mut self, _syncer: &Syncer, report: &SyncReport) {
+    fn on_sync(&mut self, done: &SyncDone) {
+        let report = &done.report;
         self.changed += report.changed.len();
         self.syncs += usize::from(!report.is_empty());
         self.transactions += report.transactions;
@@ -247,9 +247,9 @@ pub fn burst(agent: &mut Agent, cluster: Cluster, count: u32) -> Result<Burst, F
     let done = Notify::new();
     let mut counter = Counter { wanted: changes.len(), changed: 0, syncs: 0, transactions: 0, live: None, done: &done };
     let (events, received) = mpsc::channel(changes.len() + 1);
-    let (_node_events, node_received) = mpsc::channel(1);
+    let (_addresses, changed_addresses) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
+    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP };
     let (begun, last) = (Instant::now(), Cell::new(None));
     let sender = async {
         // Those who follow believe a source that has listed everything.
@@ -257,14 +257,14 @@ pub fn burst(agent: &mut Agent, cluster: Cluster, count: u32) -> Result<Burst, F
         let gap = Duration::from_secs(1) / count.max(1);
         for (nth, change) in (1..).zip(changes) {
             tokio::time::sleep_until((begun + gap * nth).into()).await;
-            events.send(Event::Changes(vec![change])).await?;
+            events.send(Event::Changes(vec![read(&change)])).await?;
             last.set(Some(Instant::now()));
         }
         Ok::<_, mpsc::error::SendError<Event>>(())
     };
     let limit = tokio::time::Duration::from_secs(60);
     let following =
-        run_sync_loop(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
+        run_sync_loop(&mut agent.syncer, received, changed_addresses, &status, &mut counter, &options, done.notified());
     let outcome =
         agent.runtime.block_on(async { tokio::time::timeout(limit, async { tokio::join!(following, sender) }).await });
     let (followed, sent) = outcome.map_err(|_| "the burst was not live after a minute")?;

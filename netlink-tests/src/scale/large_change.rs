@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
+use vmap_proxy_agent::after_sync::{Observer, SyncDone};
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::sync::Syncer;
-use vmap_proxy_agent::sync::report::SyncReport;
-use vmap_proxy_agent::sync_loop::{MIN_GAP, Observer, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_agent::sync_loop::{MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
-use super::agent::{Agent, SyncTimes};
+use super::agent::{Agent, SyncTimes, read};
 use super::memory::{Resident, reset_peak, resident};
 use super::state::{Cluster, parse};
 use super::statistics::milliseconds;
@@ -86,7 +85,8 @@ struct Counter<'a> {
 }
 
 impl Observer for Counter<'_> {
-    async fn synced(&mut self, _syncer: &Syncer, report: &SyncReport) {
+    fn on_sync(&mut self, done: &SyncDone) {
+        let report = &done.report;
         self.added += report.added - report.removed.min(report.added);
         self.syncs += 1;
         if self.added >= self.wanted {
@@ -100,20 +100,20 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
     let done = Notify::new();
     let mut counter = Counter { wanted, added: 0, syncs: 0, done: &done };
     let (events, received) = mpsc::channel(EVENT_QUEUE);
-    let (_node_events, node_received) = mpsc::channel(1);
+    let (_addresses, changed_addresses) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, log_problems: true };
+    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP };
     let begun = Instant::now();
     let sender = async move {
         events.send(Event::Synced).await?;
         for object in objects {
-            events.send(Event::Changes(vec![object])).await?;
+            events.send(Event::Changes(vec![read(&object)])).await?;
         }
         // A source that has told everything waits; one that ends would end the loop.
         Ok::<_, mpsc::error::SendError<Event>>(events)
     };
     let following =
-        run_sync_loop(&mut agent.syncer, received, node_received, &status, &mut counter, &options, done.notified());
+        run_sync_loop(&mut agent.syncer, received, changed_addresses, &status, &mut counter, &options, done.notified());
     let both = async { tokio::time::timeout(PATIENCE, async { tokio::join!(following, sender) }).await };
     let (followed, sent) = agent.runtime.block_on(both).map_err(|_| "not everything was live after ten minutes")?;
     followed?;

@@ -94,7 +94,7 @@ impl Writer {
         let mut latencies = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             self.write(&mut latencies)?;
-            // NoObserver listens any more after the first.
+            // Nobody listens any more after the first.
             let _ = running.send(());
         }
         Ok(latencies)

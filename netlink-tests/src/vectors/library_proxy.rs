@@ -6,7 +6,6 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use vmap_proxy_agent::lab::{LabError, NetNs};
 use vmap_proxy_agent::netlink::{Kernel, local_addresses};
-use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::{Change, ProxyConfig};
@@ -48,7 +47,7 @@ impl SyncerThread {
     ) -> Result<T, ProxyError> {
         let (answer, answered) = mpsc::channel();
         let job: Job = Box::new(move |syncer, runtime| {
-            // NoObserver waits any more if this fails.
+            // Nobody waits any more if this fails.
             let _ = answer.send(job(syncer, runtime));
         });
         self.jobs.as_ref().ok_or("the syncer has stopped")?.send(job).map_err(|_| "the syncer's thread ended")?;
@@ -61,7 +60,7 @@ impl SyncerThread {
     /// If the sync fails or the kernel refuses anything.
     pub fn apply(&self, changes: Vec<Change>) -> Result<SyncReport, ProxyError> {
         let report = self.with(move |syncer, runtime| {
-            syncer.take(Event::Changes(changes));
+            syncer.take_changes(changes);
             runtime.block_on(syncer.sync()).map_err(|error| error.to_string())
         })??;
         match report.refused.first() {

@@ -170,7 +170,7 @@ fn endpoints_in_kernel(cluster: &Cluster, frontend: SocketAddr) -> usize {
 #[test]
 fn slices_of_a_thousand_endpoints() {
     let cluster = cluster();
-    // NoObserver lives there; only the last slice's pod answers.
+    // Nobody lives there; only the last slice's pod answers.
     let many = |range: u8| -> Vec<Endpoint> {
         (0..1000u16)
             .map(|index| {

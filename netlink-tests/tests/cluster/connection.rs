@@ -43,7 +43,7 @@ fn no_proxy_excepts_the_api_server_from_the_proxy() {
     let flags = flags(format!("--kubeconfig={}", kubeconfig.display()));
     for exception in [NODE_IP, "192.0.2.0/24", "10.0.0.0/8, 192.0.2.11:6443", "*"] {
         let connections = front.seen().len();
-        // NoObserver is there.
+        // Nobody is there.
         let proxy = ("HTTPS_PROXY", "http://192.0.2.13:3128");
         let agent = cluster.agent_in_environment(&flags, &[proxy, ("NO_PROXY", exception)]).unwrap();
         agent.wait_until_ready();

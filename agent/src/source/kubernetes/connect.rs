@@ -19,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tracing::{info, warn};
 
 use self::credentials::Authorizer;
 pub use self::credentials::CredentialError;
@@ -93,13 +92,13 @@ pub(super) async fn client(options: &KubernetesOptions) -> Result<kube::Client, 
         let check = tls.load(None).and_then(|_| tls.server_name(url.host().unwrap_or_default()));
         check.map_err(|source| ConnectError::Tls { url: url.clone(), source: Box::new(source) })?;
         match authorizer.current().await {
-            Err(CredentialError::Exec(error)) => warn!("the credential plugin: {error}; trying again"),
+            Err(CredentialError::Exec(error)) => tracing::warn!("the credential plugin: {error}; trying again"),
             Err(source) => return Err(ConnectError::Credentials { url, source: Box::new(source) }),
             Ok(_) => {}
         }
     }
     if let Some(proxy) = &settings.proxy {
-        info!("reaching the API server {url} through the proxy {proxy:?}");
+        tracing::info!("reaching the API server {url} through the proxy {proxy:?}");
     }
     let liveness = Liveness { interval: options.timing.ping_interval, patience: options.timing.ping_patience };
     let dialer = Dialer::new(settings.proxy, tls, liveness);
@@ -124,7 +123,9 @@ fn without_file(master: Option<&str>, environment: &Environment) -> Result<Setti
         Err(error) => error,
     };
     let Some(master) = master else { return Err(ConnectError::InCluster(Box::new(error))) };
-    warn!("connecting to {master} without credentials, as there is no kubeconfig and no service account: {error}");
+    tracing::warn!(
+        "connecting to {master} without credentials, as there is no kubeconfig and no service account: {error}"
+    );
     let server = server_url(master, false).map_err(ConnectError::Master)?;
     Ok(kubeconfig::anonymous(server, environment)?)
 }

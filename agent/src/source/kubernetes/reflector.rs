@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
 use vmap_proxy_compiler::model::objects::{Change, Object};
 
 use super::backoff::{Backoff, random_up_to};
@@ -16,8 +15,9 @@ use super::notices::{Cause, Notices};
 use super::resource::Resource;
 use super::split::{Items, Lines};
 use super::wire::{self, Frame, Unreadable};
-use super::{Event, EventSender, Timing};
+use super::{KubernetesOptions, KubernetesSource, Timing};
 use crate::metrics::Metrics;
+use crate::source::{Event, EventSender, ObjectChange, Origin};
 
 /// How many changes are handed on at a time, at most.
 const BATCH: usize = 512;
@@ -57,7 +57,9 @@ pub(super) struct Reflector {
     /// How long the last bytes were waited for.
     waited: Duration,
     /// Changes not handed on yet.
-    batch: Vec<Change>,
+    batch: Vec<ObjectChange>,
+    /// The node that objects are checked for.
+    node_name: String,
     /// The failure that was reported last, if nothing was received since.
     degraded: Option<String>,
     notices: Notices,
@@ -67,15 +69,15 @@ pub(super) struct Reflector {
 impl Reflector {
     /// Does nothing until [`run`](Self::run).
     pub(super) fn new(
-        client: kube::Client,
+        source: &KubernetesSource,
         resource: Resource,
         events: EventSender,
-        timing: Timing,
-        metrics: Metrics,
         listed: oneshot::Sender<()>,
     ) -> Self {
+        let KubernetesOptions { timing, metrics, node_name, .. } = source.options.clone();
         Self {
-            client,
+            client: source.client(),
+            node_name,
             resource,
             events,
             backoff: Backoff::new(timing.shortest_retry, timing.longest_retry),
@@ -144,13 +146,13 @@ impl Reflector {
         match failure {
             Failure::Closed => Duration::ZERO,
             Failure::NoStreamingLists => {
-                debug!(%kind, "no streaming lists, using paged ones");
+                tracing::debug!(%kind, "no streaming lists, using paged ones");
                 self.is_streaming = false;
                 Duration::ZERO
             }
             Failure::Gone => {
                 if self.notices.due(Cause::Gone).is_some() {
-                    info!(%kind, "the watch is too far behind, listing again");
+                    tracing::info!(%kind, "the watch is too far behind, listing again");
                 }
                 self.version = None;
                 // The first time at once; a server that keeps saying so is not hurried.
@@ -158,7 +160,7 @@ impl Reflector {
                 if self.relists.failures() == 1 { Duration::ZERO } else { wait }
             }
             Failure::NotServed => {
-                info!(%kind, "not served by this cluster, going on without");
+                tracing::info!(%kind, "not served by this cluster, going on without");
                 let _ = self.events.send(Event::ListStarted(kind)).await;
                 self.version = None;
                 let _ = self.complete_list().await;
@@ -195,7 +197,7 @@ impl Reflector {
     /// minute.
     async fn report(&mut self, cause: Cause, message: &str) {
         let line = format!("can't follow {}s: {message}", self.resource.kind);
-        debug!("{line}");
+        tracing::debug!("{line}");
         if self.degraded.as_ref() == Some(&line) {
             return;
         }
@@ -209,7 +211,7 @@ impl Reflector {
     fn succeed(&mut self) {
         self.backoff.reset();
         if self.degraded.take().is_some() {
-            info!(kind = %self.resource.kind, "followed again");
+            tracing::info!(kind = %self.resource.kind, "followed again");
         }
     }
 
@@ -293,7 +295,7 @@ impl Reflector {
                 // What the connection breaks off in the middle of a watch, a
                 // new one continues: only if that fails there is something to tell.
                 Err(Failure::Broken(message)) if !is_list && self.backoff.failures() == 0 => {
-                    debug!(kind = %self.resource.kind, "watch ended: {message}");
+                    tracing::debug!(kind = %self.resource.kind, "watch ended: {message}");
                     return Ok(());
                 }
                 // A connection that has died unseen: the next request tells.
@@ -324,7 +326,7 @@ impl Reflector {
                 (Some(version), false)
             }
             Ok(Frame::Delete { object, version }) => {
-                self.push(Change::Delete(object)).await?;
+                self.push(&Change::Delete(object)).await?;
                 (Some(version), false)
             }
             Ok(Frame::Bookmark { version, ends_list }) => (Some(version), ends_list),
@@ -357,11 +359,11 @@ impl Reflector {
     async fn skip(&mut self, unreadable: Unreadable) -> Result<(), Failure> {
         let what = unreadable.what;
         let Some(object) = unreadable.object else {
-            warn!("skipped a {} without a readable name: {what}", self.resource.kind);
+            tracing::warn!("skipped a {} without a readable name: {what}", self.resource.kind);
             return Ok(());
         };
-        warn!("skipped {object}, which can't be read: {what}; its earlier state stays until it changes");
-        self.push(Change::Keep(object)).await
+        tracing::warn!("skipped {object}, which can't be read: {what}; its earlier state stays until it changes");
+        self.push(&Change::Keep(object)).await
     }
 
     /// The next bytes of a response, `None` at its end. While none are there,
@@ -422,7 +424,7 @@ impl Reflector {
     async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Body, Failure> {
         match self.request(path(&self.resource)).await {
             Err(Failure::Refused { code: 400, message, .. }) if self.resource.drop_field_selector(&message) => {
-                info!(kind = %self.resource.kind, "the API server does not select by this field, leaving out here what has no cluster IP");
+                tracing::info!(kind = %self.resource.kind, "the API server does not select by this field, leaving out here what has no cluster IP");
                 self.request(path(&self.resource)).await
             }
             other => other,
@@ -458,10 +460,14 @@ impl Reflector {
             true => Change::Delete(object.reference()),
             false => Change::Apply(object),
         };
-        self.push(change).await
+        self.push(&change).await
     }
 
-    async fn push(&mut self, change: Change) -> Result<(), Failure> {
+    async fn push(&mut self, change: &Change) -> Result<(), Failure> {
+        let (change, problems) = ObjectChange::read(change, &self.node_name, Origin::ApiServer);
+        for problem in problems {
+            tracing::warn!("{problem}");
+        }
         self.batch.push(change);
         if self.batch.len() >= BATCH { self.flush().await } else { Ok(()) }
     }

@@ -4,10 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tracing::info;
-use vmap_proxy_compiler::model::Store;
-use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::objects::{Change, Object, ObjectRef};
 
 use super::document::{self, Contents, Format};
@@ -16,11 +14,14 @@ use super::watch::{Places, directory_of};
 use super::{ManifestProblem, SourceError};
 use crate::files::read::ReadError;
 use crate::files::stamp::Stamp;
+use crate::source::{ObjectChange, Origin};
 
 /// Everything that is known of the manifests, without the objects themselves:
 /// those live downstream, here is only a fingerprint of each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Catalog {
+    /// The node that objects are checked for.
+    node_name: String,
     roots: Vec<Root>,
     /// Every file once, in the order in which they count.
     order: Vec<PathBuf>,
@@ -71,7 +72,7 @@ struct DocumentState {
 
 /// What a reading found out, beside the objects.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(super) struct Findings {
     /// What can't be used; only what is new.
     pub(super) problems: Vec<ManifestProblem>,
     /// Paths that could be read before and can't be any more.
@@ -84,10 +85,14 @@ pub(super) struct Report {
 /// Which object counts: its fingerprint and its file, as an index of `order`.
 type Valid<'a> = HashMap<&'a ObjectRef, (u64, usize)>;
 
+/// What was parsed, by the position of its file in `order`.
+type Parsed = HashMap<(usize, ObjectRef), ObjectChange>;
+
 impl Catalog {
     /// Nothing read yet.
-    pub(super) fn new(paths: Vec<PathBuf>) -> Self {
+    pub(super) fn new(paths: Vec<PathBuf>, node_name: &str) -> Self {
         Self {
+            node_name: node_name.to_owned(),
             roots: paths
                 .into_iter()
                 .map(|path| Root {
@@ -99,11 +104,7 @@ impl Catalog {
                     is_hung: false,
                 })
                 .collect(),
-            order: Vec::new(),
-            files: HashMap::new(),
-            handed_on: HashMap::new(),
-            duplicates: HashSet::new(),
-            reader: Reader::default(),
+            ..Self::default()
         }
     }
 
@@ -130,12 +131,12 @@ impl Catalog {
     ///
     /// # Errors
     /// A path can't be read at all.
-    pub(super) fn load(&mut self, mut hand_on: impl FnMut(Object)) -> Result<Report, SourceError> {
-        let mut report = Report::default();
+    pub(super) fn load(&mut self, mut hand_on: impl FnMut(ObjectChange)) -> Result<Findings, SourceError> {
+        let mut findings = Findings::default();
         let mut unreadable = None;
         for (root, listed) in self.list() {
             match listed {
-                Ok(listing) => root.found(listing, &mut report),
+                Ok(listing) => root.found(listing, &mut findings),
                 Err(error) => {
                     let error = SourceError::UnreadablePath { path: root.path.clone(), source: error };
                     let is_hung = matches!(&error, SourceError::UnreadablePath { source: ReadError::Hangs(_), .. });
@@ -143,8 +144,8 @@ impl Catalog {
                         unreadable.get_or_insert(error);
                         continue;
                     }
-                    root.lost(&error, &mut report);
-                    report.retry = true;
+                    root.lost(&error, &mut findings);
+                    findings.retry = true;
                 }
             }
         }
@@ -152,36 +153,36 @@ impl Catalog {
             return Err(error);
         }
         self.order_files();
-        self.read_files(self.order.clone(), &mut report, &mut |_, _, object| hand_on(object));
+        self.read_files(self.order.clone(), &mut findings, &mut |_, change| hand_on(change));
         let (valid, covered) = self.valid();
         let handed_on = valid.into_iter().map(|(reference, (hash, _))| (reference.clone(), hash)).collect();
-        self.report_duplicates(covered, &mut report);
+        self.report_duplicates(covered, &mut findings);
         self.handed_on = handed_on;
-        Ok(report)
+        Ok(findings)
     }
 
     /// Reads what has changed since, and returns the difference.
-    pub(super) fn rescan(&mut self) -> (Vec<Change>, Report) {
-        let mut report = Report::default();
-        self.relist(&mut report);
-        let mut parsed: HashMap<(usize, ObjectRef), Object> = HashMap::new();
-        self.read_files(self.order.clone(), &mut report, &mut |index, reference, object| {
-            parsed.insert((index, reference), object);
+    pub(super) fn rescan(&mut self) -> (Vec<ObjectChange>, Findings) {
+        let mut findings = Findings::default();
+        self.relist(&mut findings);
+        let mut parsed = Parsed::new();
+        self.read_files(self.order.clone(), &mut findings, &mut |index, change| {
+            parsed.insert((index, change.object().clone()), change);
         });
         let mut read_again = HashSet::new();
         loop {
-            match self.difference(&parsed, &read_again) {
+            match self.difference(&mut parsed, &read_again) {
                 Ok((changes, covered)) => {
-                    self.report_duplicates(covered, &mut report);
-                    return (changes, report);
+                    self.report_duplicates(covered, &mut findings);
+                    return (changes, findings);
                 }
                 Err(index) => {
                     let path = self.order[index].clone();
                     if let Some(state) = self.files.get_mut(&path) {
                         state.forget_text();
                     }
-                    self.read_files(vec![path], &mut report, &mut |_, reference, object| {
-                        parsed.insert((index, reference), object);
+                    self.read_files(vec![path], &mut findings, &mut |_, change| {
+                        parsed.insert((index, change.object().clone()), change);
                     });
                     read_again.insert(index);
                 }
@@ -189,14 +190,14 @@ impl Catalog {
         }
     }
 
-    fn relist(&mut self, report: &mut Report) {
+    fn relist(&mut self, findings: &mut Findings) {
         for (root, listed) in self.list() {
             match listed {
-                Ok(listing) => root.found(listing, report),
+                Ok(listing) => root.found(listing, findings),
                 Err(error) => {
-                    report.retry |= error.is_transient();
+                    findings.retry |= error.is_transient();
                     let error = SourceError::UnreadablePath { path: root.path.clone(), source: error };
-                    root.lost(&error, report);
+                    root.lost(&error, findings);
                 }
             }
         }
@@ -227,19 +228,19 @@ impl Catalog {
     fn read_files(
         &mut self,
         files: Vec<PathBuf>,
-        report: &mut Report,
-        parsed: &mut dyn FnMut(usize, ObjectRef, Object),
+        findings: &mut Findings,
+        parsed: &mut dyn FnMut(usize, ObjectChange),
     ) {
         let known = |path: &PathBuf| self.files.get(path).and_then(|state| state.stamp.clone());
         let jobs = files.into_iter().map(|path| (known(&path), path)).map(|(stamp, path)| (path, stamp)).collect();
         let mut reader = std::mem::take(&mut self.reader);
         let mut index = 0;
         reader.each(jobs, read, |path, found| {
-            let mut of_this_file = |reference, object| parsed(index, reference, object);
+            let mut of_this_file = |change| parsed(index, change);
             match found {
                 Ok(Found::Unchanged) => {}
-                Ok(Found::Text(text)) => self.update(path, text, report, &mut of_this_file),
-                Err(error) => self.note_failure(path, &error, report),
+                Ok(Found::Text(text)) => self.update(path, text, findings, &mut of_this_file),
+                Err(error) => self.note_failure(path, &error, findings),
             }
             index += 1;
         });
@@ -247,7 +248,7 @@ impl Catalog {
     }
 
     /// What the file held stays, unless it is gone.
-    fn note_failure(&mut self, path: &Path, error: &ReadError, report: &mut Report) {
+    fn note_failure(&mut self, path: &Path, error: &ReadError, findings: &mut Findings) {
         let state = self.files.entry(path.to_owned()).or_default();
         state.stamp = None;
         if error.is_not_found() {
@@ -258,29 +259,30 @@ impl Catalog {
             let failure = state.failure.take();
             *state = FileState { failure, ..FileState::default() };
         }
-        report.retry |= error.is_transient();
+        findings.retry |= error.is_transient();
         let what = error.to_string();
         if state.failure.as_ref() != Some(&what) {
-            report.problems.push(ManifestProblem::file(path, what.clone(), error.is_transient()));
+            findings.problems.push(ManifestProblem::file(path, what.clone(), error.is_transient()));
             state.failure = Some(what);
         }
     }
 
     /// Documents whose text is the same as before are not parsed again.
-    fn update(&mut self, path: &Path, file: FileText, report: &mut Report, parsed: &mut dyn FnMut(ObjectRef, Object)) {
+    fn update(&mut self, path: &Path, file: FileText, findings: &mut Findings, parsed: &mut dyn FnMut(ObjectChange)) {
         let FileText { stamp, text, directory } = file;
         let state = self.files.entry(path.to_owned()).or_default();
         state.stamp = stamp;
         state.directory = directory;
         if state.failure.take().is_some() {
-            info!("{}: can be read again", path.display());
+            tracing::info!("{}: can be read again", path.display());
         }
         // A program that writes in place truncates first, and may take its time.
         if text.is_empty() && !state.documents.is_empty() {
-            report.problems.push(ManifestProblem::emptied(path));
+            findings.problems.push(ManifestProblem::emptied(path));
             return;
         }
         let format = Format::of(path);
+        let path: Arc<Path> = path.into();
         let mut before: HashMap<u64, DocumentState> = HashMap::new();
         let mut missing: HashMap<ObjectRef, u64> = state.kept.drain(..).collect();
         for document in state.documents.drain(..) {
@@ -294,8 +296,13 @@ impl Catalog {
             let fingerprint = hash_of(content);
             let known = before.remove(&fingerprint).unwrap_or_else(|| {
                 let contents = document::parse(content, document.line, format);
-                let position = Position { path, document: index + 1, line: document.line };
-                take_in(contents, fingerprint, &position, report, parsed)
+                let position = Position {
+                    path: path.clone(),
+                    document: index + 1,
+                    line: document.line,
+                    node_name: &self.node_name,
+                };
+                take_in(contents, fingerprint, &position, findings, parsed)
             });
             for (reference, _) in &known.objects {
                 missing.remove(reference);
@@ -332,40 +339,48 @@ impl Catalog {
     #[expect(clippy::type_complexity, reason = "both lists are taken apart at once by the only caller")]
     fn difference(
         &mut self,
-        parsed: &HashMap<(usize, ObjectRef), Object>,
+        parsed: &mut Parsed,
         read_again: &HashSet<usize>,
-    ) -> Result<(Vec<Change>, Vec<(ObjectRef, usize, usize)>), usize> {
+    ) -> Result<(Vec<ObjectChange>, Vec<(ObjectRef, usize, usize)>), usize> {
         let (valid, covered) = self.valid();
+        let new: Vec<(ObjectRef, u64, usize)> = valid
+            .iter()
+            .filter(|(reference, (hash, _))| self.handed_on.get(**reference) != Some(hash))
+            .map(|(reference, (hash, index))| ((*reference).clone(), *hash, *index))
+            .collect();
+        let is_missing = |reference: &ObjectRef, index: usize| {
+            !read_again.contains(&index) && !parsed.contains_key(&(index, reference.clone()))
+        };
+        if let Some((_, _, index)) = new.iter().find(|(reference, _, index)| is_missing(reference, *index)) {
+            return Err(*index);
+        }
         let mut changes = Vec::new();
         let mut hashes = Vec::new();
-        for (reference, (hash, index)) in &valid {
-            if self.handed_on.get(*reference) == Some(hash) {
-                continue;
-            }
-            match parsed.get(&(*index, (*reference).clone())) {
-                Some(object) => {
-                    changes.push(Change::Apply(object.clone()));
-                    hashes.push(((*reference).clone(), *hash));
-                }
-                // Its text is gone meanwhile or was never right: what is
-                // programmed of it stays as it is.
-                None if read_again.contains(index) => {}
-                None => return Err(*index),
+        for (reference, hash, index) in new {
+            // If it is not there, its text is gone meanwhile or was never right: what
+            // is programmed of it stays as it is.
+            if let Some(change) = parsed.remove(&(index, reference.clone())) {
+                changes.push(change);
+                hashes.push((reference, hash));
             }
         }
         let gone: Vec<_> = self.handed_on.keys().filter(|reference| !valid.contains_key(reference)).cloned().collect();
         self.handed_on.extend(hashes);
         for reference in gone {
             self.handed_on.remove(&reference);
-            changes.push(Change::Delete(reference));
+            changes.push(ObjectChange::gone(reference, Origin::Agent));
         }
         Ok((changes, covered))
     }
 
-    fn report_duplicates(&mut self, covered: Vec<(ObjectRef, usize, usize)>, report: &mut Report) {
+    fn report_duplicates(&mut self, covered: Vec<(ObjectRef, usize, usize)>, findings: &mut Findings) {
         for (reference, earlier, later) in &covered {
             if !self.duplicates.contains(reference) {
-                report.problems.push(ManifestProblem::duplicate(reference, &self.order[*earlier], &self.order[*later]));
+                findings.problems.push(ManifestProblem::duplicate(
+                    reference,
+                    &self.order[*earlier],
+                    &self.order[*later],
+                ));
             }
         }
         self.duplicates = covered.into_iter().map(|(reference, ..)| reference).collect();
@@ -373,13 +388,13 @@ impl Catalog {
 }
 
 impl Root {
-    fn found(&mut self, listing: Listing, report: &mut Report) {
+    fn found(&mut self, listing: Listing, findings: &mut Findings) {
         let was_empty = self.files.is_empty() && self.is_directory;
         if listing.files.is_empty() && !was_empty {
-            report.problems.push(ManifestProblem::empty(&self.path));
+            findings.problems.push(ManifestProblem::empty(&self.path));
         }
         if self.is_lost {
-            info!(path = %self.path.display(), "manifests can be read again");
+            tracing::info!(path = %self.path.display(), "manifests can be read again");
         }
         self.is_lost = false;
         self.is_hung = false;
@@ -388,9 +403,9 @@ impl Root {
         self.files = listing.files;
     }
 
-    fn lost(&mut self, error: &SourceError, report: &mut Report) {
+    fn lost(&mut self, error: &SourceError, findings: &mut Findings) {
         if !self.is_lost {
-            report.lost.push(format!("{error}; what it held stays programmed"));
+            findings.lost.push(format!("{error}; what it held stays programmed"));
         }
         self.is_lost = true;
         self.is_hung = matches!(error, SourceError::UnreadablePath { source: ReadError::Hangs(_), .. });
@@ -406,11 +421,12 @@ impl FileState {
     }
 }
 
-/// Where a document is.
+/// Where a document is, and whom it is read for.
 struct Position<'a> {
-    path: &'a Path,
+    path: Arc<Path>,
     document: usize,
     line: usize,
+    node_name: &'a str,
 }
 
 /// Hands a document's objects on and remembers what it said.
@@ -418,16 +434,16 @@ fn take_in(
     contents: Contents,
     text: u64,
     position: &Position<'_>,
-    report: &mut Report,
-    parsed: &mut dyn FnMut(ObjectRef, Object),
+    findings: &mut Findings,
+    parsed: &mut dyn FnMut(ObjectChange),
 ) -> DocumentState {
     for name in contents.skipped {
-        info!(file = %position.path.display(), line = position.line, "skipped {name}: a proxy has no use for this kind");
+        tracing::info!(file = %position.path.display(), line = position.line, "skipped {name}: a proxy has no use for this kind");
     }
     let is_mistaken = !contents.mistakes.is_empty();
     for mistake in contents.mistakes {
-        report.problems.push(ManifestProblem {
-            path: position.path.to_owned(),
+        findings.problems.push(ManifestProblem {
+            path: position.path.to_path_buf(),
             document: Some(position.document),
             line: mistake.line.or(Some(position.line)),
             object: mistake.object,
@@ -437,25 +453,21 @@ fn take_in(
     }
     let mut objects = Vec::with_capacity(contents.objects.len());
     for object in contents.objects {
-        let reference = object.reference();
-        report.problems.extend(unusable(&object).map(|problem| ManifestProblem {
-            path: position.path.to_owned(),
+        let hash = fingerprint(&object);
+        let origin = Origin::File { path: position.path.clone(), line: position.line };
+        let (change, problems) = ObjectChange::read(&Change::Apply(object), position.node_name, origin);
+        findings.problems.extend(problems.into_iter().map(|problem| ManifestProblem {
+            path: position.path.to_path_buf(),
             document: Some(position.document),
             line: Some(position.line),
-            object: Some(reference.to_string()),
+            object: Some(problem.object.to_string()),
             what: format!("{}: {}", problem.field, problem.reason),
             remedy: "correct it",
         }));
-        objects.push((reference.clone(), fingerprint(&object)));
-        parsed(reference, object);
+        objects.push((change.object().clone(), hash));
+        parsed(change);
     }
     DocumentState { text: Some(text), objects, is_mistaken }
-}
-
-/// What in a well-formed object can't be programmed. The sync loop finds the
-/// same, but does not know the file.
-fn unusable(object: &Object) -> impl Iterator<Item = Problem> {
-    Store::default().apply(Change::Apply(object.clone())).into_iter()
 }
 
 impl Format {

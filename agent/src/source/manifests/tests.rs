@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use vmap_proxy_compiler::model::objects::{Change, Kind, Object};
+use vmap_proxy_compiler::model::checked::Content;
+use vmap_proxy_compiler::model::objects::Kind;
+use vmap_proxy_compiler::model::types::Service;
 
 use super::document::{Format, parse, split};
-use super::{Event, ManifestSource, SourceError};
+use super::{Event, ManifestSource, ObjectChange, SourceError};
+use crate::source::Origin;
 
 /// A directory that goes when the test ends.
 struct Scratch(PathBuf);
@@ -32,7 +35,7 @@ impl Scratch {
     }
 
     fn source(&self) -> ManifestSource {
-        ManifestSource::new(vec![self.0.clone()])
+        ManifestSource::new(vec![self.0.clone()], "n1")
     }
 
     fn read(&self) -> (Vec<String>, Vec<String>) {
@@ -48,7 +51,7 @@ impl Drop for Scratch {
 
 fn read(source: &ManifestSource) -> (Vec<String>, Vec<String>) {
     let (objects, problems) = source.read_once().unwrap();
-    let objects = objects.iter().map(|object| object.reference().to_string()).collect();
+    let objects = objects.iter().map(|change| change.object().to_string()).collect();
     (objects, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -195,8 +198,10 @@ fn whole_floats_and_long_comments_are_read() {
     scratch.file("a.yaml", &[long, float.to_owned()].join("---\n"));
     let (objects, problems) = scratch.source().read_once().unwrap();
     assert_eq!(problems, []);
-    let Object::Service(service) = &objects[1] else { panic!("{objects:?}") };
-    assert_eq!(service.spec.ports[0].port, 8080);
+    assert_eq!(service_of(&objects[1]).ports[0].port, 8080);
+    // The second document begins behind the first, its 107 lines and the mark between them.
+    let line = scratch_line(&objects[1]);
+    assert_eq!(line, 1 + 107 + 1, "where it was read travels with it");
 }
 
 #[test]
@@ -205,8 +210,7 @@ fn the_last_of_two_counts_and_both_files_are_named() {
     scratch.file("a.yaml", &service("twice", "10.0.0.1"));
     scratch.file("b.yaml", &service("twice", "10.0.0.2"));
     let (objects, problems) = scratch.source().read_once().unwrap();
-    let Object::Service(service) = &objects[0] else { panic!("{objects:?}") };
-    assert_eq!((objects.len(), service.spec.cluster_ip.as_str()), (1, "10.0.0.2"));
+    assert_eq!((objects.len(), service_of(&objects[0]).cluster_ip.to_string().as_str()), (1, "10.0.0.2"));
     let problem = problems[0].to_string();
     assert!(problem.contains("b.yaml: Service default/twice: is also in ") && problem.contains("a.yaml"), "{problem}");
 }
@@ -218,7 +222,7 @@ fn odd_paths_get_one_clear_line() {
     assert!(objects.is_empty());
     assert!(problems[0].contains("holds no *.yaml"), "{problems:?}");
 
-    let missing = ManifestSource::new(vec![scratch.0.join("missing")]).read_once().unwrap_err();
+    let missing = ManifestSource::new(vec![scratch.0.join("missing")], "n1").read_once().unwrap_err();
     assert!(matches!(missing, SourceError::UnreadablePath { .. }));
     assert!(missing.to_string().ends_with("check the path given with --manifests"), "{missing}");
 
@@ -240,7 +244,7 @@ impl Running {
     /// Starts it and waits for the first complete list.
     async fn start(paths: Vec<PathBuf>) -> (Self, Vec<String>) {
         let (sender, events) = mpsc::channel(4);
-        tokio::spawn(async move { ManifestSource::new(paths).run(sender).await.unwrap() });
+        tokio::spawn(async move { ManifestSource::new(paths, "n1").run(sender).await.unwrap() });
         let mut running = Self { events };
         let (mut started, mut completed, mut listed) = (Vec::new(), Vec::new(), Vec::new());
         loop {
@@ -278,12 +282,31 @@ impl Running {
     }
 }
 
-fn shown(change: &Change) -> String {
-    match change {
-        Change::Apply(Object::Service(service)) => format!("+{}={}", service.metadata.name, service.spec.cluster_ip),
-        Change::Apply(object) => format!("+{}", object.reference()),
-        Change::Delete(reference) => format!("-{}", reference.name),
-        Change::Keep(reference) => format!("={}", reference.name),
+fn shown(change: &ObjectChange) -> String {
+    let object = change.object();
+    match &change.checked.content {
+        Content::Service(_) => format!("+{}={}", object.name, service_of(change).cluster_ip),
+        Content::Gone => format!("-{}", object.name),
+        Content::Kept => format!("={}", object.name),
+        _ => format!("+{object}"),
+    }
+}
+
+fn service_of(change: &ObjectChange) -> &Service {
+    match &change.checked.content {
+        Content::Service(service) => service.ipv4.as_ref().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The line of the file that an object was read at.
+fn scratch_line(change: &ObjectChange) -> usize {
+    match &change.origin {
+        Origin::File { path, line } => {
+            assert!(path.ends_with("a.yaml"), "{path:?}");
+            *line
+        }
+        other => panic!("{other:?}"),
     }
 }
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 
 use crate::files::watch::{FileWatch, Touched};
 
@@ -90,7 +89,7 @@ impl FileWatcher {
         match watch.next().await {
             Ok(touched) => self.places.concern(&touched),
             Err(error) => {
-                warn!("watching manifests failed, they are looked at again now: {error}");
+                tracing::warn!("watching manifests failed, they are looked at again now: {error}");
                 self.watch = None;
                 true
             }

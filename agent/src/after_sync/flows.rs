@@ -1,4 +1,4 @@
-//! Deletes stale flows behind the syncs, on a thread of its own: a look through
+//! Deletes tracked flows that must not go on, on a thread of its own: a dump of
 //! the kernel's table of flows takes from some milliseconds to a second, inside
 //! system calls, and no change waits for it.
 
@@ -8,14 +8,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use vmap_proxy_compiler::ruleset::Family;
 
+use super::{Observer, SyncDone};
 use crate::conntrack::{Conntrack, StaleFlows};
 use crate::metrics::Metrics;
 
 /// The longest rest between two looks.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
-/// Takes what became stale, and never waits.
-pub(super) struct FlowCleaner {
+/// Queues flows that became stale for the thread, and never waits.
+pub struct FlowCleaner {
     metrics: Metrics,
     families: Vec<Family>,
     waiting: Waiting,
@@ -29,8 +30,8 @@ pub(super) struct FlowCleaner {
 struct Waiting(Arc<Mutex<StaleFlows>>);
 
 impl Waiting {
-    fn add(&self, more: StaleFlows) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).merge(more);
+    fn add(&self, more: &StaleFlows) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).merge(more.clone());
     }
 
     fn take(&self) -> StaleFlows {
@@ -39,12 +40,13 @@ impl Waiting {
 }
 
 impl FlowCleaner {
-    pub(super) fn new(metrics: Metrics, families: &[Family]) -> Self {
+    /// Starts its thread with the first flows that are stale.
+    pub fn new(metrics: Metrics, families: &[Family]) -> Self {
         Self { metrics, families: families.to_vec(), waiting: Waiting::default(), wake: None }
     }
 
     /// Has flows deleted.
-    pub(super) fn clean(&mut self, stale: StaleFlows) {
+    fn clean(&mut self, stale: &StaleFlows) {
         if stale.is_empty() {
             return;
         }
@@ -77,6 +79,12 @@ impl FlowCleaner {
     }
 }
 
+impl Observer for FlowCleaner {
+    fn on_sync(&mut self, done: &SyncDone) {
+        self.clean(&done.stale_flows);
+    }
+}
+
 /// Deletes what waits, until nobody can add to it any more. What fails is tried
 /// again with the next.
 async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &Metrics, families: &[Family]) {
@@ -90,7 +98,7 @@ async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &M
     let mut stale = StaleFlows::default();
     while woken.recv().await.is_some() {
         stale.merge(waiting.take());
-        // What is committed during the look is heeded at once, and looked for in the next one.
+        // Changes committed during a dump take effect at once and are looked for in the next dump.
         while stale.to_look_for() > 0 {
             let mut next = StaleFlows::default();
             let cleaned = conntrack.clean_learning(&mut stale, |current| {

@@ -2,15 +2,17 @@
 //! describe`. Those of kube-proxy under its own names, and a few about Services
 //! that can't be programmed as they ask.
 //!
-//! Best effort: whoever has something to tell hands it to an [`EventSender`]
-//! and goes on; [`post`] sends it in its own time. What the API server does not
-//! take is dropped.
+//! Best effort: a [`Recorder`] queues an Event and never waits; [`post`] sends it
+//! in its own time. What the API server does not take is dropped.
+//!
+//! Not to be confused with [`crate::source::Event`], which is about objects.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder as Publisher, Reporter};
 use tokio::sync::mpsc;
+use vmap_proxy_compiler::model::types::ServiceName;
 
 /// As kube-proxy names itself, so that filters on its events go on to work.
 const REPORTING_CONTROLLER: &str = "kube-proxy";
@@ -53,29 +55,21 @@ impl Notice {
     }
 }
 
-/// Takes what is to be told, and never waits. One that nobody reads drops it.
+/// Queues Events without blocking; drops them if the queue is full or nobody
+/// posts any.
 #[derive(Debug, Clone)]
-pub struct EventSender {
+pub struct Recorder {
     node: String,
     sender: mpsc::Sender<Notice>,
 }
 
-/// A sender for this node's agent, and what to hand to [`post`].
-pub fn channel(node_name: &str) -> (EventSender, mpsc::Receiver<Notice>) {
+/// A recorder for this node's agent, and what to hand to [`post`].
+pub fn channel(node_name: &str) -> (Recorder, mpsc::Receiver<Notice>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    (EventSender { node: node_name.to_owned(), sender }, receiver)
+    (Recorder { node: node_name.to_owned(), sender }, receiver)
 }
 
-/// A Service, as Events refer to it.
-#[derive(Debug, Clone, Copy)]
-pub struct Service<'a> {
-    /// `metadata.namespace`
-    pub namespace: &'a str,
-    /// `metadata.name`
-    pub name: &'a str,
-}
-
-impl EventSender {
+impl Recorder {
     /// `Starting`, on the Node.
     pub fn starting(&self) {
         let regarding = self.node_reference();
@@ -91,21 +85,21 @@ impl EventSender {
 
     /// `FailedToStartServiceHealthcheck`, on the Service: its
     /// `healthCheckNodePort` can't be listened on.
-    pub fn service_health_server_failed(&self, service: Service<'_>, why: &str) {
+    pub fn service_health_server_failed(&self, service: &ServiceName, why: &str) {
         let note = format!("node {} failed to start healthcheck: {why}", self.node);
         self.warn(reference(service), "FailedToStartServiceHealthcheck", "Listen", note);
     }
 
     /// `FailedToProgram`, on the Service: the kernel refused a part of it, and
     /// it is left as it was.
-    pub fn quarantined(&self, service: Service<'_>, why: &str) {
+    pub fn quarantined(&self, service: &ServiceName, why: &str) {
         let note = format!("node {} cannot program this Service until it changes: {why}", self.node);
         self.warn(reference(service), "FailedToProgram", "SyncRules", note);
     }
 
     /// `ServiceTooLarge`, on the Service: it asks for more elements than one
     /// Service may have, and is not programmed.
-    pub fn too_large(&self, service: Service<'_>, elements: u64, limit: u64) {
+    pub fn too_large(&self, service: &ServiceName, elements: u64, limit: u64) {
         let note = format!(
             "node {} does not program this Service: its ports, addresses and endpoints may need {elements} elements, and \
              the limit is {limit}; make several Services of it",
@@ -116,7 +110,7 @@ impl EventSender {
 
     /// `FrontendConflict`, on the Service: an older one has an address and port
     /// that it asks for.
-    pub fn frontend_taken(&self, service: Service<'_>, what: &str, holder: &str) {
+    pub fn frontend_taken(&self, service: &ServiceName, what: &str, holder: &ServiceName) {
         let note = format!("{what} belongs to Service {holder}, which is older and keeps it");
         self.warn(reference(service), "FrontendConflict", "SyncRules", note);
     }
@@ -148,26 +142,26 @@ impl EventSender {
 
 /// kube-proxy puts namespace and name for the Service's uid, which neither it
 /// nor this agent keeps.
-fn reference(service: Service<'_>) -> ObjectReference {
+fn reference(service: &ServiceName) -> ObjectReference {
     ObjectReference {
         kind: Some("Service".to_owned()),
         api_version: Some("v1".to_owned()),
-        namespace: Some(service.namespace.to_owned()),
-        name: Some(service.name.to_owned()),
-        uid: Some(format!("{}/{}", service.namespace, service.name)),
+        namespace: Some(service.namespace().to_owned()),
+        name: Some(service.name().to_owned()),
+        uid: Some(service.to_string()),
         ..ObjectReference::default()
     }
 }
 
-/// Posts what is told until nobody is left to tell anything. The same Event
-/// again, within minutes, becomes one with a count.
+/// Posts Events until no recorder is left. The same Event again, within minutes,
+/// becomes one with a count.
 pub async fn post(client: kube::Client, node_name: &str, mut notices: mpsc::Receiver<Notice>) {
     let reporter =
         Reporter { controller: REPORTING_CONTROLLER.to_owned(), instance: Some(format!("kube-proxy-{node_name}")) };
-    let recorder = Recorder::new(client, reporter);
+    let publisher = Publisher::new(client, reporter);
     while let Some(notice) = notices.recv().await {
         let (event, reason) = (notice.event(), notice.reason);
-        match tokio::time::timeout(PATIENCE, recorder.publish(&event, &notice.regarding)).await {
+        match tokio::time::timeout(PATIENCE, publisher.publish(&event, &notice.regarding)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("the Event {reason} was not taken: {error}"),
             Err(_) => tracing::debug!("the Event {reason} was not taken within {PATIENCE:?}"),
@@ -183,9 +177,9 @@ mod tests {
 
     #[test]
     fn more_than_the_queue_holds_is_dropped_and_nobody_waits() {
-        let (sender, mut notices) = channel("n1");
+        let (recorder, mut notices) = channel("n1");
         for _ in 0..QUEUE + 10 {
-            sender.starting();
+            recorder.starting();
         }
         let mut count = 0;
         while notices.try_recv().is_ok() {
@@ -193,13 +187,13 @@ mod tests {
         }
         assert_eq!(count, QUEUE);
         drop(notices);
-        sender.starting();
+        recorder.starting();
     }
 
     #[test]
     fn long_notes_are_cut_between_characters() {
-        let (sender, mut notices) = channel("n1");
-        sender.quarantined(Service { namespace: "a", name: "b" }, &"\u{20ac}".repeat(1000));
+        let (recorder, mut notices) = channel("n1");
+        recorder.quarantined(&ServiceName::new("a", "b"), &"\u{20ac}".repeat(1000));
         let notice = notices.try_recv().unwrap();
         let note = notice.event().note.unwrap();
         assert!(note.len() <= MAX_NOTE && note.len() > MAX_NOTE - 3, "{}", note.len());
