@@ -2,7 +2,7 @@
 //! the agent cuts it. One Service alone is about what one change sends.
 //!
 //! `cargo bench -p vmap-proxy-agent`. Commits, and other encoders beside ours,
-//! are in `netlink-tests` (`cargo bench -p netlink-tests --bench peers`).
+//! are in `netlink-tests/bench` (`cargo bench -p vmap-proxy-bench --bench peers`).
 #![allow(missing_docs, reason = "a benchmark")]
 
 use std::hint::black_box;

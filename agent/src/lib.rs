@@ -2,7 +2,6 @@
 //!
 //! `source` reads Services and EndpointSlices, the pure `compiler` crate turns
 //! them into elements of nftables maps, and `netlink` submits the difference.
-//! `lab` is a cluster of network namespaces to try it all in.
 
 pub mod after_sync;
 pub mod cleanup;
@@ -10,12 +9,10 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod conntrack;
-pub mod demo;
 pub mod files;
 pub mod health;
 pub mod instance;
 pub mod k8s_events;
-pub mod lab;
 pub mod logging;
 pub mod metrics;
 pub mod netlink;

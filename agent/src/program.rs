@@ -7,9 +7,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::{self, Action, Invocation};
+#[cfg(feature = "demo")]
+use crate::config::kube_proxy_configuration::Logging;
 use crate::config::load;
 use crate::logging::escape::escaped;
-use crate::{cleanup, compile, demo, logging, run};
+use crate::{cleanup, compile, logging, run};
 
 /// Does what the arguments say, the program's name first. Says on standard
 /// error why it failed.
@@ -42,7 +44,12 @@ fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
     match resolved.action {
         Action::Run(options) => run::run(*options)?,
         Action::Compile(options) => compile::compile(*options)?,
-        Action::Demo(options) => demo::demo(options)?,
+        #[cfg(feature = "demo")]
+        Action::Demo => {
+            let Logging { verbosity, format, .. } = resolved.logging;
+            let log_format = Some(format).filter(|format| !format.is_empty());
+            vmap_proxy_demo::demo(&vmap_proxy_demo::Options { verbosity, log_format })?;
+        }
         Action::Cleanup(options) => cleanup::cleanup(options)?,
         Action::WriteConfiguration { path, configuration } => {
             load::write_file(&configuration, &path)?;

@@ -1,12 +1,11 @@
-//! Long runs: conformance vectors and scale.
-#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
+//! `netlink-tests vectors DIR...`: what `vmap-proxy-conformance DIR...` does, under the name that it had before.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use netlink_tests::commands;
+use vmap_proxy_conformance::command;
 
-/// Conformance and scale runs of vmap-proxy, in network namespaces of their own.
+/// The conformance vectors of vmap-proxy. Measurements are in the program vmap-proxy-bench.
 #[derive(Debug, Parser)]
 #[command(name = "netlink-tests")]
 struct Cli {
@@ -16,42 +15,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run conformance vectors (format: docs/vectors.md) against the model,
-    /// the compiled rules, and a real kernel with real packets.
-    Vectors(commands::vectors::Options),
-    /// Measure the real agent against the API server double: time to the first
-    /// sync, memory, and the time from an API event to the kernel.
-    Cluster(commands::cluster::Options),
-    /// Be the agent, for tests that need it as a process.
-    #[command(hide = true)]
-    Agent(commands::agent::Options),
-    /// Measure first sync, changes, restart and memory at one size of cluster,
-    /// beside the floor of the kernel.
-    Scale(commands::scale::Options),
-    /// Measure what new connections pay, against the number of Services.
-    Packets(commands::packets::Options),
-    /// Draw the JSON of `scale` and `packets` as SVG pictures.
-    Plots(commands::plots::Options),
-    /// Say what got slower since an earlier run. Exit status 1 if anything did,
-    /// 2 if there is nothing to compare with.
-    Compare(commands::compare::Options),
-    /// One measurement of `scale`, in this process.
-    #[command(hide = true)]
-    ScaleTask(commands::scale::TaskOptions),
+    /// Run conformance vectors (format: docs/vectors.md), as vmap-proxy-conformance does.
+    Vectors(command::Options),
 }
 
 fn main() -> ExitCode {
-    // Namespaces of its own must be entered before any thread exists.
-    match Cli::parse().command {
-        Command::Vectors(options) => commands::vectors::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
-        Command::Cluster(options) => commands::cluster::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
-        Command::Agent(options) => commands::agent::run(options),
-        Command::Scale(options) => commands::scale::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
-        Command::Packets(options) => commands::packets::run(&options, vmap_proxy_agent::lab::enter_user_namespace()),
-        Command::Plots(options) => commands::plots::run(&options),
-        Command::Compare(options) => commands::compare::run(&options),
-        Command::ScaleTask(options) => {
-            commands::scale::run_task(&options, vmap_proxy_agent::lab::enter_user_namespace())
-        }
-    }
+    let Cli { command: Command::Vectors(options) } = Cli::parse();
+    // Namespaces must be entered before any thread exists.
+    command::run(&options, vmap_proxy_lab::enter_user_namespace())
 }

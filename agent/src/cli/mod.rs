@@ -20,7 +20,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 
 pub use flag_values::FLAGS_OF_FIELDS;
-pub use resolve::{Action, CleanupOptions, CompileOptions, DemoOptions, Resolved, RunOptions, Source};
+pub use resolve::{Action, CleanupOptions, CompileOptions, Resolved, RunOptions, Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,13 +33,22 @@ Examples:
   Print the rules for these files, without privileges:
     vmap-proxy compile --manifests examples/ --node-name node-1
 
-  See it work with real packets, in separate namespaces:
-    vmap-proxy demo
-
   Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup
+";
 
+/// Where the demo is part of the program.
+const DEMO_EXAMPLE: &str = "
+  See it work with real packets, in separate namespaces:
+    vmap-proxy demo
+";
+
+const EXIT_STATUS: &str = "
 Exit status: 0 success, 1 failure, 2 wrong usage.";
+
+fn after_help() -> String {
+    [EXAMPLES, if cfg!(feature = "demo") { DEMO_EXAMPLE } else { "" }, EXIT_STATUS].concat()
+}
 
 /// A drop-in replacement for kube-proxy: Services become elements of nftables
 /// maps, in a rule set that does not grow.
@@ -50,7 +59,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage.";
 #[command(
     name = "vmap-proxy",
     bin_name = "vmap-proxy",
-    after_help = EXAMPLES,
+    after_help = after_help(),
     args_conflicts_with_subcommands = true,
     args_override_self = true,
     disable_help_subcommand = true,
@@ -75,6 +84,7 @@ pub enum Command {
     /// Print the rule set for manifest files; needs no privileges
     Compile(Box<CompileArguments>),
     /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
+    #[cfg(feature = "demo")]
     Demo(DemoArguments),
     /// Remove the tables of vmap-proxy and exit
     Cleanup(CleanupArguments),
@@ -121,6 +131,7 @@ pub struct CompileArguments {
 }
 
 /// `vmap-proxy demo`
+#[cfg(feature = "demo")]
 #[derive(Debug, Clone, Args)]
 pub struct DemoArguments {
     /// Flags about logging.

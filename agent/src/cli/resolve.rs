@@ -45,7 +45,8 @@ pub enum Action {
     /// Print the compiled rule set.
     Compile(Box<CompileOptions>),
     /// Show the proxy at work.
-    Demo(DemoOptions),
+    #[cfg(feature = "demo")]
+    Demo,
     /// Remove tables.
     Cleanup(CleanupOptions),
     /// Write the configuration to a file (`--write-config-to`).
@@ -140,10 +141,6 @@ pub struct CompileOptions {
     pub output: OutputFormat,
 }
 
-/// Options of `vmap-proxy demo`: none so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DemoOptions {}
-
 /// Options of `vmap-proxy cleanup` and `--cleanup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
@@ -162,9 +159,8 @@ impl Invocation {
             None => resolve_run(&self.cli.flags, Vec::new(), &self.given),
             Some(Command::Run(arguments)) => resolve_run(&arguments.flags, arguments.manifests, &self.given),
             Some(Command::Compile(arguments)) => resolve_compile(*arguments),
-            Some(Command::Demo(arguments)) => {
-                Ok(without_configuration(Action::Demo(DemoOptions {}), &arguments.logging))
-            }
+            #[cfg(feature = "demo")]
+            Some(Command::Demo(arguments)) => Ok(without_configuration(Action::Demo, &arguments.logging)),
             Some(Command::Cleanup(arguments)) => {
                 let options = CleanupOptions { kube_proxy: arguments.cleanup_kube_proxy };
                 Ok(without_configuration(Action::Cleanup(options), &arguments.logging))

@@ -3,15 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netlink_tests::apiserver::Resource;
-use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, cluster_ip, named_slice, service, slice};
-use netlink_tests::cluster::{CLIENT, CLIENT_POD, Cluster, NODE_IP, Traffic, local_pod, remote_pod};
 use serde_json::json;
-use vmap_proxy_agent::lab::{Probe, Transport};
 use vmap_proxy_agent::netlink::Kernel;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_lab::{Probe, Transport};
+use vmap_proxy_testbed::api_objects::{Endpoint, NAMESPACE, cluster_ip, named_slice, service, slice};
+use vmap_proxy_testbed::apiserver::Resource;
+use vmap_proxy_testbed::end_to_end::{CLIENT, CLIENT_POD, EndToEnd, NODE_IP, local_pod, remote_pod};
 
 use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused};
 
@@ -19,10 +19,10 @@ use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused};
 fn create_scale_roll_and_delete_while_packets_flow() {
     let cluster = cluster();
     let steady = apply_service(&cluster, "steady", 1, &[Endpoint::local(7), Endpoint::remote(7)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
-    let from_pod = Traffic::start(&cluster.lab, CLIENT_POD, steady);
-    let from_node = Traffic::start(&cluster.lab, NODE_IP, steady);
+    let from_pod = cluster.traffic(CLIENT_POD, steady);
+    let from_node = cluster.traffic(NODE_IP, steady);
 
     // Create: first the Service, then its endpoints, as controllers do.
     let shop = frontend(&cluster_ip(2), 80);
@@ -53,17 +53,17 @@ fn create_scale_roll_and_delete_while_packets_flow() {
 
     from_pod.stop();
     from_node.stop();
-    assert!(agent.terminate().unwrap().success());
+    assert!(agent.terminate().success());
 }
 
 #[test]
 fn a_rolling_update_loses_no_new_connection() {
     let cluster = cluster();
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1), Endpoint::remote(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     // Who keeps a connection open keeps it to a pod that is going.
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, shop);
+    let traffic = cluster.traffic(CLIENT_POD, shop);
     for round in 0..10 {
         let (old, new) = (1 + round % 8, 1 + (round + 1) % 8);
         let both = [Endpoint::local(old), Endpoint::remote(old), Endpoint::local(new), Endpoint::remote(new)];
@@ -81,10 +81,10 @@ fn a_rolling_update_loses_no_new_connection() {
 fn a_service_changes_its_type() {
     let cluster = cluster();
     let internal = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT_POD, internal, &[local_pod(1)]);
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, internal);
+    let traffic = cluster.traffic(CLIENT_POD, internal);
 
     let node_port = frontend(NODE_IP, 30_080);
     let external = frontend("198.51.100.200", 80);
@@ -132,7 +132,7 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
         slice
     };
     apply(&cluster, &[service("dns", &cluster_ip(3), udp), udp_slice(&[Endpoint::local(1)])]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let probe = Probe {
         source: CLIENT_POD.parse().unwrap(),
@@ -140,21 +140,21 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
         transport: Transport::Udp,
         timeout: std::time::Duration::from_millis(300),
     };
-    let mut flow = cluster.lab.open_flow(&probe).unwrap();
-    let answered_by = |result: vmap_proxy_agent::lab::ProbeResult, pod: String| {
+    let mut flow = cluster.lab().open_flow(&probe).unwrap();
+    let answered_by = |result: vmap_proxy_lab::ProbeResult, pod: String| {
         let pod: IpAddr = pod.parse().unwrap();
-        matches!(result, vmap_proxy_agent::lab::ProbeResult::Answered { by, .. } if by.ip() == pod)
+        matches!(result, vmap_proxy_lab::ProbeResult::Answered { by, .. } if by.ip() == pod)
     };
     assert!(answered_by(flow.opened(), local_pod(1)), "{}", flow.opened());
     apply(&cluster, &[udp_slice(&[Endpoint::local(2)])]);
-    let deadline = std::time::Instant::now() + netlink_tests::cluster::PATIENCE;
+    let deadline = std::time::Instant::now() + vmap_proxy_testbed::PATIENCE;
     while !answered_by(flow.ask(1).unwrap(), local_pod(2)) {
         assert!(std::time::Instant::now() < deadline, "the flow still goes to the pod that is gone");
     }
 }
 
 /// How many endpoints the kernel holds for a cluster IP.
-fn endpoints_in_kernel(cluster: &Cluster, frontend: SocketAddr) -> usize {
+fn endpoints_in_kernel(cluster: &EndToEnd, frontend: SocketAddr) -> usize {
     let read = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -181,7 +181,7 @@ fn slices_of_a_thousand_endpoints() {
     let big = frontend(&cluster_ip(4), 80);
     apply(&cluster, &[service("big", &cluster_ip(4), |_| {})]);
     apply(&cluster, &[named_slice("big-1", "big", &many(201)), named_slice("big-2", "big", &many(202))]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     assert_eq!(endpoints_in_kernel(&cluster, big), 2000);
     apply(&cluster, &[named_slice("big-3", "big", &[Endpoint::local(1)])]);
@@ -198,24 +198,24 @@ fn a_restart_sends_nothing_and_cuts_nothing() {
     let endpoints = [Endpoint::local(1), Endpoint::remote(1), Endpoint::local(2)];
     let shop = apply_service(&cluster, "shop", 2, &endpoints);
     apply(&cluster, &[service("lonely", &cluster_ip(5), |_| {})]);
-    let mut agent = cluster.agent().unwrap();
+    let mut agent = cluster.agent();
     agent.wait_until_ready();
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, shop);
+    let traffic = cluster.traffic(CLIENT_POD, shop);
     let before = cluster.generation();
     for terminated in [true, false, true] {
-        let _ = if terminated { agent.terminate() } else { agent.kill() }.unwrap();
-        agent = cluster.agent().unwrap();
+        let _ = if terminated { agent.terminate() } else { agent.kill() };
+        agent = cluster.agent();
         let line = agent.wait_until_ready();
         assert!(line.contains("0 elements added, 0 removed, 0 commits"), "{line}");
         assert_eq!(cluster.generation(), before, "{line}");
     }
     // What changed while it was away is all it sends.
-    let _ = agent.terminate().unwrap();
+    let _ = agent.terminate();
     apply(
         &cluster,
         &[slice("shop", &[Endpoint::local(1), Endpoint::remote(1), Endpoint::local(2), Endpoint::local(3)])],
     );
-    agent = cluster.agent().unwrap();
+    agent = cluster.agent();
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1), remote_pod(1), local_pod(2), local_pod(3)]);
     traffic.stop();
@@ -226,7 +226,7 @@ fn a_shortest_time_between_syncs_that_is_set_is_kept() {
     let cluster = cluster();
     let endpoints = [Endpoint::local(1)];
     apply_service(&cluster, "shop", 2, &endpoints);
-    let agent = cluster.agent_with(&cluster.configuration(&[("/nftables/minSyncPeriod", json!("10s"))])).unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/nftables/minSyncPeriod", json!("10s"))]));
     agent.wait_until_ready();
     apply_service(&cluster, "second", 3, &endpoints);
     agent.wait_for_lines(" synced in ", 1);

@@ -3,18 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netlink_tests::apiserver::certificates::{Authority, server_config};
-use netlink_tests::apiserver::{Front, Role};
-use netlink_tests::cluster::objects::NODE;
-use netlink_tests::cluster::{AgentProcess, Cluster, NODE_IP, SECOND_NODE_IP};
-use netlink_tests::harness::load_nft;
 use rcgen::PKCS_ECDSA_P256_SHA256;
+use vmap_proxy_testbed::agent_process::AgentProcess;
+use vmap_proxy_testbed::api_objects::NODE;
+use vmap_proxy_testbed::apiserver::certificates::{Authority, server_config};
+use vmap_proxy_testbed::apiserver::{Front, Role};
+use vmap_proxy_testbed::cluster::SECOND_NODE_IP;
+use vmap_proxy_testbed::end_to_end::{EndToEnd, NODE_IP};
+use vmap_proxy_testbed::nft::load_nft;
 
 use crate::cluster;
 
 /// The double behind TLS on the node's address, which is no loopback address,
 /// and a kubeconfig for it with these fields of the cluster besides.
-fn behind_tls(cluster: &mut Cluster, fields: &str) -> Option<(Front, PathBuf)> {
+fn behind_tls(cluster: &mut EndToEnd, fields: &str) -> Option<(Front, PathBuf)> {
     let authority = Authority::new(&PKCS_ECDSA_P256_SHA256).unwrap();
     let pair = authority.server(&[NODE_IP], &PKCS_ECDSA_P256_SHA256).unwrap();
     let role = Role::Tls(server_config(&pair, "h2", None).unwrap(), cluster.api.double()?.server.address());
@@ -45,11 +47,11 @@ fn no_proxy_excepts_the_api_server_from_the_proxy() {
         let connections = front.seen().len();
         // Nobody is there.
         let proxy = ("HTTPS_PROXY", "http://192.0.2.13:3128");
-        let agent = cluster.agent_in_environment(&flags, &[proxy, ("NO_PROXY", exception)]).unwrap();
+        let agent = cluster.agent_in_environment(&flags, &[proxy, ("NO_PROXY", exception)]);
         agent.wait_until_ready();
         assert!(front.seen().len() > connections, "{exception}");
-        assert!(!agent.lines().iter().any(|line| line.contains("through the proxy")), "{exception}");
-        agent.terminate().unwrap();
+        assert!(!agent.log().iter().any(|line| line.contains("through the proxy")), "{exception}");
+        agent.terminate();
     }
 }
 
@@ -67,7 +69,7 @@ fn the_proxy_of_the_environment_leads_to_the_api_server() {
         let proxy = cluster.node().run(|| Front::start(address.parse().unwrap(), role)).unwrap().unwrap();
         let url = format!("{scheme}{address}");
         let environment = [(variable, url.as_str()), ("NO_PROXY", "192.0.2.11:443,.local,10.0.0.0/8")];
-        let agent = cluster.agent_in_environment(&flags, &environment).unwrap();
+        let agent = cluster.agent_in_environment(&flags, &environment);
         agent.wait_until_ready();
         // Several are begun at once; the first to speak HTTP/2 is enough.
         let mut seen = proxy.seen();
@@ -75,7 +77,7 @@ fn the_proxy_of_the_environment_leads_to_the_api_server() {
         assert!(!seen.is_empty() && seen.iter().all(|line| line == expected), "{variable}={url}: {seen:?}");
         let line = agent.wait_for_line("through the proxy");
         assert!(line.contains(&address) && line.contains(variable), "{line}");
-        agent.terminate().unwrap();
+        agent.terminate();
     }
 }
 
@@ -87,23 +89,23 @@ fn no_certificate_store_is_needed_but_for_a_server_without_a_known_authority() {
     let Some(double) = cluster.api.double() else { return };
     let url = double.server.url();
     for source in [format!("--kubeconfig={}", double.server.kubeconfig().display()), format!("--master={url}")] {
-        let agent = cluster.agent_in_environment(&flags(source), &without_store).unwrap();
+        let agent = cluster.agent_in_environment(&flags(source), &without_store);
         agent.wait_until_ready();
-        agent.terminate().unwrap();
+        agent.terminate();
     }
     for fields in ["certificate-authority: ca.crt", "insecure-skip-tls-verify: true"] {
         let Some((_front, kubeconfig)) = behind_tls(&mut cluster, fields) else { return };
         let flags = flags(format!("--kubeconfig={}", kubeconfig.display()));
-        let agent = cluster.agent_in_environment(&flags, &without_store).unwrap();
+        let agent = cluster.agent_in_environment(&flags, &without_store);
         agent.wait_until_ready();
-        agent.terminate().unwrap();
+        agent.terminate();
     }
     let Some((_front, kubeconfig)) = behind_tls(&mut cluster, "") else { return };
     let flags = flags(format!("--kubeconfig={}", kubeconfig.display()));
-    let agent = cluster.agent_in_environment(&flags, &without_store).unwrap();
+    let agent = cluster.agent_in_environment(&flags, &without_store);
     let line = agent.wait_for_line("Error:");
     assert!(line.contains("certificate-authority") && line.contains("SSL_CERT_FILE"), "{line}");
-    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    assert_eq!(agent.wait().code(), Some(1));
 }
 
 /// Waits for the line about silence, and checks how long that was: client-go
@@ -118,7 +120,7 @@ fn assert_noticed_in_time(agent: &AgentProcess) {
 fn a_server_that_dies_behind_a_load_balancer_is_noticed() {
     let mut cluster = cluster();
     let Some((front, kubeconfig)) = behind_tls(&mut cluster, "certificate-authority: ca.crt") else { return };
-    let agent = cluster.agent_in_environment(&flags(format!("--kubeconfig={}", kubeconfig.display())), &[]).unwrap();
+    let agent = cluster.agent_in_environment(&flags(format!("--kubeconfig={}", kubeconfig.display())), &[]);
     agent.wait_until_ready();
     front.freeze();
     assert_noticed_in_time(&agent);
@@ -140,7 +142,7 @@ fn a_server_whose_machine_is_cut_off_is_noticed() {
     let mut cluster = cluster();
     let Some(double) = cluster.api.double() else { return };
     let (port, kubeconfig) = (double.server.address().port(), double.server.kubeconfig());
-    let agent = cluster.agent_in_environment(&flags(format!("--kubeconfig={}", kubeconfig.display())), &[]).unwrap();
+    let agent = cluster.agent_in_environment(&flags(format!("--kubeconfig={}", kubeconfig.display())), &[]);
     agent.wait_until_ready();
     let cut = format!("tcp sport {port} drop\ntcp dport {port} drop");
     let rules = format!("table ip cut {{\nchain in {{\ntype filter hook input priority 0\n{cut}\n}}\n}}\n");

@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
-use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, NODE, cluster_ip, service, slice};
-use netlink_tests::cluster::{CLIENT_POD, Cluster, NODE_IP, local_pod};
 use serde_json::{Value, json};
+use vmap_proxy_testbed::api_objects::{Endpoint, NAMESPACE, NODE, cluster_ip, service, slice};
+use vmap_proxy_testbed::end_to_end::{CLIENT_POD, EndToEnd, NODE_IP, local_pod};
 
 use crate::{apply, apply_service, cluster, frontend};
 
 /// The first Event of this reason, about a Node or Service of this name.
-fn event(cluster: &mut Cluster, reason: &str, name: &str) -> Option<Value> {
+fn event(cluster: &mut EndToEnd, reason: &str, name: &str) -> Option<Value> {
     let double = cluster.api.double()?;
     let is_it = |event: &Value| event["reason"] == reason && event["regarding"]["name"] == name;
     double.wait_until(|server| server.events().iter().any(is_it));
@@ -31,7 +31,7 @@ fn events_are_sent_as_kube_proxy_does() {
         service["spec"]["ports"][0]["nodePort"] = json!(30_080);
     };
     apply(&cluster, &[service("checked", &cluster_ip(2), local), slice("checked", &[Endpoint::local(1)])]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
 
     let Some(starting) = event(&mut cluster, "Starting", NODE) else { return };
@@ -56,7 +56,7 @@ fn events_are_sent_as_kube_proxy_does() {
 #[test]
 fn a_service_whose_address_is_taken_is_told() {
     let mut cluster = cluster();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let external = |created: &'static str| {
         move |service: &mut Value| {
@@ -80,7 +80,7 @@ fn a_service_whose_address_is_taken_is_told() {
 #[test]
 fn a_service_that_is_too_large_is_told() {
     let mut cluster = cluster();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let large = service("large", &cluster_ip(2), |service| {
         let ports = (1..=1_000).map(|port| json!({"name": format!("p{port}"), "port": port, "protocol": "TCP"}));
@@ -102,12 +102,12 @@ fn refused_events_disturb_nothing() {
     let mut cluster = cluster();
     let Some(double) = cluster.api.double() else { return };
     double.server.refuse_events(403, "events.events.k8s.io is forbidden");
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let Some(double) = cluster.api.double() else { return };
     double.wait_until(|server| server.requests().iter().any(|request| request.contains("/events")));
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
-    let lines = agent.lines();
+    let lines = agent.log();
     assert!(!lines.iter().any(|line| line.contains("Starting") || line.contains("forbidden")), "{lines:#?}");
 }

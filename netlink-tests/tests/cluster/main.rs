@@ -15,28 +15,28 @@ mod trouble;
 
 use std::net::SocketAddr;
 
-use netlink_tests::cluster::objects::Endpoint;
-use netlink_tests::cluster::objects::{cluster_ip, service, slice};
-use netlink_tests::cluster::{Cluster, Program};
 use serde_json::Value;
-use vmap_proxy_agent::lab::ProbeResult;
+use vmap_proxy_lab::ProbeResult;
+use vmap_proxy_testbed::api_objects::Endpoint;
+use vmap_proxy_testbed::api_objects::{cluster_ip, service, slice};
+use vmap_proxy_testbed::end_to_end::EndToEnd;
 
-netlink_tests::in_own_namespaces!();
+vmap_proxy_testbed::in_own_namespaces!();
 
 /// A cluster without Services; the agent does not run yet.
-fn cluster() -> Cluster {
-    Cluster::start(Program::netlink_tests(env!("CARGO_BIN_EXE_netlink-tests"))).unwrap()
+fn cluster() -> EndToEnd {
+    EndToEnd::start(env!("CARGO_BIN_EXE_agent-under-test")).unwrap()
 }
 
 /// Applies all, in this order.
-fn apply(cluster: &Cluster, objects: &[Value]) {
+fn apply(cluster: &EndToEnd, objects: &[Value]) {
     for object in objects {
         cluster.api.apply(object).unwrap();
     }
 }
 
 /// A Service of the n-th cluster IP and its endpoints.
-fn apply_service(cluster: &Cluster, name: &str, number: u8, endpoints: &[Endpoint]) -> SocketAddr {
+fn apply_service(cluster: &EndToEnd, name: &str, number: u8, endpoints: &[Endpoint]) -> SocketAddr {
     apply(cluster, &[service(name, &cluster_ip(number), |_| {}), slice(name, endpoints)]);
     frontend(&cluster_ip(number), 80)
 }

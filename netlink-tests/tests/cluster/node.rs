@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use netlink_tests::apiserver::Resource;
-use netlink_tests::cluster::objects::{Endpoint, cluster_ip, node, service, service_cidr, slice};
-use netlink_tests::cluster::{CLIENT, CLIENT_POD, Cluster, NODE_IP, OUTSIDER, SECOND_NODE_IP, local_pod, remote_pod};
 use serde_json::json;
-use vmap_proxy_agent::lab::Transport;
+use vmap_proxy_lab::Transport;
+use vmap_proxy_testbed::api_objects::{Endpoint, cluster_ip, node, service, service_cidr, slice};
+use vmap_proxy_testbed::apiserver::Resource;
+use vmap_proxy_testbed::cluster::{OUTSIDER, SECOND_NODE_IP};
+use vmap_proxy_testbed::end_to_end::{CLIENT, CLIENT_POD, EndToEnd, NODE_IP, local_pod, remote_pod};
 
 use crate::{apply, apply_service, cluster, frontend, is_answered, is_refused, is_silent, seen_as};
 
@@ -20,7 +21,7 @@ fn the_zone_of_the_node_changes() {
     let endpoints = [Endpoint::local(1).for_zone("a"), Endpoint::remote(1).for_zone("b")];
     apply(&cluster, &[service("shop", &cluster_ip(2), close), slice("shop", &endpoints)]);
     let shop = frontend(&cluster_ip(2), 80);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
     apply(&cluster, &[in_zone("b")]);
@@ -34,7 +35,7 @@ fn the_zone_of_the_node_changes() {
 fn the_address_of_the_node_changes() {
     let cluster = cluster();
     apply_node_port(&cluster);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     // The default is `primary`: node ports are served on the Node's own address alone.
     cluster.eventually_reaches(CLIENT, frontend(NODE_IP, 30_080), &[local_pod(1)]);
@@ -57,7 +58,7 @@ fn the_pod_cidr_of_the_node_changes() {
         return;
     }
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::remote(1)]);
-    let agent = cluster.agent_with(&cluster.configuration(&[("/detectLocalMode", json!("NodeCIDR"))])).unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/detectLocalMode", json!("NodeCIDR"))]));
     agent.wait_until_ready();
     cluster.eventually(CLIENT_POD, shop, Transport::Tcp, seen_as(CLIENT_POD));
     let with_pod_cidr = |cidr: &'static str| {
@@ -77,7 +78,7 @@ fn the_pod_cidr_of_the_node_changes() {
 fn a_service_cidr_comes_and_goes() {
     let cluster = cluster();
     apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let outsider = frontend(OUTSIDER, 80);
     cluster.eventually(CLIENT_POD, outsider, Transport::Tcp, is_answered);
@@ -89,7 +90,7 @@ fn a_service_cidr_comes_and_goes() {
 }
 
 /// A Service with node port 30080 and one endpoint here.
-fn apply_node_port(cluster: &Cluster) {
+fn apply_node_port(cluster: &EndToEnd) {
     let with_node_port = |service: &mut serde_json::Value| {
         service["spec"]["type"] = json!("NodePort");
         service["spec"]["ports"][0]["nodePort"] = json!(30_080);
@@ -107,7 +108,7 @@ fn the_first_sync_waits_for_an_address_of_the_node() {
     apply(&cluster, &[node_without_addresses()]);
     apply_node_port(&cluster);
     let before = cluster.generation();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     let line = agent.wait_for_line("waiting up to 30s");
     assert!(line.contains("WARN") && line.contains("status.addresses"), "{line}");
     assert_eq!(cluster.generation(), before, "nothing is programmed");
@@ -121,7 +122,7 @@ fn the_first_sync_waits_for_an_address_of_the_node() {
 fn a_node_that_loses_its_addresses_keeps_the_last_known() {
     let cluster = cluster();
     apply_node_port(&cluster);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT, frontend(NODE_IP, 30_080), &[local_pod(1)]);
     apply(&cluster, &[node_without_addresses()]);
@@ -141,7 +142,7 @@ fn a_node_of_another_name_opens_no_node_port() {
     apply_node_port(&cluster);
     let kubeconfig = format!("--kubeconfig={}", cluster.api.kubeconfig().display());
     let flags = [kubeconfig.as_str(), "--hostname-override=misspelt", "--conntrack-max-per-core=0"];
-    let agent = cluster.agent_by(&flags).unwrap();
+    let agent = cluster.agent_by(&flags);
     let line = agent.wait_for_line("waiting up to 30s for Node misspelt to appear");
     assert!(line.contains("--hostname-override"), "{line}");
     agent.wait_for_line_within(Duration::from_secs(60), "going on without: NodePorts stay closed");

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use netlink_tests::apiserver::Resource;
-use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, cluster_ip, node, service, slice};
-use netlink_tests::cluster::{CLIENT_POD, NODE_IP, local_pod};
 use serde_json::{Value, json};
+use vmap_proxy_testbed::api_objects::{Endpoint, NAMESPACE, cluster_ip, node, service, slice};
+use vmap_proxy_testbed::apiserver::Resource;
+use vmap_proxy_testbed::end_to_end::{CLIENT_POD, NODE_IP, local_pod};
 
 use crate::{apply, apply_service, cluster, frontend};
 
@@ -22,7 +22,7 @@ fn metric(text: &str, name: &str) -> f64 {
 fn health_mode_configuration_and_metrics_are_served() {
     let cluster = cluster();
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     for path in ["/healthz", "/livez"] {
         let reply = cluster.eventually_replies(HEALTHZ, path, |reply| reply.status == 200);
@@ -84,7 +84,7 @@ fn load_balancers_learn_which_services_have_local_endpoints() {
         service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.200", "ipMode": "VIP"}]}});
     };
     apply(&cluster, &[service("shop", &cluster_ip(2), local), slice("shop", &[Endpoint::remote(1)])]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let replies = |status: u16, endpoints: u64| {
         let reply = cluster.eventually_replies(checks, "/", |reply| reply.status == status);
@@ -101,7 +101,7 @@ fn load_balancers_learn_which_services_have_local_endpoints() {
     apply(&cluster, &[slice("shop", &[Endpoint::local(3)])]);
     replies(200, 1);
     cluster.api.delete(Resource::Services, NAMESPACE, "shop").unwrap();
-    let deadline = std::time::Instant::now() + netlink_tests::cluster::PATIENCE;
+    let deadline = std::time::Instant::now() + vmap_proxy_testbed::PATIENCE;
     while cluster.get(checks, "/").is_ok() {
         assert!(std::time::Instant::now() < deadline, "the port of a Service that is gone still answers");
     }
@@ -115,7 +115,7 @@ fn a_node_that_is_going_tells_load_balancers() {
         return;
     }
     apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let taint = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule", "value": "1"}]);
     let going: [Value; 2] = [
@@ -137,7 +137,7 @@ fn a_node_that_is_going_tells_load_balancers() {
 #[test]
 fn the_pages_of_every_component_are_there() {
     let cluster = cluster();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let page = |path: &str| cluster.eventually_replies(METRICS, path, |reply| reply.status == 200).body;
     assert!(page("/statusz").contains("Binary version: v1.36.0+vmap-proxy."));

@@ -3,10 +3,10 @@
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
-use netlink_tests::apiserver::Resource;
-use netlink_tests::cluster::objects::{Endpoint, NODE};
-use netlink_tests::cluster::{CLIENT_POD, local_pod};
 use serde_json::json;
+use vmap_proxy_testbed::api_objects::{Endpoint, NODE};
+use vmap_proxy_testbed::apiserver::Resource;
+use vmap_proxy_testbed::end_to_end::{CLIENT_POD, local_pod};
 
 use crate::{apply_service, cluster, frontend};
 
@@ -18,7 +18,7 @@ fn nothing_is_programmed_before_the_first_complete_list() {
         let before = cluster.generation();
         let Some(double) = cluster.api.double() else { return };
         double.server.refuse(missing, 503, "etcd has no leader");
-        let agent = cluster.agent().unwrap();
+        let agent = cluster.agent();
         let line = agent.wait_for_line("etcd has no leader");
         assert!(line.contains("WARN"), "{line}");
         let Some(double) = cluster.api.double() else { return };
@@ -39,22 +39,22 @@ fn a_kubeconfig_that_is_missing_ends_the_process_with_the_remedy() {
     let cluster = cluster();
     let missing = cluster.directory().join("nowhere.conf");
     let path = missing.display().to_string();
-    let agent = cluster.agent_with(&cluster.configuration(&[("/clientConnection/kubeconfig", json!(path))])).unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/clientConnection/kubeconfig", json!(path))]));
     let line = agent.wait_for_line("Error:");
     assert!(line.contains(&path) && line.contains("--kubeconfig"), "{line}");
-    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    assert_eq!(agent.wait().code(), Some(1));
 }
 
 #[test]
 fn a_changed_configuration_file_ends_the_process() {
     let cluster = cluster();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     let text = std::fs::read_to_string(cluster.configuration_file()).unwrap();
     std::fs::write(cluster.configuration_file(), text.replace("10.244.0.0/16", "10.0.0.0/8")).unwrap();
     let line = agent.wait_for_line("Error:");
     assert!(line.contains("config.conf") && line.contains("changed"), "{line}");
-    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    assert_eq!(agent.wait().code(), Some(1));
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn flags_alone_do_without_a_file() {
     let kubeconfig = format!("--kubeconfig={}", cluster.api.kubeconfig().display());
     let hostname = format!("--hostname-override={NODE}");
     let flags = [&kubeconfig, &hostname, "--proxy-mode=nftables", "--conntrack-max-per-core=0", "-v=4"];
-    let agent = cluster.agent_by(&flags.map(AsRef::as_ref)).unwrap();
+    let agent = cluster.agent_by(&flags.map(AsRef::as_ref));
     agent.wait_until_ready();
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
 }
@@ -75,7 +75,7 @@ fn a_taken_port_is_named_and_disturbs_no_traffic() {
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
     let address = SocketAddr::from(([0, 0, 0, 0], 10_256));
     let taken = cluster.node().run(|| TcpListener::bind(address)).unwrap().unwrap();
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     let line = agent.wait_for_line("cannot listen on");
     assert!(line.contains("10256") && line.contains("healthzBindAddress"), "{line}");
     agent.wait_until_ready();
@@ -90,10 +90,10 @@ fn a_taken_port_ends_the_process_if_asked_to() {
     let cluster = cluster();
     let address = SocketAddr::from(([127, 0, 0, 1], 10_249));
     let taken = cluster.node().run(|| TcpListener::bind(address)).unwrap().unwrap();
-    let agent = cluster.agent_with(&cluster.configuration(&[("/bindAddressHardFail", json!(true))])).unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[("/bindAddressHardFail", json!(true))]));
     let line = agent.wait_for_line("Error:");
     assert!(line.contains("127.0.0.1:10249") && line.contains("metricsBindAddress"), "{line}");
-    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    assert_eq!(agent.wait().code(), Some(1));
     drop(taken);
 }
 
@@ -145,7 +145,7 @@ fn a_wrong_certificate_authority_is_named() {
     std::fs::write(&kubeconfig, text).unwrap();
     let before = cluster.generation();
     let change = ("/clientConnection/kubeconfig", json!(kubeconfig));
-    let agent = cluster.agent_with(&cluster.configuration(&[change])).unwrap();
+    let agent = cluster.agent_with(&cluster.configuration(&[change]));
     let line = agent.wait_for_line("check that certificate-authority in the kubeconfig is the one of this API server");
     assert!(line.contains("WARN"), "{line}");
     assert_eq!(cluster.generation(), before);

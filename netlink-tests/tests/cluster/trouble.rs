@@ -1,8 +1,8 @@
 //! The API server goes away, forgets, refuses: traffic goes on.
 
-use netlink_tests::apiserver::Resource;
-use netlink_tests::cluster::objects::{Endpoint, NAMESPACE, cluster_ip, service, slice};
-use netlink_tests::cluster::{CLIENT_POD, Traffic, local_pod, remote_pod};
+use vmap_proxy_testbed::api_objects::{Endpoint, NAMESPACE, cluster_ip, service, slice};
+use vmap_proxy_testbed::apiserver::Resource;
+use vmap_proxy_testbed::end_to_end::{CLIENT_POD, local_pod, remote_pod};
 
 use crate::{apply, apply_service, cluster, frontend};
 
@@ -12,9 +12,9 @@ fn traffic_goes_on_without_the_api_server_and_then_catches_up() {
     let steady = apply_service(&cluster, "steady", 1, &[Endpoint::local(7), Endpoint::remote(7)]);
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
     apply_service(&cluster, "old", 3, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, steady);
+    let traffic = cluster.traffic(CLIENT_POD, steady);
     let before = cluster.generation();
 
     let Some(double) = cluster.api.double() else { return };
@@ -42,7 +42,7 @@ fn a_relist_sends_only_differences() {
     let mut cluster = cluster();
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1), Endpoint::remote(1)]);
     apply_service(&cluster, "cart", 3, &[Endpoint::local(2)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     // What a change of one endpoint's address takes, for comparison.
     let before = cluster.generation();
@@ -81,14 +81,14 @@ fn a_refused_resource_is_named_and_tried_again() {
     let before = cluster.generation();
     let Some(double) = cluster.api.double() else { return };
     double.server.refuse(Resource::EndpointSlices, 403, "endpointslices.discovery.k8s.io is forbidden");
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     let line = agent.wait_for_line("ClusterRole");
     assert!(line.contains("endpointslices") && line.contains("forbidden"), "{line}");
     // Services are listed by now or soon; half of the truth is not programmed.
     let Some(double) = cluster.api.double() else { return };
     double.wait_until(|server| server.open_watches(Resource::Services) == 1);
     assert_eq!(cluster.generation(), before);
-    assert!(!agent.lines().iter().any(|line| line.contains(" programmed ")));
+    assert!(!agent.log().iter().any(|line| line.contains(" programmed ")));
     let Some(double) = cluster.api.double() else { return };
     double.server.allow(Resource::EndpointSlices);
     agent.wait_until_ready();
@@ -99,9 +99,9 @@ fn a_refused_resource_is_named_and_tried_again() {
 fn expired_credentials_are_named_and_traffic_goes_on() {
     let mut cluster = cluster();
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, shop);
+    let traffic = cluster.traffic(CLIENT_POD, shop);
     let Some(double) = cluster.api.double() else { return };
     for resource in Resource::ALL {
         double.server.refuse(resource, 401, "Unauthorized");
@@ -121,9 +121,9 @@ fn expired_credentials_are_named_and_traffic_goes_on() {
 fn an_event_that_does_not_parse_harms_no_other() {
     let mut cluster = cluster();
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
-    let agent = cluster.agent().unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
-    let traffic = Traffic::start(&cluster.lab, CLIENT_POD, shop);
+    let traffic = cluster.traffic(CLIENT_POD, shop);
     let Some(double) = cluster.api.double() else { return };
     double.wait_until(|server| server.open_watches(Resource::Services) == 1);
     let broken = r#"{"type":"MODIFIED","object":{"kind":"Service","apiVersion":"v1","metadata":{"name":"shop","namespace":"vmap-proxy-test","resourceVersion":"99"},"spec":{"ports":"none"}}}"#;

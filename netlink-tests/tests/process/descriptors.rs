@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use netlink_tests::fixtures::cluster::{LOCAL, POD_PORT, node_object};
-use netlink_tests::fixtures::manifests::{service, slice};
 use nix::sys::resource::{Resource, setrlimit};
 use serde_json::json;
-use vmap_proxy_agent::lab::Transport::Tcp;
+use vmap_proxy_lab::Transport::Tcp;
+use vmap_proxy_testbed::cluster::{LOCAL, POD_PORT, node_object};
+use vmap_proxy_testbed::manifests::{service, slice};
 
 use crate::{Agent, METRICS, Scratch, cluster, eventually, manifests, run_manifests, web};
 

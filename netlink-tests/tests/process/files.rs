@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::symlink;
 
-use netlink_tests::fixtures::cluster::node_object;
 use nix::sys::stat::Mode;
+use vmap_proxy_testbed::cluster::node_object;
 
 use crate::{Agent, Scratch, cluster, eventually, manifests, run_manifests, web};
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use netlink_tests::cluster::Program;
+use vmap_proxy_testbed::end_to_end::EndToEnd;
 
 use crate::{Agent, Scratch, cluster, manifests, run_manifests};
 
@@ -72,8 +72,8 @@ fn with_manifests_and_a_configuration_file() {
 
 #[test]
 fn with_an_api_server_and_a_configuration_file() {
-    let cluster = netlink_tests::cluster::Cluster::start(Program::netlink_tests(crate::PROGRAM)).unwrap();
-    let agent = cluster.agent().unwrap();
+    let cluster = EndToEnd::start(crate::PROGRAM).unwrap();
+    let agent = cluster.agent();
     agent.wait_until_ready();
     assert_comes_to_rest(agent.id());
 }

@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use netlink_tests::fixtures::manifests::NODE_NAME;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
+use vmap_proxy_testbed::manifests::NODE_NAME;
 
 use crate::{Agent, Scratch, cluster, eventually, manifests, run_manifests, vmap_proxy, web};
 
@@ -28,7 +28,7 @@ fn assert_works(mut command: Command, error_output: Stdio) {
 }
 
 fn run(flags: &[&str]) -> Command {
-    let mut command = vmap_proxy(&["run", "--node-name", netlink_tests::fixtures::manifests::NODE_NAME]);
+    let mut command = vmap_proxy(&["run", "--node-name", vmap_proxy_testbed::manifests::NODE_NAME]);
     command.args(flags);
     command
 }

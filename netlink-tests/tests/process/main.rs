@@ -2,10 +2,15 @@
 //! descriptors and threads, of odd files and of clients that misbehave. Seen from outside, by `/proc` and its sockets.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod bad_input;
+mod demo;
 mod descriptors;
 mod files;
+mod hostile;
 mod idle;
+mod lab_crash;
 mod log;
+mod scripts;
 mod servers;
 mod threads;
 
@@ -15,18 +20,20 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use netlink_tests::fixtures::agent_process::ManifestDirectory;
-use netlink_tests::fixtures::cluster::{Cluster, NODE, node_object};
-use netlink_tests::fixtures::manifests::{NODE_NAME, service};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use vmap_proxy_agent::lab::NetNs;
-use vmap_proxy_agent::lab::Transport::Tcp;
+use tempfile::TempDir;
+use vmap_proxy_lab::NetNs;
+use vmap_proxy_lab::Transport::Tcp;
+use vmap_proxy_testbed::cluster::{Cluster, NODE, node_object};
+use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
+use vmap_proxy_testbed::manifests::{NODE_NAME, service};
+use vmap_proxy_testbed::nft::nft_in;
 
-netlink_tests::in_own_namespaces!();
+vmap_proxy_testbed::in_own_namespaces!();
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_netlink-tests");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
 
 /// What never comes ends a test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,7 +44,7 @@ const METRICS: u16 = 10249;
 /// `vmap-proxy` with these arguments.
 fn vmap_proxy(arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.args(["agent", "--"]).args(arguments);
+    command.args(arguments);
     command.env_remove(vmap_proxy_agent::logging::FILTER_VARIABLE);
     command
 }
@@ -126,9 +133,9 @@ impl Agent {
 
     /// Whether this address is in the table.
     fn serves(&self, address: &str) -> bool {
-        let list = || Command::new("nft").args(["list", "map", "ip", "vmap-proxy", "no-endpoint-services"]).output();
-        let listed = self.namespace.run(list).unwrap().unwrap();
-        String::from_utf8_lossy(&listed.stdout).contains(&format!("{address} "))
+        // There is no such map before the first sync.
+        let listed = nft_in(&self.namespace, &["list", "map", "ip", "vmap-proxy", "no-endpoint-services"], "");
+        listed.is_ok_and(|listing| listing.contains(&format!("{address} ")))
     }
 
     #[track_caller]
@@ -157,12 +164,13 @@ impl Drop for Agent {
     }
 }
 
-/// A file that goes with the test.
-struct Scratch(std::path::PathBuf);
+/// A file that goes with the test, and the directory that it is in.
+struct Scratch(std::path::PathBuf, #[expect(dead_code, reason = "removed when dropped")] TempDir);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("vmap-proxy-process-{name}-{}", std::process::id())))
+        let directory = tempfile::Builder::new().prefix("vmap-proxy-process-").tempdir().unwrap();
+        Self(directory.path().join(name), directory)
     }
 
     fn text(&self) -> String {
@@ -177,7 +185,6 @@ impl Drop for Scratch {
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("{}:\n{}", self.0.display(), lines[lines.len().saturating_sub(50)..].join("\n"));
         }
-        let _ = fs::remove_file(&self.0);
     }
 }
 

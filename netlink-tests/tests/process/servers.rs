@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use netlink_tests::fixtures::cluster::{LOCAL, NODE, POD_PORT, node_object};
-use netlink_tests::fixtures::manifests::{service, slice};
 use serde_json::json;
-use vmap_proxy_agent::lab::Transport::Tcp;
+use vmap_proxy_lab::Transport::Tcp;
+use vmap_proxy_testbed::cluster::{LOCAL, NODE, POD_PORT, node_object};
+use vmap_proxy_testbed::manifests::{service, slice};
 
 use crate::{Agent, HEALTH, METRICS, cluster, eventually, manifests, run_manifests, web};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use netlink_tests::fixtures::agent_process::ManifestDirectory;
-use netlink_tests::fixtures::cluster::node_object;
+use vmap_proxy_testbed::cluster::node_object;
+use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 
 use crate::{Agent, METRICS, PROGRAM, Scratch, cluster, manifests, run_manifests, web};
 
@@ -30,7 +30,7 @@ fn it_goes_on_without_threads() {
     let program = directory.path().join("vmap-proxy");
     fs::copy(PROGRAM, &program).unwrap();
     let mut try_out = Command::new("setpriv");
-    try_out.args(["--reuid", USER, "--clear-groups"]).arg(&program).args(["agent", "--", "--version"]);
+    try_out.args(["--reuid", USER, "--clear-groups"]).arg(&program).arg("--version");
     let tried = try_out.output();
     if !tried.as_ref().is_ok_and(|output| output.status.success()) {
         assert!(std::env::var_os("CI").is_none(), "no process can be started as user {USER}: {tried:?}");

@@ -235,7 +235,8 @@ fn other_actions() {
     let both = Action::Cleanup(CleanupOptions { kube_proxy: true });
     assert_eq!(resolve(&["--cleanup", "--cleanup-kube-proxy"]).action, both);
     assert_eq!(resolve(&["cleanup", "--cleanup-kube-proxy"]).action, both);
-    assert_eq!(resolve(&["demo"]).action, Action::Demo(DemoOptions {}));
+    #[cfg(feature = "demo")]
+    assert_eq!(resolve(&["demo"]).action, Action::Demo);
     let Action::WriteConfiguration { path, configuration } =
         resolve(&["--write-config-to", "out.yaml", "--cluster-cidr=10.0.0.0/8"]).action
     else {

@@ -1,0 +1,127 @@
+//! The real agent, in the demo's node: this program once more, as `vmap-proxy run --manifests`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use vmap_proxy_lab::{Lab, Process, patient};
+
+use crate::{DemoError, Options, PODS};
+
+/// The project's examples, as files of a directory.
+const EXAMPLES: [(&str, &str); 5] = [
+    ("local.yaml", include_str!("../../../examples/local.yaml")),
+    ("my-service.yaml", include_str!("../../../examples/my-service.yaml")),
+    ("node.yaml", include_str!("../../../examples/node.yaml")),
+    ("sticky.yaml", include_str!("../../../examples/sticky.yaml")),
+    (WEB_FILE, WEB),
+];
+const WEB_FILE: &str = "web.yaml";
+const WEB: &str = include_str!("../../../examples/web.yaml");
+
+/// The agent's arguments before the directory. What belongs to the machine and not to the namespace is left alone.
+const ARGUMENTS: [&str; 8] = [
+    "run",
+    "--node-name=node-1",
+    "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+    "--nodeport-addresses=primary",
+    "--conntrack-max-per-core=0",
+    "--conntrack-min=0",
+    "--oom-score-adj=0",
+    "--manifests",
+];
+
+/// What the line of the first sync has in it, and what that of every later one does.
+const FIRST_SYNC: &str = "programmed ";
+const LATER_SYNC: &str = " synced in ";
+
+/// The verbosity from which on the agent has a line for each sync, as kube-proxy.
+const SYNCS_ARE_LOGGED: u32 = 2;
+
+/// The variable that would overrule the verbosity: `vmap_proxy_agent::logging::FILTER_VARIABLE`.
+const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
+
+/// How long anything may take on an ordinary machine before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running agent and the manifests it follows.
+pub(crate) struct DemoAgent {
+    directory: TempDir,
+    process: Process,
+}
+
+impl DemoAgent {
+    /// Writes the manifests, and starts the agent in the node's namespace. Its log goes to standard error.
+    pub(crate) fn start(lab: &Lab, options: &Options) -> Result<Self, DemoError> {
+        let made = tempfile::Builder::new().prefix("vmap-proxy-demo-").tempdir();
+        let directory = made.map_err(in_the_way(&std::env::temp_dir()))?;
+        for (name, text) in EXAMPLES {
+            let path = directory.path().join(name);
+            fs::write(&path, text).map_err(in_the_way(&path))?;
+        }
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("vmap-proxy").args(ARGUMENTS).arg(directory.path());
+        command.arg(format!("-v={}", options.verbosity.max(SYNCS_ARE_LOGGED)));
+        command.args(options.log_format.iter().map(|format| format!("--logging-format={format}")));
+        command.env_remove(FILTER_VARIABLE);
+        let process = Process::spawn(lab.node(), command, |line| {
+            // Whoever does not read the log misses nothing.
+            let _ = writeln!(io::stderr(), "{line}");
+        })?;
+        Ok(Self { directory, process })
+    }
+
+    /// Waits for the first sync; returns what its line says it did.
+    pub(crate) fn wait_until_ready(&self) -> Result<String, DemoError> {
+        let line = self.wait_for(0, FIRST_SYNC)?;
+        let counts = line.split_once(FIRST_SYNC).map_or("", |(_, counts)| counts);
+        Ok(counts.split(" in ").next().unwrap_or_default().to_owned())
+    }
+
+    /// Takes a pod out of the slices of Service `web`, and waits until that is programmed.
+    pub(crate) fn remove_pod(&self, pod: &str) -> Result<(), DemoError> {
+        let passed = self.process.lines().len();
+        let path = self.directory.path().join(WEB_FILE);
+        // Replaced at one stroke, as editors and kubelets do.
+        let fresh = self.directory.path().join(".web.yaml");
+        let written = fs::write(&fresh, web_without(pod)).and_then(|()| fs::rename(&fresh, &path));
+        written.map_err(in_the_way(&path))?;
+        self.wait_for(passed, LATER_SYNC).map(drop)
+    }
+
+    /// Stops the agent as the kubelet does.
+    pub(crate) fn stop(mut self) -> Result<(), DemoError> {
+        self.process.signal(Signal::SIGTERM).map_err(|error| DemoError::Agent(error.to_string()))?;
+        let ended = self.process.wait_for_end(patient(PATIENCE)).map_err(|late| DemoError::Agent(late.to_string()))?;
+        match ended {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(DemoError::Agent(status.to_string())),
+            Err(error) => Err(DemoError::Agent(error.to_string())),
+        }
+    }
+
+    fn wait_for(&self, passed: usize, text: &str) -> Result<String, DemoError> {
+        let found = self.process.wait_for_line(passed, patient(PATIENCE), |line| line.contains(text));
+        found.map(|(_, line)| line).map_err(|missing| DemoError::Agent(missing.to_string()))
+    }
+}
+
+/// The manifest of Service `web`, without the endpoints of a pod.
+fn web_without(pod: &str) -> String {
+    let addresses: Vec<&str> =
+        PODS.iter().filter(|(name, _, _)| *name == pod).flat_map(|(_, v4, v6)| [*v4, *v6]).collect();
+    let is_named = |line: &str| {
+        addresses.iter().any(|address| line.contains(&format!("{address}]")) || line.contains(&format!("{address}\"]")))
+    };
+    WEB.lines().filter(|line| !is_named(line)).flat_map(|line| [line, "\n"]).collect()
+}
+
+fn in_the_way(path: &Path) -> impl FnOnce(io::Error) -> DemoError + use<> {
+    let path = path.to_owned();
+    move |source| DemoError::Manifests { path, source }
+}

@@ -1,0 +1,137 @@
+//! `vmap-proxy demo`: Services at work on a laptop, without a cluster.
+//!
+//! A lab of network namespaces stands for a small cluster (see [`vmap_proxy_lab`]);
+//! the real agent follows a directory with the project's `examples/` in the
+//! node's namespace, and real connections show who answers, and which source
+//! address it sees. Nothing outside the lab is touched.
+//!
+//! The agent is a child process: the same program, started as `vmap-proxy run`.
+//! So this crate needs nothing of the agent's library, and the binary may have
+//! it or not (feature `demo` of `vmap-proxy-agent`).
+
+/// Prints a line. A reader that has gone (`vmap-proxy demo | head`) misses it.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
+mod agent;
+mod checks;
+mod report;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use agent::DemoAgent;
+use report::Report;
+use vmap_proxy_lab::{Lab, LabError, Transport};
+
+/// Why the demo could not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// The namespaces could not be made.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// The directory with the manifests could not be written.
+    #[error("{path}: {source}; the demo needs a directory for temporary files, set TMPDIR to one")]
+    Manifests {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The demo ran to its end, and something was not as it should be.
+    #[error("{0} checks were not as expected, see the lines marked NO")]
+    Unexpected(usize),
+    /// The agent did not get ready or ended too early.
+    #[error("the agent in the demo's node failed: {0}")]
+    Agent(String),
+}
+
+/// How the agent in the demo logs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Its verbosity (`-v`); 2 at least.
+    pub verbosity: u32,
+    /// Its format (`--logging-format`), if not the default one.
+    pub log_format: Option<String>,
+}
+
+/// The three pods of the StatefulSet, by the last byte group of their addresses.
+pub(crate) const PODS: [(&str, &str, &str); 3] = [
+    ("my-sts-0", "10.244.1.10", "fd00:10:244:1::10"),
+    ("my-sts-1", "10.244.1.11", "fd00:10:244:1::11"),
+    ("my-sts-2", "10.244.2.10", "fd00:10:244:2::10"),
+];
+const POD_PORT: u16 = 8080;
+
+/// Runs the demo and prints its table.
+///
+/// Call it before any thread exists: it enters a user namespace if need be.
+///
+/// # Errors
+/// If the lab or the agent can't be started, or if a check was not as expected.
+pub fn demo(options: &Options) -> Result<(), DemoError> {
+    vmap_proxy_lab::enter_user_namespace()?;
+    say!("A cluster of network namespaces: node-1 with two pods of my-sts and a client pod,");
+    say!("node-2 with a third pod of my-sts, and a client outside. Nothing else is touched.\n");
+    let lab = build_lab()?;
+    let agent = DemoAgent::start(&lab, options)?;
+    say!("The agent programmed {}.\n", agent.wait_until_ready()?);
+
+    let mut report = Report::new(names());
+    report.section("headless Service my-service and StatefulSet my-sts: no rules, every pod under its own address");
+    report.run(&lab, &checks::headless())?;
+    report.section("Service web: one address for the same pods");
+    report.run(&lab, &checks::web())?;
+    report.section("Services sticky, local and empty: affinity, traffic policy, no endpoints");
+    report.run(&lab, &checks::policies())?;
+    report.section("the endpoints of web change while a client connects all the time: my-sts-0 leaves");
+    let flow = checks::flow_while(&lab, || agent.remove_pod("my-sts-0"))?;
+    report.flow(&flow);
+    report.run(&lab, &checks::after_removal())?;
+
+    agent.stop()?;
+    report.section("the agent has stopped: its rules stay, as kube-proxy's do");
+    report.run(&lab, &checks::after_removal()[..1])?;
+    report.finish()
+}
+
+fn build_lab() -> Result<Lab, LabError> {
+    let mut builder = Lab::builder()
+        .node_addresses(addresses(&["192.0.2.11", "2001:db8:1::11"]))
+        .uplink("client", "eth0", addresses(&["198.51.100.23", "2001:db8:2::23"]))
+        .host("client-pod", "pod-client", addresses(&["10.244.1.77", "fd00:10:244:1::77"]));
+    for (name, v4, v6) in PODS {
+        let interface = if name == "my-sts-2" { "eth1".to_owned() } else { format!("pod-{}", &name[7..]) };
+        builder = builder.host(name, interface, addresses(&[v4, v6]));
+    }
+    let lab = builder.build()?;
+    for address in PODS.iter().flat_map(|(_, v4, v6)| addresses(&[v4, v6])) {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            lab.listen((address, POD_PORT).into(), transport)?;
+        }
+    }
+    Ok(lab)
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// Who has which address, for the table.
+fn names() -> BTreeMap<IpAddr, &'static str> {
+    let fixed = [
+        ("192.0.2.11", "node-1"),
+        ("2001:db8:1::11", "node-1"),
+        ("198.51.100.23", "client"),
+        ("2001:db8:2::23", "client"),
+        ("10.244.1.77", "client-pod"),
+        ("fd00:10:244:1::77", "client-pod"),
+    ];
+    let pods = PODS.iter().flat_map(|(name, v4, v6)| [(*v4, *name), (*v6, *name)]);
+    fixed.into_iter().chain(pods).filter_map(|(text, name)| Some((text.parse().ok()?, name))).collect()
+}

@@ -1,0 +1,115 @@
+//! The demo's table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::DemoError;
+use crate::checks::{Check, Expected, Flow, Source};
+use vmap_proxy_lab::{Lab, LabError, ProbeResult};
+
+/// Prints a line for every check and counts what was not as expected.
+pub(crate) struct Report {
+    names: BTreeMap<IpAddr, &'static str>,
+    passed: usize,
+    failed: usize,
+}
+
+impl Report {
+    pub(crate) fn new(names: BTreeMap<IpAddr, &'static str>) -> Self {
+        Self { names, passed: 0, failed: 0 }
+    }
+
+    pub(crate) fn section(&self, title: &str) {
+        say!("{title}");
+        say!(
+            "  {:<40} {:<27} {:<38} {:<22} expected",
+            "what",
+            "asked",
+            "who answered (times)",
+            "from (as they saw it)"
+        );
+    }
+
+    pub(crate) fn run(&mut self, lab: &Lab, checks: &[Check]) -> Result<(), LabError> {
+        for check in checks {
+            let results = check.run(lab)?;
+            let right = self.is_expected(check, &results);
+            self.count(right);
+            let verdict = if right { "yes" } else { "NO" };
+            let (who, from) = (self.answers(&results), self.sources(&results));
+            say!("  {:<40} {:<27} {who:<38} {from:<22} {verdict}", check.what, check.target.to_string());
+        }
+        say!("");
+        Ok(())
+    }
+
+    pub(crate) fn flow(&mut self, flow: &Flow) {
+        let right = flow.connections > 0 && flow.failures.is_empty();
+        self.count(right);
+        let verdict = if right { "yes" } else { "NO" };
+        say!("  {} connections meanwhile, {} failed {:>72}", flow.connections, flow.failures.len(), verdict);
+    }
+
+    /// The last line, and an error if anything was not as expected.
+    pub(crate) fn finish(self) -> Result<(), DemoError> {
+        say!("{} as expected, {} not", self.passed, self.failed);
+        if self.failed == 0 { Ok(()) } else { Err(DemoError::Unexpected(self.failed)) }
+    }
+
+    fn count(&mut self, right: bool) {
+        if right {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    fn name(&self, address: IpAddr) -> String {
+        self.names.get(&address).map_or_else(|| address.to_string(), |name| (*name).to_owned())
+    }
+
+    fn answers(&self, results: &[ProbeResult]) -> String {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for result in results {
+            let who = match result {
+                ProbeResult::Answered { by, .. } => self.name(by.ip()),
+                other => other.to_string(),
+            };
+            *counts.entry(who).or_default() += 1;
+        }
+        let short = |name: String| name.strip_prefix("my-").map(str::to_owned).unwrap_or(name);
+        let parts: Vec<String> = counts.into_iter().map(|(who, count)| format!("{} ({count})", short(who))).collect();
+        parts.join(" ")
+    }
+
+    fn sources(&self, results: &[ProbeResult]) -> String {
+        let seen: BTreeSet<String> = results
+            .iter()
+            .filter_map(|result| match result {
+                ProbeResult::Answered { seen_source, .. } => Some(self.name(*seen_source)),
+                _ => None,
+            })
+            .collect();
+        seen.into_iter().collect::<Vec<_>>().join(" ")
+    }
+
+    fn is_expected(&self, check: &Check, results: &[ProbeResult]) -> bool {
+        let (pods, source, every) = match &check.expected {
+            Expected::Refused => return results.iter().all(ProbeResult::is_port_unreachable),
+            Expected::AllOf(pods, source) => (pods, *source, true),
+            Expected::OneOf(pods, source) => (pods, *source, false),
+        };
+        let mut seen = BTreeSet::new();
+        for result in results {
+            let ProbeResult::Answered { by, seen_source } = result else { return false };
+            let Some(name) = self.names.get(&by.ip()) else { return false };
+            let from_node = source == Source::Node || (source == Source::NodeIfItself && by.ip() == check.from);
+            let right = if from_node { self.name(*seen_source) == "node-1" } else { *seen_source == check.from };
+            if !pods.contains(name) || !right {
+                return false;
+            }
+            seen.insert(*name);
+        }
+        if every { seen.len() == pods.len() } else { seen.len() == 1 }
+    }
+}

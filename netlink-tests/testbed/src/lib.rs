@@ -1,0 +1,37 @@
+//! What the tests of vmap-proxy share.
+//!
+//! * [`namespaces`]: permission to make namespaces, had before any thread exists;
+//! * [`cluster`]: a cluster of network namespaces around one node, and questions to ask it;
+//! * [`end_to_end`]: the same with an API server ([`api`]: the double in [`apiserver`], or a real one);
+//! * [`agent_process`]: the agent as a process of its own, on manifests or an API server, and its log;
+//! * [`syncer_thread`] and [`proxy`]: the agent's syncer in a namespace, step by step;
+//! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
+//! * [`manifest_directory`]: a directory of manifests that goes with the test;
+//! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
+//! * [`nft`]: the `nft` program; [`traffic`]: connections all the while.
+
+pub mod agent_process;
+pub mod api;
+pub mod api_objects;
+pub mod apiserver;
+pub mod cluster;
+pub mod end_to_end;
+pub mod generation;
+pub mod holdings;
+pub mod manifest_directory;
+pub mod manifests;
+pub mod namespaces;
+pub mod nft;
+pub mod proxy;
+mod real_api;
+pub mod shop;
+pub mod syncer_thread;
+pub mod traffic;
+
+use std::time::Duration;
+
+/// Any error of a test's own machinery.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Nothing in these tests takes this long, not even in an emulated machine; what never comes ends a test.
+pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -1,0 +1,613 @@
+//! The Kubernetes source against the API server double: nothing here but the
+//! agent's own code and real HTTP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use vmap_proxy_agent::metrics::Metrics;
+use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_agent::source::{Event, Origin};
+use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
+use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
+use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
+
+/// Nothing takes this long; a test that waits for what never comes ends.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Retries within milliseconds; silences stay long.
+fn timing() -> Timing {
+    Timing {
+        shortest_retry: Duration::from_millis(10),
+        longest_retry: Duration::from_millis(50),
+        short_watch: Duration::from_millis(10),
+        ..Timing::default()
+    }
+}
+
+fn options(server: &ApiServer) -> KubernetesOptions {
+    KubernetesOptions {
+        kubeconfig: Some(server.kubeconfig()),
+        master: None,
+        node_name: "n1".to_owned(),
+        timing: timing(),
+        metrics: Metrics::new(),
+    }
+}
+
+fn service(name: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "managedFields": [{"manager": "x", "fieldsV1": {"f:spec": {}}}]},
+        "spec": {"clusterIP": ip, "clusterIPs": [ip], "type": "ClusterIP", "selector": {"app": name},
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}]},
+        "status": {"loadBalancer": {}},
+    })
+}
+
+fn slice(name: &str, service: &str, endpoints: usize) -> Value {
+    let endpoints: Vec<_> = (0..endpoints)
+        .map(|index| {
+            json!({
+                "addresses": [format!("10.1.{}.{}", index / 250, index % 250)],
+                "conditions": {"ready": true, "serving": true, "terminating": false},
+                "nodeName": "n1",
+                "targetRef": {"kind": "Pod", "namespace": "shop", "name": format!("{service}-{index}"), "uid": "u"},
+            })
+        })
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    })
+}
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+}
+
+fn service_cidr() -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.0.0.0/16"]}})
+}
+
+async fn server_with_one_of_each() -> ApiServer {
+    let server = ApiServer::start().await.unwrap();
+    server.apply_all([node("n1"), node("n2"), service_cidr(), service("cart", "10.0.0.1"), slice("cart-1", "cart", 2)]);
+    server
+}
+
+/// A running source and what a sync loop would know from it.
+struct Follower {
+    events: mpsc::Receiver<Event>,
+    objects: BTreeMap<ObjectRef, Content>,
+    /// Objects not seen again since the list of their kind began.
+    unseen: BTreeMap<Kind, BTreeSet<ObjectRef>>,
+    /// Everything but the changes, as text.
+    log: Vec<String>,
+    is_synced: bool,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Follower {
+    async fn start(server: &ApiServer) -> Self {
+        Self::with(options(server)).await
+    }
+
+    async fn with(options: KubernetesOptions) -> Self {
+        let source = KubernetesSource::connect(options).await.unwrap();
+        let (sender, events) = mpsc::channel(8);
+        let task = tokio::spawn(source.run(sender));
+        Self { events, objects: BTreeMap::new(), unseen: BTreeMap::new(), log: Vec::new(), is_synced: false, task }
+    }
+
+    /// Takes the next event as the sync loop would.
+    async fn step(&mut self) {
+        let event = timeout(LIMIT, self.events.recv()).await;
+        match event.unwrap_or_else(|_| panic!("nothing more came; {:?}", self.log)).unwrap() {
+            Event::ListStarted(kind) => {
+                let known = self.objects.keys().filter(|object| object.kind == kind).cloned().collect();
+                self.unseen.insert(kind, known);
+                self.log.push(format!("list {kind}"));
+            }
+            Event::ListCompleted(kind) => {
+                for gone in self.unseen.remove(&kind).unwrap() {
+                    self.objects.remove(&gone);
+                }
+                self.log.push(format!("listed {kind}"));
+            }
+            Event::Changes(changes) => {
+                assert!((1..=512).contains(&changes.len()));
+                for change in changes {
+                    assert_eq!(change.origin, Origin::ApiServer);
+                    let CheckedChange { object, content } = change.checked;
+                    if content == Content::Gone {
+                        self.objects.remove(&object);
+                        continue;
+                    }
+                    if let Some(unseen) = self.unseen.get_mut(&object.kind) {
+                        unseen.remove(&object);
+                    }
+                    if content != Content::Kept {
+                        self.objects.insert(object, content);
+                    }
+                }
+            }
+            Event::Synced => {
+                assert!(!self.is_synced, "Synced is sent once");
+                self.is_synced = true;
+                self.log.push("synced".to_owned());
+            }
+            Event::Degraded(reason) => {
+                assert!(!reason.contains('\n'), "{reason:?}");
+                self.log.push(reason);
+            }
+        }
+    }
+
+    async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            self.step().await;
+        }
+    }
+
+    async fn synced(&mut self) {
+        self.until(|follower| follower.is_synced).await;
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.objects.keys().map(ToString::to_string).collect()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.objects.keys().any(|object| object.name == name)
+    }
+
+    fn cluster_ip(&self, name: &str) -> Option<String> {
+        self.objects.iter().find_map(|(reference, object)| match object {
+            Content::Service(service) if reference.name == name => Some(service.ipv4.as_ref()?.cluster_ip.to_string()),
+            _ => None,
+        })
+    }
+
+    fn count(&self, line: &str) -> usize {
+        self.log.iter().filter(|found| *found == line).count()
+    }
+}
+
+/// How often a resource was listed, by either kind of list.
+fn lists(server: &ApiServer, resource: Resource) -> usize {
+    let is_list = |request: &&String| !request.contains("watch=true") || request.contains("sendInitialEvents=true");
+    requests_for(server, resource).iter().filter(is_list).count()
+}
+
+fn requests_for(server: &ApiServer, resource: Resource) -> Vec<String> {
+    let start = format!("GET {}?", resource.path());
+    server.requests().into_iter().filter(|request| request.starts_with(&start)).collect()
+}
+
+async fn all_watched(server: &ApiServer) {
+    let watched = server.wait_until(|server| Resource::ALL.iter().all(|resource| server.open_watches(*resource) == 1));
+    timeout(LIMIT, watched).await.unwrap();
+}
+
+async fn sync_and_follow(streaming: bool) {
+    let server = server_with_one_of_each().await;
+    server.set_streaming_lists(streaming);
+    // What kube-proxy's selectors leave out.
+    let mut headless = service("headless", "None");
+    headless["spec"]["clusterIP"] = json!("None");
+    let mut foreign = service("foreign", "10.0.0.2");
+    foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": ""});
+    let mut headless_slice = slice("headless-1", "headless", 1);
+    headless_slice["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    server.apply_all([headless, foreign.clone(), headless_slice]);
+
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    assert_eq!(
+        follower.names(),
+        ["Service shop/cart", "EndpointSlice shop/cart-1", "Node n1", "ServiceCIDR kubernetes"]
+    );
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr] {
+        assert_eq!((follower.count(&format!("list {kind}")), follower.count(&format!("listed {kind}"))), (1, 1));
+    }
+    let uses_streaming = server.requests().iter().all(|request| request.contains("sendInitialEvents=true"));
+    assert_eq!(uses_streaming, streaming, "{:?}", server.requests());
+
+    server.apply(service("cart", "10.0.0.3"));
+    server.apply(service("new", "10.0.0.4"));
+    foreign["metadata"]["labels"] = json!({});
+    server.apply(foreign.clone());
+    follower.until(|follower| follower.has("foreign")).await;
+    assert_eq!(
+        (follower.cluster_ip("cart").as_deref(), follower.cluster_ip("new").as_deref()),
+        (Some("10.0.0.3"), Some("10.0.0.4"))
+    );
+    server.delete(Resource::Services, "shop", "cart");
+    foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+    server.apply(foreign);
+    follower.until(|follower| !follower.has("foreign")).await;
+    assert!(!follower.has("cart"));
+    assert_eq!(lists(&server, Resource::Services), if streaming { 1 } else { 2 }, "{:?}", server.requests());
+}
+
+#[tokio::test]
+async fn streaming_lists_sync_and_follow() {
+    sync_and_follow(true).await;
+}
+
+#[tokio::test]
+async fn paged_lists_sync_and_follow() {
+    sync_and_follow(false).await;
+}
+
+#[tokio::test]
+async fn an_empty_cluster_syncs() {
+    let server = ApiServer::start().await.unwrap();
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    assert!(follower.objects.is_empty());
+}
+
+#[tokio::test]
+async fn what_was_deleted_before_a_relist_is_swept() {
+    let server = server_with_one_of_each().await;
+    server.apply(service("stays", "10.0.0.9"));
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    // The deletion happens where no watch can see it.
+    server.break_watches(Resource::Services);
+    server.refuse(Resource::Services, 503, "shutting down");
+    timeout(LIMIT, server.wait_until(|server| server.open_watches(Resource::Services) == 0)).await.unwrap();
+    server.delete(Resource::Services, "shop", "cart");
+    server.compact();
+    server.allow(Resource::Services);
+    follower.until(|follower| follower.count("listed Service") == 2).await;
+    assert_eq!(
+        follower.names(),
+        ["Service shop/stays", "EndpointSlice shop/cart-1", "Node n1", "ServiceCIDR kubernetes"]
+    );
+    assert_eq!(
+        (follower.count("list EndpointSlice"), follower.count("list Node")),
+        (1, 1),
+        "others are not listed anew"
+    );
+    // And the watch goes on.
+    server.apply(service("after", "10.0.0.8"));
+    follower.until(|follower| follower.has("after")).await;
+}
+
+#[tokio::test]
+async fn an_expired_watch_lists_again() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    server.expire_watches(Resource::EndpointSlices);
+    follower.until(|follower| follower.count("listed EndpointSlice") == 2).await;
+    server.apply(slice("cart-2", "cart", 1));
+    follower.until(|follower| follower.has("cart-2")).await;
+    assert!(follower.log.iter().all(|line| !line.contains("can't")), "410 is no failure: {:?}", follower.log);
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_goes_on_behind_the_last_bookmark() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    let listed = lists(&server, Resource::Services);
+    // Only the bookmark tells the Services' watch how far the others moved on.
+    let version = server.apply(node("n2"));
+    server.bookmark();
+    server.end_watches(Resource::Services);
+    let is_resumed = |server: &ApiServer| requests_for(server, Resource::Services).len() == 2;
+    timeout(LIMIT, server.wait_until(is_resumed)).await.unwrap();
+    server.apply(service("later", "10.0.0.5"));
+    follower.until(|follower| follower.has("later")).await;
+    assert_eq!(lists(&server, Resource::Services), listed, "no second list");
+    let resumed = requests_for(&server, Resource::Services).pop().unwrap();
+    assert!(
+        resumed.contains(&format!("resourceVersion={version}")),
+        "{resumed} should be behind the bookmark, {version}"
+    );
+}
+
+#[tokio::test]
+async fn a_broken_watch_goes_on_where_it_was() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    // Whether this still arrives on the old connection is a matter of luck.
+    server.apply(service("sooner", "10.0.0.4"));
+    server.break_watches(Resource::Services);
+    server.apply(service("later", "10.0.0.5"));
+    follower.until(|follower| follower.has("sooner") && follower.has("later")).await;
+    assert_eq!(lists(&server, Resource::Services), 1);
+    assert!(follower.log.iter().all(|line| !line.contains("can't")), "a new watch is enough: {:?}", follower.log);
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_is_caught_up_with() {
+    let mut server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    server.pause();
+    server.apply(service("meanwhile", "10.0.0.6"));
+    server.delete(Resource::EndpointSlices, "shop", "cart-1");
+    follower.until(|follower| follower.log.iter().any(|line| line.contains("can't follow Services"))).await;
+    assert!(follower.has("cart-1"), "nothing is taken away while the server is away");
+    server.resume().await.unwrap();
+    follower.until(|follower| follower.has("meanwhile") && !follower.has("cart-1")).await;
+    assert_eq!(lists(&server, Resource::Services), 1, "a watch is enough");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_is_waited_for() {
+    let mut server = server_with_one_of_each().await;
+    server.pause();
+    let mut follower = Follower::start(&server).await;
+    follower.until(|follower| follower.log.iter().any(|line| line.contains("can't follow Services"))).await;
+    assert!(!follower.is_synced);
+    server.resume().await.unwrap();
+    follower.synced().await;
+    assert!(follower.has("cart") && follower.has("cart-1"));
+}
+
+#[tokio::test]
+async fn a_forbidden_resource_names_the_rule_and_stops_no_other() {
+    let server = server_with_one_of_each().await;
+    server.refuse(Resource::EndpointSlices, 403, "endpointslices is forbidden: User \"proxy\" cannot list");
+    let mut follower = Follower::start(&server).await;
+    follower.until(|follower| follower.has("cart") && follower.log.iter().any(|line| line.contains("403"))).await;
+    let line = follower.log.iter().find(|line| line.contains("403")).unwrap();
+    assert!(line.starts_with("can't follow EndpointSlices: the API server answers 403"), "{line}");
+    assert!(
+        line.contains(r#"{apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]}"#),
+        "{line}"
+    );
+    assert!(!follower.is_synced, "rules without endpoints would cut traffic");
+    server.allow(Resource::EndpointSlices);
+    follower.synced().await;
+    assert!(follower.has("cart-1"));
+}
+
+#[tokio::test]
+async fn service_cidrs_and_the_node_may_be_out_of_reach() {
+    let server = server_with_one_of_each().await;
+    server.refuse(Resource::ServiceCidrs, 404, "the server could not find the requested resource");
+    server.refuse(Resource::Nodes, 401, "Unauthorized");
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    assert_eq!(follower.names(), ["Service shop/cart", "EndpointSlice shop/cart-1"]);
+    let complaints: Vec<_> = follower.log.iter().filter(|line| line.contains("can't")).collect();
+    assert_eq!(complaints.len(), 1, "an old cluster is no failure: {complaints:?}");
+    assert!(complaints[0].contains("Node") && complaints[0].contains("token"), "{complaints:?}");
+}
+
+#[tokio::test]
+async fn a_malformed_event_is_skipped() {
+    let server = server_with_one_of_each().await;
+    let mut bad = service("bad", "10.0.0.7");
+    bad["spec"]["ports"] = json!("none");
+    server.apply(bad.clone());
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    assert!(follower.has("cart") && !follower.has("bad"));
+    for garbage in [
+        "{\"type\":\"MODIFIED\",\"object\":{\"metadata\":{\"name\":\"cart\"},\"spec\":3}}\n",
+        "{\"type\":\"ADDED\",\n",
+        "not json\n\n",
+        "{\"type\":\"ADDED\",\"object\":{\"metadata\":{}}}\n",
+        "{\"type\":\"NOVELTY\",\"object\":{\"a\":[1]}}\n",
+        "{\"object\":{\"metadata\":{\"name\":\"odd\",\"namespace\":\"shop\"}},\"type\":\"ADDED\"}\n",
+    ] {
+        server.send_raw(Resource::Services, garbage);
+    }
+    server.apply(bad);
+    server.apply(service("good", "10.0.0.8"));
+    follower.until(|follower| follower.has("good") && follower.has("odd")).await;
+    assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
+    assert!(!follower.has("bad"));
+    assert_eq!(lists(&server, Resource::Services), 1, "the stream goes on");
+}
+
+#[tokio::test]
+async fn what_a_later_list_cannot_read_stays_as_it_was() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    let mut bad = service("cart", "10.0.0.1");
+    bad["spec"]["ports"] = json!("none");
+    server.apply(bad);
+    server.apply(service("good", "10.0.0.8"));
+    follower.until(|follower| follower.has("good")).await;
+    server.compact();
+    server.expire_watches(Resource::Services);
+    follower.until(|follower| follower.log.iter().filter(|line| *line == "listed Service").count() == 2).await;
+    assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
+}
+
+#[tokio::test]
+async fn long_lists_come_in_pages() {
+    for streaming in [false, true] {
+        let server = server_with_one_of_each().await;
+        server.set_streaming_lists(streaming);
+        server.apply_all((0..1203).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
+        server.apply_all((0..12).map(|index| slice(&format!("big-{index}"), "s-1", 1000)));
+        // Pieces that end anywhere, in the middle of a character too.
+        server.set_slow(Some((997, Duration::ZERO)));
+        let mut follower = Follower::start(&server).await;
+        follower.synced().await;
+        let services = follower.objects.keys().filter(|object| object.kind == Kind::Service).count();
+        assert_eq!(services, 1204);
+        for (reference, object) in &follower.objects {
+            if let Content::EndpointSlice(Some((_, slice))) = object
+                && reference.name.starts_with("big")
+            {
+                assert_eq!(slice.endpoints.len(), 1000);
+            }
+        }
+        if !streaming {
+            let pages = requests_for(&server, Resource::Services)
+                .iter()
+                .filter(|request| request.contains("limit=500"))
+                .count();
+            assert_eq!(pages, 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_starts_again_and_loses_nothing() {
+    for streaming in [false, true] {
+        let server = server_with_one_of_each().await;
+        server.set_streaming_lists(streaming);
+        server.apply_all((0..600).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
+        server.break_next(Resource::Services, 5000);
+        let mut follower = Follower::start(&server).await;
+        follower.synced().await;
+        assert_eq!(follower.objects.len(), 604);
+        assert_eq!((follower.count("list Service"), follower.count("listed Service")), (2, 1), "{:?}", follower.log);
+    }
+}
+
+#[tokio::test]
+async fn a_page_token_that_expires_starts_the_list_again() {
+    let server = server_with_one_of_each().await;
+    server.set_streaming_lists(false);
+    server.apply_all((0..600).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
+    server.expire_next_page(Resource::Services);
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    assert_eq!((follower.count("list Service"), follower.count("listed Service")), (2, 1), "{:?}", follower.log);
+    assert_eq!(follower.objects.keys().filter(|object| object.kind == Kind::Service).count(), 601);
+}
+
+#[tokio::test]
+async fn a_server_that_never_ends_a_streaming_list_gets_paged_ones() {
+    let server = server_with_one_of_each().await;
+    server.set_forgets_bookmark(true);
+    let mut options = options(&server);
+    options.timing.list_idle = Duration::from_millis(300);
+    let mut follower = Follower::with(options).await;
+    follower.synced().await;
+    assert_eq!(follower.objects.len(), 4);
+    assert!(requests_for(&server, Resource::Services).iter().any(|request| request.contains("limit=500")));
+}
+
+#[tokio::test]
+async fn slow_chunks_are_put_together() {
+    let server = server_with_one_of_each().await;
+    server.set_slow(Some((64, Duration::from_millis(1))));
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    assert_eq!(follower.objects.len(), 4);
+    server.apply(slice("cart-1", "cart", 7));
+    let seven =
+        |object: &Content| matches!(object, Content::EndpointSlice(Some((_, slice))) if slice.endpoints.len() == 7);
+    follower.until(|follower| follower.objects.values().any(seven)).await;
+}
+
+#[tokio::test]
+async fn what_arrives_together_stays_together() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    all_watched(&server).await;
+    server.apply_all((0..100).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
+    let mut batches = 0;
+    while follower.objects.len() < 104 {
+        follower.step().await;
+        batches += 1;
+    }
+    assert!(batches <= 3, "100 changes in one write came in {batches} batches");
+}
+
+#[tokio::test]
+async fn configurations_that_cannot_work_name_the_remedy() {
+    let connect = async |kubeconfig: Option<&str>, master: Option<&str>| {
+        let options = KubernetesOptions {
+            kubeconfig: kubeconfig.map(Into::into),
+            master: master.map(ToOwned::to_owned),
+            node_name: "n1".to_owned(),
+            timing: timing(),
+            metrics: Metrics::new(),
+        };
+        KubernetesSource::connect(options).await.err().unwrap()
+    };
+    let missing = connect(Some("/nonexistent/kubeconfig"), None).await;
+    assert!(matches!(missing, ConnectError::Kubeconfig { .. }));
+    assert!(missing.to_string().contains("/nonexistent/kubeconfig") && missing.to_string().contains("--kubeconfig"));
+    let outside = connect(None, None).await;
+    assert!(matches!(outside, ConnectError::InCluster(_)), "{outside}");
+    assert!(outside.to_string().contains("give --kubeconfig"));
+    let master = connect(None, Some("https://[oops")).await;
+    assert!(matches!(master, ConnectError::Master { .. }), "{master}");
+
+    let server = ApiServer::start().await.unwrap();
+    let mut text = std::fs::read_to_string(server.kubeconfig()).unwrap();
+    text = text
+        .replace("http://", "https://")
+        .replace("cluster: {server", "cluster: {certificate-authority: /nonexistent/ca.crt, server");
+    let path = server.kubeconfig().with_extension("bad");
+    std::fs::write(&path, text).unwrap();
+    let bad_ca = connect(Some(path.to_str().unwrap()), None).await;
+    std::fs::remove_file(&path).unwrap();
+    assert!(bad_ca.to_string().contains("/nonexistent/ca.crt"), "{bad_ca}");
+}
+
+#[tokio::test]
+async fn master_overrides_the_kubeconfig() {
+    let server = server_with_one_of_each().await;
+    let mut elsewhere = ApiServer::start().await.unwrap();
+    elsewhere.pause();
+    let mut options = options(&elsewhere);
+    options.master = Some(server.url().replace("http://", ""));
+    let mut follower = Follower::with(options).await;
+    follower.synced().await;
+    assert!(follower.has("cart"));
+}
+
+/// Not a timed test: it proves that nothing is lost at this size. With
+/// `--nocapture` it tells how long it took.
+#[tokio::test]
+async fn many_services_and_slices() {
+    const COUNT: usize = 3000;
+    for streaming in [false, true] {
+        let server = server_with_one_of_each().await;
+        server.set_streaming_lists(streaming);
+        server.apply_all((0..COUNT).flat_map(|index| {
+            let name = format!("s-{index}");
+            [service(&name, "10.0.1.1"), slice(&name, &name, 5)]
+        }));
+        let started = std::time::Instant::now();
+        let mut follower = Follower::start(&server).await;
+        follower.synced().await;
+        assert_eq!(follower.objects.len(), 2 * COUNT + 4);
+        let mut line = String::new();
+        write!(line, "{COUNT} Services and slices, streaming {streaming}: {:?}", started.elapsed()).unwrap();
+        #[allow(clippy::print_stdout, reason = "told to whoever asks for it")]
+        {
+            println!("{line}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What the project's scripts promise, beside programs that answer as the real ones do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts");
+
+/// A directory of programs that stand in for real ones; removed when dropped.
+struct Programs(TempDir);
+
+impl Programs {
+    fn new() -> Self {
+        Self(tempfile::Builder::new().prefix("vmap-proxy-scripts-").tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path().join(name);
+        fs::write(&path, format!("#!/bin/bash\nstate={}\n{text}\n", self.path().display())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A script of the project, which finds these programs first.
+    fn run(&self, script: &str, variables: &[(&str, &str)]) -> Output {
+        let path = format!("{}:{}", self.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("timeout");
+        command.arg("300").arg(Path::new(SCRIPTS).join(script)).env("PATH", path);
+        command.envs(variables.iter().copied()).output().unwrap()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(name)).unwrap_or_default()
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
+}
+
+/// kubectl beside a `kube-apiserver` without a controller manager: a deleted namespace is Terminating, and stays so until
+/// somebody empties its finalizers. A deletion that waits never ends.
+const KUBECTL_WITHOUT_CONTROLLERS: &str = r#"
+case "$*" in
+  "config view --minify -o jsonpath={.clusters[0].cluster.server}") echo https://192.0.2.1:6443 ;;
+  "config view --minify -o jsonpath={.clusters[0].name}") echo bare ;;
+  *"config "*) ;;
+  "create namespace "*) echo "kind: Namespace" ;;
+  "apply -f -") grep -q Terminating $state/namespace 2>/dev/null && exit 1; echo Active >$state/namespace ;;
+  "get namespace "*jsonpath*) cat $state/namespace 2>/dev/null ;;
+  "get namespace "*) [ ! -e $state/namespace ] || echo namespace/vmap-proxy-test ;;
+  "delete namespace "*--wait=false*) echo Terminating >$state/namespace ;;
+  "delete namespace "*) sleep 10000 ;;
+  "replace --raw /api/v1/namespaces/vmap-proxy-test/finalize -f -")
+    grep -q '"finalizers":\[\]' && grep -q Terminating $state/namespace && rm $state/namespace ;;
+  *) echo "kubectl $*: not expected" >&2; exit 1 ;;
+esac"#;
+
+#[test]
+fn real_cluster_ends_where_nothing_finalizes_namespaces() {
+    let programs = Programs::new();
+    programs.write("kubectl", KUBECTL_WITHOUT_CONTROLLERS);
+    programs.write("socat", "exec sleep 10000");
+    programs.write("cargo", "cat $state/namespace >$state/during");
+    // What an interrupted run left.
+    fs::write(programs.path().join("namespace"), "Terminating\n").unwrap();
+    let output = programs.run("real-cluster", &[("KUBECONFIG", "/nowhere")]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(programs.read("during"), "Active\n");
+    assert!(!programs.path().join("namespace").exists());
+}
+
+#[test]
+fn real_cluster_ends_as_the_tests_do() {
+    let programs = Programs::new();
+    programs.write("kubectl", KUBECTL_WITHOUT_CONTROLLERS);
+    programs.write("socat", "exec sleep 10000");
+    programs.write("cargo", "exit 101");
+    let output = programs.run("real-cluster", &[("KUBECONFIG", "/nowhere")]);
+    assert_eq!(output.status.code(), Some(101), "{}", text(&output));
+    assert!(!programs.path().join("namespace").exists());
+}
+
+/// `cargo` builds where the variable points, and so must each script look.
+#[test]
+fn no_script_names_the_target_directory_itself() {
+    let mut looked_at = 0;
+    let root = Path::new(SCRIPTS).parent().unwrap();
+    let folders = ["scripts", "scripts/lib", ".ci", "."].map(|folder| root.join(folder));
+    for path in folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path()) {
+        let Ok(script) = fs::read_to_string(&path) else { continue };
+        if !script.starts_with("#!") {
+            continue;
+        }
+        looked_at += 1;
+        let mut help = false;
+        for line in script.lines() {
+            help = (help || line.contains("<<USAGE")) && line != "USAGE";
+            let code = if help || line.trim_start().starts_with('#') { "" } else { line };
+            let named = code.match_indices("target/").filter(|(at, _)| !code[..*at].ends_with(['$', '/', '-', '{']));
+            assert_eq!(named.count(), 0, "{}: {line}", path.display());
+        }
+    }
+    assert!(looked_at > 8, "{looked_at}");
+}
+
+/// The static build, up to where it would build: the directory is the variable's, and the C compiler is asked for first.
+#[test]
+fn the_static_build_looks_where_cargo_builds() {
+    let programs = Programs::new();
+    programs.write("musl-gcc", "");
+    programs.write("rustup", "");
+    programs.write("rustc", r#"mkdir -p $state/lib/rustlib/$(uname -m)-unknown-linux-musl; echo $state"#);
+    programs.write(
+        "cargo",
+        r#"mkdir -p $CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release
+        echo binary >$CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/vmap-proxy"#,
+    );
+    programs.write("readelf", "");
+    let target = programs.path().join("elsewhere");
+    let destination = programs.path().join("vmap-proxy");
+    let output = Command::new("timeout")
+        .args(["300", &format!("{SCRIPTS}/build-static")])
+        .arg(&destination)
+        .env("PATH", format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap()))
+        .env("CARGO_TARGET_DIR", &target)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(fs::read_to_string(destination).unwrap(), "binary\n");
+}
+
+#[test]
+fn the_static_build_installs_or_names_the_compiler_that_is_missing() {
+    let programs = Programs::new();
+    for program in ["dirname", "uname", "env", "id", "readelf"] {
+        let path = String::from_utf8(Command::new("which").arg(program).output().unwrap().stdout).unwrap();
+        std::os::unix::fs::symlink(path.trim(), programs.path().join(program)).unwrap();
+    }
+    programs.write("apt-get", "echo apt-get $* >>$state/installed; exit 100");
+    programs.write("sudo", "exec \"$@\"");
+    let output =
+        Command::new("/bin/bash").arg(format!("{SCRIPTS}/build-static")).env("PATH", programs.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(programs.read("installed").contains("apt-get update"), "{}", programs.read("installed"));
+    let message = text(&output);
+    assert!(message.contains("musl-tools") && message.contains("--gnu"), "{message}");
+}

@@ -1,0 +1,12 @@
+//! Real packets through real rules: every path, every change, and what tells their fates apart.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod bridge;
+mod conntrack;
+mod disruption;
+mod harness;
+mod invalid_packets;
+mod takeover;
+mod traffic;
+
+vmap_proxy_testbed::in_own_namespaces!();
