@@ -14,10 +14,11 @@ use vmap_proxy_agent::netlink::encode;
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::plan::{Action, MAX_OPERATIONS, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
-use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, Verdict};
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, Verdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, Pool, Target};
 
 const ENDPOINTS: u32 = 5;
 
@@ -39,12 +40,22 @@ fn transactions(services: u32) -> Vec<Transaction> {
         for slot in 0..ENDPOINTS {
             let pod = address([10, 128, 0, 1], service * ENDPOINTS + slot);
             let endpoint = Data::Endpoint(Endpoint { address: pod, port: 8080 });
-            push(Map::Endpoints, Key::FrontendSlot(frontend, slot), endpoint, None);
+            push(
+                Map::Endpoints(Domain::Frontend, Pool::Main),
+                Key::Slot(Target::Frontend(frontend), slot),
+                endpoint,
+                None,
+            );
         }
         let spread = Spread::of(ENDPOINTS);
-        let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky: false, spread };
+        let chain = Chain::Balance { domain: Domain::Frontend, pool: Pool::Main, sticky: false, spread };
         let comment = format!("team-{:03}/backend-{service:06}:http", service % 200);
-        push(Map::Services, Key::Frontend(frontend), Data::Verdict(Verdict::Goto(chain)), Some(comment));
+        push(
+            Map::Frontends(Domain::Frontend),
+            Key::Target(Target::Frontend(frontend)),
+            Data::Verdict(Verdict::Goto(chain)),
+            Some(comment),
+        );
         push(Map::ClusterIps, Key::Address(frontend.address), Data::Nothing, None);
         if operations.len() >= MAX_OPERATIONS || service + 1 == services {
             transactions.push(Transaction { operations: std::mem::take(&mut operations) });

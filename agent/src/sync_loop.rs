@@ -24,7 +24,7 @@ use vmap_proxy_compiler::plan::TooLarge;
 use crate::after_sync::{Observer, SyncDone, Trouble};
 use crate::netlink::NetlinkError;
 use crate::source::{Event, ObjectChange};
-use crate::sync::report::{SyncReport, describe};
+use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
 use culprits::Culprits;
 pub use pace::MIN_GAP;
@@ -379,7 +379,7 @@ fn log_left_out(report: &SyncReport) {
         tracing::warn!(
             "Service {}: {} belongs to Service {}, which is older; it goes there",
             contested.name,
-            describe(contested.claim),
+            contested.claim,
             contested.holder
         );
     }

@@ -9,6 +9,7 @@ use crate::ruleset::table::Ruleset;
 
 /// A rule set, and what in the objects has no part in it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Compilation {
     /// The tables of both families, complete.
     pub ruleset: Ruleset,

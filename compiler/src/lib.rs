@@ -4,9 +4,10 @@
 //! in one direction only (`tests/structure.rs` holds it):
 //!
 //! ```text
-//! model ─┬─> select ─────────┐
-//!        └─> ruleset ─┬──────┴─> diff ──> compile
-//!                     └─> render ──> evaluate
+//! model ─┬─> select ──────> limits ──┐
+//!        └─> ruleset ─┬─────┘        ├──> plan ──> compile
+//!                     └─> render ────┘
+//!                           └─────────> evaluate
 //! ```
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
@@ -26,10 +27,10 @@
 //! # Example
 //!
 //! A Service with one endpoint: its rule set, one packet, and the transactions
-//! when a second endpoint comes.
+//! when a second endpoint comes. There are more in `examples/`.
 //!
 //! ```
-//! use vmap_proxy_compiler::plan::{Action, Planner};
+//! use vmap_proxy_compiler::plan::Planner;
 //! use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 //! use vmap_proxy_compiler::model::{Change, Object, PerFamily, Protocol, ProxyConfig, Store};
 //! use serde_json::{from_value, json};
@@ -79,8 +80,8 @@
 //!
 //! store.apply(Change::Apply(slice(&["10.244.1.7", "10.244.2.9"])?));
 //! let plan = planner.update(&mut store).ok_or("nothing changed")?;
-//! let added = plan.transactions.iter().flat_map(|transaction| &transaction.operations);
-//! assert!(added.into_iter().any(|operation| matches!(&operation.action, Action::AddElement(_))));
+//! let commands: String = plan.transactions.iter().map(ToString::to_string).collect();
+//! assert!(commands.contains("add element ip vmap-proxy endpoints { 10.96.0.10 . tcp . 80 . 1 : 10.244.2.9 . 8080 }"));
 //! # Ok(())
 //! # }
 //! ```

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 
 use crate::model::Family;
 use crate::model::convert::{Slice, SlicePort};
-use crate::model::store::NamedSlice;
 use crate::model::types::{Service, ServicePort, SliceEndpoint};
 use crate::model::{Endpoint, Protocol};
 
@@ -56,9 +55,10 @@ struct Join<'a> {
 }
 
 impl<'a> Joins<'a> {
-    /// The ports of the slices that are of this family.
-    pub fn new(family: Family, slices: &'a [NamedSlice]) -> Self {
-        let slices = slices.iter().map(|named| &named.slice).filter(|slice| slice.family == family);
+    /// The ports of the slices that are of this family. Slices of another family
+    /// are left out.
+    pub fn new(family: Family, slices: impl IntoIterator<Item = &'a Slice>) -> Self {
+        let slices = slices.into_iter().filter(|slice| slice.family == family);
         let ports = slices.flat_map(|slice| slice.ports.iter().map(move |port| (slice, port)));
         let join = |(slice, port): (&'a Slice, &'a SlicePort)| Join {
             name: &port.name,
@@ -88,6 +88,35 @@ impl<'a> Joins<'a> {
 }
 
 /// Selects the endpoints of one service port.
+///
+/// ```
+/// use vmap_proxy_compiler::model::{Family, convert};
+/// use vmap_proxy_compiler::select::{Joins, Viewpoint, select};
+/// use serde_json::{from_value, json};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (services, _problems) = convert::service(&from_value(json!({
+///     "metadata": { "namespace": "shop", "name": "cart" },
+///     "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 80 }], "internalTrafficPolicy": "Local" },
+/// }))?);
+/// let (slice, _problems) = convert::slice(&from_value(json!({
+///     "metadata": { "namespace": "shop", "name": "cart-1" },
+///     "addressType": "IPv4",
+///     "endpoints": [
+///         { "addresses": ["10.244.1.7"], "nodeName": "node-1" },
+///         { "addresses": ["10.244.2.9"], "nodeName": "node-2" },
+///     ],
+///     "ports": [{ "name": "", "port": 8080 }],
+/// }))?, "node-1");
+///
+/// let service = services.ipv4.ok_or("the Service has no IPv4 address")?;
+/// let joins = Joins::new(Family::Ipv4, &slice);
+/// let selected = select(&service, &service.ports[0], &joins, Viewpoint { node_name: "node-1", zone: None });
+/// assert_eq!(selected.local.len(), 1);
+/// assert_eq!(selected.local[0].to_string(), "10.244.1.7:8080");
+/// # Ok(())
+/// # }
+/// ```
 pub fn select(service: &Service, port: &ServicePort, joins: &Joins<'_>, viewpoint: Viewpoint<'_>) -> Selection {
     let candidates = candidates(port, joins);
     if candidates.is_empty() {
@@ -214,4 +243,68 @@ fn hinted_to_node(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
 fn hinted_to_zone(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
     let hints = endpoint.hints.as_ref();
     viewpoint.zone.is_some_and(|own| hints.is_some_and(|hints| hints.zones.iter().any(|zone| zone == own)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+    use crate::model::convert;
+
+    const HERE: Viewpoint<'_> = Viewpoint { node_name: "here", zone: Some("a") };
+
+    fn slice(endpoints: Value) -> Slice {
+        let object = json!({"metadata": {"name": "cart-1", "namespace": "shop"}, "addressType": "IPv4",
+            "endpoints": endpoints, "ports": [{"name": "", "port": 8080}]});
+        convert::slice(&from_value(object).unwrap(), HERE.node_name).0.unwrap()
+    }
+
+    /// The last bytes of the addresses selected for the cluster and for this node.
+    fn selected(internal_policy: &str, slices: &[Slice]) -> (Vec<u8>, Vec<u8>, bool) {
+        let object = json!({"metadata": {"name": "cart", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "internalTrafficPolicy": internal_policy}});
+        let service = convert::service(&from_value(object).unwrap()).0.ipv4.unwrap();
+        let selection = select(&service, &service.ports[0], &Joins::new(Family::Ipv4, slices), HERE);
+        let last = |endpoint: &Endpoint| match endpoint.address {
+            std::net::IpAddr::V4(address) => address.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        };
+        (selection.cluster.iter().map(last).collect(), selection.local.iter().map(last).collect(), selection.any)
+    }
+
+    fn endpoint(host: u8, node: &str, ready: bool) -> Value {
+        json!({"addresses": [format!("10.244.0.{host}")], "nodeName": node,
+            "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+    }
+
+    #[test]
+    fn terminating_endpoints_serve_where_none_is_ready() {
+        let ending = slice(json!([endpoint(1, "here", false), endpoint(2, "there", false)]));
+        assert_eq!(selected("Cluster", std::slice::from_ref(&ending)), (vec![1, 2], vec![], true));
+        assert_eq!(selected("Local", std::slice::from_ref(&ending)), (vec![], vec![1], true));
+        let running = slice(json!([endpoint(3, "there", true)]));
+        assert_eq!(selected("Cluster", &[ending, running]), (vec![3], vec![], true));
+    }
+
+    #[test]
+    fn an_address_that_runs_in_one_slice_is_not_ending() {
+        let (old, new) = (slice(json!([endpoint(1, "here", false)])), slice(json!([endpoint(1, "here", true)])));
+        assert_eq!(selected("Local", &[old, new]), (vec![], vec![1], true));
+    }
+
+    #[test]
+    fn hints_count_if_every_ready_endpoint_has_them() {
+        let hinted = |host, zone: &str| {
+            let mut endpoint = endpoint(host, "there", true);
+            endpoint["hints"] = json!({"forZones": [{"name": zone}]});
+            endpoint
+        };
+        let all = slice(json!([hinted(1, "a"), hinted(2, "b")]));
+        assert_eq!(selected("Cluster", std::slice::from_ref(&all)).0, [1]);
+        let one_without = slice(json!([endpoint(3, "there", true)]));
+        assert_eq!(selected("Cluster", &[all, one_without]).0, [1, 2, 3]);
+    }
 }

@@ -254,7 +254,7 @@ fn large_services_are_served() {
             store.apply(Change::Apply(serde_json::from_value(object).unwrap()));
         }
         let entry = store.get(&ServiceName::new("shop", "large")).unwrap();
-        let joins = vmap_proxy_compiler::select::Joins::new(Family::Ipv4, &entry.slices);
+        let joins = vmap_proxy_compiler::select::Joins::new(Family::Ipv4, entry.slices());
         let elements = vmap_proxy_compiler::limits::elements_at_most(entry.service.ipv4.as_ref().unwrap(), &joins);
         assert!(
             elements <= MAX_ELEMENTS,

@@ -15,7 +15,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("render", &["model", "ruleset"]),
     ("evaluate", &["model", "ruleset", "render"]),
     ("limits", &["model", "select", "ruleset"]),
-    ("plan", &["model", "select", "ruleset", "limits"]),
+    ("plan", &["model", "select", "ruleset", "render", "limits"]),
     ("compile", &["model", "ruleset", "plan"]),
 ];
 

@@ -5,7 +5,6 @@ use vmap_proxy_compiler::model::types::ServiceName;
 
 use super::{Observer, SyncDone};
 use crate::k8s_events::Recorder;
-use crate::sync::report::describe;
 
 /// Records Events on the Services concerned.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ impl Observer for ServiceEvents {
             self.recorder.too_large(&large.name, large.elements, MAX_ELEMENTS);
         }
         for contested in &done.report.contested {
-            self.recorder.frontend_taken(&contested.name, &describe(contested.claim), &contested.holder);
+            self.recorder.frontend_taken(&contested.name, &contested.claim.to_string(), &contested.holder);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nlink::netlink::{AttrIter, MessageBuilder};
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::element::FrontendKey;
+use vmap_proxy_compiler::ruleset::target::FrontendKey;
 
 /// `NFNL_SUBSYS_CTNETLINK`, the upper byte of the message type.
 const SUBSYSTEM: u16 = 1 << 8;

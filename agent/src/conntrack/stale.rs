@@ -9,8 +9,8 @@ use vmap_proxy_compiler::model::{Endpoint, NodeInfo, Protocol};
 use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::element::FrontendKey;
 use vmap_proxy_compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
+use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
 
 use super::message::{DumpFilter, Flow};
 use crate::sync::report::SyncReport;
@@ -81,10 +81,11 @@ impl StaleFlows {
         let node_ports = NodePorts { planner, node };
         for change in changes.iter().filter(|change| may_make_stale(change)) {
             let Some(before) = &change.before else { continue };
-            for (_, claim) in frontends(before) {
+            for (_, target) in frontends(before) {
                 // A frontend that is served is judged by the endpoints of who serves it.
-                if protocol(&claim) == Protocol::Udp && planner.holder(change.family, &claim).is_none() {
-                    stale.insert(&node_ports, change.family, claim, &Frontend { fate: Fate::Gone, look: true });
+                let is_served = planner.holder(change.family, &Claim::Serve(target)).is_some();
+                if target.protocol() == Protocol::Udp && !is_served {
+                    stale.insert(&node_ports, change.family, target, &Frontend { fate: Fate::Gone, look: true });
                 }
             }
         }
@@ -198,31 +199,31 @@ impl StaleFlows {
     ) {
         let fate = |port: &CompiledPort| Fate::StayWith(port.keeping_flows.as_ref().into());
         let ports: Vec<Frontend> = compiled.ports.iter().map(|port| Frontend { fate: fate(port), look }).collect();
-        for (position, claim) in frontends(compiled) {
-            let is_anothers = node_ports.planner.holder(family, &claim).is_some_and(|holder| holder != name);
+        for (position, target) in frontends(compiled) {
+            let holder = node_ports.planner.holder(family, &Claim::Serve(target));
+            let is_anothers = holder.is_some_and(|holder| holder != name);
             if let Some(frontend) = ports.get(position)
                 && !is_anothers
             {
-                self.insert(node_ports, family, claim, frontend);
+                self.insert(node_ports, family, target, frontend);
             }
         }
     }
 
-    fn insert(&mut self, node_ports: &NodePorts<'_>, family: Family, claim: Claim, frontend: &Frontend) {
-        match claim {
-            Claim::Frontend(key) => {
+    fn insert(&mut self, node_ports: &NodePorts<'_>, family: Family, target: Target, frontend: &Frontend) {
+        match target {
+            Target::Frontend(key) => {
                 self.frontends.insert(key, frontend.clone());
             }
-            Claim::NodePort(node_port) => {
+            Target::NodePort(node_port) => {
                 for address in node_ports.addresses(family) {
                     let key = FrontendKey { address, protocol: node_port.protocol, port: node_port.port };
                     // A Service that has this very address and port goes before NodePorts.
-                    if node_ports.planner.holder(family, &Claim::Frontend(key)).is_none() {
+                    if node_ports.planner.holder(family, &Claim::Serve(Target::Frontend(key))).is_none() {
                         self.frontends.insert(key, frontend.clone());
                     }
                 }
             }
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => {}
         }
     }
 }
@@ -245,18 +246,12 @@ impl NodePorts<'_> {
 }
 
 /// Every frontend of UDP and SCTP that the Service wants and no older one has, with the position of its port.
-fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Claim)> {
+fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Target)> {
     let service = &compiled.service;
     let all = if has_flows(service) { all_frontends(service) } else { Vec::new() };
-    let of_flows = all.into_iter().filter(|frontend| protocol(&frontend.claim) != Protocol::Tcp);
-    of_flows.filter(|frontend| !compiled.is_denied(&frontend.claim)).map(|frontend| (frontend.position, frontend.claim))
-}
-
-fn protocol(claim: &Claim) -> Protocol {
-    match claim {
-        Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => key.protocol,
-        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => key.protocol,
-    }
+    let of_flows = all.into_iter().filter(|frontend| frontend.target.protocol() != Protocol::Tcp);
+    let held = of_flows.filter(|frontend| !compiled.is_denied(&Claim::Serve(frontend.target)));
+    held.map(|frontend| (frontend.position, frontend.target))
 }
 
 /// Whether the Service has a port whose flows can be stale.

@@ -8,8 +8,9 @@ use nlink::netlink::nftables::*;
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
-use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
+use vmap_proxy_compiler::ruleset::target::{FrontendKey, NodePortKey, Target};
 
 use super::expressions::{Octets, write_verdict};
 use super::wire::{Attribute, Attributes, Writer};
@@ -62,20 +63,22 @@ pub(super) fn write_element_key(writer: &mut Writer, key: &Key) {
     writer.end(open);
 }
 
+fn write_target(writer: &mut Writer, target: &Target) {
+    match target {
+        Target::Frontend(frontend) => write_frontend(writer, frontend),
+        Target::NodePort(port) => write_node_port(writer, port),
+    }
+}
+
 fn write_key(writer: &mut Writer, key: &Key) {
     let nest = writer.begin_nest(NFTA_SET_ELEM_KEY);
     let value = writer.begin_attribute(NFTA_DATA_VALUE);
     match key {
         Key::Address(address) => write_address(writer, *address),
         Key::Prefix(net) => write_address(writer, net.network()),
-        Key::Frontend(frontend) => write_frontend(writer, frontend),
-        Key::FrontendSlot(frontend, slot) => {
-            write_frontend(writer, frontend);
-            writer.raw(&slot.to_ne_bytes());
-        }
-        Key::NodePort(port) => write_node_port(writer, port),
-        Key::NodePortSlot(port, slot) => {
-            write_node_port(writer, port);
+        Key::Target(target) => write_target(writer, target),
+        Key::Slot(target, slot) => {
+            write_target(writer, target);
             writer.raw(&slot.to_ne_bytes());
         }
         Key::Hairpin(endpoint, protocol) => {
@@ -499,10 +502,10 @@ fn read_key(family: Family, map: Map, bytes: &[u8]) -> Option<Key> {
             Key::SourceRange(frontend, prefix(first, successor(last))?)
         }
         (_, [Address]) => Key::Address(fields.address()?),
-        (_, [Address, Protocol, Port]) => Key::Frontend(fields.frontend()?),
-        (_, [Address, Protocol, Port, Slot]) => Key::FrontendSlot(fields.frontend()?, fields.slot()?),
-        (_, [Protocol, Port]) => Key::NodePort(fields.node_port()?),
-        (_, [Protocol, Port, Slot]) => Key::NodePortSlot(fields.node_port()?, fields.slot()?),
+        (_, [Address, Protocol, Port]) => Key::Target(Target::Frontend(fields.frontend()?)),
+        (_, [Address, Protocol, Port, Slot]) => Key::Slot(Target::Frontend(fields.frontend()?), fields.slot()?),
+        (_, [Protocol, Port]) => Key::Target(Target::NodePort(fields.node_port()?)),
+        (_, [Protocol, Port, Slot]) => Key::Slot(Target::NodePort(fields.node_port()?), fields.slot()?),
         _ => return None,
     };
     fields.bytes.is_empty().then_some(key)

@@ -4,7 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 use vmap_proxy_compiler::plan::{Action, Operation};
-use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, NodePortKey, Verdict};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, Verdict};
+use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
 
 /// Talking to the kernel failed as such.
 #[derive(Debug, Error)]
@@ -172,15 +173,16 @@ struct DescribedElement<'a>(&'a Element);
 impl fmt::Display for DescribedElement<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let frontend = |key: &FrontendKey| format!("{} . {} . {}", key.address, key.protocol.keyword(), key.port);
-        let node_port = |key: &NodePortKey| format!("{} . {}", key.protocol.keyword(), key.port);
+        let target = |target: &Target| match target {
+            Target::Frontend(key) => frontend(key),
+            Target::NodePort(key) => format!("{} . {}", key.protocol.keyword(), key.port),
+        };
         write!(f, "{} ", self.0.map)?;
         match &self.0.key {
             Key::Address(address) => write!(f, "{address}")?,
             Key::Prefix(net) => write!(f, "{net}")?,
-            Key::Frontend(key) => f.write_str(&frontend(key))?,
-            Key::FrontendSlot(key, slot) => write!(f, "{} . {slot}", frontend(key))?,
-            Key::NodePort(key) => f.write_str(&node_port(key))?,
-            Key::NodePortSlot(key, slot) => write!(f, "{} . {slot}", node_port(key))?,
+            Key::Target(key) => f.write_str(&target(key))?,
+            Key::Slot(key, slot) => write!(f, "{} . {slot}", target(key))?,
             Key::Hairpin(endpoint, protocol) => {
                 let address = endpoint.address;
                 write!(f, "{address} . {address} . {} . {}", protocol.keyword(), endpoint.port)?;

@@ -471,9 +471,10 @@ impl Octets {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
+
     use std::collections::BTreeSet;
 
-    use vmap_proxy_compiler::ruleset::chains::{Domain, Pool};
     use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
     use vmap_proxy_compiler::ruleset::spread::Spread;
 
@@ -484,7 +485,7 @@ mod tests {
         let mut chains = Chain::FIXED.to_vec();
         chains.extend(Chain::LEARNING);
         chains.push(Chain::LearnFor { seconds: 10800 });
-        for (domain, sticky) in [(Domain::Service, false), (Domain::NodePort, true)] {
+        for (domain, sticky) in [(Domain::Frontend, false), (Domain::NodePort, true)] {
             for endpoints in [3, 100] {
                 let balance = Chain::Balance { domain, pool: Pool::Main, sticky, spread: Spread::of(endpoints) };
                 chains.extend(balance.needs());

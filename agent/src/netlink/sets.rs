@@ -323,6 +323,8 @@ pub(super) mod userdata {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
+
     use super::*;
 
     /// The sizes in bits of the types of nft that our maps may be made of;
@@ -356,7 +358,7 @@ mod tests {
     #[test]
     fn every_field_has_a_type_with_a_size() {
         for family in Family::ALL {
-            for map in Map::ALL {
+            for map in Map::all() {
                 let set = declaration(family, map);
                 assert_eq!(type_bytes(set.key_type), set.key_bytes, "key of {family} {map}");
                 if let (Some(kind), Some(bytes)) =
@@ -381,9 +383,9 @@ mod tests {
             0c00040c00000001040c00000001140004070000000\
             10c00040800000001040200000006040000\
             0000";
-        assert_eq!(hex(&userdata::of(Family::Ipv4, Map::Endpoints)), endpoints);
+        assert_eq!(hex(&userdata::of(Family::Ipv4, Map::Endpoints(Domain::Frontend, Pool::Main))), endpoints);
         assert_eq!(
-            hex(&userdata::of(Family::Ipv4, Map::Services)),
+            hex(&userdata::of(Family::Ipv4, Map::Frontends(Domain::Frontend))),
             "000400000000010400000000030800040d0000000100060400000000"
         );
         assert_eq!(hex(&userdata::of(Family::Ipv4, Map::ClusterIps)), "000402000000");
@@ -392,13 +394,13 @@ mod tests {
             "000400000000010400000000030800040d0000000100040800040d0000000100060400000000"
         );
         assert_eq!(
-            hex(&userdata::of(Family::Ipv4, Map::AffinityLists)),
+            hex(&userdata::of(Family::Ipv4, Map::AffinityLists(Domain::Frontend, Pool::Main))),
             "000400000000010401000000030800040d0000000100060400000000"
         );
         assert_eq!(hex(&userdata::of(Family::Ipv4, Map::AffinityTimeouts)), "000401000000010400000000060400000000");
-        assert_eq!(declaration(Family::Ipv4, Map::AffinityLists).data_type, Some(23));
+        assert_eq!(declaration(Family::Ipv4, Map::AffinityLists(Domain::Frontend, Pool::Main)).data_type, Some(23));
         assert_eq!(declaration(Family::Ipv4, Map::Affinity).key_type, 471);
-        assert_eq!(declaration(Family::Ipv4, Map::Endpoints).key_type, 0x001c_c353);
+        assert_eq!(declaration(Family::Ipv4, Map::Endpoints(Domain::Frontend, Pool::Main)).key_type, 0x001c_c353);
         assert_eq!(declaration(Family::Ipv6, Map::SourceRanges).key_type, 0x0830_d208);
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::target::Domain;
 
 use crate::metrics::{ConnectionSource, ServiceConnections};
 use crate::netlink::{Counter, Kernel, NetlinkError};
@@ -54,7 +55,7 @@ impl Counters {
 async fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
     let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
     for family in super::families() {
-        for map in [Map::Services, Map::NodePorts] {
+        for map in [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)] {
             let mut count = |element: Element, counter: Counter| {
                 if let Some(comment) = element.comment {
                     *counts.entry(comment).or_default() += counter.packets;

@@ -85,7 +85,7 @@ impl Syncer {
                 state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
             }
         }
-        for map in Map::ALL.into_iter().filter(|map| table.map_matches(*map, family)) {
+        for map in Map::all().filter(|map| table.map_matches(*map, family)) {
             state.maps.push(map);
             match table.count(map) {
                 Some(count) if count > largest && !is_always_listed(map) => {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::service::Claim;
 
 use crate::netlink::CommitReport;
 
@@ -89,18 +88,5 @@ impl SyncReport {
                 _ => self.objects += 1,
             }
         }
-    }
-}
-
-/// A frontend in words.
-pub(crate) fn describe(claim: Claim) -> String {
-    match claim {
-        Claim::Frontend(key) | Claim::NoEndpoint(key) => {
-            format!("{} port {}/{}", key.address, key.port, key.protocol)
-        }
-        Claim::Firewall(key) => {
-            format!("the source ranges of {} port {}/{}", key.address, key.port, key.protocol)
-        }
-        Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => format!("node port {}/{}", key.port, key.protocol),
     }
 }

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::model::Protocol;
-use crate::ruleset::element::{Element, FrontendKey, Key, ListNumber, NodePortKey};
+use crate::ruleset::element::{Element, Key, ListNumber};
 use crate::ruleset::maps::Map;
+use crate::ruleset::target::{FrontendKey, Target};
 
 /// One field of a key, of an element or of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,10 +62,8 @@ fn split(key: &Key) -> (Vec<Field>, Option<IpNet>) {
     match key {
         Key::Address(address) => (vec![Field::Address(*address)], None),
         Key::Prefix(prefix) => (Vec::new(), Some(*prefix)),
-        Key::Frontend(key) => (frontend(key).to_vec(), None),
-        Key::FrontendSlot(key, slot) => ([frontend(key).as_slice(), &[Field::Slot(*slot)]].concat(), None),
-        Key::NodePort(key) => (node_port(key).to_vec(), None),
-        Key::NodePortSlot(key, slot) => ([node_port(key).as_slice(), &[Field::Slot(*slot)]].concat(), None),
+        Key::Target(one) => (target(one), None),
+        Key::Slot(one, slot) => ([target(one).as_slice(), &[Field::Slot(*slot)]].concat(), None),
         Key::Hairpin(endpoint, protocol) => {
             let address = Field::Address(endpoint.address);
             (vec![address, address, Field::Protocol(*protocol), Field::Port(endpoint.port)], None)
@@ -86,6 +85,9 @@ fn frontend(key: &FrontendKey) -> [Field; 3] {
     [Field::Address(key.address), Field::Protocol(key.protocol), Field::Port(key.port)]
 }
 
-fn node_port(key: &NodePortKey) -> [Field; 2] {
-    [Field::Protocol(key.protocol), Field::Port(key.port)]
+fn target(target: &Target) -> Vec<Field> {
+    match target {
+        Target::Frontend(key) => frontend(key).to_vec(),
+        Target::NodePort(key) => vec![Field::Protocol(key.protocol), Field::Port(key.port)],
+    }
 }

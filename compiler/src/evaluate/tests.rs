@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use super::{Bridge, Evaluator, Host, Outcome, Packet, Remembered, Verdict};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
-use crate::ruleset::chains::{Chain, Domain, Pool};
-use crate::ruleset::element::{self, Data, Element, FrontendKey, Key, ListNumber, NodePortKey};
+use crate::ruleset::chains::Chain;
+use crate::ruleset::element::{self, Data, Element, Key, ListNumber};
 use crate::ruleset::maps::Map;
 use crate::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 use crate::ruleset::spread::Spread;
 use crate::ruleset::table::{Ruleset, Table};
+use crate::ruleset::target::{Domain, FrontendKey, NodePortKey, Pool, Target};
 
 const NODE: &str = "192.0.2.11";
 const POD: &str = "10.244.1.5";
@@ -41,19 +42,25 @@ impl Rules {
 
     /// An element that says "goto the chain for so many endpoints", and the endpoints.
     fn balanced(self, map: Map, key: Key, sticky: bool, endpoints: &[&str]) -> Self {
-        let domain = if matches!(key, Key::NodePort(_)) { Domain::NodePort } else { Domain::Service };
+        let domain = if matches!(key, Key::Target(Target::NodePort(_))) { Domain::NodePort } else { Domain::Frontend };
         let (pool, list) = match map {
-            Map::ShortCircuit => (Pool::ShortCircuit, Map::ShortCircuitEndpoints),
-            Map::NodePortShortCircuit => (Pool::ShortCircuit, Map::NodePortShortCircuitEndpoints),
-            Map::NodePorts | Map::LocalNodePorts => (Pool::Main, Map::NodePortEndpoints),
-            _ => (Pool::Main, Map::Endpoints),
+            Map::ShortCircuit(Domain::Frontend) => {
+                (Pool::ShortCircuit, Map::Endpoints(Domain::Frontend, Pool::ShortCircuit))
+            }
+            Map::ShortCircuit(Domain::NodePort) => {
+                (Pool::ShortCircuit, Map::Endpoints(Domain::NodePort, Pool::ShortCircuit))
+            }
+            Map::Frontends(Domain::NodePort) | Map::LocalFrontends(Domain::NodePort) => {
+                (Pool::Main, Map::Endpoints(Domain::NodePort, Pool::Main))
+            }
+            _ => (Pool::Main, Map::Endpoints(Domain::Frontend, Pool::Main)),
         };
         let chain = Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints.len() as u32) };
         let mut rules = self.with(map, key, goto(chain));
         for (slot, endpoint) in (0..).zip(endpoints) {
             let slot_key = match key {
-                Key::Frontend(frontend) => Key::FrontendSlot(frontend, slot),
-                Key::NodePort(port) => Key::NodePortSlot(port, slot),
+                Key::Target(Target::Frontend(frontend)) => Key::Slot(Target::Frontend(frontend), slot),
+                Key::Target(Target::NodePort(port)) => Key::Slot(Target::NodePort(port), slot),
                 other => panic!("{other:?} has no slots"),
             };
             rules = rules.with(list, slot_key, Data::Endpoint(at(endpoint)));
@@ -64,7 +71,7 @@ impl Rules {
     /// A cluster IP that pods and others reach.
     fn cluster_ip(self, endpoints: &[&str]) -> Self {
         self.with(Map::ClusterIps, Key::Address(ip(CLUSTER_IP)), Data::Nothing).balanced(
-            Map::Services,
+            Map::Frontends(Domain::Frontend),
             frontend(CLUSTER_IP),
             false,
             endpoints,
@@ -100,10 +107,10 @@ const DROP: Data = Data::Verdict(element::Verdict::Drop);
 
 /// TCP port 80 of an address.
 fn frontend(address: &str) -> Key {
-    Key::Frontend(FrontendKey { address: ip(address), protocol: Protocol::Tcp, port: 80 })
+    Key::Target(Target::Frontend(FrontendKey { address: ip(address), protocol: Protocol::Tcp, port: 80 }))
 }
 
-const NODE_PORT: Key = Key::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 });
+const NODE_PORT: Key = Key::Target(Target::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 }));
 
 fn arrives(from: &str, to: &str, port: u16) -> Packet {
     let input_interface = Some("eth0".to_owned());
@@ -129,7 +136,7 @@ const TWO: [&str; 2] = ["10.244.1.5:8080", "10.244.2.7:8080"];
 fn a_pod_reaches_every_endpoint_of_a_cluster_ip_with_its_own_address() {
     let outcome = Rules::new().cluster_ip(&TWO).evaluate(&arrives("10.244.1.9", CLUSTER_IP, 80));
     assert_outcome(&outcome, dnat(&TWO), &[]);
-    let services = outcome.trace.iter().find(|step| step.chain == Chain::Services).unwrap();
+    let services = outcome.trace.iter().find(|step| step.chain == Chain::Frontends(Domain::Frontend)).unwrap();
     assert_eq!(services.rule_text, "ip daddr . meta l4proto . th dport vmap @services");
     assert_eq!(services.comment.as_deref(), Some("shop/cart:services"));
     assert!(services.element.as_deref().unwrap().ends_with(" : goto lb-2"), "{services:?}");
@@ -215,8 +222,8 @@ fn udp_and_tcp_are_told_apart() {
     assert_outcome(&Rules::new().cluster_ip(&TWO).evaluate(&packet), Verdict::Reject, &[]);
 
     // The generic rule behind the TCP rule serves it where it is defined.
-    let key = Key::Frontend(FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Udp, port: 80 });
-    let rules = Rules::new().balanced(Map::Services, key, false, &TWO);
+    let key = Key::Target(Target::Frontend(FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Udp, port: 80 }));
+    let rules = Rules::new().balanced(Map::Frontends(Domain::Frontend), key, false, &TWO);
     assert_outcome(&rules.evaluate(&packet), dnat(&TWO), &[]);
 }
 
@@ -240,7 +247,7 @@ fn frontends_without_endpoint_reject_or_drop_before_cluster_ips_reject() {
     for (data, verdict) in [(goto(Chain::Reject), Verdict::Reject), (DROP, Verdict::Drop)] {
         let rules = || {
             Rules::new().with(Map::ClusterIps, Key::Address(ip(CLUSTER_IP)), Data::Nothing).with(
-                Map::NoEndpointServices,
+                Map::NoEndpoints(Domain::Frontend),
                 frontend(CLUSTER_IP),
                 data,
             )
@@ -252,8 +259,8 @@ fn frontends_without_endpoint_reject_or_drop_before_cluster_ips_reject() {
 }
 
 fn node_port() -> Rules {
-    let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &TWO);
-    rules.with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+    let rules = Rules::new().balanced(Map::Frontends(Domain::NodePort), NODE_PORT, false, &TWO);
+    rules.with(Map::Masquerade(Domain::NodePort), NODE_PORT, Data::Nothing)
 }
 
 #[test]
@@ -289,8 +296,8 @@ fn node_ports_on_all_addresses_leave_loopback_alone() {
 fn what_is_delivered_to_the_node_keeps_its_source() {
     let endpoints = ["192.0.2.11:8080", "10.244.2.7:8080"];
     let rules = || {
-        let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &endpoints);
-        rules.with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+        let rules = Rules::new().balanced(Map::Frontends(Domain::NodePort), NODE_PORT, false, &endpoints);
+        rules.with(Map::Masquerade(Domain::NodePort), NODE_PORT, Data::Nothing)
     };
     assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&endpoints), &endpoints[1..]);
     assert_outcome(&rules().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&endpoints), &endpoints);
@@ -300,7 +307,7 @@ fn what_is_delivered_to_the_node_keeps_its_source() {
 fn a_node_port_without_endpoint_is_refused_in_the_input_hook() {
     for (data, verdict) in [(goto(Chain::Reject), Verdict::Reject), (DROP, Verdict::Drop)] {
         for packet in [arrives(CLIENT, NODE, 30080), sent_by_node(NODE, NODE, 30080)] {
-            let outcome = Rules::new().with(Map::NoEndpointNodePorts, NODE_PORT, data).evaluate(&packet);
+            let outcome = Rules::new().with(Map::NoEndpoints(Domain::NodePort), NODE_PORT, data).evaluate(&packet);
             assert_outcome(&outcome, verdict.clone(), &[]);
             assert!(outcome.trace.iter().any(|step| step.chain == Chain::FilterInput), "{outcome:#?}");
         }
@@ -310,12 +317,12 @@ fn a_node_port_without_endpoint_is_refused_in_the_input_hook() {
 /// `externalTrafficPolicy: Local`, with or without an endpoint here.
 fn local_policy(local: &[&str]) -> Rules {
     let rules = Rules::new()
-        .with(Map::Services, frontend(VIP), goto(Chain::LocalPolicy))
-        .with(Map::LocalPolicyServices, frontend(VIP), Data::Nothing)
-        .balanced(Map::ShortCircuit, frontend(VIP), false, &TWO);
+        .with(Map::Frontends(Domain::Frontend), frontend(VIP), goto(Chain::LocalPolicy(Domain::Frontend)))
+        .with(Map::LocalPolicy(Domain::Frontend), frontend(VIP), Data::Nothing)
+        .balanced(Map::ShortCircuit(Domain::Frontend), frontend(VIP), false, &TWO);
     match local {
-        [] => rules.with(Map::NoEndpointServices, frontend(VIP), DROP),
-        _ => rules.balanced(Map::LocalServices, frontend(VIP), false, local),
+        [] => rules.with(Map::NoEndpoints(Domain::Frontend), frontend(VIP), DROP),
+        _ => rules.balanced(Map::LocalFrontends(Domain::Frontend), frontend(VIP), false, local),
     }
 }
 
@@ -338,12 +345,12 @@ fn local_policy_without_local_endpoint_drops_strangers_only() {
 fn local_policy_of_node_ports() {
     let rules = || {
         Rules::new()
-            .with(Map::NodePorts, NODE_PORT, goto(Chain::NodePortLocalPolicy))
-            .with(Map::LocalPolicyNodePorts, NODE_PORT, Data::Nothing)
-            .balanced(Map::NodePortShortCircuit, NODE_PORT, false, &TWO)
+            .with(Map::Frontends(Domain::NodePort), NODE_PORT, goto(Chain::LocalPolicy(Domain::NodePort)))
+            .with(Map::LocalPolicy(Domain::NodePort), NODE_PORT, Data::Nothing)
+            .balanced(Map::ShortCircuit(Domain::NodePort), NODE_PORT, false, &TWO)
     };
-    let with_local = || rules().balanced(Map::LocalNodePorts, NODE_PORT, false, &TWO[..1]);
-    let without = || rules().with(Map::NoEndpointNodePorts, NODE_PORT, DROP);
+    let with_local = || rules().balanced(Map::LocalFrontends(Domain::NodePort), NODE_PORT, false, &TWO[..1]);
+    let without = || rules().with(Map::NoEndpoints(Domain::NodePort), NODE_PORT, DROP);
     assert_outcome(&with_local().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&TWO[..1]), &[]);
     assert_outcome(&with_local().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&TWO), &TWO);
     assert_outcome(&with_local().evaluate(&arrives(POD, NODE, 30080)), dnat(&TWO), &[]);
@@ -356,7 +363,7 @@ fn source_ranges_stop_all_others_before_translation() {
     let rules = || {
         let key = FrontendKey { address: ip(VIP), protocol: Protocol::Tcp, port: 80 };
         Rules::new()
-            .balanced(Map::Services, frontend(VIP), false, &TWO)
+            .balanced(Map::Frontends(Domain::Frontend), frontend(VIP), false, &TWO)
             .with(Map::FirewallIps, frontend(VIP), goto(Chain::SourceRanges(Family::Ipv4)))
             .with(Map::SourceRanges, Key::SourceRange(key, "198.51.100.0/24".parse().unwrap()), Data::Nothing)
             .with(Map::SourceRanges, Key::SourceRange(key, "192.0.2.11/32".parse().unwrap()), Data::Nothing)
@@ -376,8 +383,8 @@ fn affinity_explores_every_slot_and_is_remembered() {
     let list = ListNumber::at(7).unwrap();
     let sticky = || {
         Rules::new()
-            .balanced(Map::Services, frontend(CLUSTER_IP), true, &TWO)
-            .with(Map::AffinityLists, frontend(CLUSTER_IP), Data::List(list))
+            .balanced(Map::Frontends(Domain::Frontend), frontend(CLUSTER_IP), true, &TWO)
+            .with(Map::AffinityLists(Domain::Frontend, Pool::Main), frontend(CLUSTER_IP), Data::List(list))
             .with(Map::AffinityTimeouts, Key::List(list), goto(Chain::LearnFor { seconds: 90 }))
     };
     for packet in [arrives(POD, CLUSTER_IP, 80), sent_by_node(NODE, CLUSTER_IP, 80)] {
@@ -407,15 +414,19 @@ fn every_one_of_many_endpoints_is_reached_and_nothing_is_dropped() {
         for sticky in [false, true] {
             let rules = || {
                 Rules::new()
-                    .balanced(Map::Services, frontend(CLUSTER_IP), sticky, &many)
-                    .balanced(Map::NodePorts, NODE_PORT, sticky, &many)
-                    .with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing)
+                    .balanced(Map::Frontends(Domain::Frontend), frontend(CLUSTER_IP), sticky, &many)
+                    .balanced(Map::Frontends(Domain::NodePort), NODE_PORT, sticky, &many)
+                    .with(Map::Masquerade(Domain::NodePort), NODE_PORT, Data::Nothing)
             };
-            let udp = Key::Frontend(FrontendKey { address: ip(CLUSTER_IP), protocol: Protocol::Udp, port: 80 });
+            let udp = Key::Target(Target::Frontend(FrontendKey {
+                address: ip(CLUSTER_IP),
+                protocol: Protocol::Udp,
+                port: 80,
+            }));
             let datagram = Packet { protocol: Protocol::Udp, ..arrives(POD, CLUSTER_IP, 80) };
             assert_outcome(&rules().evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&many), &[]);
             assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&many), &many);
-            let rules = Rules::new().balanced(Map::Services, udp, sticky, &many);
+            let rules = Rules::new().balanced(Map::Frontends(Domain::Frontend), udp, sticky, &many);
             assert_outcome(&rules.evaluate(&datagram), dnat(&many), &[]);
         }
     }
@@ -428,10 +439,10 @@ fn local_policy_with_many_endpoints() {
     for sticky in [false, true] {
         let rules = || {
             Rules::new()
-                .with(Map::NodePorts, NODE_PORT, goto(Chain::NodePortLocalPolicy))
-                .with(Map::LocalPolicyNodePorts, NODE_PORT, Data::Nothing)
-                .balanced(Map::NodePortShortCircuit, NODE_PORT, sticky, &many)
-                .balanced(Map::LocalNodePorts, NODE_PORT, sticky, &many[..70])
+                .with(Map::Frontends(Domain::NodePort), NODE_PORT, goto(Chain::LocalPolicy(Domain::NodePort)))
+                .with(Map::LocalPolicy(Domain::NodePort), NODE_PORT, Data::Nothing)
+                .balanced(Map::ShortCircuit(Domain::NodePort), NODE_PORT, sticky, &many)
+                .balanced(Map::LocalFrontends(Domain::NodePort), NODE_PORT, sticky, &many[..70])
         };
         assert_outcome(&rules().evaluate(&arrives(CLIENT, NODE, 30080)), dnat(&many[..70]), &[]);
         assert_outcome(&rules().evaluate(&sent_by_node(NODE, NODE, 30080)), dnat(&many), &many);
@@ -460,8 +471,11 @@ fn a_hole_among_the_slots_that_are_always_filled_is_inconsistent() {
         for sticky in [false, true] {
             let many = many(100);
             let many: Vec<&str> = many.iter().map(String::as_str).collect();
-            let mut rules = Rules::new().balanced(Map::Services, frontend(CLUSTER_IP), sticky, &many);
-            rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(_, slot) if slot == hole));
+            let mut rules =
+                Rules::new().balanced(Map::Frontends(Domain::Frontend), frontend(CLUSTER_IP), sticky, &many);
+            rules
+                .elements
+                .retain(|element| !matches!(element.key, Key::Slot(Target::Frontend(_), slot) if slot == hole));
             match rules.evaluate(&arrives(POD, CLUSTER_IP, 80)).verdict {
                 Verdict::Dnat { endpoints } => assert!(whole && endpoints.len() == 99, "{hole}"),
                 Verdict::Inconsistent { endpoints, dropped: true, rejected: false, passed: false } => {
@@ -476,7 +490,7 @@ fn a_hole_among_the_slots_that_are_always_filled_is_inconsistent() {
 #[test]
 fn a_hole_among_the_slots_is_inconsistent() {
     let mut rules = Rules::new().cluster_ip(&TWO);
-    rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(_, 1)));
+    rules.elements.retain(|element| !matches!(element.key, Key::Slot(Target::Frontend(_), 1)));
     let verdict = rules.evaluate(&arrives(POD, CLUSTER_IP, 80)).verdict;
     let endpoints = [at(TWO[0])].into();
     let (dropped, rejected, passed) = (true, false, false);
@@ -486,25 +500,24 @@ fn a_hole_among_the_slots_is_inconsistent() {
 #[test]
 fn all_slots_missing_is_a_drop() {
     let mut rules = Rules::new().cluster_ip(&TWO);
-    rules.elements.retain(|element| !matches!(element.key, Key::FrontendSlot(..)));
+    rules.elements.retain(|element| !matches!(element.key, Key::Slot(Target::Frontend(..), ..)));
     assert_outcome(&rules.evaluate(&arrives(POD, CLUSTER_IP, 80)), Verdict::Drop, &[]);
 }
 
 /// A connection is translated once: what it is translated to is not looked up again.
 #[test]
 fn an_endpoint_that_is_a_frontend_itself_meets_only_the_filters() {
-    let rules = Rules::new().balanced(Map::Services, frontend(VIP), false, &["10.96.0.10:80"]).cluster_ip(&TWO).with(
-        Map::NoEndpointServices,
-        frontend(CLUSTER_IP),
-        DROP,
-    );
+    let rules = Rules::new()
+        .balanced(Map::Frontends(Domain::Frontend), frontend(VIP), false, &["10.96.0.10:80"])
+        .cluster_ip(&TWO)
+        .with(Map::NoEndpoints(Domain::Frontend), frontend(CLUSTER_IP), DROP);
     assert_outcome(&rules.evaluate(&arrives(CLIENT, VIP, 80)), Verdict::Drop, &[]);
 }
 
 #[test]
 fn a_load_balancer_address_comes_before_the_node_port_of_the_same_number() {
-    let key = Key::Frontend(FrontendKey { address: ip(NODE), protocol: Protocol::Tcp, port: 30080 });
-    let rules = node_port().balanced(Map::Services, key, false, &["10.244.1.6:9090"]);
+    let key = Key::Target(Target::Frontend(FrontendKey { address: ip(NODE), protocol: Protocol::Tcp, port: 30080 }));
+    let rules = node_port().balanced(Map::Frontends(Domain::Frontend), key, false, &["10.244.1.6:9090"]);
     let outcome = rules.evaluate(&arrives(CLIENT, NODE, 30080));
     assert_eq!(outcome.verdict, dnat(&["10.244.1.6:9090"]), "{outcome:#?}");
 }
@@ -520,9 +533,9 @@ fn ipv6_has_a_table_of_its_own() {
     let ruleset = table(
         rules
             .with(Map::ClusterIps, Key::Address(ip("fd00:10:96::a")), Data::Nothing)
-            .balanced(Map::Services, frontend("fd00:10:96::a"), false, &endpoints)
-            .balanced(Map::NodePorts, NODE_PORT, false, &endpoints)
-            .with(Map::MasqueradeNodePorts, NODE_PORT, Data::Nothing),
+            .balanced(Map::Frontends(Domain::Frontend), frontend("fd00:10:96::a"), false, &endpoints)
+            .balanced(Map::Frontends(Domain::NodePort), NODE_PORT, false, &endpoints)
+            .with(Map::Masquerade(Domain::NodePort), NODE_PORT, Data::Nothing),
     );
     let evaluator = Evaluator::new(&ruleset, Host { local_addresses: vec![ip("2001:db8:1::11")], ..Host::default() });
     let arrives = |from, to, port| evaluator.evaluate(&arrives(from, to, port));
@@ -538,8 +551,8 @@ fn ipv6_has_a_table_of_its_own() {
 #[test]
 fn a_translation_that_changes_nothing_is_none_to_ct_status() {
     let endpoints = ["192.0.2.11:30080"];
-    let rules = Rules::new().balanced(Map::NodePorts, NODE_PORT, false, &endpoints).with(
-        Map::MasqueradeNodePorts,
+    let rules = Rules::new().balanced(Map::Frontends(Domain::NodePort), NODE_PORT, false, &endpoints).with(
+        Map::Masquerade(Domain::NodePort),
         NODE_PORT,
         Data::Nothing,
     );

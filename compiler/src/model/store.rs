@@ -22,11 +22,11 @@ const MAX_SHARED_NAMES: usize = 1024;
 
 /// A slice with the name it is known by.
 #[derive(Debug)]
-pub struct NamedSlice {
+struct NamedSlice {
     /// `namespace/name`, the text that it is also found by.
     name: Arc<str>,
     /// What it holds.
-    pub slice: Slice,
+    slice: Slice,
     list: u32,
 }
 
@@ -36,13 +36,18 @@ pub struct ServiceEntry {
     /// The Service in each family; shared with what is programmed.
     pub service: PerFamily<Option<Arc<Service>>>,
     /// Its slices, in the order of their names.
-    pub slices: Vec<NamedSlice>,
+    slices: Vec<NamedSlice>,
     /// Whether the Service object itself exists, with rules or without.
     known: bool,
     list: u32,
 }
 
 impl ServiceEntry {
+    /// What its slices hold, in the order of their names.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter().map(|named| &named.slice)
+    }
+
     /// Where the slice of this name (`namespace/name`) is.
     fn position(&self, slice_name: &str) -> Option<usize> {
         self.slices.binary_search_by(|slice| (*slice.name).cmp(slice_name)).ok()

@@ -6,9 +6,17 @@ use super::planner::FamilyState;
 use super::slots;
 use crate::model::Endpoint;
 use crate::model::types::ServiceName;
-use crate::ruleset::element::{Key, ListNumber};
+use crate::ruleset::element::ListNumber;
 use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, CompiledService, all_frontends, list_comments};
+use crate::ruleset::target::Pool;
+
+/// What the kernel holds of one endpoint list.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    slots: Vec<Endpoint>,
+    number: Option<ListNumber>,
+}
 
 /// Puts the endpoints into the slots that the kernel holds for each port, as
 /// the first frontend that the Service holds has them, and gives the lists the
@@ -21,67 +29,38 @@ pub(super) fn adopt(
 ) {
     let service = compiled.service.clone();
     let owners: Vec<_> = service.ports.iter().map(|port| list_comments(name, port)).collect();
-    // The cluster-wide and the local list of each port, and their numbers.
-    let mut known = vec![<[(Vec<Endpoint>, Option<ListNumber>); 2]>::default(); compiled.ports.len()];
+    // The cluster-wide and the local list of each port.
+    let mut held = vec![<[Held; 2]>::default(); compiled.ports.len()];
     for frontend in all_frontends(&service) {
-        let (Some(lists), Some(owners)) = (known.get_mut(frontend.position), owners.get(frontend.position)) else {
+        let (Some(lists), Some(owners)) = (held.get_mut(frontend.position), owners.get(frontend.position)) else {
             continue;
         };
-        if !state.claims.holds(&frontend.claim, name) {
+        let (target, domain) = (frontend.target, frontend.target.domain());
+        if !state.claims.holds(&Claim::Serve(target), name) {
             continue;
         }
-        // Which of a frontend's maps holds which list follows from its policy.
-        let of = Held { claim: &frontend.claim, kernel };
-        let main = usize::from(frontend.is_local);
-        let (slots, number) = &mut lists[main];
-        if slots.is_empty() {
-            *slots = of.slots(Map::Endpoints, Map::NodePortEndpoints);
+        // Which list is in which pool follows from the frontend's policy.
+        for (list, pool) in [(usize::from(frontend.is_local), Pool::Main), (0, Pool::ShortCircuit)] {
+            let held = &mut lists[list];
+            if held.slots.is_empty() {
+                held.slots = kernel.slots(Map::Endpoints(domain, pool), target);
+            }
+            let number = || kernel.list_number(Map::AffinityLists(domain, pool), target, &owners[list]);
+            held.number = held.number.or_else(number);
         }
-        *number = number.or_else(|| of.number(Map::AffinityLists, Map::NodePortAffinityLists, &owners[main]));
-        let (slots, number) = &mut lists[0];
-        if slots.is_empty() {
-            *slots = of.slots(Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints);
-        }
-        *number = number
-            .or_else(|| of.number(Map::ShortCircuitAffinityLists, Map::NodePortShortCircuitAffinityLists, &owners[0]));
     }
-    for (endpoints, [cluster, local]) in compiled.ports.iter_mut().zip(known) {
-        endpoints.cluster = slots::assign(&cluster.0, &endpoints.cluster);
-        endpoints.local = slots::assign(&local.0, &endpoints.local);
+    for (endpoints, [cluster, local]) in compiled.ports.iter_mut().zip(held) {
+        endpoints.cluster = slots::assign(&cluster.slots, &endpoints.cluster);
+        endpoints.local = slots::assign(&local.slots, &endpoints.local);
         if service.affinity.is_none() {
             continue;
         }
         let lists =
             [(&endpoints.cluster, &mut endpoints.cluster_number), (&endpoints.local, &mut endpoints.local_number)];
-        for ((list, number), held) in lists.into_iter().zip([cluster.1, local.1]) {
+        for ((list, number), held) in lists.into_iter().zip([cluster.number, local.number]) {
             if let Some(held) = held.filter(|held| !list.is_empty() && state.lists.adopt(*held, name)) {
                 *number = held;
             }
-        }
-    }
-}
-
-/// What the kernel holds for one frontend. Which of its maps holds which list
-/// follows from its policy.
-struct Held<'a> {
-    claim: &'a Claim,
-    kernel: &'a KernelElements,
-}
-
-impl Held<'_> {
-    fn slots(&self, services: Map, node_ports: Map) -> Vec<Endpoint> {
-        match *self.claim {
-            Claim::Frontend(key) => self.kernel.slots(services, |slot| Key::FrontendSlot(key, slot)),
-            Claim::NodePort(key) => self.kernel.slots(node_ports, |slot| Key::NodePortSlot(key, slot)),
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => Vec::new(),
-        }
-    }
-
-    fn number(&self, services: Map, node_ports: Map, owner: &str) -> Option<ListNumber> {
-        match *self.claim {
-            Claim::Frontend(key) => self.kernel.list_number(services, Key::Frontend(key), owner),
-            Claim::NodePort(key) => self.kernel.list_number(node_ports, Key::NodePort(key), owner),
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => None,
         }
     }
 }

@@ -146,9 +146,9 @@ impl Claims {
 mod tests {
     use super::*;
     use crate::model::Protocol;
-    use crate::ruleset::element::NodePortKey;
+    use crate::ruleset::target::{NodePortKey, Target};
 
-    const CLAIM: Claim = Claim::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 });
+    const CLAIM: Claim = Claim::Serve(Target::NodePort(NodePortKey { protocol: Protocol::Tcp, port: 30080 }));
 
     #[test]
     fn the_oldest_wins_and_the_next_inherits() {

@@ -55,7 +55,7 @@ impl Planner {
         if self.is_quarantined(name) {
             return Ok(before.cloned());
         }
-        let joins = Joins::new(family, &entry.slices);
+        let joins = Joins::new(family, entry.slices());
         let elements = elements_at_most(service, &joins);
         if elements > MAX_ELEMENTS {
             return Err(elements);

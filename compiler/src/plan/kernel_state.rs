@@ -9,6 +9,7 @@ use crate::model::Endpoint;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key, ListNumber};
 use crate::ruleset::maps::Map;
+use crate::ruleset::target::Target;
 
 /// One table as the kernel holds it; the default is no table at all.
 #[derive(Debug, Default)]
@@ -38,8 +39,8 @@ impl KernelElements {
 
     /// The number of the list that a frontend sends its clients to, if its
     /// comment tells that it is the list of this owner.
-    pub(super) fn list_number(&self, map: Map, key: Key, owner: &str) -> Option<ListNumber> {
-        let Data::List(number) = self.0.get(&(map, key))?.0 else { return None };
+    pub(super) fn list_number(&self, map: Map, target: Target, owner: &str) -> Option<ListNumber> {
+        let Data::List(number) = self.0.get(&(map, Key::Target(target)))?.0 else { return None };
         let (_, comment) = self.0.get(&(Map::AffinityTimeouts, Key::List(number)))?;
         (comment.as_deref() == Some(owner)).then_some(number)
     }
@@ -77,8 +78,8 @@ impl KernelElements {
     }
 
     /// The endpoints in slots 0, 1, … of a frontend.
-    pub(super) fn slots(&self, map: Map, key: impl Fn(u32) -> Key) -> Vec<Endpoint> {
-        let endpoint = |slot| match self.0.get(&(map, key(slot)))?.0 {
+    pub(super) fn slots(&self, map: Map, target: Target) -> Vec<Endpoint> {
+        let endpoint = |slot| match self.0.get(&(map, Key::Slot(target, slot)))?.0 {
             Data::Endpoint(endpoint) => Some(endpoint),
             _ => None,
         };

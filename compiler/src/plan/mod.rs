@@ -15,12 +15,14 @@
 //! * `counted`: shared elements, and chains that elements point to;
 //! * `net`: the net effect of several Services on one element;
 //! * `pieces`: very many Services, in plans of a bounded size;
-//! * `kernel_state`: what the kernel holds.
+//! * `kernel_state`: what the kernel holds;
+//! * `display`: operations as nft commands.
 
 mod adopt;
 pub mod claims;
 mod compile;
 mod counted;
+mod display;
 mod kernel_state;
 mod lists;
 mod net;

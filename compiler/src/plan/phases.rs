@@ -83,7 +83,7 @@ fn phase(map: Map, fate: Fate) -> Phase {
         Map::FirewallIps => Phase::Close,
         // What holds packets back that find no frontend goes only after the
         // frontend is there.
-        Map::NoEndpointServices | Map::NoEndpointNodePorts if is_removed => Phase::Shrink,
+        Map::NoEndpoints(_) if is_removed => Phase::Shrink,
         // No packet is to carry a number that leads nowhere: it would keep it as
         // its priority.
         Map::AffinityTimeouts if is_removed => Phase::Shrink,
@@ -310,6 +310,7 @@ mod tests {
     use super::*;
     use crate::model::{Endpoint, Protocol};
     use crate::ruleset::element::{ListNumber, Verdict};
+    use crate::ruleset::target::{Domain, Pool};
 
     fn address(number: u32) -> IpAddr {
         IpAddr::V4(number.into())
@@ -337,12 +338,18 @@ mod tests {
         let key = Key::Address(address(1));
         phases.element(Family::Ipv4, (Map::ClusterIps, key), nothing.clone(), None, None);
         phases.element(Family::Ipv4, (Map::FirewallIps, key), drop.clone(), None, None);
-        phases.element(Family::Ipv4, (Map::Services, key), drop.clone(), None, None);
-        phases.element(Family::Ipv4, (Map::NoEndpointServices, key), drop.clone(), None, None);
-        phases.element(Family::Ipv4, (Map::NodePorts, key), None, drop, None);
+        phases.element(Family::Ipv4, (Map::Frontends(Domain::Frontend), key), drop.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::NoEndpoints(Domain::Frontend), key), drop.clone(), None, None);
+        phases.element(Family::Ipv4, (Map::Frontends(Domain::NodePort), key), None, drop, None);
         phases.element(Family::Ipv4, (Map::NodePortIps, key), nothing.clone(), nothing, None);
         let transactions = phases.finish();
-        let places = [Map::Services, Map::NodePorts, Map::FirewallIps, Map::ClusterIps, Map::NoEndpointServices];
+        let places = [
+            Map::Frontends(Domain::Frontend),
+            Map::Frontends(Domain::NodePort),
+            Map::FirewallIps,
+            Map::ClusterIps,
+            Map::NoEndpoints(Domain::Frontend),
+        ];
         assert_eq!(places.map(|map| position(&transactions, map)), [Some(0), Some(0), Some(1), Some(1), Some(1)]);
         assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (2, None));
     }
@@ -374,7 +381,13 @@ mod tests {
         let endpoint = |port| value(Data::Endpoint(Endpoint { address: address(7), port }));
         for number in 0..2 * MAX_OPERATIONS as u32 {
             let key = Key::Hairpin(Endpoint { address: address(number), port: 80 }, Protocol::Tcp);
-            phases.element(Family::Ipv4, (Map::Endpoints, key), endpoint(1), endpoint(2), None);
+            phases.element(
+                Family::Ipv4,
+                (Map::Endpoints(Domain::Frontend, Pool::Main), key),
+                endpoint(1),
+                endpoint(2),
+                None,
+            );
         }
         let transactions = phases.finish();
         assert!(transactions.len() > 2);

@@ -43,7 +43,7 @@ impl Planner {
             let entry = store.get(name);
             let after = entry.and_then(|entry| {
                 let service = entry.service[family].as_ref()?;
-                Some(elements_at_most(service, &Joins::new(family, &entry.slices)))
+                Some(elements_at_most(service, &Joins::new(family, entry.slices())))
             });
             before.saturating_add(after.filter(|elements| *elements <= MAX_ELEMENTS).unwrap_or(0))
         };

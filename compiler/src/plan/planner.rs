@@ -59,6 +59,7 @@ pub(super) struct FamilyState {
 /// Transactions that lead from what is programmed to what should be, and what
 /// else they are about.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Plan {
     /// To be committed in order, each by itself atomic.
     pub transactions: Vec<Transaction>,

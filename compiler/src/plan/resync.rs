@@ -273,7 +273,7 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
     if !kernel.exists {
         actions.push(Action::AddTable);
     }
-    actions.extend(Map::ALL.into_iter().filter(|map| !kernel.maps.contains(map)).map(Action::AddMap));
+    actions.extend(Map::all().filter(|map| !kernel.maps.contains(map)).map(Action::AddMap));
     let missing = |chain: &Chain| !kernel.chains.contains_key(chain);
     actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
     let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
@@ -347,7 +347,7 @@ impl Planner {
     /// none.
     fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
         let service = self.effective(name, entry, family).filter(|service| !service.source_ranges.is_empty())?;
-        let joins = Joins::new(family, &entry.slices);
+        let joins = Joins::new(family, entry.slices());
         if elements_at_most(service, &joins) > MAX_ELEMENTS {
             return None;
         }

@@ -3,7 +3,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::table::{data, declaration, elements_of, key, kind, properties};
+use super::table::{by_map, data, declaration, key, kind, properties};
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::Element;
 use crate::ruleset::maps::Map;
@@ -83,21 +83,22 @@ impl Serialize for Ruleset {
 }
 
 fn table_view(table: &Table) -> TableView<'_> {
+    let mut elements = by_map(table);
     TableView {
         family: table.family,
         name: TABLE,
-        maps: Map::ALL.into_iter().map(|map| map_view(table, map)).collect(),
+        maps: Map::all().map(|map| map_view(table.family, map, elements.remove(&map).unwrap_or_default())).collect(),
         chains: table.chains.keys().map(|chain| chain_view(table, *chain)).collect(),
     }
 }
 
-fn map_view(table: &Table, map: Map) -> MapView<'_> {
+fn map_view(family: Family, map: Map, elements: Vec<&Element>) -> MapView<'_> {
     MapView {
         name: map,
         kind: kind(map),
-        declaration: declaration(table.family, map),
+        declaration: declaration(family, map),
         properties: properties(map),
-        elements: elements_of(table, map).into_iter().map(element_view).collect(),
+        elements: elements.into_iter().map(element_view).collect(),
     }
 }
 
@@ -120,6 +121,7 @@ mod tests {
     use super::*;
     use crate::ruleset::element::{Data, Key, Verdict};
     use crate::ruleset::skeleton::SkeletonConfig;
+    use crate::ruleset::target::{Domain, Target};
 
     #[test]
     fn json_has_what_the_text_has() {
@@ -129,10 +131,10 @@ mod tests {
             masquerade_all: false,
             nodeports_on_all_addresses: false,
         };
-        let key = crate::ruleset::element::NodePortKey { protocol: crate::model::Protocol::Udp, port: 30053 };
+        let key = crate::ruleset::target::NodePortKey { protocol: crate::model::Protocol::Udp, port: 30053 };
         let element = Element {
-            map: Map::NoEndpointNodePorts,
-            key: Key::NodePort(key),
+            map: Map::NoEndpoints(Domain::NodePort),
+            key: Key::Target(Target::NodePort(key)),
             data: Data::Verdict(Verdict::Goto(Chain::Reject)),
             comment: Some("dns/dns:udp".into()),
         };

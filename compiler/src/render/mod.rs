@@ -11,5 +11,6 @@ mod table;
 mod text;
 
 pub use json::json;
-pub use table::{element, ruleset, table};
+pub(crate) use table::base;
+pub use table::{declaration, element, kind, properties, ruleset, table};
 pub use text::rule;

@@ -1,14 +1,16 @@
 //! Tables, sets, maps, chains and elements as nft text.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use super::text::{address, prefix, quotable, rule};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::chains::{Chain, Hook};
-use crate::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
+use crate::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use crate::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
 use crate::ruleset::rule::Rule;
 use crate::ruleset::table::{Ruleset, Table};
+use crate::ruleset::target::{FrontendKey, Target};
 use crate::ruleset::{Family, TABLE};
 
 /// What stands before an element that begins a line, in nft's layout.
@@ -21,17 +23,22 @@ pub fn ruleset(ruleset: &Ruleset) -> String {
 
 /// One table: its sets and maps with their elements, then its chains.
 pub fn table(table: &Table) -> String {
-    let maps = Map::ALL.into_iter().map(|map| self::map(table.family, map, &elements_of(table, map)));
+    let elements = by_map(table);
+    let of_map = |map| elements.get(&map).map(Vec::as_slice).unwrap_or_default();
+    let maps = Map::all().map(|map| self::map(table.family, map, of_map(map)));
     let chains = table.chains.iter().map(|(chain, rules)| self::chain(table.family, *chain, rules));
     let blocks: Vec<String> = maps.chain(chains).collect();
     format!("table {} {TABLE} {{\n{}}}\n", table.family.keyword(), blocks.join("\n"))
 }
 
-/// The elements of one map, sorted by key.
-pub(super) fn elements_of(table: &Table, map: Map) -> Vec<&Element> {
-    let mut elements: Vec<&Element> = table.elements.iter().filter(|element| element.map == map).collect();
-    elements.sort_by_key(|element| element.key);
-    elements
+/// The elements of each map, sorted by key.
+pub(super) fn by_map(table: &Table) -> HashMap<Map, Vec<&Element>> {
+    let mut maps: HashMap<Map, Vec<&Element>> = HashMap::new();
+    for element in &table.elements {
+        maps.entry(element.map).or_default().push(element);
+    }
+    maps.values_mut().for_each(|elements| elements.sort_by_key(|element| element.key));
+    maps
 }
 
 fn map(family: Family, map: Map, elements: &[&Element]) -> String {
@@ -57,15 +64,16 @@ fn map(family: Family, map: Map, elements: &[&Element]) -> String {
 }
 
 /// nft's word for it: `set` or `map`.
-pub(super) fn kind(map: Map) -> &'static str {
+pub fn kind(map: Map) -> &'static str {
     match map.data() {
         DataKind::Nothing => "set",
         DataKind::Verdict | DataKind::Endpoint | DataKind::List => "map",
     }
 }
 
-/// The lines between the types and the elements, in nft's order.
-pub(super) fn properties(map: Map) -> Vec<String> {
+/// What nft declares of a set or map besides its types, in nft's order: size,
+/// flags, `counter`.
+pub fn properties(map: Map) -> Vec<String> {
     let mut properties = Vec::new();
     if map.is_dynamic() {
         properties.push(format!("size {AFFINITY_SIZE}"));
@@ -87,8 +95,9 @@ fn per_line(family: Family, map: Map) -> usize {
     if plain_ipv4 { 2 } else { 1 }
 }
 
-/// `type …` or `typeof …`, with the value's after a colon.
-pub(super) fn declaration(family: Family, map: Map) -> String {
+/// The types of a set or map as nft declares them: `type …` or `typeof …`, with
+/// the value's after a colon.
+pub fn declaration(family: Family, map: Map) -> String {
     let (word, name_of): (_, fn(Family, KeyField) -> String) =
         if map.is_typeof() { ("typeof", expression) } else { ("type", type_name) };
     let key: Vec<String> = map.key().iter().map(|field| name_of(family, *field)).collect();
@@ -146,10 +155,8 @@ pub(super) fn key(key: &Key) -> String {
     match key {
         Key::Address(one) => address(*one),
         Key::Prefix(net) => prefix(*net),
-        Key::Frontend(key) => frontend(key),
-        Key::FrontendSlot(key, slot) => format!("{} . {slot}", frontend(key)),
-        Key::NodePort(key) => node_port(key),
-        Key::NodePortSlot(key, slot) => format!("{} . {slot}", node_port(key)),
+        Key::Target(one) => target(one),
+        Key::Slot(one, slot) => format!("{} . {slot}", target(one)),
         Key::Hairpin(endpoint, protocol) => hairpin(endpoint, *protocol),
         Key::SourceRange(key, net) => {
             format!("{} . {} . {}", frontend(key), address(net.network()), address(net.broadcast()))
@@ -163,8 +170,11 @@ fn frontend(key: &FrontendKey) -> String {
     format!("{} . {} . {}", address(key.address), key.protocol.keyword(), key.port)
 }
 
-fn node_port(key: &NodePortKey) -> String {
-    format!("{} . {}", key.protocol.keyword(), key.port)
+fn target(target: &Target) -> String {
+    match target {
+        Target::Frontend(key) => frontend(key),
+        Target::NodePort(key) => format!("{} . {}", key.protocol.keyword(), key.port),
+    }
 }
 
 /// A list's number as nft writes it: the two halves in hexadecimal.
@@ -208,7 +218,7 @@ fn chain(family: Family, chain: Chain, rules: &[Rule]) -> String {
 }
 
 /// The line that makes a chain a base chain.
-fn base(chain: Chain) -> Option<String> {
+pub(crate) fn base(chain: Chain) -> Option<String> {
     let base = chain.base()?;
     let kind = if base.nat { "nat" } else { "filter" };
     let priority = priority(base.hook, base.priority);

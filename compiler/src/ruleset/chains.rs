@@ -7,27 +7,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::spread::Spread;
+use super::target::{Domain, Pool};
 use super::{Family, source_ranges};
-
-/// Which of the two endpoint lists of a frontend a balancing chain reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Pool {
-    /// The endpoints a frontend serves to everybody: map `endpoints`.
-    Main,
-    /// The cluster-wide list of a frontend with `externalTrafficPolicy: Local`,
-    /// for pods of this node and the node itself: map `short-circuit-endpoints`.
-    ShortCircuit,
-}
-
-/// Whether a frontend is named by address, protocol and port, or is a NodePort,
-/// named by protocol and port alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Domain {
-    /// Cluster IPs, external IPs and load balancer addresses.
-    Service,
-    /// NodePorts, on whichever addresses of this node serve them.
-    NodePort,
-}
 
 /// Every chain there can be. The first group hooks into the kernel, the second
 /// is the fixed skeleton, and the last exist once they are needed: for distinct
@@ -57,21 +38,15 @@ pub enum Chain {
 
     /// `loadBalancerSourceRanges`.
     FirewallCheck,
-    /// Finds the frontend of a packet.
-    Services,
-    /// Finds the NodePort of a packet.
-    NodePorts,
+    /// Finds the frontend, or the NodePort, of a packet.
+    Frontends(Domain),
     /// Decides, for a frontend with `externalTrafficPolicy: Local`, between the
     /// cluster-wide and the local endpoints.
-    LocalPolicy,
-    /// The same for NodePorts.
-    NodePortLocalPolicy,
+    LocalPolicy(Domain),
     /// Decides which translated connections are masqueraded.
     Masquerading,
     /// Frontends without a usable endpoint.
-    ServiceEndpointsCheck,
-    /// NodePorts without a usable endpoint.
-    NodePortEndpointsCheck,
+    EndpointsCheck(Domain),
     /// Undefined ports on cluster IPs, unallocated cluster IPs.
     ClusterIpsCheck,
     /// Holds the `reject`: the kernel does not take it as a map's verdict.
@@ -180,13 +155,13 @@ impl Chain {
         Chain::FilterOutput,
         Chain::NatPostrouting,
         Chain::FirewallCheck,
-        Chain::Services,
-        Chain::NodePorts,
-        Chain::LocalPolicy,
-        Chain::NodePortLocalPolicy,
+        Chain::Frontends(Domain::Frontend),
+        Chain::Frontends(Domain::NodePort),
+        Chain::LocalPolicy(Domain::Frontend),
+        Chain::LocalPolicy(Domain::NodePort),
         Chain::Masquerading,
-        Chain::ServiceEndpointsCheck,
-        Chain::NodePortEndpointsCheck,
+        Chain::EndpointsCheck(Domain::Frontend),
+        Chain::EndpointsCheck(Domain::NodePort),
         Chain::ClusterIpsCheck,
         Chain::Reject,
     ];
@@ -255,7 +230,7 @@ impl Chain {
         }
         let (stem, domain) = match stem.strip_prefix("nodeport-") {
             Some(rest) => (rest, Domain::NodePort),
-            None => (stem, Domain::Service),
+            None => (stem, Domain::Frontend),
         };
         let (stem, pool) = match stem.strip_prefix("short-circuit-") {
             Some(rest) => (rest, Pool::ShortCircuit),
@@ -288,13 +263,13 @@ impl Chain {
             Chain::FilterOutput => "filter-output",
             Chain::NatPostrouting => "nat-postrouting",
             Chain::FirewallCheck => "firewall-check",
-            Chain::Services => "services",
-            Chain::NodePorts => "nodeports",
-            Chain::LocalPolicy => "local-policy",
-            Chain::NodePortLocalPolicy => "nodeport-local-policy",
+            Chain::Frontends(Domain::Frontend) => "services",
+            Chain::Frontends(Domain::NodePort) => "nodeports",
+            Chain::LocalPolicy(Domain::Frontend) => "local-policy",
+            Chain::LocalPolicy(Domain::NodePort) => "nodeport-local-policy",
             Chain::Masquerading => "masquerading",
-            Chain::ServiceEndpointsCheck => "service-endpoints-check",
-            Chain::NodePortEndpointsCheck => "nodeport-endpoints-check",
+            Chain::EndpointsCheck(Domain::Frontend) => "service-endpoints-check",
+            Chain::EndpointsCheck(Domain::NodePort) => "nodeport-endpoints-check",
             Chain::ClusterIpsCheck => "cluster-ips-check",
             Chain::Reject => "reject-chain",
             Chain::SourceRanges(Family::Ipv4) => "source-ranges-ipv4",
@@ -328,8 +303,8 @@ impl fmt::Display for Chain {
 /// How the names of the chains begin that read one kind of endpoint list.
 fn prefix(domain: Domain, pool: Pool) -> &'static str {
     match (domain, pool) {
-        (Domain::Service, Pool::Main) => "",
-        (Domain::Service, Pool::ShortCircuit) => "short-circuit-",
+        (Domain::Frontend, Pool::Main) => "",
+        (Domain::Frontend, Pool::ShortCircuit) => "short-circuit-",
         (Domain::NodePort, Pool::Main) => "nodeport-",
         (Domain::NodePort, Pool::ShortCircuit) => "nodeport-short-circuit-",
     }
@@ -348,7 +323,7 @@ mod tests {
     /// Every kind of balancing chain, for several numbers of endpoints, and what these need.
     fn balancing_chains() -> Vec<Chain> {
         let mut chains = Vec::new();
-        for domain in [Domain::Service, Domain::NodePort] {
+        for domain in [Domain::Frontend, Domain::NodePort] {
             for pool in [Pool::Main, Pool::ShortCircuit] {
                 for sticky in [false, true] {
                     for endpoints in [1, 2, 3, 4, 7, 8, 17, 64, 127, 128, 10_000, 65_536] {

@@ -8,27 +8,8 @@ use ipnet::IpNet;
 
 use super::chains::Chain;
 use super::maps::Map;
+use super::target::{FrontendKey, Target};
 use crate::model::{Endpoint, Protocol};
-
-/// A frontend as the kernel knows it: where a client connects to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FrontendKey {
-    /// A cluster IP, external IP or load balancer address.
-    pub address: IpAddr,
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The service port.
-    pub port: u16,
-}
-
-/// A NodePort as the kernel knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodePortKey {
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The node port.
-    pub port: u16,
-}
 
 /// The number of an endpoint list that clients stick to: one of the lists of a
 /// service port (cluster-wide or local), shared by all frontends that serve it.
@@ -81,14 +62,10 @@ pub enum Key {
     Address(IpAddr),
     /// `service-cidrs`: an interval set, one element a prefix.
     Prefix(IpNet),
-    /// Maps and sets of frontends.
-    Frontend(FrontendKey),
-    /// `endpoints`, `short-circuit-endpoints`
-    FrontendSlot(FrontendKey, u32),
-    /// Maps and sets of NodePorts.
-    NodePort(NodePortKey),
-    /// `nodeport-endpoints`, `nodeport-short-circuit-endpoints`
-    NodePortSlot(NodePortKey, u32),
+    /// Maps and sets of frontends, or of NodePorts.
+    Target(Target),
+    /// Maps of endpoints: a slot of a frontend or NodePort.
+    Slot(Target, u32),
     /// `hairpin-connections`: a local endpoint against itself.
     Hairpin(Endpoint, Protocol),
     /// `source-ranges`, `source-range-markers`: a frontend and a prefix of

@@ -1,9 +1,14 @@
 //! The sets and maps: what they are called, what they are keyed by, what they
 //! hold. Their number is fixed; only their elements grow.
+//!
+//! All of it is one [table](Map::row): the code, the declarations in the kernel
+//! and `docs/maps.md` come from it.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+
+use super::target::{Domain, Pool};
 
 /// One field of a set's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,225 +40,220 @@ pub enum DataKind {
     List,
 }
 
-/// All sets and maps of a table, in the order in which they are made.
+/// What is special about a set or map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Flag {
+    /// It holds prefixes (`flags interval`).
+    Interval,
+    /// Packets add elements, and elements expire (`flags dynamic,timeout`).
+    Dynamic,
+    /// Each element counts the connections that match it (`counter`).
+    Counter,
+}
+
+/// One set or map of a table. [`Map::all`] lists them in the order in which
+/// they are made.
+///
+/// Most exist once for frontends by address and once for NodePorts. Those that
+/// belong to an endpoint list exist for each [`Pool`] as well.
+///
+/// ```
+/// use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
+/// use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
+///
+/// let map = Map::Endpoints(Domain::NodePort, Pool::Main);
+/// assert_eq!(map.name(), "nodeport-endpoints");
+/// assert_eq!(map.key(), [KeyField::Protocol, KeyField::Port, KeyField::Slot]);
+/// assert_eq!(map.data(), DataKind::Endpoint);
+/// assert_eq!(Map::parse("nodeport-endpoints"), Some(map));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Map {
-    /// Frontends by address: which balancing chain serves them.
-    Services,
-    /// Frontends with `externalTrafficPolicy: Local`: the local endpoints.
-    LocalServices,
-    /// The same frontends: the cluster-wide endpoints, for pods of this node
-    /// and the node itself.
-    ShortCircuit,
-    /// The endpoints of `services` and `local-services`, one per slot.
-    Endpoints,
-    /// The endpoints of `short-circuit`, one per slot.
-    ShortCircuitEndpoints,
-    /// NodePorts: which balancing chain serves them.
-    NodePorts,
-    /// NodePorts with `externalTrafficPolicy: Local`: the local endpoints.
-    LocalNodePorts,
-    /// The same NodePorts: the cluster-wide endpoints.
-    NodePortShortCircuit,
-    /// The endpoints of `nodeports` and `local-nodeports`.
-    NodePortEndpoints,
-    /// The endpoints of `nodeport-short-circuit`.
-    NodePortShortCircuitEndpoints,
+    /// Which balancing chain serves a frontend.
+    Frontends(Domain),
+    /// The local endpoints of frontends with `externalTrafficPolicy: Local`.
+    LocalFrontends(Domain),
+    /// The cluster-wide endpoints of the same frontends.
+    ShortCircuit(Domain),
+    /// The endpoints of each frontend, one per slot.
+    Endpoints(Domain, Pool),
     /// Which of this node's addresses serve NodePorts.
     NodePortIps,
     /// Every allocated cluster IP.
     ClusterIps,
     /// The ranges cluster IPs are allocated from.
     ServiceCidrs,
-    /// Which endpoint of a list a client went to last, filled by the packets
-    /// themselves.
+    /// Which endpoint of a list a client went to last.
     Affinity,
-    /// Frontends with session affinity: the number of the list in `endpoints`.
-    AffinityLists,
-    /// The same for the list in `short-circuit-endpoints`.
-    ShortCircuitAffinityLists,
-    /// NodePorts with session affinity: the number of the list in
-    /// `nodeport-endpoints`.
-    NodePortAffinityLists,
-    /// The same for the list in `nodeport-short-circuit-endpoints`.
-    NodePortShortCircuitAffinityLists,
-    /// Numbers of lists: for how long clients are remembered.
+    /// The numbers of the endpoint lists that clients stick to.
+    AffinityLists(Domain, Pool),
+    /// For how long clients of a list are remembered.
     AffinityTimeouts,
-    /// Frontends whose every connection is masqueraded
-    /// (`externalTrafficPolicy: Cluster`).
-    MasqueradeServices,
-    /// NodePorts whose every connection is masqueraded.
-    MasqueradeNodePorts,
-    /// Frontends with `externalTrafficPolicy: Local`: masqueraded only for the
-    /// node's own connections.
-    LocalPolicyServices,
-    /// NodePorts with `externalTrafficPolicy: Local`.
-    LocalPolicyNodePorts,
-    /// Local endpoints against themselves: a pod that reaches itself through a
-    /// Service must be masqueraded.
+    /// Frontends whose every connection is masqueraded.
+    Masquerade(Domain),
+    /// Frontends of which only the node's own connections are masqueraded.
+    LocalPolicy(Domain),
+    /// Local endpoints against themselves.
     HairpinConnections,
-    /// Load balancer frontends with `loadBalancerSourceRanges`.
+    /// Frontends with `loadBalancerSourceRanges`.
     FirewallIps,
-    /// What those ranges allow: a frontend with the first and the last address
-    /// of each.
+    /// What those ranges allow.
     SourceRanges,
     /// Prefixes under which a frontend has longer ranges.
     SourceRangeMarkers,
-    /// Frontends without a usable endpoint: reject or drop.
-    NoEndpointServices,
-    /// NodePorts without a usable endpoint: reject or drop.
-    NoEndpointNodePorts,
+    /// Frontends without a usable endpoint.
+    NoEndpoints(Domain),
 }
 
-use DataKind::{Endpoint, Nothing, Verdict};
+/// What there is to know of one set or map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Row {
+    /// The set or map.
+    pub map: Map,
+    /// Its name in the kernel.
+    pub name: &'static str,
+    /// The fields of the key, in order.
+    pub key: &'static [KeyField],
+    /// What the elements hold.
+    pub data: DataKind,
+    /// What is special about it, if anything is.
+    pub flag: Option<Flag>,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+use Domain::{Frontend, NodePort};
 use KeyField::{Address, List, Port, Protocol, Slot};
+use Pool::{Main, ShortCircuit};
+
+/// Makes the table, and the look-up in it. Each row names its map as a pattern,
+/// so that the compiler finds a map without a row.
+macro_rules! table {
+    ($($map:ident$(($($part:ident),+))?: $name:literal,
+       [$($key:ident),+] => $data:ident, $flag:expr, $purpose:literal;)+) => {
+        /// All rows, in the order in which the maps are made and listed.
+        const ROWS: &[Row] = &[$(*Map::$map$(($($part),+))?.row()),+];
+
+        impl Map {
+            /// What there is to know of it.
+            pub const fn row(self) -> &'static Row {
+                match self {
+                    $(Map::$map$(($($part),+))? => &Row {
+                        map: Map::$map$(($($part),+))?,
+                        name: $name,
+                        key: &[$($key),+],
+                        data: DataKind::$data,
+                        flag: $flag,
+                        purpose: $purpose,
+                    },)+
+                }
+            }
+        }
+    };
+}
+
+table! {
+    Frontends(Frontend): "services", [Address, Protocol, Port] => Verdict, Some(Flag::Counter),
+        "Frontends by address: which balancing chain serves them.";
+    LocalFrontends(Frontend): "local-services", [Address, Protocol, Port] => Verdict, None,
+        "Frontends with `externalTrafficPolicy: Local`: the local endpoints.";
+    ShortCircuit(Frontend): "short-circuit", [Address, Protocol, Port] => Verdict, None,
+        "The same frontends: the cluster-wide endpoints, for pods of this node and the node itself.";
+    Endpoints(Frontend, Main): "endpoints", [Address, Protocol, Port, Slot] => Endpoint, None,
+        "The endpoints of `services` and `local-services`, one per slot.";
+    Endpoints(Frontend, ShortCircuit): "short-circuit-endpoints", [Address, Protocol, Port, Slot] => Endpoint, None,
+        "The endpoints of `short-circuit`, one per slot.";
+    Frontends(NodePort): "nodeports", [Protocol, Port] => Verdict, Some(Flag::Counter),
+        "NodePorts: which balancing chain serves them.";
+    LocalFrontends(NodePort): "local-nodeports", [Protocol, Port] => Verdict, None,
+        "NodePorts with `externalTrafficPolicy: Local`: the local endpoints.";
+    ShortCircuit(NodePort): "nodeport-short-circuit", [Protocol, Port] => Verdict, None,
+        "The same NodePorts: the cluster-wide endpoints, for pods of this node and the node itself.";
+    Endpoints(NodePort, Main): "nodeport-endpoints", [Protocol, Port, Slot] => Endpoint, None,
+        "The endpoints of `nodeports` and `local-nodeports`, one per slot.";
+    Endpoints(NodePort, ShortCircuit): "nodeport-short-circuit-endpoints", [Protocol, Port, Slot] => Endpoint, None,
+        "The endpoints of `nodeport-short-circuit`, one per slot.";
+    NodePortIps: "nodeport-ips", [Address] => Nothing, None,
+        "Which of this node's addresses serve NodePorts.";
+    ClusterIps: "cluster-ips", [Address] => Nothing, None,
+        "Every allocated cluster IP.";
+    ServiceCidrs: "service-cidrs", [Address] => Nothing, Some(Flag::Interval),
+        "The ranges cluster IPs are allocated from.";
+    Affinity: "affinity", [Address, List] => Endpoint, Some(Flag::Dynamic),
+        "Which endpoint of a list a client went to last. The packets fill it themselves.";
+    AffinityLists(Frontend, Main): "affinity-lists", [Address, Protocol, Port] => List, None,
+        "Frontends with session affinity: the number of the list in `endpoints`.";
+    AffinityLists(Frontend, ShortCircuit): "short-circuit-affinity-lists", [Address, Protocol, Port] => List, None,
+        "The same for the list in `short-circuit-endpoints`.";
+    AffinityLists(NodePort, Main): "nodeport-affinity-lists", [Protocol, Port] => List, None,
+        "NodePorts with session affinity: the number of the list in `nodeport-endpoints`.";
+    AffinityLists(NodePort, ShortCircuit): "nodeport-short-circuit-affinity-lists", [Protocol, Port] => List, None,
+        "The same for the list in `nodeport-short-circuit-endpoints`.";
+    AffinityTimeouts: "affinity-timeouts", [List] => Verdict, None,
+        "Numbers of lists: for how long clients are remembered.";
+    Masquerade(Frontend): "masquerade-services", [Address, Protocol, Port] => Nothing, None,
+        "Frontends whose every connection is masqueraded (`externalTrafficPolicy: Cluster`).";
+    Masquerade(NodePort): "masquerade-nodeports", [Protocol, Port] => Nothing, None,
+        "NodePorts whose every connection is masqueraded.";
+    LocalPolicy(Frontend): "local-policy-services", [Address, Protocol, Port] => Nothing, None,
+        "Frontends with `externalTrafficPolicy: Local`: masqueraded only for the node's own connections.";
+    LocalPolicy(NodePort): "local-policy-nodeports", [Protocol, Port] => Nothing, None,
+        "NodePorts with `externalTrafficPolicy: Local`.";
+    HairpinConnections: "hairpin-connections", [Address, Address, Protocol, Port] => Nothing, None,
+        "Local endpoints against themselves: a pod that reaches itself through a Service must be masqueraded.";
+    FirewallIps: "firewall-ips", [Address, Protocol, Port] => Verdict, None,
+        "Load balancer frontends with `loadBalancerSourceRanges`.";
+    SourceRanges: "source-ranges", [Address, Protocol, Port, Address, Address] => Nothing, None,
+        "What those ranges allow: a frontend with the first and the last address of each.";
+    SourceRangeMarkers: "source-range-markers", [Address, Protocol, Port, Address, Address] => Nothing, None,
+        "Prefixes under which a frontend has longer ranges.";
+    NoEndpoints(Frontend): "no-endpoint-services", [Address, Protocol, Port] => Verdict, None,
+        "Frontends without a usable endpoint: reject or drop.";
+    NoEndpoints(NodePort): "no-endpoint-nodeports", [Protocol, Port] => Verdict, None,
+        "NodePorts without a usable endpoint: reject or drop.";
+}
 
 impl Map {
     /// All of them, in the order in which they are made and listed.
-    pub const ALL: [Map; 29] = [
-        Map::Services,
-        Map::LocalServices,
-        Map::ShortCircuit,
-        Map::Endpoints,
-        Map::ShortCircuitEndpoints,
-        Map::NodePorts,
-        Map::LocalNodePorts,
-        Map::NodePortShortCircuit,
-        Map::NodePortEndpoints,
-        Map::NodePortShortCircuitEndpoints,
-        Map::NodePortIps,
-        Map::ClusterIps,
-        Map::ServiceCidrs,
-        Map::Affinity,
-        Map::AffinityLists,
-        Map::ShortCircuitAffinityLists,
-        Map::NodePortAffinityLists,
-        Map::NodePortShortCircuitAffinityLists,
-        Map::AffinityTimeouts,
-        Map::MasqueradeServices,
-        Map::MasqueradeNodePorts,
-        Map::LocalPolicyServices,
-        Map::LocalPolicyNodePorts,
-        Map::HairpinConnections,
-        Map::FirewallIps,
-        Map::SourceRanges,
-        Map::SourceRangeMarkers,
-        Map::NoEndpointServices,
-        Map::NoEndpointNodePorts,
-    ];
+    pub fn all() -> impl ExactSizeIterator<Item = Map> {
+        ROWS.iter().map(|row| row.map)
+    }
 
     /// The name in the kernel.
     pub fn name(self) -> &'static str {
-        match self {
-            Map::Services => "services",
-            Map::LocalServices => "local-services",
-            Map::ShortCircuit => "short-circuit",
-            Map::Endpoints => "endpoints",
-            Map::ShortCircuitEndpoints => "short-circuit-endpoints",
-            Map::NodePorts => "nodeports",
-            Map::LocalNodePorts => "local-nodeports",
-            Map::NodePortShortCircuit => "nodeport-short-circuit",
-            Map::NodePortEndpoints => "nodeport-endpoints",
-            Map::NodePortShortCircuitEndpoints => "nodeport-short-circuit-endpoints",
-            Map::NodePortIps => "nodeport-ips",
-            Map::ClusterIps => "cluster-ips",
-            Map::ServiceCidrs => "service-cidrs",
-            Map::Affinity => "affinity",
-            Map::AffinityLists => "affinity-lists",
-            Map::ShortCircuitAffinityLists => "short-circuit-affinity-lists",
-            Map::NodePortAffinityLists => "nodeport-affinity-lists",
-            Map::NodePortShortCircuitAffinityLists => "nodeport-short-circuit-affinity-lists",
-            Map::AffinityTimeouts => "affinity-timeouts",
-            Map::MasqueradeServices => "masquerade-services",
-            Map::MasqueradeNodePorts => "masquerade-nodeports",
-            Map::LocalPolicyServices => "local-policy-services",
-            Map::LocalPolicyNodePorts => "local-policy-nodeports",
-            Map::HairpinConnections => "hairpin-connections",
-            Map::FirewallIps => "firewall-ips",
-            Map::SourceRanges => "source-ranges",
-            Map::SourceRangeMarkers => "source-range-markers",
-            Map::NoEndpointServices => "no-endpoint-services",
-            Map::NoEndpointNodePorts => "no-endpoint-nodeports",
-        }
+        self.row().name
     }
 
     /// Reads a name back. `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Map> {
-        Map::ALL.into_iter().find(|map| map.name() == name)
+        Map::all().find(|map| map.name() == name)
     }
 
     /// The fields of the key, in order.
     pub fn key(self) -> &'static [KeyField] {
-        match self {
-            Map::Services
-            | Map::LocalServices
-            | Map::ShortCircuit
-            | Map::AffinityLists
-            | Map::ShortCircuitAffinityLists
-            | Map::MasqueradeServices
-            | Map::LocalPolicyServices
-            | Map::FirewallIps
-            | Map::NoEndpointServices => &[Address, Protocol, Port],
-            Map::Endpoints | Map::ShortCircuitEndpoints => &[Address, Protocol, Port, Slot],
-            Map::NodePorts
-            | Map::LocalNodePorts
-            | Map::NodePortShortCircuit
-            | Map::NodePortAffinityLists
-            | Map::NodePortShortCircuitAffinityLists
-            | Map::MasqueradeNodePorts
-            | Map::LocalPolicyNodePorts
-            | Map::NoEndpointNodePorts => &[Protocol, Port],
-            Map::NodePortEndpoints | Map::NodePortShortCircuitEndpoints => &[Protocol, Port, Slot],
-            Map::NodePortIps | Map::ClusterIps | Map::ServiceCidrs => &[Address],
-            // client . list
-            Map::Affinity => &[Address, List],
-            Map::AffinityTimeouts => &[List],
-            // endpoint . endpoint . protocol . endpoint port
-            Map::HairpinConnections => &[Address, Address, Protocol, Port],
-            // frontend . first client . last client
-            Map::SourceRanges | Map::SourceRangeMarkers => &[Address, Protocol, Port, Address, Address],
-        }
+        self.row().key
     }
 
     /// What the elements hold.
     pub fn data(self) -> DataKind {
-        match self {
-            Map::Services
-            | Map::LocalServices
-            | Map::ShortCircuit
-            | Map::NodePorts
-            | Map::LocalNodePorts
-            | Map::NodePortShortCircuit
-            | Map::AffinityTimeouts
-            | Map::FirewallIps
-            | Map::NoEndpointServices
-            | Map::NoEndpointNodePorts => Verdict,
-            Map::Endpoints
-            | Map::ShortCircuitEndpoints
-            | Map::NodePortEndpoints
-            | Map::NodePortShortCircuitEndpoints
-            | Map::Affinity => Endpoint,
-            Map::AffinityLists
-            | Map::ShortCircuitAffinityLists
-            | Map::NodePortAffinityLists
-            | Map::NodePortShortCircuitAffinityLists => DataKind::List,
-            _ => Nothing,
-        }
+        self.row().data
     }
 
     /// Whether the set holds prefixes (`flags interval`).
     pub fn is_interval(self) -> bool {
-        self == Map::ServiceCidrs
+        self.row().flag == Some(Flag::Interval)
     }
 
     /// Whether packets add elements and elements expire (`flags dynamic,timeout`).
     pub fn is_dynamic(self) -> bool {
-        self == Map::Affinity
+        self.row().flag == Some(Flag::Dynamic)
     }
 
     /// Whether each element counts the connections that match it (`counter`).
     pub fn has_counter(self) -> bool {
-        matches!(self, Map::Services | Map::NodePorts)
+        self.row().flag == Some(Flag::Counter)
     }
 
     /// Whether the key and value have to be declared by `typeof`: only that can
@@ -282,13 +282,17 @@ impl Serialize for Map {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn names_read_back_and_are_unique() {
-        for map in Map::ALL {
+        let mut maps = BTreeSet::new();
+        for map in Map::all() {
             assert_eq!(Map::parse(map.name()), Some(map));
+            assert!(map.row().map == map && maps.insert(map), "{map} has two rows");
         }
-        assert_eq!(Map::parse("kube-proxy"), None);
+        assert_eq!((maps.len(), Map::parse("kube-proxy")), (29, None));
     }
 }

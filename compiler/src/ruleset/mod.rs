@@ -6,6 +6,7 @@
 //!
 //! * [`chains`]: the names, hooks and priorities of all chains;
 //! * [`spread`]: which numbers of endpoints share a chain;
+//! * [`target`]: what a client connects to: a frontend by address, or a NodePort;
 //! * [`maps`]: the sets and maps, their keys, values and flags;
 //! * [`rule`]: the closed vocabulary that rules are made of;
 //! * [`skeleton`]: which rules stand in which chain (`source_ranges`: those that search source ranges);
@@ -22,6 +23,7 @@ pub mod skeleton;
 pub(crate) mod source_ranges;
 pub mod spread;
 pub mod table;
+pub mod target;
 
 /// The name of our table in each family. Nothing else is ever touched.
 pub const TABLE: &str = "vmap-proxy";

@@ -1,8 +1,9 @@
 //! The elements that one Service contributes to the maps of one family.
 //!
-//! A pure function of the compiled Service: the planner compares what it said
-//! before with what it says now.
+//! A pure function of the compiled Service: the planner compares what it
+//! was before with what it is now.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,16 +11,16 @@ use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 
 use super::Family;
-use super::chains::{Chain, Domain, Pool};
-use super::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment};
+use super::chains::Chain;
+use super::element::{Data, Element, Key, ListNumber, Verdict, fit_comment};
 use super::maps::Map;
-use super::skeleton::affinity_lists;
 use super::source_ranges::markers;
 use super::spread::Spread;
+use super::target::{FrontendKey, NodePortKey, Pool, Target};
 use crate::model::Endpoint;
 use crate::model::types::{Service, ServiceName, ServicePort};
 
-/// One Service of one family, ready to be said in elements.
+/// One Service of one family, ready to be emitted as elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompiledService {
     /// Addresses, ports and policies.
@@ -70,14 +71,10 @@ pub struct CompiledPort {
 /// serving an address that both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Claim {
-    /// To serve an address, protocol and port.
-    Frontend(FrontendKey),
-    /// To serve a node port.
-    NodePort(NodePortKey),
-    /// To refuse or drop what nobody serves at an address, protocol and port.
-    NoEndpoint(FrontendKey),
-    /// To refuse or drop what nobody serves at a node port.
-    NoEndpointNodePort(NodePortKey),
+    /// To serve a frontend or node port.
+    Serve(Target),
+    /// To refuse or drop what nobody serves there.
+    NoEndpoint(Target),
     /// To filter by source ranges.
     Firewall(FrontendKey),
 }
@@ -112,18 +109,19 @@ impl Claim {
     /// Whether this is the claim to serve a frontend or node port of `port`.
     pub fn serves_port(&self, port: &ServicePort) -> bool {
         match self {
-            Claim::Frontend(key) => (key.protocol, key.port) == (port.protocol, port.port),
-            Claim::NodePort(key) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
-            Claim::NoEndpoint(_) | Claim::NoEndpointNodePort(_) | Claim::Firewall(_) => false,
+            Claim::Serve(Target::Frontend(key)) => (key.protocol, key.port) == (port.protocol, port.port),
+            Claim::Serve(Target::NodePort(key)) => (key.protocol, Some(key.port)) == (port.protocol, port.node_port),
+            Claim::NoEndpoint(_) | Claim::Firewall(_) => false,
         }
     }
+}
 
-    /// The claim to refuse or drop, beside a claim to serve.
-    fn no_endpoint(self) -> Claim {
+impl fmt::Display for Claim {
+    /// What is claimed, for messages: `10.96.0.10 port 80/TCP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Claim::Frontend(key) => Claim::NoEndpoint(key),
-            Claim::NodePort(key) => Claim::NoEndpointNodePort(key),
-            other => other,
+            Claim::Serve(target) | Claim::NoEndpoint(target) => target.fmt(f),
+            Claim::Firewall(frontend) => write!(f, "the source ranges of {frontend}"),
         }
     }
 }
@@ -155,7 +153,7 @@ impl Policy {
 /// Calls `wanted` for every frontend that a Service wants, with its port's
 /// position and each only once: external addresses come first, because
 /// kube-proxy writes them last over a cluster IP of the same value.
-fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
+fn frontends(service: &Service, mut wanted: impl FnMut(usize, Target, Policy)) {
     let external = if service.external_policy_local { Policy::ExternalLocal } else { Policy::External };
     let internal = if service.internal_policy_local { Policy::InternalLocal } else { Policy::Internal };
     let externals = external_addresses(service);
@@ -163,7 +161,7 @@ fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
     let mut node_ports = FxHashSet::default();
     for (position, port) in service.ports.iter().enumerate() {
         let frontend =
-            |address: IpAddr| Claim::Frontend(FrontendKey { address, protocol: port.protocol, port: port.port });
+            |address: IpAddr| Target::Frontend(FrontendKey { address, protocol: port.protocol, port: port.port });
         for address in &externals {
             wanted(position, frontend(*address), external);
         }
@@ -173,7 +171,7 @@ fn frontends(service: &Service, mut wanted: impl FnMut(usize, Claim, Policy)) {
         if let Some(node_port) = port.node_port
             && (service.ports.len() == 1 || node_ports.insert((port.protocol, node_port)))
         {
-            wanted(position, Claim::NodePort(NodePortKey { protocol: port.protocol, port: node_port }), external);
+            wanted(position, Target::NodePort(NodePortKey { protocol: port.protocol, port: node_port }), external);
         }
     }
 }
@@ -200,7 +198,7 @@ pub struct ServedFrontend {
     /// The position of its port in `service.ports`.
     pub position: usize,
     /// The frontend, or the node port.
-    pub claim: Claim,
+    pub target: Target,
     /// Whether its main list is the one of local endpoints.
     pub is_local: bool,
 }
@@ -209,9 +207,9 @@ pub struct ServedFrontend {
 /// order of its ports.
 pub fn all_frontends(service: &Service) -> Vec<ServedFrontend> {
     let mut all = Vec::new();
-    frontends(service, |position, claim, policy| {
+    frontends(service, |position, target, policy| {
         let is_local = matches!(policy, Policy::InternalLocal | Policy::ExternalLocal);
-        all.push(ServedFrontend { position, claim, is_local });
+        all.push(ServedFrontend { position, target, is_local });
     });
     all
 }
@@ -219,13 +217,13 @@ pub fn all_frontends(service: &Service) -> Vec<ServedFrontend> {
 /// What a Service claims with the endpoints that it has.
 pub fn claims(compiled: &CompiledService) -> Vec<Claim> {
     let mut claims = Vec::new();
-    frontends(&compiled.service, |position, claim, policy| {
+    frontends(&compiled.service, |position, target, policy| {
         let Some(endpoints) = compiled.ports.get(position) else { return };
         if serves(policy, endpoints) {
-            claims.push(claim);
+            claims.push(Claim::Serve(target));
         }
         if no_endpoint(policy, endpoints).is_some() {
-            claims.push(claim.no_endpoint());
+            claims.push(Claim::NoEndpoint(target));
         }
     });
     firewalled(&compiled.service, |frontend| claims.push(Claim::Firewall(frontend)));
@@ -252,7 +250,7 @@ fn no_endpoint(policy: Policy, endpoints: &CompiledPort) -> Option<Verdict> {
     none.then_some(verdict)
 }
 
-/// Says a Service in elements.
+/// Emits the map elements for one Service.
 pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
     let service = &compiled.service;
     emit(plain(Map::ClusterIps, Key::Address(service.cluster_ip)));
@@ -264,18 +262,18 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
     }
     let comments: Vec<Arc<str>> = service.ports.iter().map(|port| comment(name, port)).collect();
     affinity_timeouts(name, compiled, emit);
-    frontends(service, |position, claim, policy| {
+    frontends(service, |position, target, policy| {
         let (Some(endpoints), Some(comment)) = (compiled.ports.get(position), comments.get(position)) else {
             return;
         };
-        let frontend = Frontend { claim, endpoints, sticky: service.affinity.is_some(), comment };
-        if serves(policy, endpoints) && !compiled.is_denied(&claim) {
+        let frontend = Frontend { target, endpoints, sticky: service.affinity.is_some(), comment };
+        if serves(policy, endpoints) && !compiled.is_denied(&Claim::Serve(target)) {
             frontend.serve(policy, emit);
         }
         if let Some(verdict) = no_endpoint(policy, endpoints)
-            && !compiled.is_denied(&claim.no_endpoint())
+            && !compiled.is_denied(&Claim::NoEndpoint(target))
         {
-            frontend.verdict(frontend.map(Map::NoEndpointServices, Map::NoEndpointNodePorts), verdict, emit);
+            frontend.verdict(Map::NoEndpoints(target.domain()), verdict, emit);
         }
     });
 }
@@ -287,9 +285,9 @@ fn affinity_timeouts(name: &ServiceName, compiled: &CompiledService, emit: &mut 
     let service = &compiled.service;
     let Some(seconds) = service.affinity else { return };
     let mut used = vec![[false; 2]; service.ports.len()];
-    frontends(service, |position, claim, policy| {
+    frontends(service, |position, target, policy| {
         let (Some(endpoints), Some(used)) = (compiled.ports.get(position), used.get_mut(position)) else { return };
-        if serves(policy, endpoints) && !compiled.is_denied(&claim) {
+        if serves(policy, endpoints) && !compiled.is_denied(&Claim::Serve(target)) {
             for list in policy.lists() {
                 used[*list as usize] |= !endpoints.list(*list).0.is_empty();
             }
@@ -355,7 +353,12 @@ pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
             return;
         }
         let search = Data::Verdict(Verdict::Goto(Chain::SourceRanges(family)));
-        emit(Element { map: Map::FirewallIps, key: Key::Frontend(frontend), data: search, comment: None });
+        emit(Element {
+            map: Map::FirewallIps,
+            key: Key::Target(Target::Frontend(frontend)),
+            data: search,
+            comment: None,
+        });
         for range in &ranges {
             emit(plain(Map::SourceRanges, Key::SourceRange(frontend, *range)));
         }
@@ -379,7 +382,7 @@ fn firewalled(service: &Service, mut wanted: impl FnMut(FrontendKey)) {
 
 /// One frontend or NodePort of one service port.
 struct Frontend<'a> {
-    claim: Claim,
+    target: Target,
     endpoints: &'a CompiledPort,
     sticky: bool,
     comment: &'a Arc<str>,
@@ -388,31 +391,23 @@ struct Frontend<'a> {
 impl Frontend<'_> {
     /// The elements that send clients to endpoints.
     fn serve(&self, policy: Policy, emit: &mut impl FnMut(Element)) {
-        let main = self.map(Map::Services, Map::NodePorts);
+        let domain = self.target.domain();
         match policy {
-            Policy::Internal => self.balance(main, Pool::Main, List::Cluster, emit),
-            Policy::InternalLocal => self.balance(main, Pool::Main, List::Local, emit),
+            Policy::Internal => self.balance(Map::Frontends(domain), Pool::Main, List::Cluster, emit),
+            Policy::InternalLocal => self.balance(Map::Frontends(domain), Pool::Main, List::Local, emit),
             Policy::External => {
-                emit(plain(self.map(Map::MasqueradeServices, Map::MasqueradeNodePorts), self.key()));
-                self.balance(main, Pool::Main, List::Cluster, emit);
+                emit(plain(Map::Masquerade(domain), Key::Target(self.target)));
+                self.balance(Map::Frontends(domain), Pool::Main, List::Cluster, emit);
             }
-            Policy::ExternalLocal => self.local_policy(emit),
+            // The cluster's endpoints for pods of this node and the node itself,
+            // the local ones for everybody else.
+            Policy::ExternalLocal => {
+                emit(plain(Map::LocalPolicy(domain), Key::Target(self.target)));
+                self.balance(Map::ShortCircuit(domain), Pool::ShortCircuit, List::Cluster, emit);
+                self.balance(Map::LocalFrontends(domain), Pool::Main, List::Local, emit);
+                self.verdict(Map::Frontends(domain), Verdict::Goto(Chain::LocalPolicy(domain)), emit);
+            }
         }
-    }
-
-    /// `externalTrafficPolicy: Local`: the cluster's endpoints for pods of this
-    /// node and the node itself, the local ones for everybody else.
-    fn local_policy(&self, emit: &mut impl FnMut(Element)) {
-        emit(plain(self.map(Map::LocalPolicyServices, Map::LocalPolicyNodePorts), self.key()));
-        let short_circuit = self.map(Map::ShortCircuit, Map::NodePortShortCircuit);
-        self.balance(short_circuit, Pool::ShortCircuit, List::Cluster, emit);
-        let local = self.map(Map::LocalServices, Map::LocalNodePorts);
-        self.balance(local, Pool::Main, List::Local, emit);
-        let chain = match self.domain() {
-            Domain::Service => Chain::LocalPolicy,
-            Domain::NodePort => Chain::NodePortLocalPolicy,
-        };
-        self.verdict(self.map(Map::Services, Map::NodePorts), Verdict::Goto(chain), emit);
     }
 
     /// The endpoints of one list in their slots, and the verdict of `map` that
@@ -423,53 +418,21 @@ impl Frontend<'_> {
         if count == 0 {
             return;
         }
-        let slots = match pool {
-            Pool::Main => self.map(Map::Endpoints, Map::NodePortEndpoints),
-            Pool::ShortCircuit => self.map(Map::ShortCircuitEndpoints, Map::NodePortShortCircuitEndpoints),
-        };
+        let (domain, sticky) = (self.target.domain(), self.sticky);
         for (slot, endpoint) in (0..count).zip(endpoints) {
-            emit(Element { map: slots, key: self.slot(slot), data: Data::Endpoint(*endpoint), comment: None });
+            let (key, data) = (Key::Slot(self.target, slot), Data::Endpoint(*endpoint));
+            emit(Element { map: Map::Endpoints(domain, pool), key, data, comment: None });
         }
-        let sticky = self.sticky;
         if sticky {
-            let map = affinity_lists(self.domain(), pool);
-            emit(Element { map, key: self.key(), data: Data::List(number), comment: None });
+            let (key, data) = (Key::Target(self.target), Data::List(number));
+            emit(Element { map: Map::AffinityLists(domain, pool), key, data, comment: None });
         }
-        let chain = Chain::Balance { domain: self.domain(), pool, sticky, spread: Spread::of(count) };
+        let chain = Chain::Balance { domain, pool, sticky, spread: Spread::of(count) };
         self.verdict(map, Verdict::Goto(chain), emit);
     }
 
     fn verdict(&self, map: Map, verdict: Verdict, emit: &mut impl FnMut(Element)) {
         let data = Data::Verdict(verdict);
-        emit(Element { map, key: self.key(), data, comment: Some(self.comment.clone()) });
-    }
-
-    fn domain(&self) -> Domain {
-        match self.claim {
-            Claim::NodePort(_) | Claim::NoEndpointNodePort(_) => Domain::NodePort,
-            Claim::Frontend(_) | Claim::NoEndpoint(_) | Claim::Firewall(_) => Domain::Service,
-        }
-    }
-
-    /// The map of this domain.
-    fn map(&self, service: Map, node_port: Map) -> Map {
-        match self.domain() {
-            Domain::Service => service,
-            Domain::NodePort => node_port,
-        }
-    }
-
-    fn key(&self) -> Key {
-        match self.claim {
-            Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => Key::NodePort(key),
-            Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => Key::Frontend(key),
-        }
-    }
-
-    fn slot(&self, slot: u32) -> Key {
-        match self.claim {
-            Claim::NodePort(key) | Claim::NoEndpointNodePort(key) => Key::NodePortSlot(key, slot),
-            Claim::Frontend(key) | Claim::NoEndpoint(key) | Claim::Firewall(key) => Key::FrontendSlot(key, slot),
-        }
+        emit(Element { map, key: Key::Target(self.target), data, comment: Some(self.comment.clone()) });
     }
 }

@@ -3,10 +3,11 @@
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::chains::{Chain, Domain, Pool};
+use super::chains::Chain;
 use super::maps::Map;
 use super::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 use super::spread::Spread;
+use super::target::{Domain, Pool};
 use super::{Family, source_ranges};
 use crate::model::Protocol;
 pub use crate::model::config::LocalDetector;
@@ -66,6 +67,14 @@ const NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::Port];
 const ORIGINAL_FRONTEND: [KeyPart; 3] = [KeyPart::OriginalDestination, KeyPart::Protocol, KeyPart::OriginalPort];
 const ORIGINAL_NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::OriginalPort];
 
+/// What a packet's frontend or NodePort is looked up by.
+fn key_of(domain: Domain) -> &'static [KeyPart] {
+    match domain {
+        Domain::Frontend => &FRONTEND,
+        Domain::NodePort => &NODEPORT,
+    }
+}
+
 use Statement::{
     ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade,
     NoInputInterface, Reject, Return, SetPriority, Vmap,
@@ -85,7 +94,7 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
             vec![rule([CtStateNew, Jump(Chain::FirewallCheck)])]
         }
         // jump services
-        Chain::NatPrerouting | Chain::NatOutput => vec![rule([Jump(Chain::Services)])],
+        Chain::NatPrerouting | Chain::NatOutput => vec![rule([Jump(Chain::Frontends(Domain::Frontend))])],
         // ct state new meta priority vmap @affinity-timeouts
         Chain::LearnPrerouting | Chain::LearnOutput => {
             vec![rule([CtStateNew, Vmap(vec![KeyPart::Priority], Map::AffinityTimeouts)])]
@@ -93,13 +102,13 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         // ct state new jump nodeport-endpoints-check
         // ct state new jump service-endpoints-check
         Chain::FilterInput => vec![
-            rule([CtStateNew, Jump(Chain::NodePortEndpointsCheck)]),
-            rule([CtStateNew, Jump(Chain::ServiceEndpointsCheck)]),
+            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::NodePort))]),
+            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::Frontend))]),
         ],
         // ct state new jump service-endpoints-check
         // ct state new jump cluster-ips-check
         Chain::FilterForward | Chain::FilterOutput => vec![
-            rule([CtStateNew, Jump(Chain::ServiceEndpointsCheck)]),
+            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::Frontend))]),
             rule([CtStateNew, Jump(Chain::ClusterIpsCheck)]),
         ],
         // ct status dnat jump masquerading
@@ -110,13 +119,14 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         // Of the other family: nobody's.
         Chain::SourceRanges(_) => vec![rule([Drop])],
         Chain::SourceRangesOfLength { length } => source_ranges::rules(config.family, length, &FRONTEND),
-        Chain::Services => services(config),
-        Chain::NodePorts => vec![rule([Vmap(NODEPORT.to_vec(), Map::NodePorts)])],
-        Chain::LocalPolicy => local_policy(config, &FRONTEND, Map::ShortCircuit, Map::LocalServices),
-        Chain::NodePortLocalPolicy => local_policy(config, &NODEPORT, Map::NodePortShortCircuit, Map::LocalNodePorts),
+        Chain::Frontends(Domain::Frontend) => services(config),
+        Chain::Frontends(Domain::NodePort) => vec![rule([Vmap(NODEPORT.to_vec(), Map::Frontends(Domain::NodePort))])],
+        Chain::LocalPolicy(domain) => local_policy(config, domain),
         Chain::Masquerading => masquerading(config),
-        Chain::ServiceEndpointsCheck => vec![rule([Vmap(FRONTEND.to_vec(), Map::NoEndpointServices)])],
-        Chain::NodePortEndpointsCheck => nodeport_endpoints_check(config),
+        Chain::EndpointsCheck(Domain::Frontend) => {
+            vec![rule([Vmap(FRONTEND.to_vec(), Map::NoEndpoints(Domain::Frontend))])]
+        }
+        Chain::EndpointsCheck(Domain::NodePort) => nodeport_endpoints_check(config),
         Chain::ClusterIpsCheck => cluster_ips_check(),
         // reject
         Chain::Reject => vec![rule([Reject])],
@@ -145,8 +155,8 @@ fn services(config: &SkeletonConfig) -> Vec<Rule> {
     if config.nodeports_on_all_addresses {
         to_nodeports.push(FibLocal(Side::Destination));
     }
-    to_nodeports.push(Jump(Chain::NodePorts));
-    vec![rule([Vmap(FRONTEND.to_vec(), Map::Services)]), Rule(to_nodeports)]
+    to_nodeports.push(Jump(Chain::Frontends(Domain::NodePort)));
+    vec![rule([Vmap(FRONTEND.to_vec(), Map::Frontends(Domain::Frontend))]), Rule(to_nodeports)]
 }
 
 /// The addresses that serve NodePorts, as far as the destination tells.
@@ -175,7 +185,8 @@ fn loopback(family: Family) -> IpNet {
 /// fib saddr type local ip daddr . meta l4proto . th dport vmap @short-circuit
 /// ip daddr . meta l4proto . th dport vmap @local-services
 /// ```
-fn local_policy(config: &SkeletonConfig, key: &[KeyPart], cluster: Map, local: Map) -> Vec<Rule> {
+fn local_policy(config: &SkeletonConfig, domain: Domain) -> Vec<Rule> {
+    let (key, cluster, local) = (key_of(domain), Map::ShortCircuit(domain), Map::LocalFrontends(domain));
     let mut rules = Vec::with_capacity(3);
     if let Some(detector) = &config.detector {
         rules.push(rule([from_local_pod(detector, Op::Is), Vmap(key.to_vec(), cluster)]));
@@ -190,16 +201,6 @@ fn local_policy(config: &SkeletonConfig, key: &[KeyPart], cluster: Map, local: M
 /// none, at most, fall on the first half of the slots.
 const DRAWS: usize = 8;
 
-/// The map of list numbers beside an endpoint map.
-pub(super) fn affinity_lists(domain: Domain, pool: Pool) -> Map {
-    match (domain, pool) {
-        (Domain::Service, Pool::Main) => Map::AffinityLists,
-        (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitAffinityLists,
-        (Domain::NodePort, Pool::Main) => Map::NodePortAffinityLists,
-        (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitAffinityLists,
-    }
-}
-
 /// The endpoint lists of one kind of frontend: what balancing chains read.
 #[derive(Clone, Copy)]
 struct List {
@@ -208,30 +209,16 @@ struct List {
 }
 
 impl List {
-    fn map(self) -> Map {
-        match (self.domain, self.pool) {
-            (Domain::Service, Pool::Main) => Map::Endpoints,
-            (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitEndpoints,
-            (Domain::NodePort, Pool::Main) => Map::NodePortEndpoints,
-            (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitEndpoints,
-        }
-    }
-
-    /// Where its frontends have the numbers of the lists that clients stick to.
-    fn numbers(self) -> Map {
-        affinity_lists(self.domain, self.pool)
-    }
-
     /// ```nft
     /// dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
     /// ```
     fn dnat(self, port: KeyPart, slot: KeyPart) -> Rule {
         let mut key = match self.domain {
-            Domain::Service => vec![KeyPart::Address(Side::Destination)],
+            Domain::Frontend => vec![KeyPart::Address(Side::Destination)],
             Domain::NodePort => Vec::new(),
         };
         key.extend([KeyPart::Protocol, port, slot]);
-        rule([Statement::Dnat(key, self.map())])
+        rule([Statement::Dnat(key, Map::Endpoints(self.domain, self.pool))])
     }
 
     /// Two rules, because nft (1.0.6) gives the *first* rule of a file that
@@ -306,12 +293,9 @@ impl List {
     /// random, and learned behind DNAT under the number that the priority still
     /// holds: see [`learn_for`].
     fn sticky(self, spread: Spread) -> Vec<Rule> {
-        let frontend = match self.domain {
-            Domain::Service => FRONTEND.to_vec(),
-            Domain::NodePort => NODEPORT.to_vec(),
-        };
+        let frontend = key_of(self.domain).to_vec();
         let known = [KeyPart::Address(Side::Source), KeyPart::Priority];
-        let mut rules = vec![rule([SetPriority(frontend, self.numbers())])];
+        let mut rules = vec![rule([SetPriority(frontend, Map::AffinityLists(self.domain, self.pool))])];
         rules.extend(
             Protocol::ALL
                 .map(|protocol| rule([Statement::Protocol(protocol), Statement::Dnat(known.to_vec(), Map::Affinity)])),
@@ -383,10 +367,10 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
 
     for protocol in Protocol::ALL {
         let original = |map| [Statement::Protocol(protocol), Lookup(ORIGINAL_FRONTEND.to_vec(), Op::Is, map)];
-        rules.push(rule(original(Map::MasqueradeServices).into_iter().chain([Masquerade])));
+        rules.push(rule(original(Map::Masquerade(Domain::Frontend)).into_iter().chain([Masquerade])));
         let from_node = from_node.clone().into_iter();
-        rules.push(rule(from_node.chain(original(Map::LocalPolicyServices)).chain([Masquerade])));
-        rules.push(rule(original(Map::LocalPolicyServices).into_iter().chain([Return])));
+        rules.push(rule(from_node.chain(original(Map::LocalPolicy(Domain::Frontend))).chain([Masquerade])));
+        rules.push(rule(original(Map::LocalPolicy(Domain::Frontend)).into_iter().chain([Return])));
     }
     for protocol in Protocol::ALL {
         let original = |map| {
@@ -395,9 +379,9 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
             statements.push(Lookup(ORIGINAL_NODEPORT.to_vec(), Op::Is, map));
             statements
         };
-        rules.push(rule(original(Map::MasqueradeNodePorts).into_iter().chain([Masquerade])));
+        rules.push(rule(original(Map::Masquerade(Domain::NodePort)).into_iter().chain([Masquerade])));
         let from_node = from_node.clone().into_iter();
-        rules.push(rule(from_node.chain(original(Map::LocalPolicyNodePorts)).chain([Masquerade])));
+        rules.push(rule(from_node.chain(original(Map::LocalPolicy(Domain::NodePort))).chain([Masquerade])));
     }
     rules
 }
@@ -407,7 +391,7 @@ fn masquerading(config: &SkeletonConfig) -> Vec<Rule> {
 /// ```
 fn nodeport_endpoints_check(config: &SkeletonConfig) -> Vec<Rule> {
     let mut statements = nodeport_addresses(config);
-    statements.push(Vmap(NODEPORT.to_vec(), Map::NoEndpointNodePorts));
+    statements.push(Vmap(NODEPORT.to_vec(), Map::NoEndpoints(Domain::NodePort)));
     vec![Rule(statements)]
 }
 
@@ -479,7 +463,7 @@ mod tests {
         ] {
             for endpoints in (1..130).chain([140, 255, 256, 257, 300, 9_000, 16_383]) {
                 let spread = Spread::of(endpoints);
-                let chain = Chain::Balance { domain: Domain::Service, pool: Pool::Main, sticky, spread };
+                let chain = Chain::Balance { domain: Domain::Frontend, pool: Pool::Main, sticky, spread };
                 let (shares, dropped) = shares(chain, endpoints, is_tcp);
                 let of_equal = |share: f64| share * f64::from(endpoints);
                 let least = shares.iter().copied().map(of_equal).fold(f64::INFINITY, f64::min);
@@ -495,10 +479,15 @@ mod tests {
     fn few_rules_bind_an_endpoint_map() {
         let binds = |chain| {
             let rules = rules(&config(), chain);
-            rules.iter().filter(|rule| matches!(rule.0.as_slice(), [Statement::Dnat(_, Map::Endpoints)])).count()
+            rules
+                .iter()
+                .filter(|rule| {
+                    matches!(rule.0.as_slice(), [Statement::Dnat(_, Map::Endpoints(Domain::Frontend, Pool::Main))])
+                })
+                .count()
         };
         let balance = |sticky, endpoints| {
-            let (domain, pool) = (Domain::Service, Pool::Main);
+            let (domain, pool) = (Domain::Frontend, Pool::Main);
             Chain::Balance { domain, pool, sticky, spread: Spread::of(endpoints) }
         };
         for (chain, rules) in [

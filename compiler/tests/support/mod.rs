@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use vmap_proxy_compiler::model::{Endpoint, PerFamily};
 use vmap_proxy_compiler::plan::{Action, KernelElements, KernelState, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
+use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::{Rule, Statement};
 use vmap_proxy_compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::ruleset::target::Target;
 
 /// One table.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -82,12 +83,7 @@ impl FakeKernel {
             for element in table.elements.values() {
                 let Some(Chain::Balance { domain, pool, sticky, spread }) = target(element) else { continue };
                 if sticky {
-                    let map = match (domain, pool) {
-                        (Domain::Service, Pool::Main) => Map::AffinityLists,
-                        (Domain::Service, Pool::ShortCircuit) => Map::ShortCircuitAffinityLists,
-                        (Domain::NodePort, Pool::Main) => Map::NodePortAffinityLists,
-                        (Domain::NodePort, Pool::ShortCircuit) => Map::NodePortShortCircuitAffinityLists,
-                    };
+                    let map = Map::AffinityLists(domain, pool);
                     let list = table.elements.get(&(map, element.key));
                     let Some(Data::List(number)) = list.map(|list| list.data) else {
                         panic!("no number for {element:?}")
@@ -100,21 +96,9 @@ impl FakeKernel {
                     Spread::AtMost(slots) => slots / 2 + 1,
                 };
                 for slot in 0..filled {
-                    let (map, key) = match (domain, pool, element.key) {
-                        (Domain::Service, Pool::Main, Key::Frontend(key)) => {
-                            (Map::Endpoints, Key::FrontendSlot(key, slot))
-                        }
-                        (Domain::Service, Pool::ShortCircuit, Key::Frontend(key)) => {
-                            (Map::ShortCircuitEndpoints, Key::FrontendSlot(key, slot))
-                        }
-                        (Domain::NodePort, Pool::Main, Key::NodePort(key)) => {
-                            (Map::NodePortEndpoints, Key::NodePortSlot(key, slot))
-                        }
-                        (Domain::NodePort, Pool::ShortCircuit, Key::NodePort(key)) => {
-                            (Map::NodePortShortCircuitEndpoints, Key::NodePortSlot(key, slot))
-                        }
-                        other => panic!("{other:?}"),
-                    };
+                    let Key::Target(target) = element.key else { panic!("{element:?}") };
+                    assert_eq!(target.domain(), domain, "{element:?}");
+                    let (map, key) = (Map::Endpoints(domain, pool), Key::Slot(target, slot));
                     assert!(table.elements.contains_key(&(map, key)), "no endpoint in {map} {key:?} for {element:?}");
                 }
             }
@@ -153,20 +137,13 @@ impl FakeKernel {
         let elements = &self.0[family].elements;
         let endpoints_of = |element: &Element| {
             let Data::List(number) = element.data else { return None };
-            let map = match element.map {
-                Map::AffinityLists => Map::Endpoints,
-                Map::ShortCircuitAffinityLists => Map::ShortCircuitEndpoints,
-                Map::NodePortAffinityLists => Map::NodePortEndpoints,
-                _ => Map::NodePortShortCircuitEndpoints,
-            };
-            let slot = |slot| match element.key {
-                Key::Frontend(key) => Key::FrontendSlot(key, slot),
-                Key::NodePort(key) => Key::NodePortSlot(key, slot),
-                other => panic!("{other:?}"),
-            };
-            let endpoints = (0..).map_while(|position| match elements.get(&(map, slot(position)))?.data {
-                Data::Endpoint(endpoint) => Some(endpoint),
-                _ => None,
+            let Map::AffinityLists(domain, pool) = element.map else { panic!("{element:?}") };
+            let Key::Target(target) = element.key else { panic!("{element:?}") };
+            let endpoints = (0..).map_while(|position| {
+                match elements.get(&(Map::Endpoints(domain, pool), Key::Slot(target, position)))?.data {
+                    Data::Endpoint(endpoint) => Some(endpoint),
+                    _ => None,
+                }
             });
             Some((number, endpoints.collect()))
         };
@@ -185,16 +162,11 @@ impl FakeKernel {
             let position = owners.iter().position(|(_, other)| *other == number).unwrap();
             ListNumber::at(position as u32 + 1).unwrap()
         };
-        let mut lists: BTreeMap<(Map, Key), Vec<Data>> = BTreeMap::new();
+        let mut lists: BTreeMap<(Map, Target), Vec<Data>> = BTreeMap::new();
         let mut all = BTreeMap::new();
         for element in elements.values() {
             match element.key {
-                Key::FrontendSlot(key, _) => {
-                    lists.entry((element.map, Key::Frontend(key))).or_default().push(element.data);
-                }
-                Key::NodePortSlot(key, _) => {
-                    lists.entry((element.map, Key::NodePort(key))).or_default().push(element.data);
-                }
+                Key::Slot(target, _) => lists.entry((element.map, target)).or_default().push(element.data),
                 key => {
                     let comment = element.comment.as_deref().map(str::to_owned);
                     let data = match element.data {
@@ -209,16 +181,9 @@ impl FakeKernel {
                 }
             }
         }
-        for ((map, key), mut list) in lists {
+        for ((map, target), mut list) in lists {
             list.sort_unstable();
-            for (slot, data) in (0..).zip(list) {
-                let key = match key {
-                    Key::Frontend(key) => Key::FrontendSlot(key, slot),
-                    Key::NodePort(key) => Key::NodePortSlot(key, slot),
-                    other => other,
-                };
-                all.insert((map, key), (data, None));
-            }
+            all.extend((0..).zip(list).map(|(slot, data)| ((map, Key::Slot(target, slot)), (data, None))));
         }
         all
     }

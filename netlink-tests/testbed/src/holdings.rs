@@ -8,6 +8,7 @@ use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Data, Key, ListNumber, Verdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::target::Target;
 use vmap_proxy_lab::NetNs;
 
 /// Value and comment of an element.
@@ -123,16 +124,11 @@ impl Holdings {
             let position = owners.iter().position(|(_, other)| *other == number);
             position.and_then(|position| ListNumber::at(position as u32 + 1)).unwrap_or_default()
         };
-        let mut slots: BTreeMap<(Map, Key), Vec<Value>> = BTreeMap::new();
+        let mut slots: BTreeMap<(Map, Target), Vec<Value>> = BTreeMap::new();
         let mut rest = Elements::new();
         for ((map, key), value) in &self.elements {
             match key {
-                Key::FrontendSlot(frontend, _) => {
-                    slots.entry((*map, Key::Frontend(*frontend))).or_default().push(value.clone());
-                }
-                Key::NodePortSlot(port, _) => {
-                    slots.entry((*map, Key::NodePort(*port))).or_default().push(value.clone());
-                }
+                Key::Slot(target, _) => slots.entry((*map, *target)).or_default().push(value.clone()),
                 Key::List(number) => {
                     rest.insert((*map, Key::List(renamed(*number))), value.clone());
                 }
@@ -143,15 +139,10 @@ impl Holdings {
                 }
             }
         }
-        for ((map, key), mut values) in slots {
+        for ((map, target), mut values) in slots {
             values.sort();
             for (slot, value) in (0..).zip(values) {
-                let key = match key {
-                    Key::Frontend(frontend) => Key::FrontendSlot(frontend, slot),
-                    Key::NodePort(port) => Key::NodePortSlot(port, slot),
-                    other => other,
-                };
-                rest.insert((map, key), value);
+                rest.insert((map, Key::Slot(target, slot)), value);
             }
         }
         rest

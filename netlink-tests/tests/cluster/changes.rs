@@ -8,6 +8,7 @@ use vmap_proxy_agent::netlink::Kernel;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::target::{Domain, Pool, Target};
 use vmap_proxy_lab::{Probe, Transport};
 use vmap_proxy_testbed::api_objects::{Endpoint, NAMESPACE, cluster_ip, named_slice, service, slice};
 use vmap_proxy_testbed::apiserver::Resource;
@@ -159,8 +160,9 @@ fn endpoints_in_kernel(cluster: &EndToEnd, frontend: SocketAddr) -> usize {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut kernel = Kernel::open().unwrap();
-            let elements = kernel.read_elements(Family::Ipv4, Map::Endpoints).await.unwrap();
-            let is_its = |key: &Key| matches!(key, Key::FrontendSlot(key, _) if key.address == frontend.ip());
+            let elements =
+                kernel.read_elements(Family::Ipv4, Map::Endpoints(Domain::Frontend, Pool::Main)).await.unwrap();
+            let is_its = |key: &Key| matches!(key, Key::Slot(Target::Frontend(key), _) if key.address == frontend.ip());
             elements.iter().filter(|element| is_its(&element.element.key)).count()
         })
     };

@@ -11,6 +11,7 @@ use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::{KeyField, Map};
 use vmap_proxy_compiler::ruleset::skeleton::rules;
+use vmap_proxy_compiler::ruleset::target::Domain;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_testbed::namespaces::in_fresh_namespace;
 use vmap_proxy_testbed::nft::nft;
@@ -27,7 +28,7 @@ fn every_chain_and_map_reads_back_as_written() {
                 for chain in all_chains(family) {
                     assert!(state.chain_matches(chain, family, &rules(&config, chain)), "{chain} {config:?}");
                 }
-                for map in Map::ALL {
+                for map in Map::all() {
                     assert!(state.map_matches(map, family), "{map} {family}");
                 }
             }
@@ -54,7 +55,7 @@ fn elements_of_every_map_read_back_as_written() {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
             kernel.commit(&skeleton(&simple_config(family))).unwrap();
-            for map in Map::ALL {
+            for map in Map::all() {
                 // More than one message's worth.
                 let mut expected: Vec<Element> = (0..1500).map(|number| sample(family, map, number)).collect();
                 kernel.commit(&elements(family, &expected, true)).unwrap_or_else(|e| panic!("{map}: {e}"));
@@ -88,7 +89,7 @@ fn a_refused_element_is_named() {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
             kernel.commit(&skeleton(&simple_config(family))).unwrap();
-            for map in Map::ALL {
+            for map in Map::all() {
                 // Where boundaries of ranges may be shared, adding twice is no error.
                 if map == Map::ServiceCidrs {
                     continue;
@@ -130,7 +131,7 @@ fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
 async fn everything(kernel: &mut Kernel, family: Family) -> (TableState, Vec<Element>) {
     let state = kernel.read_table(family).await.unwrap().unwrap();
     let mut elements = Vec::new();
-    for map in Map::ALL {
+    for map in Map::all() {
         let (known, foreign) = kernel.read_contents(family, map).await.unwrap();
         assert_eq!(foreign, [], "{map}");
         elements.extend(sorted(known.into_iter().map(|state| state.element).collect()));
@@ -170,7 +171,7 @@ fn nft_makes_the_same_bytes_of_the_text() {
 /// `numgen` it makes `integer`, which has no size. The agent tells the two
 /// apart and puts the table right.
 fn assert_maps_as_nft_declares(state: &TableState, family: Family) {
-    for map in Map::ALL {
+    for map in Map::all() {
         let has_slot = map.key().contains(&KeyField::Slot);
         assert_eq!(state.map_matches(map, family), !has_slot, "{map} {family}");
     }
@@ -235,8 +236,8 @@ fn a_changed_chain_does_not_match() {
         let config = simple_config(Family::Ipv4);
         kernel.commit(&skeleton(&config)).unwrap();
         let changes = [
-            ("add rule ip vmap-proxy services accept", Chain::Services),
-            ("flush chain ip vmap-proxy nodeports", Chain::NodePorts),
+            ("add rule ip vmap-proxy services accept", Chain::Frontends(Domain::Frontend)),
+            ("flush chain ip vmap-proxy nodeports", Chain::Frontends(Domain::NodePort)),
             ("flush chain ip vmap-proxy reject-chain; add rule ip vmap-proxy reject-chain drop", Chain::Reject),
             ("chain ip vmap-proxy filter-input { policy drop; }", Chain::FilterInput),
         ];
@@ -264,7 +265,9 @@ fn elements_that_are_not_ours_are_told_apart_and_removed() {
                     add element ip vmap-proxy service-cidrs { 10.0.0.0-10.0.0.2, 10.1.0.0/16 }
                     add element ip vmap-proxy source-ranges { 10.0.0.1 . tcp . 80 . 10.0.0.1 . 10.0.0.2 }";
         nft(&["-f", "-"], text).unwrap();
-        for (map, ours, others) in [(Map::Services, 1, 2), (Map::ServiceCidrs, 1, 2), (Map::SourceRanges, 0, 1)] {
+        for (map, ours, others) in
+            [(Map::Frontends(Domain::Frontend), 1, 2), (Map::ServiceCidrs, 1, 2), (Map::SourceRanges, 0, 1)]
+        {
             let (known, foreign) = kernel.read_contents(Family::Ipv4, map).await.unwrap();
             assert_eq!((known.len(), foreign.len()), (ours, others), "{map}: {known:?} {foreign:?}");
             kernel.delete_foreign(Family::Ipv4, map, &foreign).unwrap();

@@ -7,14 +7,13 @@ use ipnet::IpNet;
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
-use vmap_proxy_compiler::ruleset::element::{
-    Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict, fit_comment,
-};
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict, fit_comment};
 use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
 use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
+use vmap_proxy_compiler::ruleset::target::{FrontendKey, NodePortKey, Pool, Target};
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_testbed::nft::{NftError, load_nft, nft_in};
 
@@ -59,7 +58,7 @@ fn address(family: Family, n: u32) -> IpAddr {
 fn elements(family: Family) -> Vec<Element> {
     let can_learn = nft_can_learn(family);
     let mut elements = Vec::new();
-    for map in Map::ALL.into_iter().filter(|map| !map.is_dynamic()) {
+    for map in Map::all().filter(|map| !map.is_dynamic()) {
         if map == Map::AffinityTimeouts && !can_learn {
             continue;
         }
@@ -121,14 +120,16 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
                 keys.push(Key::Hairpin(Endpoint { address: address(family, n), port: 8080 }, protocol));
             }
             [KeyField::Address] => keys.push(Key::Address(address(family, n))),
-            [KeyField::Address, KeyField::Protocol, KeyField::Port] => keys.push(Key::Frontend(frontend(n, protocol))),
+            [KeyField::Address, KeyField::Protocol, KeyField::Port] => {
+                keys.push(Key::Target(Target::Frontend(frontend(n, protocol))))
+            }
             [KeyField::List] => keys.push(Key::List(ListNumber::at(n * 0x1234).unwrap())),
-            [KeyField::Protocol, KeyField::Port] => keys.push(Key::NodePort(node_port)),
+            [KeyField::Protocol, KeyField::Port] => keys.push(Key::Target(Target::NodePort(node_port))),
             [KeyField::Protocol, KeyField::Port, KeyField::Slot] => {
-                keys.extend([0, 1, 256, 65535].map(|slot| Key::NodePortSlot(node_port, slot)));
+                keys.extend([0, 1, 256, 65535].map(|slot| Key::Slot(Target::NodePort(node_port), slot)));
             }
             [_, _, _, KeyField::Slot] => {
-                keys.extend([0, 1, 256, 65535].map(|slot| Key::FrontendSlot(frontend(n, protocol), slot)));
+                keys.extend([0, 1, 256, 65535].map(|slot| Key::Slot(Target::Frontend(frontend(n, protocol)), slot)));
             }
             other => panic!("no keys for {map}: {other:?}"),
         }
@@ -144,14 +145,11 @@ fn verdicts(map: Map, family: Family) -> Vec<Verdict> {
         vec![balance(false, 1), balance(true, 3), balance(false, 300), balance(true, 10_000)]
     };
     match map {
-        Map::Services => [chains(Domain::Service, Pool::Main), vec![Verdict::Goto(Chain::LocalPolicy)]].concat(),
-        Map::LocalServices => chains(Domain::Service, Pool::Main),
-        Map::ShortCircuit => chains(Domain::Service, Pool::ShortCircuit),
-        Map::NodePorts => {
-            [chains(Domain::NodePort, Pool::Main), vec![Verdict::Goto(Chain::NodePortLocalPolicy)]].concat()
+        Map::Frontends(domain) => {
+            [chains(domain, Pool::Main), vec![Verdict::Goto(Chain::LocalPolicy(domain))]].concat()
         }
-        Map::LocalNodePorts => chains(Domain::NodePort, Pool::Main),
-        Map::NodePortShortCircuit => chains(Domain::NodePort, Pool::ShortCircuit),
+        Map::LocalFrontends(domain) => chains(domain, Pool::Main),
+        Map::ShortCircuit(domain) => chains(domain, Pool::ShortCircuit),
         Map::AffinityTimeouts => {
             [1, 90, 10800, 86400].map(|seconds| Verdict::Goto(Chain::LearnFor { seconds })).to_vec()
         }

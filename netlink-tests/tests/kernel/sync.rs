@@ -11,6 +11,7 @@ use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_compiler::plan::Operation;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Key, ListNumber};
+use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
 use vmap_proxy_conformance::model::generate::{ModelChange, Scenario, scenario};
 use vmap_proxy_conformance::schema::ObjectRef;
 use vmap_proxy_conformance::under_test;
@@ -89,7 +90,7 @@ fn ten_and_ten_thousand_services_need_the_same_objects() {
         let (proxy, report) = Proxy::start(&namespace, proxy_config(), &many_services(count));
         assert!(report.refused.is_empty(), "{:?}", report.refused);
         let slots = proxy.with(|syncer, runtime| {
-            let endpoints = vmap_proxy_compiler::ruleset::maps::Map::Endpoints;
+            let endpoints = vmap_proxy_compiler::ruleset::maps::Map::Endpoints(Domain::Frontend, Pool::Main);
             runtime.block_on(syncer.kernel().read_elements(Family::Ipv6, endpoints)).unwrap().len()
         });
         // Not vacuous: the elements did grow, in either family.

@@ -8,8 +8,9 @@ use vmap_proxy_agent::netlink::{AddressWatcher, Kernel, Monitor, Observed, local
 use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, NodePortKey};
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::target::{Domain, NodePortKey, Target};
 use vmap_proxy_testbed::namespaces::cannot_run;
 use vmap_proxy_testbed::namespaces::in_fresh_namespace;
 use vmap_proxy_testbed::nft::nft;
@@ -23,8 +24,8 @@ fn transaction(actions: impl IntoIterator<Item = Action>) -> Transaction {
 }
 
 fn member(port: u16) -> Element {
-    let key = Key::NodePort(NodePortKey { protocol: Protocol::Tcp, port });
-    Element { map: Map::MasqueradeNodePorts, key, data: Data::Nothing, comment: None }
+    let key = Key::Target(Target::NodePort(NodePortKey { protocol: Protocol::Tcp, port }));
+    Element { map: Map::Masquerade(Domain::NodePort), key, data: Data::Nothing, comment: None }
 }
 
 #[test]
@@ -32,7 +33,7 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         let mut monitor = Monitor::open(kernel.port()).unwrap();
-        let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
+        let setup = transaction([Action::AddTable, Action::AddMap(Map::Masquerade(Domain::NodePort))]);
         kernel.commit(&setup).unwrap();
         kernel.commit(&transaction((1..20_000).map(|port| Action::AddElement(member(port))))).unwrap();
         // Another table of another program does not matter either.
@@ -61,7 +62,7 @@ fn lost_messages_are_reported() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         let mut monitor = Monitor::open(kernel.port()).unwrap();
-        let setup = transaction([Action::AddTable, Action::AddMap(Map::MasqueradeNodePorts)]);
+        let setup = transaction([Action::AddTable, Action::AddMap(Map::Masquerade(Domain::NodePort))]);
         kernel.commit(&setup).unwrap();
         // More than the monitor's buffer holds, by somebody else.
         let mut observed = None;

@@ -6,18 +6,19 @@ use std::sync::Arc;
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::{Chain, Domain, Pool};
-use vmap_proxy_compiler::ruleset::element::{Data, Element, FrontendKey, Key, ListNumber, NodePortKey, Verdict};
+use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
 use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::Table;
+use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Pool, Target};
 
 /// The fixed chains and one of each kind that exists once per number, of small
 /// numbers and of those that share a chain.
 pub(crate) fn all_chains(family: Family) -> Vec<Chain> {
     let mut chains = Chain::FIXED.to_vec();
-    for domain in [Domain::Service, Domain::NodePort] {
+    for domain in [Domain::Frontend, Domain::NodePort] {
         for pool in [Pool::Main, Pool::ShortCircuit] {
             for sticky in [false, true] {
                 for endpoints in [3, 100] {
@@ -66,7 +67,7 @@ pub(crate) fn operation(family: Family, action: Action) -> Operation {
 pub(crate) fn skeleton(config: &SkeletonConfig) -> Transaction {
     let family = config.family;
     let mut actions = vec![Action::AddTable];
-    actions.extend(Map::ALL.map(Action::AddMap));
+    actions.extend(Map::all().map(Action::AddMap));
     actions.extend(all_chains(family).into_iter().map(Action::AddChain));
     for chain in all_chains(family) {
         actions.push(Action::FlushChain(chain));
@@ -105,10 +106,10 @@ pub(crate) fn sample(family: Family, map: Map, number: u16) -> Element {
             Key::SourceRange(frontend, net(if number.is_multiple_of(2) { full } else { short }))
         }
         (_, [Address]) => Key::Address(address(number)),
-        (_, [Address, Proto, Port]) => Key::Frontend(frontend),
-        (_, [Address, Proto, Port, Slot]) => Key::FrontendSlot(frontend, u32::from(number)),
-        (_, [Proto, Port]) => Key::NodePort(node_port),
-        (_, [Proto, Port, Slot]) => Key::NodePortSlot(node_port, u32::from(number)),
+        (_, [Address, Proto, Port]) => Key::Target(Target::Frontend(frontend)),
+        (_, [Address, Proto, Port, Slot]) => Key::Slot(Target::Frontend(frontend), u32::from(number)),
+        (_, [Proto, Port]) => Key::Target(Target::NodePort(node_port)),
+        (_, [Proto, Port, Slot]) => Key::Slot(Target::NodePort(node_port), u32::from(number)),
         other => panic!("{other:?}"),
     };
     let data = match map.data() {
@@ -125,7 +126,7 @@ pub(crate) fn sample(family: Family, map: Map, number: u16) -> Element {
 /// Chains and sample elements of every map, as operations.
 pub(crate) fn complete(table: &Table) -> Transaction {
     let mut actions = vec![Action::AddTable];
-    actions.extend(Map::ALL.map(Action::AddMap));
+    actions.extend(Map::all().map(Action::AddMap));
     actions.extend(table.chains.keys().copied().map(Action::AddChain));
     for (chain, rules) in &table.chains {
         actions.extend(rules.iter().map(|rule| Action::AddRule(*chain, rule.clone())));
@@ -139,7 +140,7 @@ pub(crate) fn complete(table: &Table) -> Transaction {
 pub(crate) fn loadable(config: SkeletonConfig) -> Table {
     let family = config.family;
     let mut samples: Vec<Element> = Vec::new();
-    for map in Map::ALL.into_iter().filter(|map| !map.is_dynamic()) {
+    for map in Map::all().filter(|map| !map.is_dynamic()) {
         samples.extend((0..7).map(|number| sample(family, map, number)));
     }
     let mut table = Table::new(config, samples);

@@ -35,7 +35,7 @@ impl View {
                 .map(|base| (if base.nat { "nat" } else { "filter" }.to_owned(), base.hook.number(), base.priority));
             view.chains.insert(chain.to_string(), ChainView { base, rules: rules.len() });
         }
-        for map in Map::ALL {
+        for map in Map::all() {
             let elements = table.elements.iter().filter(|element| element.map == map);
             let texts = elements.map(|element| {
                 let mut bare = element.clone();
