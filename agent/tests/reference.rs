@@ -1,5 +1,5 @@
-//! The reference pages for flags, configuration and metrics are generated from
-//! the code. This test compares them with the pages in `docs/`.
+//! The reference pages for flags, configuration, metrics and chains are generated
+//! from the code. These tests compare them with the pages in `docs/`.
 //!
 //! After a deliberate change, write the pages again and read the difference:
 //! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test reference`.
@@ -224,4 +224,95 @@ fn metrics() {
     assert!(rows.len() > 30, "only {} metrics are shown", rows.len());
     page.extend(rows.into_values());
     check("metrics.md", &page);
+}
+
+/// The purpose of each chain, in the order of the page. `N`, `M`, `T` and `L`
+/// stand for numbers.
+const CHAINS: &[(&str, &str)] = &[
+    ("filter-prerouting-pre-dnat", "sends new connections that arrive to `firewall-check`, before their translation"),
+    ("filter-output-pre-dnat", "the same for new connections of the node itself"),
+    ("nat-prerouting", "sends connections that arrive to `services`"),
+    ("nat-output", "sends connections of the node itself to `services`"),
+    ("filter-input", "rejects or drops new connections to this node at frontends without endpoints"),
+    ("filter-forward", "the same for forwarded connections; then checks unused ports and cluster IPs"),
+    ("filter-output", "the same for connections of the node itself"),
+    ("nat-postrouting", "sends translated connections to `masquerading`"),
+    ("firewall-check", "looks up frontends with `loadBalancerSourceRanges`"),
+    ("services", "looks up the frontend, and then NodePorts at addresses that serve them"),
+    ("nodeports", "looks up the NodePort"),
+    (
+        "local-policy",
+        "`externalTrafficPolicy: Local`: chooses between all endpoints and those of this node, by the client",
+    ),
+    ("nodeport-local-policy", "the same for NodePorts"),
+    ("masquerading", "decides whether a translated connection is masqueraded"),
+    ("service-endpoints-check", "looks up frontends without a usable endpoint"),
+    ("nodeport-endpoints-check", "looks up NodePorts without a usable endpoint"),
+    ("cluster-ips-check", "rejects unused ports of cluster IPs, and drops packets to unallocated cluster IPs"),
+    ("reject-chain", "rejects with ICMP port unreachable"),
+    ("lb-N", "chooses one of exactly N endpoints (1 to 3) at random"),
+    ("lb-max-M", "chooses one of more than M/2 and at most M endpoints at random"),
+    ("draw-M", "draws a slot for `lb-max-M`"),
+    (
+        "sticky-N",
+        "session affinity: looks up the client, and goes on to `lb-N` if it is not remembered; `sticky-max-M` likewise",
+    ),
+    ("learn-prerouting", "session affinity: learns the chosen endpoint of connections that arrive"),
+    ("learn-output", "the same for connections of the node itself"),
+    ("learn-T", "remembers the client for T seconds"),
+    ("source-ranges-ipv4", "begins the search for the client among the source ranges; `source-ranges-ipv6` likewise"),
+    ("source-ranges-L", "looks up the client's prefix of length L"),
+];
+
+/// The general name of a chain: `lb-N` for `nodeport-lb-3`.
+fn general(chain: &str) -> String {
+    let balances = |name: &str| ["lb-", "sticky-", "draw-"].iter().any(|start| name.starts_with(start));
+    let plain = chain.trim_start_matches("nodeport-").trim_start_matches("short-circuit-");
+    let chain = if balances(plain) { plain } else { chain };
+    match chain.rsplit_once('-') {
+        Some((start, number)) if number.chars().all(|c| c.is_ascii_digit()) => {
+            let letter = match start {
+                "lb" | "sticky" => 'N',
+                "learn" => 'T',
+                "source-ranges" => 'L',
+                _ => 'M',
+            };
+            format!("{start}-{letter}")
+        }
+        _ => chain.to_owned(),
+    }
+}
+
+#[test]
+fn chains() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut hooks: BTreeMap<String, String> = BTreeMap::new();
+    for entry in fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "nft") {
+            continue;
+        }
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for pair in lines.windows(2) {
+            let Some(name) = pair[0].strip_prefix("chain ").and_then(|name| name.strip_suffix(" {")) else { continue };
+            let hook = pair[1].strip_prefix("type ").and_then(|hook| hook.strip_suffix("; policy accept;"));
+            let hook = hook.map(|hook| format!("`{}`", hook.replace(" hook ", " ").replace(" priority ", ", ")));
+            hooks.insert(general(name), hook.unwrap_or_default());
+        }
+    }
+    let mut page = String::from(
+        "# Chains\n\nThis page is generated from the golden rule sets in `agent/tests/golden`, which show the rules of each\n\
+         chain. A chain with a hook is a base chain; packets reach the others by jumps. The chains `lb-…`,\n\
+         `draw-…` and `sticky-…` also exist with the prefixes `nodeport-`, `short-circuit-` and\n\
+         `nodeport-short-circuit-`, for the maps of these names. Chains with a number exist once a Service\n\
+         needs them. [The architecture](architecture.md#one-packet-followed) follows a packet through the chains.\n\n\
+         | chain | hook, priority | purpose |\n|---|---|---|\n",
+    );
+    for (chain, purpose) in CHAINS {
+        let hook = hooks.remove(*chain).unwrap_or_else(|| panic!("no golden rule set has the chain {chain}"));
+        writeln!(page, "| `{chain}` | {hook} | {purpose} |").unwrap();
+    }
+    assert!(hooks.is_empty(), "CHAINS names no purpose of {:?}", hooks.keys());
+    check("chains.md", &page);
 }
