@@ -14,7 +14,7 @@ use crate::cli::{CompileOptions, OutputFormat};
 use crate::source::ObjectChange;
 use crate::source::manifests::{ManifestSource, SourceError};
 
-/// Why it failed.
+/// The cause.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The manifests could not be read.
@@ -55,7 +55,7 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         OutputFormat::Json => render::json(&ruleset)?,
     };
     match print(&text) {
-        // Whoever reads has seen enough (`vmap-proxy compile | head`).
+        // The reader has closed the pipe (`vmap-proxy compile | head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => Ok(printed?),
     }

@@ -14,17 +14,17 @@ use kube::runtime::events::{Event, EventType, Recorder as Publisher, Reporter};
 use tokio::sync::mpsc;
 use vmap_proxy_compiler::model::types::ServiceName;
 
-/// As kube-proxy names itself, so that filters on its events go on to work.
+/// kube-proxy's name, so that filters on its events keep working.
 const REPORTING_CONTROLLER: &str = "kube-proxy";
 
-/// How many Events may wait; more are dropped.
+/// Maximum number of waiting Events; further ones are dropped.
 const QUEUE: usize = 128;
 
 /// The shortest time between two Events. A change that hits every Service must
 /// not become a storm from every node.
 const PACE: Duration = Duration::from_millis(200);
 
-/// How long the API server may take for one.
+/// Longest time for posting one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest note that the API server takes, in bytes.
@@ -33,7 +33,7 @@ const MAX_NOTE: usize = 1024;
 /// The action of kube-proxy's own Events.
 const START: &str = "StartKubeProxy";
 
-/// Something to tell.
+/// An event to report.
 #[derive(Debug)]
 pub struct Notice {
     regarding: ObjectReference,

@@ -1,5 +1,5 @@
-//! The program `vmap-proxy`, but for its process: reads the command line and
-//! starts what is asked.
+//! The program `vmap-proxy` without its process: reads the command line and
+//! runs the action.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -13,8 +13,8 @@ use crate::config::load;
 use crate::logging::escape::escaped;
 use crate::{cleanup, compile, logging, run};
 
-/// Does what the arguments say, the program's name first. Says on standard
-/// error why it failed.
+/// Runs the action of the arguments, the program's name first. Prints the cause
+/// of a failure on standard error.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     logging::panic::install();
     let invocation = match cli::parse(arguments) {
@@ -28,7 +28,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let lines: Vec<_> = error.to_string().lines().map(|line| escaped(line).into_owned()).collect();
-            // Standard error may be closed; there is nobody left to tell then.
+            // Standard error may be closed; then nobody can be informed.
             let _ = writeln!(io::stderr(), "Error: {}", lines.join("\n"));
             ExitCode::FAILURE
         }
@@ -55,7 +55,7 @@ fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
             load::write_file(&configuration, &path)?;
             tracing::info!("the configuration was written to {}", path.display());
         }
-        // Nobody may read it.
+        // The reader may be gone.
         Action::PrintVersion => _ = writeln!(io::stdout(), "vmap-proxy {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(())

@@ -82,7 +82,7 @@ pub fn whole_numbers(value: Value) -> Value {
     }
 }
 
-/// Up to 2^53 every integer has a float of its own.
+/// Up to 2^53 every integer has its own float.
 fn whole(number: f64) -> Option<i64> {
     const LARGEST: f64 = 9_007_199_254_740_992.0;
     let is_whole = number.fract() == 0.0 && number.abs() <= LARGEST;

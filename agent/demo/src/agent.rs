@@ -36,7 +36,7 @@ const ARGUMENTS: [&str; 8] = [
     "--manifests",
 ];
 
-/// What the line of the first sync has in it, and what that of every later one does.
+/// Parts of the log lines of the first sync and of later ones.
 const FIRST_SYNC: &str = "programmed ";
 const LATER_SYNC: &str = " synced in ";
 
@@ -70,13 +70,13 @@ impl DemoAgent {
         command.args(options.log_format.iter().map(|format| format!("--logging-format={format}")));
         command.env_remove(FILTER_VARIABLE);
         let process = Process::spawn(lab.node(), command, |line| {
-            // Whoever does not read the log misses nothing.
+            // A failed send is harmless: nobody reads the log then.
             let _ = writeln!(io::stderr(), "{line}");
         })?;
         Ok(Self { directory, process })
     }
 
-    /// Waits for the first sync; returns what its line says it did.
+    /// Waits for the first sync, and returns the summary in its line.
     pub(crate) fn wait_until_ready(&self) -> Result<String, DemoError> {
         let line = self.wait_for(0, FIRST_SYNC)?;
         let counts = line.split_once(FIRST_SYNC).map_or("", |(_, counts)| counts);

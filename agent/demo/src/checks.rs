@@ -1,4 +1,4 @@
-//! What the demo asks, and what it expects.
+//! The checks of the demo, with the expected results.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ pub(crate) struct Check {
     pub(crate) expected: Expected,
 }
 
-/// What should come of it.
+/// The expected result.
 #[derive(Debug, Clone)]
 pub(crate) enum Expected {
     /// Each of these pods answers at least once, and nobody else.
@@ -30,7 +30,7 @@ pub(crate) enum Expected {
     Refused,
 }
 
-/// Which source address the pod should see.
+/// The source address that the pod should see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The client's own.

@@ -29,7 +29,7 @@ use agent::DemoAgent;
 use report::Report;
 use vmap_proxy_lab::{Lab, LabError, Transport};
 
-/// Why the demo could not run to its end.
+/// The reason why the demo could not run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// The namespaces could not be made.
@@ -38,9 +38,9 @@ pub enum DemoError {
     /// The directory with the manifests could not be written.
     #[error("{path}: {source}; the demo needs a directory for temporary files, set TMPDIR to one")]
     Manifests {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The demo ran to its end, and something was not as it should be.
@@ -122,7 +122,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-/// Who has which address, for the table.
+/// Returns the owner of each address, for the table.
 fn names() -> BTreeMap<IpAddr, &'static str> {
     let fixed = [
         ("192.0.2.11", "node-1"),

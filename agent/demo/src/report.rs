@@ -7,7 +7,7 @@ use crate::DemoError;
 use crate::checks::{Check, Expected, Flow, Source};
 use vmap_proxy_lab::{Lab, LabError, ProbeResult};
 
-/// Prints a line for every check and counts what was not as expected.
+/// Prints a line for every check and counts unexpected results.
 pub(crate) struct Report {
     names: BTreeMap<IpAddr, &'static str>,
     passed: usize,
@@ -23,10 +23,10 @@ impl Report {
         say!("{title}");
         say!(
             "  {:<40} {:<27} {:<38} {:<22} expected",
-            "what",
-            "asked",
-            "who answered (times)",
-            "from (as they saw it)"
+            "connection",
+            "destination",
+            "answered by (times)",
+            "source seen by the pod"
         );
     }
 
@@ -47,10 +47,15 @@ impl Report {
         let right = flow.connections > 0 && flow.failures.is_empty();
         self.count(right);
         let verdict = if right { "yes" } else { "NO" };
-        say!("  {} connections meanwhile, {} failed {:>72}", flow.connections, flow.failures.len(), verdict);
+        let outcome = format!("{} connections meanwhile, {} failed", flow.connections, flow.failures.len());
+        // As wide as the first four columns of a line.
+        say!("  {outcome:<130} {verdict}");
     }
 
-    /// The last line, and an error if anything was not as expected.
+    /// Prints the last line.
+    ///
+    /// # Errors
+    /// If any check was not as expected.
     pub(crate) fn finish(self) -> Result<(), DemoError> {
         say!("{} as expected, {} not", self.passed, self.failed);
         if self.failed == 0 { Ok(()) } else { Err(DemoError::Unexpected(self.failed)) }

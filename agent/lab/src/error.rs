@@ -1,4 +1,4 @@
-//! What can go wrong while a lab is built or used.
+//! Errors while a lab is built or used.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,15 +14,15 @@ pub enum LabError {
          kernel.apparmor_restrict_unprivileged_userns)"
     )]
     NotPermitted {
-        /// What the kernel answered.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A system call failed. `call` says which and on what.
+    /// A system call failed. `call` names it and its object.
     #[error("{call}: {source}")]
     Syscall {
         /// The call and its object, for a human reader.
         call: String,
-        /// What the kernel answered.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel refused a link, address, route, neighbour or routing rule.

@@ -35,7 +35,7 @@ impl Flow {
         })?
     }
 
-    /// What the first packet met.
+    /// The fate of the first packet.
     pub fn opened(&self) -> ProbeResult {
         self.opened
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 /// How long [`get_blocking`] waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a server replied.
+/// The reply of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// The status code.

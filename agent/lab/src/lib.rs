@@ -1,7 +1,7 @@
 //! A laptop-sized cluster of network namespaces: client, node, pods, second node.
 //!
 //! A [`Lab`] is one *node* namespace, where the proxy under study runs, and any number of *hosts*, each a
-//! namespace of its own joined to the node by a veth pair. A host carries any addresses (one pod, all pods of
+//! separate namespace joined to the node by a veth pair. A host carries any addresses (one pod, all pods of
 //! another node, every external client), and every packet it sends crosses the node, even to another address
 //! of the same host; so what the node's rule set does is always seen.
 //!
@@ -12,15 +12,15 @@
 //!           10.244.2.5)         192.0.2.11
 //! ```
 //!
-//! [`Lab::listen`] starts echo servers that tell who answered and which source address they saw,
-//! [`Lab::probe_all`] opens new connections to them and tells an answer, a TCP reset, an ICMP error and silence
-//! apart. [`Lab::open_flow`] keeps one connection open. [`Process`] runs a program in a namespace and follows its log;
-//! [`http`] asks its servers.
+//! [`Lab::listen`] starts echo servers that report their own address and the source address that they see,
+//! [`Lab::probe_all`] opens new connections to them and distinguishes an answer, a TCP reset, an ICMP error and
+//! silence apart. [`Lab::open_flow`] keeps one connection open. [`Process`] runs a program in a namespace and follows
+//! its log; [`http`] asks its servers.
 //!
 //! # Privileges
 //!
 //! [`enter_user_namespace`] must be called before any thread exists; with it an ordinary user is root in
-//! namespaces of their own, where the kernel allows unprivileged user namespaces.
+//! separate namespaces, if the kernel allows unprivileged user namespaces.
 //!
 //! # Cleanup after a crash
 //!

@@ -19,8 +19,8 @@ use crate::LabError;
 /// never sits on a port under test.
 const FIRST_PROBE_PORT: u16 = 33_000;
 
-/// Moves the whole process into mount and network namespaces of its own, and into a user namespace of its own
-/// where it lacks the privilege otherwise.
+/// Moves the whole process into separate mount and network namespaces, and into a separate user namespace if
+/// it lacks the privilege otherwise.
 ///
 /// Call it at the very start of `main`: a user namespace can be entered only while the process has a single
 /// thread, and threads started before would stay in the old network namespace.
@@ -102,7 +102,7 @@ impl NetNs {
     }
 
     fn with_probe_ports(name: String, probe_ports: Arc<AtomicU16>) -> Result<Self, LabError> {
-        // A network namespace belongs to a thread, so a thread of its own makes it, and the caller stays
+        // A network namespace belongs to a thread, so a separate thread creates it, and the caller stays
         // where it was.
         let made = thread::scope(|scope| scope.spawn(make_namespace).join());
         let fd = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;

@@ -41,7 +41,7 @@ fn measure() -> io::Result<Duration> {
     let passed = (0..ROUNDS).try_for_each(|_| here.write_all(&byte).and_then(|()| here.read_exact(&mut byte)));
     let took = begun.elapsed();
     drop(here);
-    // The echo has nothing to tell, and can't panic.
+    // The echo thread returns nothing, and cannot panic.
     let _ = echo.join();
     passed.map(|()| took)
 }

@@ -54,7 +54,7 @@ pub struct Probe {
     pub timeout: Duration,
 }
 
-/// What became of a probe.
+/// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeResult {
     /// An echo server answered.
@@ -72,7 +72,7 @@ pub enum ProbeResult {
         kind: u8,
         /// The ICMP code: "port unreachable" is 3 in ICMP, 4 in ICMPv6.
         code: u8,
-        /// Who sent the error, where the kernel tells.
+        /// The sender of the error, if the kernel reports it.
         reporter: Option<IpAddr>,
     },
     /// Nothing came back in time.
@@ -85,8 +85,8 @@ pub enum ProbeResult {
 }
 
 impl ProbeResult {
-    /// Whether this is the ICMP or ICMPv6 "port unreachable" a rejecting rule sends. A host sends the same for
-    /// a closed UDP port, so a probe that must tell the two apart needs a listener there.
+    /// Returns whether this is the ICMP or ICMPv6 "port unreachable" a rejecting rule sends. A host sends the
+    /// same for a closed UDP port, so a probe that must tell the two apart needs a listener there.
     pub fn is_port_unreachable(&self) -> bool {
         match self {
             Self::IcmpUnreachable { kind, code, .. } => matches!((kind, code), (3, 3) | (1, 4)),
@@ -142,7 +142,7 @@ pub fn probe_all(namespace: &NetNs, probes: &[Probe]) -> Result<Vec<ProbeResult>
     })?
 }
 
-/// Waits until a socket has something to say or the first deadline passes.
+/// Waits until a socket has an event or the first deadline passes.
 fn wait_for_any<'a>(flying: impl Iterator<Item = &'a Attempt> + Clone) -> Result<(), LabError> {
     let Some(deadline) = flying.clone().map(|attempt| attempt.deadline).min() else {
         return Ok(());
@@ -165,7 +165,7 @@ pub(crate) struct Attempt {
     transport: Transport,
     source_port: u16,
     pub(crate) deadline: Instant,
-    /// What TCP has delivered so far.
+    /// The bytes that TCP has delivered so far.
     pub(crate) text: Vec<u8>,
     /// The probe ended while it was started.
     ended: Option<ProbeResult>,
@@ -224,7 +224,7 @@ impl Attempt {
         }
     }
 
-    /// What an error of a later send means.
+    /// Returns the meaning of an error of a later send.
     pub(crate) fn note_send_error(&mut self, error: &io::Error) {
         self.ended = self.judge(error);
     }
@@ -247,7 +247,8 @@ impl Attempt {
         }
     }
 
-    /// Reads what is there; `Ok(None)` means the answer is not complete.
+    /// Reads the available bytes; `Ok(None)` means that the answer is not
+    /// complete.
     fn read_answer(&mut self) -> io::Result<Option<ProbeResult>> {
         let mut buffer = [0; RECEIVE_BUFFER];
         match self.transport {
@@ -275,7 +276,8 @@ impl Attempt {
         }
     }
 
-    /// What an error of a socket call means; `None` means keep waiting.
+    /// Returns the meaning of an error of a socket call; `None` means keep
+    /// waiting.
     fn judge(&self, error: &io::Error) -> Option<ProbeResult> {
         match error.raw_os_error() {
             // A rule that drops on output answers "not permitted" to the sender (a reject does too, but its ICMP

@@ -1,4 +1,4 @@
-//! A program in a namespace, and what it logs.
+//! A program in a namespace, and its log.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader};
@@ -19,11 +19,11 @@ pub struct Process {
     reader: Option<JoinHandle<()>>,
 }
 
-/// Why a line of the log, or the end of the program, was awaited in vain.
+/// The reason why a line of the log, or the end of the program, did not come.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}; its log:\n{}", .log.join("\n"))]
 pub struct NoLine {
-    /// What happened instead.
+    /// The event that happened instead.
     pub cause: &'static str,
     /// Every line so far.
     pub log: Vec<String>,
@@ -43,11 +43,11 @@ struct LogState {
 
 impl Process {
     /// Starts a command inside a namespace, without standard input and output. `each_line` sees every line of its log,
-    /// on a thread of its own.
+    /// on a separate thread.
     ///
     /// # Errors
     ///
-    /// The namespace can't be entered, there is no such program, or no process or thread can be had.
+    /// If the namespace cannot be entered, the program does not exist, or no process or thread can be created.
     pub fn spawn(
         namespace: &NetNs,
         mut command: Command,

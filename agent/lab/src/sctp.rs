@@ -24,7 +24,7 @@ pub(crate) struct Packet {
     pub(crate) target_port: u16,
     /// The tag the receiver chose; 0 in an INIT.
     pub(crate) verification_tag: u32,
-    /// The tag the sender chooses for what it wants to receive.
+    /// The tag that the sender chooses for packets to it.
     pub(crate) initiate_tag: u32,
     /// The state cookie: present in an INIT ACK only.
     pub(crate) cookie: Option<Vec<u8>>,

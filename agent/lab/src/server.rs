@@ -1,6 +1,7 @@
-//! Echo servers that say who they are and which source address they see.
+//! Echo servers that report their own address and the source address that they
+//! see.
 //!
-//! Over TCP a server says it in a line when the connection opens, and once more for every line it gets; over UDP for
+//! Over TCP a server sends this line when the connection opens, and again for every line it receives; over UDP for
 //! every datagram, over SCTP for every INIT.
 
 use std::fmt;
@@ -22,8 +23,8 @@ use crate::{LabError, NetNs, Transport};
 /// Longest datagram or packet read at once; probes and answers are far shorter.
 pub(crate) const RECEIVE_BUFFER: usize = 2048;
 
-/// What an echo server answers: its own address and port, and the sender's as it sees them. In text
-/// `10.244.1.5:8080 saw 192.0.2.11:40000`.
+/// The answer of an echo server: its own address and port, and the sender's as it sees them. In
+/// text `10.244.1.5:8080 saw 192.0.2.11:40000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// The address and port the server listens on.

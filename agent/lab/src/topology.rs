@@ -30,7 +30,7 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv6.conf.default.accept_redirects", "0"),
 ];
 
-/// What makes the node a router.
+/// The settings that make the node a router.
 const NODE_SYSCTLS: &[(&str, &str)] =
     &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
 
@@ -169,7 +169,7 @@ pub struct Lab {
     node_addresses: BTreeSet<IpAddr>,
     node_server: EchoServer,
     hosts: Vec<Host>,
-    /// Which host (by position) has which address.
+    /// The host (by position) of each address.
     owners: RwLock<BTreeMap<IpAddr, usize>>,
 }
 
@@ -193,7 +193,8 @@ impl Lab {
         self.find_host(name).map(|index| &self.hosts[index].namespace)
     }
 
-    /// Whether the node has this address (its own, or in the loopback range).
+    /// Returns whether the node has this address (its own, or in the loopback
+    /// range).
     pub fn is_node_address(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.node_addresses.contains(&address)
     }

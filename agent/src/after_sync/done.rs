@@ -1,4 +1,4 @@
-//! What one sync came to.
+//! The result of one sync.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,17 +15,17 @@ use crate::metrics::SyncKind;
 use crate::sync::report::SyncReport;
 use crate::sync::{SyncError, Syncer};
 
-/// What one sync came to: all that anybody needs to know about it.
+/// The complete result of one sync, for all listeners.
 #[derive(Debug, Default)]
 pub struct SyncDone {
-    /// What was committed, and what was left out. Of a failed sync: what was
-    /// committed before the failure.
+    /// The committed changes, and the parts that were left out. For a failed
+    /// sync: the changes committed before the failure.
     pub report: SyncReport,
-    /// Why it failed; `None`: it succeeded.
+    /// The cause of the failure; `None` if it succeeded.
     pub failure: Option<String>,
-    /// Whether it undid a change that somebody else made to our tables.
+    /// Whether it undid a foreign change to our tables.
     pub undid_foreign_change: bool,
-    /// How many Services are in quarantine.
+    /// The number of Services in quarantine.
     pub quarantined: usize,
     /// Service ports that a Local policy leaves without endpoints.
     pub without_local: WithoutLocal,
@@ -56,15 +56,15 @@ pub struct LocalCounts {
     pub external: usize,
 }
 
-/// What became of the health check ports of Services.
+/// The changes of the health check ports of Services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HealthChecks {
     /// The addresses to listen on; `None`: as before.
     pub addresses: Option<Vec<IpAddr>>,
     /// Whether `services` names every Service that has such a port.
     pub is_complete: bool,
-    /// The Services that have such a port or had one, and what it answers now;
-    /// `None`: it is gone.
+    /// The Services that have such a port or had one, and its current answer;
+    /// `None` if it is gone.
     pub services: BTreeMap<ServiceName, Option<ServiceHealth>>,
 }
 
@@ -90,7 +90,7 @@ impl SyncDone {
         Self { failure: Some(error.to_string()), quarantined, report, ..Self::default() }
     }
 
-    /// Whether the kernel was compared as a whole.
+    /// Returns whether the whole kernel state was compared.
     pub fn kind(&self) -> SyncKind {
         if self.report.repaired { SyncKind::Full } else { SyncKind::Partial }
     }
@@ -150,7 +150,7 @@ impl HealthChecks {
     }
 }
 
-/// What the health check of a Service answers; `None` if it has none.
+/// Returns the answer of a Service's health check; `None` if it has none.
 fn service_health(syncer: &Syncer, name: &ServiceName) -> Option<ServiceHealth> {
     let [v4, v6] = Family::ALL.map(|family| syncer.planner().compiled(name, family));
     let count = |compiled: Option<&CompiledService>| compiled.map(|compiled| compiled.ready_local as usize);

@@ -16,7 +16,7 @@ pub struct SyncMetrics {
     metrics: Metrics,
     families: Vec<Family>,
     started: SystemTime,
-    /// When that happened which changed a slice, for each change that waits.
+    /// The trigger time of each waiting slice change.
     triggers: Vec<(Family, SystemTime)>,
     changed_services: usize,
     changed_slices: usize,
@@ -62,7 +62,7 @@ impl SyncMetrics {
         self.metrics.set_service_changes_pending(self.changed_services);
     }
 
-    /// What was committed counts, whether the sync succeeded or not.
+    /// Committed changes count, whether the sync succeeded or not.
     fn count_commits(&self, done: &SyncDone) {
         let report = &done.report;
         report.commits.iter().for_each(|took| self.metrics.committed(*took));

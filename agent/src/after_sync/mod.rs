@@ -1,4 +1,4 @@
-//! What follows from a sync beside the rules.
+//! The consequences of a sync other than rules.
 //!
 //! The sync loop makes one owned value of each sync, [`SyncDone`], and hands it to
 //! small listeners. None of them asks the syncer anything or knows another, and
@@ -21,18 +21,18 @@ pub use done::{HealthChecks, LocalCounts, SyncDone, WithoutLocal};
 
 use crate::source::Event;
 
-/// Why the kernel may not hold what it should.
+/// The reason why the kernel may not have the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// In one sentence.
     pub reason: String,
-    /// Whether Services may be without rules that had some, and not only a
-    /// change be late.
+    /// Whether Services may have lost rules, as opposed to a change that is
+    /// only late.
     pub rules_missing: bool,
 }
 
-/// Somebody whom the sync loop tells what it does. It waits for each call, so
-/// none may block.
+/// A listener of the sync loop. The loop waits for each call, so none may
+/// block.
 pub trait Observer {
     /// A source reported something. Nothing of it is programmed yet.
     fn on_event(&mut self, _event: &Event) {}
@@ -43,10 +43,11 @@ pub trait Observer {
     /// Chains that nothing uses any more could not be deleted. That will be
     /// tried again.
     fn on_cleanup_failed(&mut self) {}
-    /// The kernel may not hold what it should. Called again when the reason
+    /// The kernel may not have the desired state. Called again when the reason
     /// changes.
     fn on_trouble(&mut self, _trouble: &Trouble) {}
-    /// The kernel holds what it should, and nobody is about to change that.
+    /// The kernel has the desired state, and no program is about to change
+    /// that.
     fn on_recovery(&mut self) {}
 }
 

@@ -96,7 +96,7 @@ pub struct RunOptions {
     /// The file it was read from. When the file changes, the process exits with
     /// an error, as kube-proxy does, to be started again with the new one.
     pub configuration_file: Option<PathBuf>,
-    /// What decides the fate of packets, the node's name among it.
+    /// The settings that decide the fate of packets, including the node's name.
     pub proxy: ProxyConfig,
     /// Address of `/healthz` and `/livez`; `None` if they are off.
     pub healthz_address: Option<SocketAddr>,
@@ -122,9 +122,9 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// Whether a sysctl that cannot be set ends the process. In a cluster it
-    /// does, as in kube-proxy. With manifests it is a warning, because the node
-    /// may serve other purposes.
+    /// Returns whether a sysctl that cannot be set ends the process. In a
+    /// cluster it does, as in kube-proxy. With manifests it is a warning,
+    /// because the node may serve other purposes.
     pub fn sysctl_failure_is_fatal(&self) -> bool {
         matches!(self.source, Source::Kubernetes { .. })
     }
@@ -135,7 +135,7 @@ impl RunOptions {
 pub struct CompileOptions {
     /// Files or directories of manifests.
     pub manifests: Vec<PathBuf>,
-    /// What decides the fate of packets, the node's name among it.
+    /// The settings that decide the fate of packets, including the node's name.
     pub proxy: ProxyConfig,
     /// nft's language or JSON.
     pub output: OutputFormat,

@@ -28,9 +28,9 @@ pub const RETRY: Duration = Duration::from_secs(5);
      stop what uses the port (another kube-proxy?) or set {setting}"
 )]
 pub struct ListenError {
-    /// Which server, in words.
+    /// The name of the server.
     pub server: &'static str,
-    /// Where.
+    /// The address.
     pub address: SocketAddr,
     /// The field that sets the address.
     pub setting: &'static str,
@@ -38,28 +38,29 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
-/// Where and how a server listens.
+/// The address and manner in which a server listens.
 #[derive(Debug, Clone)]
 pub struct Listen {
-    /// Which server, in words, for messages.
+    /// The name of the server, for messages.
     pub server: &'static str,
     /// The field that sets the address, for messages.
     pub setting: &'static str,
-    /// Where. An unspecified address of either family means all addresses of
-    /// both, as Go has it.
+    /// The address. An unspecified address of either family means all addresses
+    /// of both, as in Go.
     pub address: SocketAddr,
     /// Give up at the first failure (`bindAddressHardFail`).
     pub hard_fail: bool,
     /// Time between attempts otherwise.
     pub retry: Duration,
-    /// Told the address once it listens, the port filled in if it was 0.
+    /// Receives the address once the server listens, with the real port if it
+    /// was 0.
     pub listening: watch::Sender<Option<SocketAddr>>,
-    /// Where each failure is told besides the log, if at all.
+    /// An optional receiver of each failure, besides the log.
     pub events: Option<Recorder>,
 }
 
 impl Listen {
-    /// As kube-proxy does it: again every 5 s, unless `hard_fail`.
+    /// As in kube-proxy: again every 5 s, unless `hard_fail`.
     pub fn new(server: &'static str, setting: &'static str, address: SocketAddr, hard_fail: bool) -> Self {
         let listening = watch::Sender::new(None);
         Self { server, setting, address, hard_fail, retry: RETRY, listening, events: None }
@@ -102,7 +103,7 @@ impl Listen {
 
 async fn serve(listener: Bounded, router: Router) -> io::Error {
     match axum::serve(listener, router).await {
-        // It never ends well of its own accord.
+        // It never ends by itself without an error.
         Ok(()) => io::Error::other("the listener ended"),
         Err(error) => error,
     }

@@ -1,9 +1,9 @@
-//! What the proxy tells about itself over HTTP: whether it keeps up
+//! The HTTP servers of the proxy's state: whether it keeps up
 //! ([`proxy_server`]), whether a Service has endpoints on this node
 //! ([`service_servers`]), and its metrics ([`metrics_server`]).
 //!
 //! Paths, status codes, headers and bodies are kube-proxy's
-//! (`pkg/proxy/healthcheck`); where we differ, the item says so.
+//! (`pkg/proxy/healthcheck`); each item documents its differences.
 
 mod connection;
 pub mod listen;

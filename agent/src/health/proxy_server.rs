@@ -27,9 +27,9 @@ pub fn router(health: HealthState, metrics: Metrics) -> Router {
     Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state((health, metrics))
 }
 
-/// Whether the node should get traffic: 200 while the proxy keeps up, has its
-/// rules in place (or had them until a second ago), and the node is not about to
-/// go.
+/// Answers whether the node should get traffic: 200 while the proxy keeps up,
+/// has its rules in place (or had them until a second ago), and the node is not
+/// about to go.
 async fn healthz(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
     let report = health.report();
     let body = Body::healthz(&report);
@@ -37,7 +37,7 @@ async fn healthz(State((health, metrics)): State<(HealthState, Metrics)>) -> Res
     body.into_response()
 }
 
-/// Whether the proxy should be left running: 200 while it keeps up.
+/// Answers whether the proxy should keep running: 200 while it keeps up.
 async fn livez(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
     let report = health.report();
     let body = Body::livez(&report);
@@ -45,9 +45,9 @@ async fn livez(State((health, metrics)): State<(HealthState, Metrics)>) -> Respo
     body.into_response()
 }
 
-/// kube-proxy's body, and `reason`, which it lacks: there, a body may say
-/// `healthy: true` under a 503 and leave the reader to wonder. Under a 200 the
-/// reason is what is wrong and, so far, no reason to send traffic elsewhere.
+/// kube-proxy's body, plus `reason`. In kube-proxy a body may contain
+/// `healthy: true` under a 503 without an explanation. Under a 200 the reason
+/// is a warning: it does not yet require traffic to go elsewhere.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -119,7 +119,7 @@ impl Body {
     }
 }
 
-/// What is wrong with the rules. With a 200 it is a warning.
+/// The defect of the rules. With a 200 it is a warning.
 fn explain(report: &Report) -> Option<String> {
     const OVERDUE: &str = "a change has waited too long for its sync";
     match (report.healthy, &report.trouble) {

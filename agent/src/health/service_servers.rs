@@ -40,7 +40,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// What a Service's server listens on and answers.
+/// The port and answer of a Service's server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceHealth {
     /// `spec.healthCheckNodePort`, not 0.
@@ -71,24 +71,24 @@ pub fn listen_addresses(config: &ProxyConfig, node: &NodeInfo, families: &[Famil
 #[derive(Debug)]
 pub struct ServiceHealthServers {
     health: HealthState,
-    /// Where the servers run: not on the thread that commits.
+    /// The runtime of the servers, which is not the committing thread.
     runtime: Handle,
     shared: Shared,
     state: Mutex<Servers>,
 }
 
-/// What all listeners share.
+/// State shared by all listeners.
 #[derive(Debug, Clone)]
 struct Shared {
     open: watch::Sender<BTreeSet<SocketAddr>>,
     events: Option<Recorder>,
-    /// How many more may listen.
+    /// The number of further listeners that are allowed.
     sockets: Arc<Semaphore>,
     connections: Arc<Connections>,
 }
 
 impl Shared {
-    /// For a process that may have so many open files.
+    /// Creates the servers of a process with this limit of open files.
     fn new(descriptors: u64) -> Self {
         let connections = most_connections(descriptors);
         // There are as many connections to the health and metrics servers.
@@ -122,8 +122,8 @@ struct Place {
     stack: Stack,
 }
 
-/// Where the server of a Service listens: on the addresses of its families. One
-/// socket serves all addresses of both.
+/// Returns the addresses on which the server of a Service listens: those of its
+/// families. One socket serves all addresses of both.
 fn places(addresses: &[IpAddr], service: &ServiceHealth) -> BTreeSet<Place> {
     let has_family = |address: &&IpAddr| match address {
         IpAddr::V4(_) => service.local_ipv4.is_some(),
@@ -152,7 +152,7 @@ impl Drop for Listener {
     }
 }
 
-/// What the listeners of one Service share.
+/// State shared by the listeners of one Service.
 #[derive(Debug)]
 struct Answer {
     service: ServiceName,
@@ -206,8 +206,8 @@ impl ServiceHealthServers {
         self.apply(&mut servers, &changes);
     }
 
-    /// What became of some Services; `None`: it has no server any more. All others
-    /// stay as they are, and cost nothing.
+    /// The changes of some Services; `None` if a Service no longer has a server.
+    /// All others stay as they are, and cost nothing.
     pub fn change(&self, services: &BTreeMap<ServiceName, Option<ServiceHealth>>) {
         self.apply(&mut self.lock(), services);
     }
@@ -284,7 +284,7 @@ async fn listen(place: Place, answer: Arc<Answer>, shared: Shared) {
             process::descriptor_limit()
         );
     }
-    // Never closed: an error is as good as a permit.
+    // The semaphore is never closed, so an error may count as a permit.
     let _permit = shared.sockets.acquire().await;
     let mut pause = FIRST_RETRY;
     loop {
@@ -508,7 +508,7 @@ mod tests {
             let (node, kept, old, new) = (Node::new(), free_port(), free_port(), free_port());
             node.set(&[("kept", kept, 1), ("moved", old, 1)]);
             node.wait_open(&BTreeSet::from([kept, old]).into_iter().collect::<Vec<_>>()).await;
-            // A connection of a listener that is closed anew would not be accepted.
+            // A listener that was closed and opened again would not accept the connection.
             let mut idle = tokio::net::TcpStream::connect((LOCALHOST, kept)).await.unwrap();
             node.set(&[("kept", kept, 3), ("moved", new, 1)]);
             node.wait_open(&BTreeSet::from([kept, new]).into_iter().collect::<Vec<_>>()).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use vmap_proxy_lab::http;
 pub(super) use vmap_proxy_lab::http::Reply;
 
-/// How long a test may wait for anything; far more than it takes.
+/// Longest wait of a test, far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a test to its end, or fails it.

@@ -64,16 +64,16 @@ struct VersionLabel {
 type ByFamily<M, C = fn() -> M> = MetricFamily<FamilyLabel, M, C>;
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// How much a sync did: kube-proxy times the two apart.
+/// The kind of a sync. kube-proxy times the two separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncKind {
     /// The kernel's state was compared as a whole: at start and after a failure.
     Full,
-    /// Only what had changed.
+    /// Only the changes were processed.
     Partial,
 }
 
-/// Which of a Service's traffic policies is meant.
+/// One of a Service's traffic policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrafficPolicy {
     /// `spec.internalTrafficPolicy`
@@ -82,7 +82,7 @@ pub enum TrafficPolicy {
     External,
 }
 
-/// What was done to elements of sets and maps.
+/// An operation on elements of sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// An element was added.
@@ -167,7 +167,7 @@ impl Metrics {
         Self::with_proc("/proc".into())
     }
 
-    /// As [`Metrics::new`], with another root for the process's own figures.
+    /// Like [`Metrics::new`], with another root for the process's own figures.
     pub fn with_proc(proc: PathBuf) -> Self {
         let sync: fn() -> Histogram = sync_histogram;
         let network: fn() -> Histogram = network_programming_histogram;
@@ -355,7 +355,8 @@ impl Metrics {
         of_kind.get_or_create(&label).observe(took.as_secs_f64());
     }
 
-    /// Deleting what is no longer needed failed; it will be tried again.
+    /// Records that unused objects could not be deleted; it will be tried
+    /// again.
     pub fn cleanup_failed(&self, family: Family) {
         self.cleanup_failures.get_or_create(&by_family(family)).inc();
     }
@@ -433,7 +434,8 @@ impl Metrics {
         self.elements_changed.get_or_create(&OperationLabel { operation }).inc_by(elements as u64);
     }
 
-    /// Services that are not programmed at present, for a fault of their own.
+    /// Sets the number of Services that are not programmed because of a fault
+    /// in them.
     pub fn set_quarantined_services(&self, services: usize) {
         self.quarantined_services.set(gauge_value(services));
     }

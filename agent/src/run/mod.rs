@@ -44,11 +44,12 @@ pub use own_node::NodeError;
 use own_node::NodeSource;
 use sync_thread::{SyncThread, Work};
 
-/// How many events may wait between a source and the sync loop. Each may hold
-/// hundreds of objects, so few: a first list is compiled as fast as it comes.
+/// Maximum number of events between a source and the sync loop. It is small,
+/// because each may hold hundreds of objects, and a first list is compiled as
+/// fast as it arrives.
 const EVENT_QUEUE: usize = 4;
 
-/// Why the agent ended.
+/// The reason why the agent ended.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The event loop or the signal handlers could not be set up.
@@ -121,7 +122,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let metrics = Metrics::new();
     let health = HealthState::new(Clock::system(), options.health_timeout);
     if matches!(options.source, Source::Manifests(_)) {
-        // Without a cluster nothing says that the node is not eligible.
+        // Without a cluster the node counts as eligible.
         health.set_node(NodeEligibility::Eligible);
     }
     let (recorder, notices) = k8s_events::channel(&options.proxy.node_name);
@@ -183,8 +184,8 @@ fn observers(metrics: &Metrics, health: &HealthState, families: &[Family], recor
     ]
 }
 
-/// Sets what kube-proxy sets on a node of its cluster. With manifests nothing
-/// says that the machine is such a node, and it is left as it is.
+/// Sets the sysctls that kube-proxy sets on a node. With manifests the machine
+/// may not be such a node, and stays unchanged.
 fn set_up_node(options: &RunOptions) -> Result<(), SysctlError> {
     let sysctls = Sysctls::default();
     sysctls.set_up(&options.configuration.conntrack, options.sysctl_failure_is_fatal())?;
@@ -223,8 +224,8 @@ async fn run_source(
     std::future::pending().await
 }
 
-/// Resolves when the configuration file changes: whoever started the agent
-/// starts it again with the new one, as with kube-proxy.
+/// Returns when the configuration file changes, so that the agent is started
+/// again with the new one, as in kube-proxy.
 async fn configuration_changed(options: &RunOptions) -> Error {
     let Some(path) = &options.configuration_file else { return std::future::pending().await };
     crate::config::watch::changed(path).await;
@@ -270,7 +271,7 @@ fn shutdown() -> std::io::Result<impl Future<Output = ()>> {
 pub fn families() -> Vec<Family> {
     let mut families = vec![Family::Ipv4];
     let disabled = patiently(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6"));
-    // What can't be read for the moment is no reason to go without IPv6 for ever.
+    // A temporary read error must not disable IPv6 for ever.
     let is_disabled =
         disabled.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |value| value.trim() == "1");
     if std::path::Path::new("/proc/net/if_inet6").exists() && !is_disabled {

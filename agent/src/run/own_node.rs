@@ -1,5 +1,5 @@
-//! Holds the first sync back until this node's Node object tells enough, and
-//! logs what it lacks.
+//! Delays the first sync until this node's Node object is complete enough, and
+//! logs its missing parts.
 //!
 //! kube-proxy waits at its start for the Node to have an address, for 30 s, and
 //! in NodeCIDR mode for its `podCIDRs`, for 5 minutes, after which it ends
@@ -24,7 +24,7 @@ use vmap_proxy_compiler::ruleset::Family;
 use crate::netlink::{AddressWatcher, NetlinkError, default_addresses};
 use crate::source::{Event, NodeMarks, ObjectChange, Origin};
 
-/// How long the first sync waits for the Node.
+/// Longest time that the first sync waits for the Node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// For an address.
@@ -33,11 +33,11 @@ pub(super) struct Patience {
     pub(super) pod_cidrs: Duration,
 }
 
-/// As kube-proxy.
+/// As in kube-proxy.
 pub(super) const PATIENCE: Patience =
     Patience { address: Duration::from_secs(30), pod_cidrs: Duration::from_secs(5 * 60) };
 
-/// Why there is no use in waiting any longer.
+/// The reason to stop waiting.
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// detectLocalMode NodeCIDR, and no Node of this name.
@@ -48,7 +48,7 @@ pub enum NodeError {
     Missing {
         /// The name of this node.
         name: String,
-        /// How long was waited.
+        /// The time waited.
         patience: Duration,
     },
     /// detectLocalMode NodeCIDR, and a Node without pod ranges.
@@ -59,7 +59,7 @@ pub enum NodeError {
     NoPodCidrs {
         /// The name of this node.
         name: String,
-        /// How long was waited.
+        /// The time waited.
         patience: Duration,
     },
     /// There is no Node object, and the machine's addresses can't be read.
@@ -67,13 +67,13 @@ pub enum NodeError {
     Netlink(#[from] NetlinkError),
 }
 
-/// Where the Node object comes from.
+/// The source of the Node object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NodeSource {
     /// A cluster: the object may be late, and is waited for.
     Cluster,
-    /// Manifests: what they don't hold does not come by itself. Without a Node
-    /// object, the machine's default addresses stand in for it.
+    /// Manifests: missing objects do not arrive by themselves. Without a Node
+    /// object, the machine's default addresses are used.
     Manifests,
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn watch(
     events: mpsc::Sender<Event>,
 ) -> Result<Infallible, NodeError> {
     pass(config, source, patience, received, &events).await?;
-    // The source or the sync loop ended: whoever is left notices by itself.
+    // The source or the sync loop ended; the other one notices by itself.
     drop(events);
     std::future::pending().await
 }
@@ -150,7 +150,7 @@ async fn addresses_changed(machine: &mut Option<AddressWatcher>) -> Result<(), N
     }
 }
 
-/// What the Node object does not tell.
+/// The missing parts of the Node object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lack {
     /// There is no object of this name.
@@ -174,7 +174,7 @@ enum Phase {
     Started,
 }
 
-/// What is known of this node's object, and what was logged about it.
+/// The known state of this node's object, and the log lines about it.
 #[derive(Debug)]
 struct OwnNode<'a> {
     config: &'a ProxyConfig,
@@ -210,7 +210,7 @@ impl<'a> OwnNode<'a> {
         }
     }
 
-    /// Takes what an event tells of this Node.
+    /// Applies an event about this Node.
     fn observe(&mut self, event: &Event) {
         let Event::Changes(changes) = event else { return };
         let own = (Kind::Node, self.config.node_name.as_str());
@@ -236,7 +236,7 @@ impl<'a> OwnNode<'a> {
         self.phase = Phase::Start;
     }
 
-    /// Whether the first sync may run; true once.
+    /// Returns whether the first sync may run; true once.
     fn take_start(&mut self) -> bool {
         let start = self.phase == Phase::Start;
         if start {
@@ -245,7 +245,7 @@ impl<'a> OwnNode<'a> {
         start
     }
 
-    /// When to give up, while waiting.
+    /// The time to give up, while waiting.
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Waiting { since } => Some(since + self.patience()),
@@ -257,7 +257,7 @@ impl<'a> OwnNode<'a> {
         if self.lacks_pod_cidrs() { self.patience.pod_cidrs } else { self.patience.address }
     }
 
-    /// Ends the wait if nothing is lacking, else logs what is.
+    /// Ends the wait if the object is complete, else logs the missing parts.
     fn wait_on(&mut self) {
         if !matches!(self.phase, Phase::Waiting { .. }) {
             return;
@@ -290,7 +290,7 @@ impl<'a> OwnNode<'a> {
         Ok(())
     }
 
-    /// What an unknown address means.
+    /// The consequence of an unknown address.
     fn consequence(&self) -> &'static str {
         if Family::ALL.into_iter().any(|family| self.config.node_ports_need_primary(family)) {
             "NodePorts stay closed"
@@ -318,7 +318,7 @@ impl<'a> OwnNode<'a> {
         }
     }
 
-    /// After the start: what it lost, and what came.
+    /// After the start: lost and new parts.
     fn log_change(&self, before: Option<Lack>) {
         let (name, lack) = (self.name(), self.lack());
         if lack == before {
@@ -472,7 +472,7 @@ mod tests {
         let patience = Patience { address: LONG, pod_cidrs: LONG };
         let waited = with_gate(cluster_cidr(), patience, |mut gate| async move {
             gate.events.send(Event::Synced).await.unwrap();
-            // What is told meanwhile passes, `Synced` does not.
+            // Other events pass meanwhile, `Synced` does not.
             gate.tell(&[], &[]).await;
             gate.is_passed(is_node).await;
             gate.tell(&["192.0.2.11"], &[]).await;

@@ -1,6 +1,6 @@
-//! The sync loop on a thread of its own. The kernel works on a commit inside the
-//! system call, and a first sync or a repair of a large cluster is seconds of
-//! that: health, metrics, signals and the sources do not wait for it.
+//! Runs the sync loop on a separate thread. The kernel processes a commit inside
+//! the system call, and a first sync or a repair of a large cluster takes
+//! seconds. Health, metrics, signals and the sources must not wait for it.
 
 use std::net::IpAddr;
 use std::thread;
@@ -17,11 +17,11 @@ use crate::source::Event;
 use crate::sync::Syncer;
 use crate::sync_loop::{Status, SyncLoopOptions, run_sync_loop};
 
-/// How long the thread may take to end. It does so behind the commit that it is
-/// in, which takes 50 ms, or longer on a machine under load.
+/// Longest time for the thread to end. It ends after its current commit, which
+/// takes 50 ms, or longer on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the loop works with.
+/// The inputs of the loop.
 pub(super) struct Work {
     pub(super) config: ProxyConfig,
     pub(super) families: Vec<Family>,
@@ -44,19 +44,19 @@ impl SyncThread {
     /// Starts it; returns when the kernel has been spoken to.
     ///
     /// # Errors
-    /// If there is no thread to be had, no permission, or no nf_tables.
+    /// If no thread can be created, or there is no permission or no nf_tables.
     pub(super) async fn start(work: Work) -> Result<Self, Error> {
         let (opened, open) = oneshot::channel();
         let (shutdown, asked) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new().name("sync".to_owned());
         thread.spawn(move || {
-            // Nobody waits any more if this fails.
+            // It fails only if the receiver is gone.
             let _ = end.send(run(work, opened, asked));
         })?;
         match open.await {
             Ok(stop) => Ok(Self { stop, shutdown, ended }),
-            // It ended before it had one; why, it says itself.
+            // It ended before it had one, and reports the reason itself.
             Err(_) => Err(ended.await.ok().and_then(Result::err).unwrap_or(Error::SyncThread)),
         }
     }
@@ -86,7 +86,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         let Work { config, families, addresses, events, changes_of_addresses, status, mut observers, options } = work;
         let mut syncer = Syncer::new(config, Kernel::open()?, &families);
         syncer.set_interface_addresses(addresses);
-        // Whoever started this waits for it.
+        // The caller waits for it.
         let _ = opened.send(syncer.stop_flag());
         let shutdown = async {
             let _ = asked.await;

@@ -12,29 +12,29 @@ use vmap_proxy_compiler::model::objects::{ANNOTATION_TRIGGER_TIME, Change, Endpo
 use vmap_proxy_compiler::model::{NodeInfo, ObjectRef};
 use vmap_proxy_compiler::ruleset::Family;
 
-/// A change of one object: checked, and with everything that anybody reads of
-/// the object beside its rules. Nobody behind the source sees the object itself.
+/// A checked change of one object, with all parts of the object that are read
+/// for purposes other than rules. Only the source sees the object itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectChange {
-    /// What the store takes.
+    /// The change for the store.
     pub checked: CheckedChange,
-    /// Where it was read.
+    /// The place where it was read.
     pub origin: Origin,
-    /// When that happened which led to it (annotation
+    /// The time of its trigger (annotation
     /// `endpoints.kubernetes.io/last-change-trigger-time`); slices only.
     pub triggered: Option<SystemTime>,
-    /// What a Node says about its future; Nodes only.
+    /// The announced future of a Node; Nodes only.
     pub node_marks: Option<NodeMarks>,
 }
 
-/// Where an object was read.
+/// The place where an object was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// From a watch or a list of the API server.
     ApiServer,
     /// In a file.
     File {
-        /// Which.
+        /// The identity.
         path: Arc<Path>,
         /// The line on which the document begins, counted from 1.
         line: usize,
@@ -54,7 +54,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What a Node says about its future; a load balancer wants to know.
+/// The announced future of a Node, for load balancers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeMarks {
     /// Whether it has a deletion timestamp.
@@ -81,22 +81,22 @@ impl ObjectChange {
         Self { checked: CheckedChange { object, content: Content::Gone }, origin, triggered: None, node_marks: None }
     }
 
-    /// Which object.
+    /// The identity of the object.
     pub fn object(&self) -> &ObjectRef {
         &self.checked.object
     }
 
-    /// Whether the object is gone.
+    /// Returns whether the object is gone.
     pub fn is_gone(&self) -> bool {
         self.checked.content == Content::Gone
     }
 
-    /// Whether the object can't be read, and stays as it is known.
+    /// Returns whether the object cannot be read, and keeps its known state.
     pub fn is_kept(&self) -> bool {
         self.checked.content == Content::Kept
     }
 
-    /// What the Node tells, if it is one.
+    /// Returns the announcement of the Node, if it is one.
     pub fn node(&self) -> Option<&NodeInfo> {
         match &self.checked.content {
             Content::Node(node) => Some(node),

@@ -1,7 +1,7 @@
 //! Services, EndpointSlices, this Node and the ServiceCIDRs from the
 //! Kubernetes API.
 //!
-//! Every resource has a [`reflector`] of its own: list, then watch, for ever.
+//! Every resource has a separate [`reflector`]: list, then watch, for ever.
 //! Objects go from the socket's buffer into the slim types of the compiler one
 //! by one; neither a list nor a page is ever held.
 
@@ -31,19 +31,19 @@ use self::resource::Resource;
 use super::{Event, EventSender};
 use crate::metrics::Metrics;
 
-/// How to reach the API server, and what to follow there.
+/// The connection to the API server, and the resources to follow.
 #[derive(Debug, Clone)]
 pub struct KubernetesOptions {
     /// The kubeconfig file; `None`: the service account of the pod.
     pub kubeconfig: Option<PathBuf>,
-    /// The URL of the API server, over whatever the kubeconfig says
-    /// (kube-proxy's `--master`).
+    /// The URL of the API server, which overrides the kubeconfig (kube-proxy's
+    /// `--master`).
     pub master: Option<String>,
     /// The Node to follow: this one.
     pub node_name: String,
-    /// How long to wait for what; the default is right outside of tests.
+    /// Waiting times; tests use shorter ones than the default.
     pub timing: Timing,
-    /// Where requests and answers are counted.
+    /// The counters of requests and answers.
     pub metrics: Metrics,
 }
 
@@ -66,12 +66,12 @@ pub struct Timing {
     /// Silence of the connection after which the peer is asked for a sign of
     /// life, by HTTP/2 or the kernel.
     pub ping_interval: Duration,
-    /// How long it may take to give one; then the connection is given up.
+    /// Longest time to give one; then the connection is given up.
     pub ping_patience: Duration,
-    /// How long the first sync waits for this Node. kube-proxy waits 30 s for
-    /// its addresses.
+    /// Longest time that the first sync waits for this Node. kube-proxy waits
+    /// 30 s for its addresses.
     pub node_patience: Duration,
-    /// How long the first sync waits for the ServiceCIDRs.
+    /// Longest time that the first sync waits for the ServiceCIDRs.
     pub service_cidr_patience: Duration,
 }
 
@@ -100,9 +100,9 @@ pub struct KubernetesSource {
 }
 
 impl KubernetesSource {
-    /// Reads the configuration and prepares the client. The server is not
-    /// asked yet: whether it can be reached, [`run`](Self::run) tells, and
-    /// goes on trying.
+    /// Reads the configuration and prepares the client. No request is sent yet:
+    /// [`run`](Self::run) connects, and reports failures while it goes on
+    /// trying.
     ///
     /// # Errors
     /// The kubeconfig or the service account can't be used; each names the

@@ -23,12 +23,13 @@ use super::{Event, EventSender, ObjectChange};
 use crate::files::backoff::Backoff;
 use crate::files::read::ReadError;
 
-/// How many objects of the first reading are handed on at a time: the compiler
-/// works on them while the next are parsed.
+/// Number of objects of the first reading in one event: the compiler processes
+/// them while the next are parsed.
 const BATCH: usize = 512;
 
-/// How often what can't be read at the start is tried, in about 6 s, before the
-/// agent goes on without it, or ends if it is one of the paths given.
+/// Number of attempts, in about 6 s, to read an unreadable file at the start,
+/// before the agent goes on without it, or ends if it is one of the given
+/// paths.
 const START_ATTEMPTS: u32 = 7;
 
 const KINDS: [Kind; 4] = [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice];
@@ -45,8 +46,8 @@ pub struct ManifestSource {
     node_name: String,
 }
 
-/// Why manifests can't be read at all. Single documents that can't be used are
-/// no such error but a [`ManifestProblem`].
+/// The reason why manifests cannot be read at all. An unusable document is a
+/// [`ManifestProblem`] instead.
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// A path does not exist or may not be read; caused by the operator.
@@ -54,7 +55,7 @@ pub enum SourceError {
     UnreadablePath {
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: ReadError,
     },
     /// The task that reads the files died; a defect of this program.
@@ -78,15 +79,15 @@ fn remedy(error: &ReadError) -> &'static str {
 pub struct ManifestProblem {
     /// The file or directory.
     pub path: PathBuf,
-    /// Which document of the file, counted from 1.
+    /// The number of the document in the file, counted from 1.
     pub document: Option<usize>,
     /// The line of the file, counted from 1.
     pub line: Option<usize>,
-    /// Which object, as `Service shop/cart`, as far as it can be told.
+    /// The object, as `Service shop/cart`, as far as it is known.
     pub object: Option<String>,
-    /// What is wrong.
+    /// The defect.
     pub what: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: &'static str,
 }
 
@@ -116,9 +117,9 @@ impl ManifestProblem {
             object: None,
             what,
             remedy: if is_tried_again {
-                "it is tried again soon; the other files are used, and what it held before stays programmed"
+                "it is tried again soon; the other files are used, and its earlier content stays programmed"
             } else {
-                "make it readable; the other files are used, and what it held before stays programmed"
+                "make it readable; the other files are used, and its earlier content stays programmed"
             },
         }
     }
@@ -140,7 +141,7 @@ impl ManifestProblem {
             document: None,
             line: None,
             object: None,
-            what: "has become empty; what it held stays programmed".to_owned(),
+            what: "has become empty; its earlier content stays programmed".to_owned(),
             remedy: "delete the file to remove it",
         }
     }
@@ -164,8 +165,8 @@ impl ManifestSource {
         Self { paths, node_name: node_name.to_owned() }
     }
 
-    /// Reads everything once: what is valid, each object once in path order,
-    /// and what can't be used.
+    /// Reads everything once. Returns the valid objects, each once in path
+    /// order, and the problems.
     ///
     /// # Errors
     /// [`SourceError::UnreadablePath`] if one of the paths can't be read.
@@ -186,15 +187,15 @@ impl ManifestSource {
         Catalog::new(self.paths.clone(), &self.node_name)
     }
 
-    /// Sends what the manifests say, then [`Event::Synced`], then every
+    /// Sends the content of the manifests, then [`Event::Synced`], then every
     /// difference as the files change: one [`Event::Changes`] per burst of
     /// writes. Problems are logged, one line each; a document that becomes
-    /// malformed takes nothing away. What can't be read for want of a
-    /// descriptor, say, is tried again. Returns when nobody listens any more.
+    /// malformed removes nothing. A file that cannot be read, for example for
+    /// lack of a descriptor, is tried again. Returns when the receiver is gone.
     ///
     /// # Errors
-    /// [`SourceError`] if a path can't be read at the start. Later on, that is
-    /// [`Event::Degraded`] and what was read stays.
+    /// [`SourceError`] if a path cannot be read at the start. Later, that is
+    /// [`Event::Degraded`], and the last content stays.
     pub async fn run(self, events: EventSender) -> Result<(), SourceError> {
         for kind in KINDS {
             let _ = events.send(Event::ListStarted(kind)).await;
@@ -254,7 +255,7 @@ impl Watcher {
     }
 }
 
-/// Hands on what the files say.
+/// Hands on the content of the files.
 struct Follower {
     catalog: Catalog,
     events: EventSender,
@@ -264,9 +265,9 @@ struct Follower {
 }
 
 impl Follower {
-    /// The first reading. What fails for a reason that may be over soon is
-    /// tried again before anything is programmed: what is missing then would
-    /// be deleted from the kernel after a restart.
+    /// The first reading. Files with a temporary error are tried again before
+    /// anything is programmed. Otherwise a restart would delete their objects
+    /// from the kernel.
     async fn load(&mut self) -> Result<(), SourceError> {
         for attempt in 1.. {
             match load(std::mem::take(&mut self.catalog), self.events.clone()).await? {
@@ -307,7 +308,7 @@ impl Follower {
         self.backoff.next_wait();
     }
 
-    /// Reads what is new and hands it on. Returns whether anybody listens.
+    /// Reads new content and hands it on. Returns whether the receiver exists.
     async fn rescan(&mut self) -> Result<bool, SourceError> {
         let mut catalog = std::mem::take(&mut self.catalog);
         let (catalog, changes, findings) = spawn_blocking(move || {
@@ -325,8 +326,8 @@ impl Follower {
     }
 }
 
-/// Reads the files on a thread of their own, so that the sync loop can work
-/// meanwhile. Returns whether something is to be tried again.
+/// Reads the files on a separate thread, so that the sync loop can work
+/// meanwhile. Returns whether something has to be tried again.
 async fn load(mut catalog: Catalog, events: EventSender) -> Result<(Catalog, Result<bool, SourceError>), SourceError> {
     Ok(spawn_blocking(move || {
         let mut batch = Vec::with_capacity(BATCH);

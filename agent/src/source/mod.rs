@@ -14,12 +14,12 @@ use vmap_proxy_compiler::model::objects::Kind;
 
 pub use change::{NodeMarks, ObjectChange, Origin};
 
-/// What a source reports to the sync loop, in order.
+/// An event of a source for the sync loop, in order.
 #[derive(Debug)]
 pub enum Event {
-    /// A complete list of one kind begins: what is not applied between this and
-    /// [`Event::ListCompleted`] no longer exists. Sent before the first list
-    /// and before every relist.
+    /// A complete list of one kind begins: objects that are not applied between
+    /// this and [`Event::ListCompleted`] no longer exist. Sent before the first
+    /// list and before every relist.
     ListStarted(Kind),
     /// Everything that exists of this kind has been applied.
     ListCompleted(Kind),
@@ -34,6 +34,6 @@ pub enum Event {
     Degraded(String),
 }
 
-/// Where a source sends its events. Bounded, so that a large first list does
-/// not pile up in memory before it is compiled.
+/// The receiver of a source's events. It is bounded, so that a large first list
+/// does not pile up in memory before it is compiled.
 pub type EventSender = mpsc::Sender<Event>;

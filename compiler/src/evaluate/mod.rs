@@ -318,7 +318,7 @@ impl<'e> Journey<'e, '_> {
         self.go_on(hook, state);
     }
 
-    /// The next hook for a packet that a hook let through.
+    /// Continues with the next hook after a hook let the packet through.
     fn go_on(&mut self, hook: Hook, mut state: State) {
         let local = self.host.is_local(state.destination);
         match hook {

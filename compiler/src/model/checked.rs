@@ -12,17 +12,16 @@ use super::objects::{
 };
 use super::types::{Service, ServiceName};
 
-/// A change of one object, checked: whoever holds it need not look at the
-/// object again.
+/// A checked change of one object, which makes the object itself unnecessary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckedChange {
-    /// Which object.
+    /// The identity of the object.
     pub object: ObjectRef,
-    /// What became of it.
+    /// The change.
     pub content: Content,
 }
 
-/// What became of an object.
+/// The change of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// The Service in each family. It exists also if it has no rules in either:
@@ -31,15 +30,15 @@ pub enum Content {
     /// The slice and the Service that it belongs to; `None` if no Service here
     /// can use it.
     EndpointSlice(Option<(ServiceName, Slice)>),
-    /// What the Node tells. Its `interface_addresses` are empty: the kernel knows
-    /// those.
+    /// The state from the Node. Its `interface_addresses` are empty, because they
+    /// come from the kernel.
     Node(NodeInfo),
     /// The ranges of a ServiceCIDR.
     ServiceCidr(Vec<IpNet>),
     /// The object is gone.
     Gone,
-    /// The object exists but can't be read: what is known of it stays, also if a
-    /// complete list is being taken.
+    /// The object exists but cannot be read. Its known state stays, also while a
+    /// complete list is applied.
     Kept,
 }
 

@@ -1,7 +1,7 @@
 //! Plain validated types, and the store of what the sources told us.
 //!
 //! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
-//! * [`types`]: validated types; whoever holds one need not check it again;
+//! * [`types`]: validated types, which need no further checks;
 //! * [`family`]: the two address families, and one value for each;
 //! * [`config`]: what the proxy is configured to do on this node;
 //! * [`convert`]: from objects to types: what cannot be programmed is reported

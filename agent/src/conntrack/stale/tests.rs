@@ -27,7 +27,7 @@ impl Proxy {
         Self { store, planner }
     }
 
-    /// Applies objects, and says what they make stale.
+    /// Applies objects, and returns the flows that they make stale.
     fn apply(&mut self, objects: &[Value]) -> StaleFlows {
         for object in objects {
             let problems = self.store.apply(Change::Apply(serde_json::from_value(object.clone()).unwrap()));
@@ -170,7 +170,7 @@ fn everything_goes_with_the_frontend() {
     let stale = proxy.apply(&[service("UDP", 54, 30054)]);
     for gone in [DNS, "192.0.2.11:30053"] {
         assert!(udp(&stale, gone, POD_A), "{gone}");
-        // Nobody's frontend: what isn't translated is not ours.
+        // No Service's frontend: an untranslated flow is not ours.
         assert!(!udp(&stale, gone, gone), "{gone}");
     }
     for new in ["10.96.0.10:54", "192.0.2.11:30054"] {

@@ -1,6 +1,6 @@
 //! From the options to a client.
 //!
-//! The kubeconfig and the environment mean here what they mean to client-go,
+//! The kubeconfig and the environment have the same meaning as in client-go,
 //! which kube-proxy uses: the same file must work for both (decision 32).
 
 mod credentials;
@@ -36,8 +36,8 @@ pub use self::tls::TlsError;
 use self::transport::Transport;
 use super::KubernetesOptions;
 
-/// Why no client for the Kubernetes API can be made; caused by the
-/// configuration of this node.
+/// The reason why no client for the Kubernetes API can be created; the cause is
+/// the configuration of this node.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The kubeconfig is missing or malformed.
@@ -47,7 +47,7 @@ pub enum ConnectError {
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Its defect.
         source: Box<KubeconfigProblem>,
     },
     /// No kubeconfig was given and this is not a pod with a service account.
@@ -67,7 +67,7 @@ pub enum ConnectError {
     Tls {
         /// The API server.
         url: http::Uri,
-        /// What is wrong.
+        /// The defect.
         source: Box<TlsError>,
     },
     /// There is no token.
@@ -75,20 +75,20 @@ pub enum ConnectError {
     Credentials {
         /// The API server.
         url: http::Uri,
-        /// What is wrong.
+        /// The defect.
         source: Box<CredentialError>,
     },
 }
 
-/// A client that retries nothing by itself: the reflectors do, and tell.
+/// Creates a client without retries: the reflectors retry, and report failures.
 pub(super) async fn client(options: &KubernetesOptions) -> Result<kube::Client, ConnectError> {
     let settings = settings(options, &Environment::of_process())?;
     let url = settings.server.clone();
     let tls = Tls::new(settings.trust, settings.identity, settings.server_name);
     let authorizer = Authorizer::new(settings.credentials);
     if url.scheme_str() == Some("https") {
-        // What can't work is told now, not at each attempt; a plugin may need
-        // a network that is not there yet.
+        // Settings that cannot work are reported now, not at each attempt. A
+        // plugin may need a network that is not available yet.
         let check = tls.load(None).and_then(|_| tls.server_name(url.host().unwrap_or_default()));
         check.map_err(|source| ConnectError::Tls { url: url.clone(), source: Box::new(source) })?;
         match authorizer.current().await {

@@ -19,20 +19,20 @@ use super::{KubernetesOptions, KubernetesSource, Timing};
 use crate::metrics::Metrics;
 use crate::source::{Event, EventSender, ObjectChange, Origin};
 
-/// How many changes are handed on at a time, at most.
+/// Maximum number of changes in one event.
 const BATCH: usize = 512;
-/// How long a watch lasts, at least, and at most twice that: as client-go's.
+/// Shortest duration of a watch; the longest is twice that, as in client-go.
 const WATCH: Duration = Duration::from_secs(300);
 /// A resource that the cluster lacks is asked for again after this time.
 const NOT_SERVED: Duration = Duration::from_secs(600);
-/// A pause between watches that end at once is never longer than this part of
-/// the longest retry: what they bring is good.
+/// A pause between watches that end at once is never longer than this fraction
+/// of the longest retry, because their events are valid.
 const SHORT_WATCHES: u32 = 6;
-/// After so many refusals in a row a version may be one that the server never
-/// had (it was restored from a backup): list anew.
+/// After this number of refusals in a row the version may be unknown to the
+/// server (it was restored from a backup): list again.
 const REFUSALS: u32 = 4;
 
-/// What comes behind the head of a response.
+/// The body of a response.
 type Body = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// Follows one resource.
@@ -41,7 +41,7 @@ pub(super) struct Reflector {
     resource: Resource,
     events: EventSender,
     timing: Timing,
-    /// Told once, when the first list is complete or can't be had.
+    /// Notified once, when the first list is complete or unavailable.
     listed: Option<oneshot::Sender<()>>,
     backoff: Backoff,
     /// Lists that a 410 made necessary, with no watch in between that lasted.
@@ -52,9 +52,9 @@ pub(super) struct Reflector {
     watching_since: Option<Instant>,
     /// Whether the server may have streaming lists.
     is_streaming: bool,
-    /// Where to watch on from; `None`: a list is needed.
+    /// The version to continue the watch from; `None` if a list is needed.
     version: Option<String>,
-    /// How long the last bytes were waited for.
+    /// The wait for the last bytes.
     waited: Duration,
     /// Changes not handed on yet.
     batch: Vec<ObjectChange>,
@@ -124,8 +124,8 @@ impl Reflector {
         }
     }
 
-    /// How long to wait after a watch that came to its end: not at all, unless
-    /// it ended at once. `None`: it was a list.
+    /// Returns the wait after a watch that came to its end: none, unless it
+    /// ended at once. `None` if it was a list.
     async fn after_watch(&mut self, watched: Option<Duration>) -> Duration {
         let Some(watched) = watched else { return Duration::ZERO };
         if watched >= self.timing.short_watch {
@@ -273,8 +273,8 @@ impl Reflector {
         self.follow(body, false).await
     }
 
-    /// Reads a watch to its end. As a list, if `is_list`, up to the bookmark
-    /// that says so.
+    /// Reads a watch to its end, or, if `is_list`, as a list up to the bookmark
+    /// that ends it.
     async fn follow(&mut self, mut body: impl AsyncBufRead + Unpin, mut is_list: bool) -> Result<(), Failure> {
         let mut lines = Lines::default();
         let mut budget = Budget::new(self.timing.list_idle);
@@ -292,15 +292,16 @@ impl Reflector {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if is_list => return Err(Failure::Broken("the list ended early; trying again".to_owned())),
                 Ok(None) => return Ok(()),
-                // What the connection breaks off in the middle of a watch, a
-                // new one continues: only if that fails there is something to tell.
+                // If the connection drops mid-watch, reconnect silently; report
+                // only if reconnecting fails.
                 Err(Failure::Broken(message)) if !is_list && self.backoff.failures() == 0 => {
                     tracing::debug!(kind = %self.resource.kind, "watch ended: {message}");
                     return Ok(());
                 }
-                // A connection that has died unseen: the next request tells.
+                // The connection has died unnoticed: the next request will show
+                // it.
                 Err(Failure::Silent(_)) if !is_list => return Ok(()),
-                // The server ignored what it does not know, and never sends the bookmark.
+                // The server ignored the unknown parameter, and never sends the bookmark.
                 Err(Failure::Silent(_) | Failure::Endless(_)) if is_list => return Err(Failure::NoStreamingLists),
                 Err(failure) => return Err(failure),
             };
@@ -347,15 +348,16 @@ impl Reflector {
             self.complete_list().await?;
             self.watching_since = Some(Instant::now());
         }
-        // Events of a list come in any order: only its end says where to go on.
+        // Events of a list come in any order: only its end gives the version to
+        // continue from.
         if (completes || !is_list) && version.as_ref().is_some_and(|version| !version.is_empty()) {
             self.version = version;
         }
         Ok(completes)
     }
 
-    /// What can't be read costs nothing but the change: the object stays as it
-    /// is known.
+    /// An unreadable object costs only the change: the object keeps its known
+    /// state.
     async fn skip(&mut self, unreadable: Unreadable) -> Result<(), Failure> {
         let what = unreadable.what;
         let Some(object) = unreadable.object else {
@@ -366,9 +368,9 @@ impl Reflector {
         self.push(&Change::Keep(object)).await
     }
 
-    /// The next bytes of a response, `None` at its end. While none are there,
-    /// what was received is handed on: whatever arrives together stays
-    /// together, and nothing waits for company.
+    /// Returns the next bytes of a response, `None` at its end. While none are
+    /// available, received changes are handed on: changes that arrive together
+    /// stay together, and none waits for more.
     async fn next_chunk<'a>(
         &mut self,
         body: &'a mut (impl AsyncBufRead + Unpin),
@@ -378,7 +380,7 @@ impl Reflector {
         if !is_ready {
             self.flush().await?;
         }
-        // What the sync loop makes us wait is not the server's fault.
+        // Time spent waiting for the sync loop is not the server's fault.
         let waiting = Instant::now();
         let chunk = tokio::select! {
             chunk = timeout(idle, body.fill_buf()) => chunk,
@@ -424,7 +426,7 @@ impl Reflector {
     async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Body, Failure> {
         match self.request(path(&self.resource)).await {
             Err(Failure::Refused { code: 400, message, .. }) if self.resource.drop_field_selector(&message) => {
-                tracing::info!(kind = %self.resource.kind, "the API server does not select by this field, leaving out here what has no cluster IP");
+                tracing::info!(kind = %self.resource.kind, "the API server does not select by this field; Services without cluster IP are left out here");
                 self.request(path(&self.resource)).await
             }
             other => other,

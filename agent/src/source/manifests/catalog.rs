@@ -1,4 +1,4 @@
-//! What the files said when they were last read, and what of it has changed.
+//! The content of the files at the last reading, and its changes.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,7 +26,7 @@ pub(super) struct Catalog {
     /// Every file once, in the order in which they count.
     order: Vec<PathBuf>,
     files: HashMap<PathBuf, FileState>,
-    /// What was handed on, by its fingerprint.
+    /// The objects that were handed on, by fingerprint.
     handed_on: HashMap<ObjectRef, u64>,
     /// Objects that were reported to be in two places.
     duplicates: HashSet<ObjectRef>,
@@ -50,11 +50,11 @@ struct Root {
 
 #[derive(Debug, Default)]
 struct FileState {
-    /// `None`: read it again, whatever the timestamps say.
+    /// `None` to read it again, whatever the timestamps are.
     stamp: Option<Stamp>,
     /// The directory in which it really is, if links lead there.
     directory: Option<PathBuf>,
-    /// Why it could not be read the last time.
+    /// The reason why it could not be read the last time.
     failure: Option<String>,
     documents: Vec<DocumentState>,
     /// Objects that the file had before a mistake came in. They stay until the
@@ -70,22 +70,23 @@ struct DocumentState {
     is_mistaken: bool,
 }
 
-/// What a reading found out, beside the objects.
+/// The results of a reading, besides the objects.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// What can't be used; only what is new.
+    /// New problems.
     pub(super) problems: Vec<ManifestProblem>,
     /// Paths that could be read before and can't be any more.
     pub(super) lost: Vec<String>,
-    /// Whether something could not be read for a reason that may be over
-    /// without any file changing.
+    /// Whether something could not be read because of an error that may pass
+    /// without any change to a file.
     pub(super) retry: bool,
 }
 
-/// Which object counts: its fingerprint and its file, as an index of `order`.
+/// The effective version of an object: its fingerprint and its file, as an
+/// index of `order`.
 type Valid<'a> = HashMap<&'a ObjectRef, (u64, usize)>;
 
-/// What was parsed, by the position of its file in `order`.
+/// The parsed documents, by the position of their file in `order`.
 type Parsed = HashMap<(usize, ObjectRef), ObjectChange>;
 
 impl Catalog {
@@ -113,7 +114,7 @@ impl Catalog {
         &self.order
     }
 
-    /// Where all of them are.
+    /// The places of all of them.
     pub(super) fn places(&self) -> Places {
         let answering = || self.roots.iter().filter(|root| !root.is_hung);
         let roots = answering().map(|root| root.path.clone()).collect();
@@ -126,7 +127,7 @@ impl Catalog {
     }
 
     /// The first reading: hands every object on as soon as it is parsed, in
-    /// path order, so that no more than a document is held. An object that is
+    /// path order, so that at most one document is in memory. An object that is
     /// in two places is handed on twice, the valid one last.
     ///
     /// # Errors
@@ -161,7 +162,7 @@ impl Catalog {
         Ok(findings)
     }
 
-    /// Reads what has changed since, and returns the difference.
+    /// Reads the changes since then, and returns the difference.
     pub(super) fn rescan(&mut self) -> (Vec<ObjectChange>, Findings) {
         let mut findings = Findings::default();
         self.relist(&mut findings);
@@ -247,7 +248,7 @@ impl Catalog {
         self.reader = reader;
     }
 
-    /// What the file held stays, unless it is gone.
+    /// The content of the file stays, unless the file is gone.
     fn note_failure(&mut self, path: &Path, error: &ReadError, findings: &mut Findings) {
         let state = self.files.entry(path.to_owned()).or_default();
         state.stamp = None;
@@ -331,7 +332,7 @@ impl Catalog {
         (valid, covered)
     }
 
-    /// What to hand on so that downstream holds what counts now.
+    /// Returns the changes that bring the receiver to the effective state.
     ///
     /// # Errors
     /// The file to read again: it has not changed, but an object of it counts
@@ -357,8 +358,8 @@ impl Catalog {
         let mut changes = Vec::new();
         let mut hashes = Vec::new();
         for (reference, hash, index) in new {
-            // If it is not there, its text is gone meanwhile or was never right: what
-            // is programmed of it stays as it is.
+            // If it is missing, its text is gone meanwhile or was never valid: its
+            // programmed state stays.
             if let Some(change) = parsed.remove(&(index, reference.clone())) {
                 changes.push(change);
                 hashes.push((reference, hash));
@@ -405,7 +406,7 @@ impl Root {
 
     fn lost(&mut self, error: &SourceError, findings: &mut Findings) {
         if !self.is_lost {
-            findings.lost.push(format!("{error}; what it held stays programmed"));
+            findings.lost.push(format!("{error}; its earlier content stays programmed"));
         }
         self.is_lost = true;
         self.is_hung = matches!(error, SourceError::UnreadablePath { source: ReadError::Hangs(_), .. });
@@ -421,7 +422,7 @@ impl FileState {
     }
 }
 
-/// Where a document is, and whom it is read for.
+/// The place of a document, and the receiver of its objects.
 struct Position<'a> {
     path: Arc<Path>,
     document: usize,
@@ -429,7 +430,7 @@ struct Position<'a> {
     node_name: &'a str,
 }
 
-/// Hands a document's objects on and remembers what it said.
+/// Hands a document's objects on and remembers its content.
 fn take_in(
     contents: Contents,
     text: u64,
@@ -448,7 +449,7 @@ fn take_in(
             line: mistake.line.or(Some(position.line)),
             object: mistake.object,
             what: mistake.what,
-            remedy: "correct it; the other documents are used, and what was programmed before stays",
+            remedy: "correct it; the other documents are used, and its earlier content stays programmed",
         });
     }
     let mut objects = Vec::with_capacity(contents.objects.len());

@@ -235,7 +235,7 @@ fn odd_paths_get_one_clear_line() {
     assert!(problems[1].contains("latin.yaml: not UTF-8"), "{problems:?}");
 }
 
-/// A running source and what it sends.
+/// A running source and its events.
 struct Running {
     events: mpsc::Receiver<Event>,
 }
@@ -310,7 +310,7 @@ fn scratch_line(change: &ObjectChange) -> usize {
     }
 }
 
-/// As careful editors and `kubectl` do.
+/// As careful editors and `kubectl` do it.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();

@@ -15,11 +15,11 @@ const QUIET: Duration = Duration::from_millis(50);
 /// A directory that never comes to rest is read this often.
 const LONGEST_BURST: Duration = Duration::from_secs(1);
 
-/// What the manifests come from.
+/// The source of the manifests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Places {
-    /// The paths that were asked for. Each is watched itself: that tells when it
-    /// goes or something else takes its place.
+    /// The requested paths. Each is watched itself, which shows its removal or
+    /// replacement.
     pub(super) roots: HashSet<PathBuf>,
     /// Directories of roots that may come, or be exchanged behind a link:
     /// watched for what happens to the roots alone. Others may be busy there.
@@ -69,9 +69,8 @@ impl FileWatcher {
         watch.set(&self.places.watched())
     }
 
-    /// Waits until something has changed and come to rest. Cancel safe: what
-    /// was noticed before is noticed again by the next rescan, which reads
-    /// everything that is new.
+    /// Waits until something has changed and come to rest. Cancel safe: the
+    /// next rescan reads everything new, including changes noticed before.
     pub(super) async fn changed(&mut self) {
         while !self.touched().await {}
         let latest = Instant::now() + LONGEST_BURST;
