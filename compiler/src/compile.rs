@@ -47,8 +47,8 @@ fn compile_all(config: ProxyConfig, mut store: Store, problems: Vec<Problem>) ->
         store.set_interface_addresses(store.node().addresses.clone());
     }
     let mut planner = Planner::new(config, store.node());
-    // What would be sent to an empty kernel is not needed: the planner knows
-    // what the kernel would hold then.
+    // The operations for an empty kernel are not needed, because the planner
+    // knows the resulting elements.
     planner.resync(&mut store, PerFamily::default()).for_each(drop);
     Compilation { ruleset: planner.ruleset(), problems, too_large: planner.take_too_large(), lone_slices }
 }

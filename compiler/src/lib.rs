@@ -15,7 +15,7 @@
 //! * [`limits`]: how many elements one Service may ask for;
 //! * [`ruleset`]: the typed rule set: a fixed skeleton of chains and maps, and
 //!   the elements of each Service;
-//! * [`plan`]: from what is programmed to what should be, in ordered transactions;
+//! * [`plan`]: ordered transactions from the programmed state to the desired one;
 //! * [`compile`](mod@compile): all of it in one call;
 //! * [`render`]: the rule set as nft text and as JSON;
 //! * [`evaluate`]: one packet through the rule set.

@@ -1,5 +1,6 @@
-//! Which endpoints serve a service port: readiness, traffic policies, topology
-//! and their fallbacks, as kube-proxy decides (`pkg/proxy/topology.go`, 1.36).
+//! Selects the endpoints that serve a service port: readiness, traffic
+//! policies, topology and their fallbacks, as in kube-proxy
+//! (`pkg/proxy/topology.go`, 1.36).
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -27,8 +28,8 @@ pub struct Selection {
     pub local: Vec<Endpoint>,
     /// Those of either list that are on this node; sorted.
     pub on_this_node: Vec<Endpoint>,
-    /// Whether any endpoint anywhere could serve: tells "none here" (drop) from
-    /// "none at all" (reject).
+    /// Whether any endpoint anywhere could serve: distinguishes "none here"
+    /// (drop) from "none at all" (reject).
     pub any: bool,
 }
 
@@ -80,8 +81,8 @@ impl<'a> Joins<'a> {
         rest.get(..count).unwrap_or_default()
     }
 
-    /// How many endpoints join a service port, whatever their state, and those
-    /// that are in several slices several times.
+    /// Returns the number of endpoints of a service port, whatever their state.
+    /// Endpoints in several slices count several times.
     pub fn endpoints(&self, port: &ServicePort) -> usize {
         self.of(port).iter().map(|join| join.slice.endpoints.len()).sum()
     }
@@ -143,8 +144,8 @@ pub fn select(service: &Service, port: &ServicePort, joins: &Joins<'_>, viewpoin
     selection
 }
 
-/// How many distinct addresses of this node are ready for any port of the
-/// Service: what the health check port of a load balancer is told. Endpoints
+/// Returns the number of distinct addresses of this node that are ready for any
+/// port of the Service, for the health check port of load balancers. Endpoints
 /// that only serve while they terminate do not count.
 pub fn ready_local_addresses(service: &Service, joins: &Joins<'_>) -> usize {
     let mut addresses = BTreeSet::new();
@@ -158,9 +159,9 @@ pub fn ready_local_addresses(service: &Service, joins: &Joins<'_>) -> usize {
 /// The endpoints that flows of this port may stay with, sorted; empty for TCP,
 /// whose connections are never cut.
 ///
-/// For UDP those that serve, whatever policies and topology say of new flows
+/// For UDP those that serve, whatever policies and topology mean for new flows
 /// (kube-proxy: `pkg/proxy/conntrack/cleanup.go`), and those that are ready,
-/// since new flows go there. For SCTP all that exist: an association is cut
+/// because new flows go there. For SCTP all that exist: an association is cut
 /// only when its endpoint is gone.
 pub fn endpoints_keeping_flows(port: &ServicePort, joins: &Joins<'_>) -> Vec<Endpoint> {
     let keeps: fn(&SliceEndpoint) -> bool = match port.protocol {

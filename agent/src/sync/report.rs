@@ -1,4 +1,4 @@
-//! What a sync did.
+//! The report of a sync.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use vmap_proxy_compiler::ruleset::Family;
 
 use crate::netlink::CommitReport;
 
-/// What one sync did.
+/// The report of one sync.
 #[derive(Debug, Default)]
 pub struct SyncReport {
-    /// How many transactions were committed.
+    /// The number of committed transactions.
     pub transactions: usize,
-    /// How many elements were added.
+    /// The number of added elements.
     pub added: usize,
-    /// How many elements were removed.
+    /// The number of removed elements.
     pub removed: usize,
-    /// How many operations on tables, chains, rules and maps there were.
+    /// The number of operations on tables, chains, rules and maps.
     pub objects: usize,
     /// From the beginning to the last commit.
     pub duration: Duration,
-    /// What each transaction took, encoding and socket included.
+    /// The duration of each transaction, including encoding and socket.
     pub commits: Vec<Duration>,
     /// For how long each kept other writers of nftables waiting, at most: the
     /// system call in which the kernel works on it.
     pub lock_holds: Vec<Duration>,
     /// Of that, what encoding took, all transactions together.
     pub encoding: Duration,
-    /// What the kernel refused; everything else was programmed.
+    /// The refused operations; everything else was programmed.
     pub refused: Vec<Refused>,
     /// Services that have become too large to be programmed; each is named once.
     pub too_large: Vec<TooLarge>,
     /// Frontends that a Service wants and an older one has.
     pub contested: Vec<Denied>,
-    /// What changed, by Service; empty for the start. After a repair: what the
-    /// sources changed at the same time.
+    /// The changes, by Service; empty for the start. After a repair: the
+    /// changes of the sources at the same time.
     pub changed: Vec<ServiceChange>,
     /// Whether the node itself changed: its addresses, zone or ranges.
     pub node_changed: bool,
@@ -44,7 +44,8 @@ pub struct SyncReport {
     pub repaired: bool,
     /// Whether chains that nothing uses any more could not be deleted.
     pub cleanup_failed: bool,
-    /// What was in our tables and not ours: it was removed or undone.
+    /// The foreign objects and changes in our tables, which were removed or
+    /// undone.
     pub cleaned: Vec<Cleaned>,
 }
 
@@ -53,11 +54,11 @@ pub struct SyncReport {
 pub struct Cleaned {
     /// In which table.
     pub family: Family,
-    /// What kind of thing it was, in one word.
+    /// The kind of object, in one word.
     pub kind: &'static str,
-    /// How many.
+    /// The number of objects.
     pub count: usize,
-    /// What it was, and what became of it.
+    /// The object, and its treatment.
     pub description: String,
 }
 
@@ -66,12 +67,12 @@ pub struct Cleaned {
 pub struct Refused {
     /// `namespace/name` of the Service, `None` for the skeleton.
     pub owner: Option<Arc<str>>,
-    /// Which operation, and what the kernel said.
+    /// The operation, and the kernel's message.
     pub description: String,
 }
 
 impl SyncReport {
-    /// Whether anything was sent.
+    /// Returns whether anything was sent.
     pub fn is_empty(&self) -> bool {
         self.transactions == 0
     }

@@ -40,7 +40,7 @@ impl Rules {
         self
     }
 
-    /// An element that says "goto the chain for so many endpoints", and the endpoints.
+    /// An element with the verdict "goto the chain for this number of endpoints", and the endpoints.
     fn balanced(self, map: Map, key: Key, sticky: bool, endpoints: &[&str]) -> Self {
         let domain = if matches!(key, Key::Target(Target::NodePort(_))) { Domain::NodePort } else { Domain::Frontend };
         let (pool, list) = match map {
@@ -395,13 +395,13 @@ fn affinity_explores_every_slot_and_is_remembered() {
     // A client that is known goes where it went before.
     let known = |list| sticky().with(Map::Affinity, Key::Affinity(ip(POD), list), Data::Endpoint(at(TWO[1])));
     assert_outcome(&known(list).evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO[1..]), &[]);
-    // What was learned of another list does not count, nor another client.
+    // Entries of another list or another client do not count.
     let other = known(ListNumber::at(8).unwrap());
     assert_outcome(&other.evaluate(&arrives(POD, CLUSTER_IP, 80)), dnat(&TWO), &[]);
     assert_outcome(&known(list).evaluate(&sent_by_node(NODE, CLUSTER_IP, 80)), dnat(&TWO), &[]);
 }
 
-/// The first of so many endpoints are in the first slots.
+/// The endpoints are in the first slots.
 fn many(endpoints: usize) -> Vec<String> {
     (0..endpoints).map(|number| format!("10.244.{}.{}:8080", 1 + number / 200, 1 + number % 200)).collect()
 }
@@ -464,7 +464,7 @@ fn repeated_draws_are_named_once() {
     assert_eq!(texts("draw-127"), [drawn]);
 }
 
-/// Who finds nothing among the slots that must be filled is dropped, never let through.
+/// A packet that finds nothing among the slots that must be filled is dropped, never let through.
 #[test]
 fn a_hole_among_the_slots_that_are_always_filled_is_inconsistent() {
     for (hole, whole) in [(0, false), (63, false), (64, true), (99, true)] {
@@ -504,7 +504,7 @@ fn all_slots_missing_is_a_drop() {
     assert_outcome(&rules.evaluate(&arrives(POD, CLUSTER_IP, 80)), Verdict::Drop, &[]);
 }
 
-/// A connection is translated once: what it is translated to is not looked up again.
+/// A connection is translated once: the new destination is not looked up again.
 #[test]
 fn an_endpoint_that_is_a_frontend_itself_meets_only_the_filters() {
     let rules = Rules::new()

@@ -17,7 +17,7 @@ use super::family::PerFamily;
 use super::objects::{Change, Kind, ObjectRef};
 use super::types::{Hints, Service, ServiceName};
 
-/// So many names of ports are shared at most.
+/// Maximum number of interned port names.
 const MAX_SHARED_NAMES: usize = 1024;
 
 /// A slice with the name it is known by.
@@ -25,7 +25,7 @@ const MAX_SHARED_NAMES: usize = 1024;
 struct NamedSlice {
     /// `namespace/name`, the text that it is also found by.
     name: Arc<str>,
-    /// What it holds.
+    /// Its content.
     slice: Slice,
     list: u32,
 }
@@ -33,7 +33,7 @@ struct NamedSlice {
 /// A Service and the slices that name it; either may come first.
 #[derive(Debug, Default)]
 pub struct ServiceEntry {
-    /// The Service in each family; shared with what is programmed.
+    /// The Service in each family; shared with the programmed state.
     pub service: PerFamily<Option<Arc<Service>>>,
     /// Its slices, in the order of their names.
     slices: Vec<NamedSlice>,
@@ -43,23 +43,23 @@ pub struct ServiceEntry {
 }
 
 impl ServiceEntry {
-    /// What its slices hold, in the order of their names.
+    /// The content of its slices, in the order of their names.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter().map(|named| &named.slice)
     }
 
-    /// Where the slice of this name (`namespace/name`) is.
+    /// Returns the position of the slice with this name (`namespace/name`).
     fn position(&self, slice_name: &str) -> Option<usize> {
         self.slices.binary_search_by(|slice| (*slice.name).cmp(slice_name)).ok()
     }
 }
 
-/// What the sources told, by Service.
+/// The state from the sources, by Service.
 #[derive(Debug, Default)]
 pub struct Store {
     node_name: String,
     services: HashMap<ServiceName, ServiceEntry>,
-    /// Which Service a slice belongs to, by `namespace/name` of the slice.
+    /// The Service of each slice, by `namespace/name` of the slice.
     slice_owners: HashMap<Arc<str>, ServiceName>,
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
@@ -81,7 +81,7 @@ impl Store {
         Self { node_name: node_name.into(), ..Self::default() }
     }
 
-    /// What is known of the node.
+    /// The known state of the node.
     pub fn node(&self) -> &NodeInfo {
         &self.node
     }
@@ -101,12 +101,12 @@ impl Store {
         self.services.iter()
     }
 
-    /// How many Services have rules in at least one family.
+    /// Returns the number of Services with rules in at least one family.
     pub fn service_count(&self) -> usize {
         self.service_count
     }
 
-    /// How many endpoints all slices hold.
+    /// Returns the number of endpoints in all slices.
     pub fn endpoint_count(&self) -> usize {
         self.endpoint_count
     }
@@ -127,7 +127,7 @@ impl Store {
         self.dirty.iter().chain(&self.planned_next)
     }
 
-    /// Whether any Service changed and is not planned yet.
+    /// Returns whether any Service changed and is not planned yet.
     pub fn has_dirty(&self) -> bool {
         !self.dirty.is_empty() || !self.planned_next.is_empty()
     }
@@ -137,7 +137,8 @@ impl Store {
         self.dirty.extend(names);
     }
 
-    /// Whether the node or the service ranges changed and are not planned yet.
+    /// Returns whether the node or the service ranges changed and are not
+    /// planned yet.
     pub fn node_changed(&self) -> bool {
         self.node_changed
     }
@@ -159,7 +160,8 @@ impl Store {
         self.planned_next.pop_front()
     }
 
-    /// Whether the node or the service ranges changed since the last call.
+    /// Returns whether the node or the service ranges changed since the last
+    /// call.
     pub(crate) fn take_node_changed(&mut self) -> bool {
         std::mem::take(&mut self.node_changed)
     }
@@ -200,7 +202,7 @@ impl Store {
         }
     }
 
-    /// Whether this is no other node's object.
+    /// Returns whether this is no other node's object.
     fn is_used(&self, object: &ObjectRef) -> bool {
         object.kind != Kind::Node || self.node_name.is_empty() || object.name == self.node_name
     }
@@ -210,7 +212,7 @@ impl Store {
         *self.lists.entry(kind).or_default() += 1;
     }
 
-    /// A complete list of `kind` has been applied: what it did not hold is gone.
+    /// A complete list of `kind` has been applied: removes all other objects of that kind.
     pub fn end_list(&mut self, kind: Kind) {
         let current = self.list(kind);
         match kind {
@@ -322,7 +324,8 @@ impl Store {
             }
             Err(position) => {
                 self.endpoint_count += slice.endpoints.len();
-                // Nearly every Service has one slice: no room for four.
+                // Nearly every Service has one slice, so no capacity for four
+                // is allocated.
                 slices.reserve_exact(1);
                 slices.insert(position, NamedSlice { name: slice_name, slice, list });
                 self.dirty.insert(owner);

@@ -11,7 +11,7 @@ use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, CompiledService, all_frontends, list_comments};
 use crate::ruleset::target::Pool;
 
-/// What the kernel holds of one endpoint list.
+/// The kernel's content of one endpoint list.
 #[derive(Debug, Clone, Default)]
 struct Held {
     slots: Vec<Endpoint>,
@@ -39,7 +39,7 @@ pub(super) fn adopt(
         if !state.claims.holds(&Claim::Serve(target), name) {
             continue;
         }
-        // Which list is in which pool follows from the frontend's policy.
+        // The frontend's policy determines the pool of each list.
         for (list, pool) in [(usize::from(frontend.is_local), Pool::Main), (0, Pool::ShortCircuit)] {
             let held = &mut lists[list];
             if held.slots.is_empty() {

@@ -1,5 +1,6 @@
-//! Which Service has a frontend that several want: the oldest, then the first
-//! by name. (kube-proxy leaves it to chance and rewrites it at every sync.)
+//! Decides which Service holds a frontend that several claim: the oldest, then
+//! the first by name. (In kube-proxy this is random, and decided again at every
+//! sync.)
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -34,7 +35,7 @@ impl PartialOrd for Claimant {
     }
 }
 
-/// Who claims what, in one family. Nearly every frontend has one claimant.
+/// The claims of one family. Nearly every frontend has one claimant.
 #[derive(Debug, Default)]
 pub struct Claims {
     holders: FxHashMap<Claim, Claimant>,
@@ -79,17 +80,17 @@ impl Claims {
         affected
     }
 
-    /// Whether any claim has several claimants.
+    /// Returns whether any claim has several claimants.
     pub fn any_contested(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Whether this Service has the frontend.
+    /// Returns whether this Service has the frontend.
     pub fn holds(&self, claim: &Claim, name: &ServiceName) -> bool {
         self.holders.get(claim).is_some_and(|holder| holder.name == *name)
     }
 
-    /// Who has the frontend.
+    /// Returns the Service that holds the frontend.
     pub fn holder(&self, claim: &Claim) -> Option<&ServiceName> {
         self.holders.get(claim).map(|holder| &holder.name)
     }
@@ -112,7 +113,7 @@ impl Claims {
         self.waiting.entry(claim).or_default().insert(waits);
     }
 
-    /// Gives up a claim; returns who has the frontend now, if that changed.
+    /// Gives up a claim. Returns the new holder of the frontend, if it changed.
     fn release(&mut self, claim: Claim, claimant: &Claimant) -> Option<ServiceName> {
         if !self.holds(&claim, &claimant.name) {
             let waiting = self.waiting.get_mut(&claim)?;

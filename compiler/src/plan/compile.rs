@@ -23,7 +23,7 @@ pub struct TooLarge {
     pub name: ServiceName,
     /// The family.
     pub family: Family,
-    /// How many elements it may need, by [`elements_at_most`].
+    /// The number of elements it may need, by [`elements_at_most`].
     pub elements: u64,
 }
 
@@ -34,7 +34,7 @@ impl Planner {
         std::mem::take(&mut self.newly_too_large)
     }
 
-    /// How many Services are too large, each family by itself.
+    /// Returns the number of Services that are too large, counted per family.
     pub fn too_large(&self) -> usize {
         self.families.values().map(|state| state.too_large.len()).sum()
     }

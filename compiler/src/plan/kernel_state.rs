@@ -1,4 +1,4 @@
-//! What the kernel holds, as far as a resync compares it.
+//! The kernel's state, as far as a resync compares it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use crate::ruleset::target::Target;
 pub struct KernelState {
     /// Whether the table exists.
     pub exists: bool,
-    /// Our chains, and whether their rules and hooks are what they should be.
+    /// Our chains, and whether their rules and hooks are correct.
     pub chains: HashMap<Chain, bool>,
     /// The maps that exist as they should be.
     pub maps: Vec<Map>,
@@ -37,8 +37,8 @@ impl KernelElements {
         self.0.insert((element.map, element.key), (element.data, element.comment));
     }
 
-    /// The number of the list that a frontend sends its clients to, if its
-    /// comment tells that it is the list of this owner.
+    /// Returns the number of the list that a frontend sends its clients to, if
+    /// its comment names this owner.
     pub(super) fn list_number(&self, map: Map, target: Target, owner: &str) -> Option<ListNumber> {
         let Data::List(number) = self.0.get(&(map, Key::Target(target)))?.0 else { return None };
         let (_, comment) = self.0.get(&(Map::AffinityTimeouts, Key::List(number)))?;
@@ -55,7 +55,7 @@ impl KernelElements {
         self.0.iter().filter_map(numbers)
     }
 
-    /// Takes out what is held under a key.
+    /// Removes and returns the element under a key.
     pub(super) fn take(&mut self, map: Map, key: Key) -> Option<Value> {
         self.0.remove(&(map, key))
     }
@@ -67,12 +67,12 @@ impl KernelElements {
         taken
     }
 
-    /// How many elements there are.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,10 +1,10 @@
-//! What is programmed against what should be: ordered transactions.
+//! Ordered transactions from the programmed state to the desired one.
 //!
-//! A [`Planner`] knows what is programmed. [`Planner::update`] plans what changed
-//! in the store, and looks only at Services that changed. [`Planner::resync`]
-//! plans from what a kernel holds to what it should hold.
+//! A [`Planner`] knows the programmed state. [`Planner::update`] plans the
+//! changes in the store, and processes only changed Services. [`Planner::resync`]
+//! plans from the kernel's state to the desired one.
 //!
-//! * [`planner`]: the state of what is programmed, and the change path;
+//! * [`planner`]: the programmed state, and the path of a change;
 //! * [`resync`]: the start, and the repair;
 //! * `phases`: the law of visibility: when each operation becomes visible;
 //! * [`claims`]: which Service has a frontend that several want;
@@ -75,7 +75,7 @@ pub enum Action {
 pub struct Operation {
     /// The table's family.
     pub family: Family,
-    /// What to do.
+    /// The operation.
     pub action: Action,
     /// `namespace/name` of the Service, or `None` for the skeleton: names the
     /// culprit when the kernel refuses the operation.

@@ -22,15 +22,15 @@ use crate::ruleset::rule::Statement;
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 
 /// The most operations of one transaction. One commit blocks every other
-/// nftables writer of the namespace: this many take well below 50 ms. And what
-/// is sent is in memory twice meanwhile, as operations and as bytes: four times
-/// as many cost 4 MiB more at a first sync.
+/// nftables writer of the namespace: this many take well below 50 ms. A
+/// transaction is also in memory twice while it is sent, as operations and as
+/// bytes: four times as many cost 4 MiB more at a first sync.
 pub const MAX_OPERATIONS: usize = 2048;
 
 /// A transaction may be fuller by this much: no commit for the little.
 const SLACK: usize = MAX_OPERATIONS / 8;
 
-/// What an element holds besides its key.
+/// The data of an element besides its key.
 pub(super) type Value = (Data, Option<Arc<str>>);
 
 /// When an operation becomes visible: the order of the variants is the order of
@@ -64,10 +64,10 @@ enum Phase {
     Shrink,
 }
 
-/// How many phases there are.
+/// The number of phases.
 const PHASES: usize = Phase::Shrink as usize + 1;
 
-/// What happens to one element.
+/// The change of one element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Added,
@@ -81,8 +81,8 @@ fn phase(map: Map, fate: Fate) -> Phase {
     match map {
         Map::FirewallIps if is_removed => Phase::Open,
         Map::FirewallIps => Phase::Close,
-        // What holds packets back that find no frontend goes only after the
-        // frontend is there.
+        // Elements that hold back packets without a frontend are removed only
+        // after the frontend exists.
         Map::NoEndpoints(_) if is_removed => Phase::Shrink,
         // No packet is to carry a number that leads nowhere: it would keep it as
         // its priority.
@@ -108,7 +108,7 @@ impl Phases {
         Self { new_tables, ..Self::default() }
     }
 
-    /// One element: what the kernel holds under its key, and what it should.
+    /// One element: the kernel's data under its key, and the desired data.
     pub(super) fn element(
         &mut self,
         family: Family,
@@ -168,9 +168,9 @@ impl Phases {
         std::mem::take(self.queue(phase))
     }
 
-    /// Transactions that are full; the rest stays. Verdicts are collected for
-    /// longer than what they lead to: the kernel checks the whole graph of jumps
-    /// at every commit that adds one.
+    /// Returns full transactions; the rest stays. Verdicts are collected for
+    /// longer than their targets, because the kernel checks the whole graph of
+    /// jumps at every commit that adds one.
     pub(super) fn take_full(&mut self) -> Vec<Transaction> {
         if self.queue(Phase::Point).len() >= MAX_OPERATIONS {
             self.take_pointed()
@@ -194,7 +194,8 @@ impl Phases {
         phases.into_iter().flat_map(|phase| self.take(phase)).collect()
     }
 
-    /// Everything but what has to wait until all else is visible.
+    /// Everything but the operations that have to wait until all others are
+    /// visible.
     pub(super) fn take_pointed(&mut self) -> Vec<Transaction> {
         let mut transactions = chains_ahead(self.take(Phase::Chains));
         let mut grown = self.take_growth();
@@ -221,7 +222,7 @@ impl Phases {
     }
 }
 
-/// New chains get transactions of their own, before anything points to them.
+/// Puts new chains into separate transactions, before anything points to them.
 ///
 /// A packet keeps the generation of *rules* in which it entered a base chain,
 /// but sees *elements* of the newest generation at every lookup. One that is on
@@ -268,7 +269,7 @@ pub(super) fn transaction(operations: Vec<Operation>) -> Option<Transaction> {
 /// Cuts a long list of operations into about equal parts. What belongs together
 /// stands together and is not torn apart.
 ///
-/// Each part has a list of its own size: `Vec::split_off` would leave every
+/// Each part is a list of exactly its size. `Vec::split_off` would leave every
 /// part with the capacity of all that followed it, which is quadratic.
 fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
     let mut left = operations.len();
@@ -289,7 +290,8 @@ fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Transaction>) 
     transactions.extend(transaction(operations.collect()));
 }
 
-/// Whether the second operation must not become visible later than the first.
+/// Returns whether the second operation must not become visible later than the
+/// first.
 fn belongs_to(first: &Operation, second: &Operation) -> bool {
     let interval = |element: &Element| element.map.is_interval();
     match (&first.action, &second.action) {

@@ -7,9 +7,10 @@ use crate::model::types::ServiceName;
 use crate::ruleset::Family;
 use crate::select::Joins;
 
-/// How many elements one plan of many Services may be about. A plan is in
-/// memory as a whole; and the kernel walks over all verdicts at every commit
-/// that adds some, so the fewer there are the better (decision 27).
+/// The approximate number of elements in one plan of many Services. A plan is
+/// in memory as a whole, so it must not be too large. But the kernel walks over
+/// all verdicts at every commit that adds some, so few large plans are better
+/// than many small ones (decision 27).
 pub const PIECE: u64 = 32_768;
 
 impl Planner {

@@ -1,4 +1,4 @@
-//! What is programmed, and how it changes.
+//! The programmed state, and its changes.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, ele
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::ruleset::table::{Ruleset, Table};
 
-/// Knows what is programmed, and plans what to change.
+/// Knows the programmed state, and plans changes.
 ///
 /// The planner believes that every plan it gave out was committed. If one was
 /// not, the kernel is to be read and compared again ([`Planner::resync`]).
@@ -32,11 +32,11 @@ pub struct Planner {
     pub(super) families: PerFamily<FamilyState>,
     quarantined: HashSet<ServiceName>,
     pub(super) newly_too_large: Vec<TooLarge>,
-    /// How many elements one plan may be about, more or less.
+    /// The approximate number of elements in one plan.
     pub(super) piece: u64,
 }
 
-/// What is programmed in one family.
+/// The programmed state of one family.
 #[derive(Debug)]
 pub(super) struct FamilyState {
     pub(super) skeleton: SkeletonConfig,
@@ -56,18 +56,18 @@ pub(super) struct FamilyState {
     pub(super) primary_address: Option<IpAddr>,
 }
 
-/// Transactions that lead from what is programmed to what should be, and what
-/// else they are about.
+/// Transactions from the programmed state to the desired one, and details about
+/// them.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Plan {
     /// To be committed in order, each by itself atomic.
     pub transactions: Vec<Transaction>,
-    /// Whether an endpoint left a frontend with session affinity, so that what
-    /// clients learned may be wrong now: see [`Planner::list`] and
+    /// Whether an endpoint left a frontend with session affinity, so that
+    /// learned entries may be wrong now: see [`Planner::list`] and
     /// [`Planner::forgotten`].
     pub unlearn: bool,
-    /// What each changed Service was before, and is now.
+    /// Each changed Service, before and after.
     pub changed: Vec<ServiceChange>,
     /// Frontends that a Service wants and an older one has.
     pub denied: Vec<Denied>,
@@ -83,9 +83,9 @@ pub struct ServiceChange {
     pub name: ServiceName,
     /// The family.
     pub family: Family,
-    /// What was programmed; `None` if nothing.
+    /// The Service as programmed before; `None` if it was not.
     pub before: Option<CompiledService>,
-    /// What is programmed after the plan; `None` if nothing.
+    /// The Service as programmed after the plan; `None` if it is not.
     pub after: Option<CompiledService>,
 }
 
@@ -117,7 +117,7 @@ impl Planner {
         &self.config
     }
 
-    /// What the rules of a family would be made from, on this node.
+    /// Returns the parameters for the rules of a family on this node.
     pub fn skeleton(&self, node: &NodeInfo, family: Family) -> SkeletonConfig {
         FamilyState::new(family, &self.config, node).skeleton
     }
@@ -125,7 +125,7 @@ impl Planner {
     /// Plans what changed in the store since the last call; `None` if nothing
     /// did. The work depends on the changed Services alone.
     ///
-    /// Where very much changed, a plan is about a part of it (decision 27):
+    /// After very many changes a plan covers only a part of them (decision 27):
     /// commit each plan, and call again until there is none.
     ///
     /// ```
@@ -163,8 +163,8 @@ impl Planner {
         (!names.is_empty()).then(|| self.plan(store, &names))
     }
 
-    /// Services that the kernel refused; they keep what was programmed for
-    /// them until they change or are [released](Self::release_quarantined).
+    /// Services that the kernel refused. They keep their programmed elements
+    /// until they change or are [released](Self::release_quarantined).
     pub fn quarantined(&self) -> impl Iterator<Item = &ServiceName> {
         self.quarantined.iter()
     }
@@ -175,13 +175,13 @@ impl Planner {
         std::mem::take(&mut self.quarantined).into_iter().collect()
     }
 
-    /// Whether the kernel refused this Service.
+    /// Returns whether the kernel refused this Service.
     pub(super) fn is_quarantined(&self, name: &ServiceName) -> bool {
         // Nearly always there is none, and nothing to look up.
         !self.quarantined.is_empty() && self.quarantined.contains(name)
     }
 
-    /// What is programmed for a Service.
+    /// Returns the programmed state of a Service.
     pub fn compiled(&self, name: &ServiceName, family: Family) -> Option<&CompiledService> {
         self.families[family].services.get(name)
     }
@@ -282,7 +282,7 @@ impl Planner {
         compiled.denied = denied.into();
     }
 
-    /// Puts `after` in the place of what was programmed.
+    /// Replaces the programmed state by `after`.
     fn exchange(
         &mut self,
         name: &ServiceName,
@@ -301,8 +301,8 @@ impl Planner {
         let before = state.services.remove(name);
         let owner = name.text();
         let (gone, come) = differing(name, before.as_ref(), after.as_ref());
-        // What comes is counted before what goes: an element that stays is
-        // never counted down to nothing.
+        // Additions are counted before removals, so an element that stays is
+        // never counted down to zero.
         if let Some(after) = &after {
             come.into_iter().for_each(|element| {
                 if state.count(&element, phases) {
@@ -327,8 +327,8 @@ impl Planner {
         plan.changed.push(ServiceChange { name: name.clone(), family, before, after });
     }
 
-    /// The kernel refused something of this Service: it keeps what was
-    /// programmed (`before`, from the plan that failed) until it changes.
+    /// The kernel refused an element of this Service: it keeps its programmed
+    /// state (`before`, from the plan that failed) until it changes.
     pub fn quarantine(&mut self, name: &ServiceName, before: PerFamily<Option<CompiledService>>) {
         self.quarantined.insert(name.clone());
         for (_, (state, before)) in self.families.as_mut().zip(before) {
@@ -356,8 +356,9 @@ impl Planner {
         lists.find(|(other, _)| *other == number).map(|(_, endpoints)| endpoints)
     }
 
-    /// What clients had learned of endpoints that no [list](Self::list) holds
-    /// is gone from the kernel: numbers that were given up can be used again.
+    /// The learned entries of endpoints that are in no [list](Self::list) have
+    /// been removed from the kernel: numbers that were given up can be used
+    /// again.
     pub fn forgotten(&mut self) {
         self.families.values_mut().for_each(|state| state.lists.forgotten());
     }
@@ -381,7 +382,8 @@ impl Planner {
         (!operations.is_empty()).then_some(Transaction { operations })
     }
 
-    /// How many chains [`Self::collect_idle_chains`] would delete.
+    /// Returns the number of chains that [`Self::collect_idle_chains`] would
+    /// delete.
     pub fn idle_chains(&self) -> usize {
         self.families.values().map(|state| state.chains.idle()).sum()
     }
@@ -472,8 +474,8 @@ fn differing(
     (gone.split_off(same_begin), come.split_off(same_begin))
 }
 
-/// Whether clients may have learned of an endpoint, under some number, that is
-/// not in that list any more.
+/// Returns whether clients may have learned, under some number, an endpoint
+/// that is no longer in that list.
 fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
     if before.service.affinity.is_none() {
         return false;
@@ -522,7 +524,7 @@ impl FamilyState {
         }
     }
 
-    /// Gives up the numbers of lists that are not there any more.
+    /// Gives up the numbers of lists that no longer exist.
     pub(super) fn release(&mut self, before: &CompiledService, after: Option<&CompiledService>) {
         let kept: HashSet<ListNumber> =
             after.into_iter().flat_map(CompiledService::numbered_lists).map(|(number, _)| number).collect();
@@ -533,7 +535,7 @@ impl FamilyState {
         }
     }
 
-    /// Whether the source ranges of a Service admit this node.
+    /// Returns whether the source ranges of a Service admit this node.
     pub(super) fn admits_node(&self, service: &Service) -> bool {
         let admits = |address| service.source_ranges.iter().any(|range| range.contains(&address));
         self.primary_address.is_some_and(admits)

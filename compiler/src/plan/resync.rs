@@ -1,5 +1,5 @@
-//! The start, and the repair: what the kernel holds against what it should
-//! hold. A restart with nothing changed sends nothing.
+//! Start and repair: compares the kernel's state with the desired one. A
+//! restart without changes sends nothing.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::ruleset::service::{CompiledService, claims, elements, firewall};
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
 use crate::select::Joins;
 
-/// Plans, piece by piece, from what the kernel holds to what it should hold:
-/// see [`Planner::resync`].
+/// Plans, piece by piece, from the kernel's state to the desired one: see
+/// [`Planner::resync`].
 ///
 /// It is an iterator over the transactions to commit, in order. They obey the
 /// same law of visibility as those of a change.
@@ -35,9 +35,9 @@ pub struct Resync<'a> {
     /// All Services, those that win a contended frontend before those that lose
     /// it. So each can be compiled and emitted before the next is looked at.
     services: Vec<(&'a ServiceName, &'a ServiceEntry)>,
-    /// How many of them are compiled.
+    /// The number of compiled ones.
     compiled: usize,
-    /// How many of them are emitted.
+    /// The number of emitted ones.
     emitted: usize,
     kernel: PerFamily<KernelState>,
     phases: Phases,
@@ -87,16 +87,15 @@ impl<'a> Resync<'a> {
         resync
     }
 
-    /// As [`Iterator::next`], but looks at no more than this many further
-    /// Services. The list may be empty although more is to come
-    /// ([`Self::is_finished`]). For kernels whose elements are
-    /// [supplied](Self::supply) as they are needed.
+    /// Like [`Iterator::next`], but processes at most this many more Services.
+    /// The list may be empty before the end; check [`Self::is_finished`]. For
+    /// kernels whose elements are [supplied](Self::supply) as they are needed.
     pub fn next_chunk(&mut self, services: usize) -> Vec<Transaction> {
         self.advance(services);
         self.ready.drain(..).collect()
     }
 
-    /// Whether there is nothing more to come.
+    /// Returns whether the resync has ended.
     pub fn is_finished(&self) -> bool {
         self.finished && self.ready.is_empty()
     }
@@ -109,9 +108,10 @@ impl<'a> Resync<'a> {
         std::mem::take(&mut self.left_out)
     }
 
-    /// Where the next Services expect elements in these maps: to be looked up
-    /// in the kernel and [supplied](Self::supply), for maps that are too large
-    /// to be listed. What another Service has brought in already is left out.
+    /// Returns the keys at which the next Services expect elements in these
+    /// maps, for maps that are too large to be listed: look them up in the
+    /// kernel and [supply](Self::supply) them. Keys that another Service has
+    /// brought in already are left out.
     pub fn keys_ahead(&mut self, maps: &PerFamily<HashSet<Map>>, services: usize) -> Vec<(Family, Map, Key)> {
         if maps.values().all(HashSet::is_empty) {
             return Vec::new();
@@ -172,8 +172,8 @@ impl<'a> Resync<'a> {
         self.compiled = self.compiled.max(end);
     }
 
-    /// The node's own elements. Ranges that are not wanted any more leave now,
-    /// since those that come may overlap with them.
+    /// The node's elements. Unwanted ranges are removed now, because new ones
+    /// may overlap with them.
     fn node(&mut self, family: Family) {
         let elements = node_elements(&self.planner.config, self.store, family);
         let mut desired: HashMap<(Map, Key), Element> =
@@ -191,12 +191,13 @@ impl<'a> Resync<'a> {
         }
     }
 
-    /// The source ranges of all Services: they must stand before anything points
-    /// behind them. Those that are not wanted any more go last, as all leftovers.
+    /// The source ranges of all Services: they must be in place before anything
+    /// points behind them. Unwanted ones are removed last, like all leftovers.
     fn firewall(&mut self, family: Family) {
         for (name, entry) in &self.services {
             let Some(mut filtered) = self.planner.source_ranges(name, entry, family) else { continue };
-            // Nobody loses a frontend: those that win have their turn first.
+            // No Service loses a frontend, because those that win are processed
+            // first.
             self.planner.families[family].claims.add(name, &claims(&filtered), filtered.service.created);
             self.planner.deny(name, family, &mut filtered);
             let state = &mut self.planner.families[family];
@@ -230,7 +231,8 @@ impl<'a> Resync<'a> {
         state.services.insert(name.clone(), compiled);
     }
 
-    /// What the kernel holds and nobody wants, and the rules of new tables.
+    /// Removes unwanted elements of the kernel, and adds the rules of new
+    /// tables.
     fn finish(&mut self) {
         for family in Family::ALL {
             for (place, held) in self.kernel[family].elements.take_all(|_| true) {
@@ -247,8 +249,8 @@ impl<'a> Resync<'a> {
 impl Iterator for Resync<'_> {
     type Item = Transaction;
 
-    /// The next transaction to commit, or `None` when the kernel holds what it
-    /// should hold.
+    /// The next transaction to commit, or `None` when the kernel has the
+    /// desired state.
     fn next(&mut self) -> Option<Transaction> {
         while self.ready.is_empty() && !self.finished {
             self.advance(1);
@@ -265,7 +267,7 @@ fn is_of_node(map: Map) -> bool {
     matches!(map, Map::NodePortIps | Map::ServiceCidrs)
 }
 
-/// Makes what is missing of the table, its maps and chains, and rewrites
+/// Creates the missing parts of the table, its maps and chains, and rewrites
 /// chains whose rules differ.
 fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<Operation> {
     let family = skeleton.family;
@@ -278,7 +280,7 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
     actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
     let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
     let mut wrong: Vec<Chain> = counted.map(|(chain, _)| *chain).collect();
-    // What a chain needs may be gone: somebody deleted it.
+    // A chain may need another one that somebody deleted.
     let lost: BTreeSet<Chain> = kernel.chains.keys().flat_map(|chain| chain.needs()).filter(missing).collect();
     actions.extend(lost.iter().copied().map(Action::AddChain));
     wrong.extend(lost);
@@ -294,7 +296,7 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
 }
 
 impl Planner {
-    /// Forgets what is counted; the Services are emitted again one by one.
+    /// Resets the counts; the Services are emitted again one by one.
     fn reset(&mut self, store: &Store, family: Family, kernel: &KernelState) {
         let config = self.config.clone();
         let state = &mut self.families[family];
@@ -343,8 +345,8 @@ impl Planner {
         Some(service)
     }
 
-    /// As much of a Service as its source ranges depend on; `None` if it has
-    /// none.
+    /// Returns the part of a Service that its source ranges depend on; `None`
+    /// if it has none.
     fn source_ranges(&self, name: &ServiceName, entry: &ServiceEntry, family: Family) -> Option<CompiledService> {
         let service = self.effective(name, entry, family).filter(|service| !service.source_ranges.is_empty())?;
         let joins = Joins::new(family, entry.slices());
@@ -356,9 +358,9 @@ impl Planner {
         Some(CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node })
     }
 
-    /// Compiles one Service in the place of what was programmed. Those that win
-    /// over it must have been compiled before it. If they have not, it is left
-    /// out, and the answer is false.
+    /// Compiles one Service and replaces its programmed state. Services that
+    /// win over it must have been compiled before. If they have not, it is left
+    /// out, and the result is false.
     fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) -> bool {
         let before = self.families[family].services.remove(name);
         let compiled = self.compile(store, name, entry, family, before.as_ref());

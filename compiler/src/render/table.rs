@@ -13,7 +13,7 @@ use crate::ruleset::table::{Ruleset, Table};
 use crate::ruleset::target::{FrontendKey, Target};
 use crate::ruleset::{Family, TABLE};
 
-/// What stands before an element that begins a line, in nft's layout.
+/// The indentation of an element that begins a line, in nft's layout.
 const NEXT_LINE: &str = "\n\t\t\t     ";
 
 /// All tables, one after the other.
@@ -71,7 +71,7 @@ pub fn kind(map: Map) -> &'static str {
     }
 }
 
-/// What nft declares of a set or map besides its types, in nft's order: size,
+/// The declaration of a set or map besides its types, in nft's order: size,
 /// flags, `counter`.
 pub fn properties(map: Map) -> Vec<String> {
     let mut properties = Vec::new();
@@ -133,7 +133,7 @@ fn expression(family: Family, field: KeyField) -> String {
     }
 }
 
-/// One element as nft text: key, counter (as zero), comment, and what it holds.
+/// One element as nft text: key, counter (as zero), comment, and data.
 pub fn element(element: &Element) -> String {
     let mut text = key(&element.key);
     if element.map.has_counter() {
@@ -190,7 +190,7 @@ fn hairpin(endpoint: &Endpoint, protocol: Protocol) -> String {
     format!("{one} . {one} . {} . {}", protocol.keyword(), endpoint.port)
 }
 
-/// What the element holds; `None` for a set's.
+/// The data of the element; `None` for an element of a set.
 pub(super) fn data(data: &Data) -> Option<String> {
     match data {
         Data::Nothing => None,

@@ -27,7 +27,7 @@ pub enum Chain {
     NatPrerouting,
     /// DNAT of packets of this node's own processes.
     NatOutput,
-    /// Rejects or drops what has no endpoint, for packets to this node.
+    /// Rejects or drops packets to this node for frontends without endpoints.
     FilterInput,
     /// The same for forwarded packets, and undefined ports on cluster IPs.
     FilterForward,
@@ -58,16 +58,16 @@ pub enum Chain {
     Draw {
         /// Frontends by address, or NodePorts.
         domain: Domain,
-        /// Which endpoint list.
+        /// The endpoint list.
         pool: Pool,
-        /// How many slots; those of a [`Spread::AtMost`].
+        /// The number of slots; that of a [`Spread::AtMost`].
         slots: u32,
     },
     /// Spreads connections over endpoints.
     Balance {
         /// Frontends by address, or NodePorts.
         domain: Domain,
-        /// Which endpoint list.
+        /// The endpoint list.
         pool: Pool,
         /// With session affinity (`sticky-3`, `sticky-max-127`) or without
         /// (`lb-3`, `lb-max-127`).
@@ -80,7 +80,7 @@ pub enum Chain {
         /// The length in bits.
         length: u8,
     },
-    /// Where that search begins.
+    /// The start of that search.
     SourceRanges(Family),
     /// Learns session affinity right behind DNAT, for packets that arrive.
     LearnPrerouting,
@@ -126,7 +126,7 @@ impl Hook {
     }
 }
 
-/// How a base chain hooks in. The priorities are kube-proxy's, and a contract
+/// The hook of a base chain. The priorities are kube-proxy's, and a contract
 /// with CNIs and firewalls (kube-proxy's `pkg/proxy/nftables/README.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseChain {
@@ -170,7 +170,7 @@ impl Chain {
     /// without pays nothing for it.
     pub const LEARNING: [Chain; 2] = [Chain::LearnPrerouting, Chain::LearnOutput];
 
-    /// Where the chain hooks in; `None` for a chain that is only jumped to.
+    /// The hook of the chain; `None` for a chain that is only reached by jumps.
     pub fn base(self) -> Option<BaseChain> {
         let (nat, hook, priority) = match self {
             Chain::FilterPreroutingPreDnat => (false, Hook::Prerouting, DSTNAT - 10),
@@ -300,7 +300,7 @@ impl fmt::Display for Chain {
     }
 }
 
-/// How the names of the chains begin that read one kind of endpoint list.
+/// The prefix of the names of chains that read one kind of endpoint list.
 fn prefix(domain: Domain, pool: Pool) -> &'static str {
     match (domain, pool) {
         (Domain::Frontend, Pool::Main) => "",
@@ -404,7 +404,7 @@ mod tests {
         for chain in balancing_chains().into_iter().chain(others) {
             let needed: Vec<Chain> = chain.needs().collect();
             assert!(needed.iter().all(|needed| *needed < chain), "{chain}");
-            // What they need in turn stands before them.
+            // The chains that they need in turn come before them.
             for (position, one) in needed.iter().enumerate() {
                 assert!(one.needs().all(|first| needed[..position].contains(&first)), "{chain}");
             }

@@ -26,7 +26,7 @@ impl ListNumber {
     pub const NONE: ListNumber = ListNumber(0);
     /// The first byte of every number.
     const PREFIX: u32 = 0x7600_0000;
-    /// How many numbers there are.
+    /// The number of numbers.
     pub const COUNT: u32 = 0x00ff_ffff;
 
     /// The number at a position, from 1 to [`Self::COUNT`].
@@ -39,7 +39,7 @@ impl ListNumber {
         Self::at(priority & Self::COUNT).filter(|number| number.0 == priority)
     }
 
-    /// What `meta priority` is set to.
+    /// The value for `meta priority`.
     pub fn priority(self) -> u32 {
         self.0
     }
@@ -49,7 +49,7 @@ impl ListNumber {
         self.0 & Self::COUNT
     }
 
-    /// Whether it is a number at all.
+    /// Returns whether it is a valid number.
     pub fn is_some(self) -> bool {
         self != Self::NONE
     }
@@ -77,7 +77,7 @@ pub enum Key {
     List(ListNumber),
 }
 
-/// What a verdict map's element says.
+/// The verdict of a verdict map's element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     /// `goto CHAIN`
@@ -86,7 +86,7 @@ pub enum Verdict {
     Drop,
 }
 
-/// What an element holds.
+/// The data of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Data {
     /// A set's element holds nothing.
@@ -104,9 +104,9 @@ pub enum Data {
 pub struct Element {
     /// The set or map it belongs to.
     pub map: Map,
-    /// Its key, of the shape [`Map::key`] says.
+    /// The key, in the form of [`Map::key`].
     pub key: Key,
-    /// What it holds, of the kind [`Map::data`] says.
+    /// The data, of the kind [`Map::data`].
     pub data: Data,
     /// `namespace/name:port`, at most [`MAX_COMMENT`] bytes: what an operator
     /// reads behind the element.
@@ -117,9 +117,10 @@ pub struct Element {
 /// libnftnl refuse more than 128 including the terminating zero.
 pub const MAX_COMMENT: usize = 127;
 
-/// Shortens a comment to what the kernel takes, at a character boundary, with
-/// `...` in place of what is lost. What would end the comment in a listing, or
-/// harm a terminal, gives way: no name that the API server lets in holds it.
+/// Shortens a comment to the kernel's limit, at a character boundary, with
+/// `...` at the end. Characters that would end the comment in a listing, or
+/// harm a terminal, are replaced; no name that the API server accepts contains
+/// them.
 pub fn fit_comment(text: &str) -> Cow<'_, str> {
     let is_harmful = |character: char| character.is_control() || character == '"';
     if text.contains(is_harmful) {

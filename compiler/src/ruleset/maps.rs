@@ -1,5 +1,5 @@
-//! The sets and maps: what they are called, what they are keyed by, what they
-//! hold. Their number is fixed; only their elements grow.
+//! The sets and maps: their names, keys and data. Their number is fixed; only
+//! their elements grow.
 //!
 //! All of it is one [table](Map::row): the code, the declarations in the kernel
 //! and `docs/maps.md` come from it.
@@ -27,7 +27,7 @@ pub enum KeyField {
     List,
 }
 
-/// What an element of a set or map holds besides its key.
+/// The data of an element of a set or map besides its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DataKind {
     /// A set: nothing.
@@ -40,7 +40,7 @@ pub enum DataKind {
     List,
 }
 
-/// What is special about a set or map.
+/// The special properties of a set or map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Flag {
@@ -70,7 +70,7 @@ pub enum Flag {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Map {
-    /// Which balancing chain serves a frontend.
+    /// The balancing chain of a frontend.
     Frontends(Domain),
     /// The local endpoints of frontends with `externalTrafficPolicy: Local`.
     LocalFrontends(Domain),
@@ -78,13 +78,13 @@ pub enum Map {
     ShortCircuit(Domain),
     /// The endpoints of each frontend, one per slot.
     Endpoints(Domain, Pool),
-    /// Which of this node's addresses serve NodePorts.
+    /// The addresses of this node that serve NodePorts.
     NodePortIps,
     /// Every allocated cluster IP.
     ClusterIps,
     /// The ranges cluster IPs are allocated from.
     ServiceCidrs,
-    /// Which endpoint of a list a client went to last.
+    /// The last endpoint of a client in a list.
     Affinity,
     /// The numbers of the endpoint lists that clients stick to.
     AffinityLists(Domain, Pool),
@@ -98,7 +98,7 @@ pub enum Map {
     HairpinConnections,
     /// Frontends with `loadBalancerSourceRanges`.
     FirewallIps,
-    /// What those ranges allow.
+    /// The clients that those ranges allow.
     SourceRanges,
     /// Prefixes under which a frontend has longer ranges.
     SourceRangeMarkers,
@@ -106,7 +106,7 @@ pub enum Map {
     NoEndpoints(Domain),
 }
 
-/// What there is to know of one set or map.
+/// The description of one set or map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Row {
@@ -116,11 +116,11 @@ pub struct Row {
     pub name: &'static str,
     /// The fields of the key, in order.
     pub key: &'static [KeyField],
-    /// What the elements hold.
+    /// The data of the elements.
     pub data: DataKind,
-    /// What is special about it, if anything is.
+    /// Special properties, if any.
     pub flag: Option<Flag>,
-    /// What it is for.
+    /// The purpose.
     pub purpose: &'static str,
 }
 
@@ -137,7 +137,7 @@ macro_rules! table {
         const ROWS: &[Row] = &[$(*Map::$map$(($($part),+))?.row()),+];
 
         impl Map {
-            /// What there is to know of it.
+            /// Returns its description.
             pub const fn row(self) -> &'static Row {
                 match self {
                     $(Map::$map$(($($part),+))? => &Row {
@@ -236,36 +236,37 @@ impl Map {
         self.row().key
     }
 
-    /// What the elements hold.
+    /// The data of the elements.
     pub fn data(self) -> DataKind {
         self.row().data
     }
 
-    /// Whether the set holds prefixes (`flags interval`).
+    /// Returns whether the set holds prefixes (`flags interval`).
     pub fn is_interval(self) -> bool {
         self.row().flag == Some(Flag::Interval)
     }
 
-    /// Whether packets add elements and elements expire (`flags dynamic,timeout`).
+    /// Returns whether packets add elements and elements expire (`flags dynamic,timeout`).
     pub fn is_dynamic(self) -> bool {
         self.row().flag == Some(Flag::Dynamic)
     }
 
-    /// Whether each element counts the connections that match it (`counter`).
+    /// Returns whether each element counts the connections that match it
+    /// (`counter`).
     pub fn has_counter(self) -> bool {
         self.row().flag == Some(Flag::Counter)
     }
 
-    /// Whether the key and value have to be declared by `typeof`: only that can
-    /// name the slot's integer.
+    /// Returns whether the key and value have to be declared by `typeof`: only
+    /// that can name the slot's integer.
     pub fn is_typeof(self) -> bool {
         self.key().contains(&KeyField::Slot)
     }
 }
 
-/// The most clients the `affinity` map remembers. The kernel sizes the hash
-/// table for it when the map is made (8 bytes a bucket); a client that does not
-/// fit is placed anew with each connection.
+/// The maximum number of clients in the map `affinity`. The kernel sizes the
+/// hash table when the map is created (8 bytes a bucket). A client that does
+/// not fit is placed again with each connection.
 pub const AFFINITY_SIZE: u32 = 65536;
 
 impl fmt::Display for Map {

@@ -1,7 +1,7 @@
 //! The elements that one Service contributes to the maps of one family.
 //!
-//! A pure function of the compiled Service: the planner compares what it
-//! was before with what it is now.
+//! A pure function of the compiled Service: the planner compares the results
+//! before and after a change.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -39,7 +39,7 @@ pub struct CompiledService {
 }
 
 impl CompiledService {
-    /// Whether an older Service has what this one claims.
+    /// Returns whether an older Service holds the claimed frontend.
     pub fn is_denied(&self, claim: &Claim) -> bool {
         self.denied.binary_search(claim).is_ok()
     }
@@ -52,8 +52,8 @@ pub struct CompiledPort {
     pub cluster: Box<[Endpoint]>,
     /// For traffic that must stay on this node.
     pub local: Box<[Endpoint]>,
-    /// What clients that stick to an endpoint of `cluster` are remembered
-    /// under; none without session affinity.
+    /// The number under which clients of `cluster` are remembered; none without
+    /// session affinity.
     pub cluster_number: ListNumber,
     /// The same for `local`.
     pub local_number: ListNumber,
@@ -61,14 +61,15 @@ pub struct CompiledPort {
     pub on_this_node: Box<[Endpoint]>,
     /// Whether any endpoint anywhere could serve.
     pub any: bool,
-    /// Where established flows may stay, sorted; empty for TCP: see
-    /// [`crate::select::endpoints_keeping_flows`]. No element depends on it.
+    /// The endpoints at which established flows may stay, sorted; empty for
+    /// TCP: see [`crate::select::endpoints_keeping_flows`]. No element depends
+    /// on it.
     pub keeping_flows: Box<[Endpoint]>,
 }
 
-/// What two Services can't both have. As in kube-proxy each map has its own
-/// winner: a Service without endpoints does not keep one that has some from
-/// serving an address that both have.
+/// A frontend that two Services cannot both have. As in kube-proxy each map has
+/// a separate winner: a Service without endpoints does not stop one that has
+/// some from serving an address that both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Claim {
     /// To serve a frontend or node port.
@@ -106,7 +107,8 @@ impl CompiledService {
 }
 
 impl Claim {
-    /// Whether this is the claim to serve a frontend or node port of `port`.
+    /// Returns whether this is the claim to serve a frontend or node port of
+    /// `port`.
     pub fn serves_port(&self, port: &ServicePort) -> bool {
         match self {
             Claim::Serve(Target::Frontend(key)) => (key.protocol, key.port) == (port.protocol, port.port),
@@ -117,7 +119,7 @@ impl Claim {
 }
 
 impl fmt::Display for Claim {
-    /// What is claimed, for messages: `10.96.0.10 port 80/TCP`.
+    /// Prints the claimed frontend for messages: `10.96.0.10 port 80/TCP`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Claim::Serve(target) | Claim::NoEndpoint(target) => target.fmt(f),
@@ -126,7 +128,7 @@ impl fmt::Display for Claim {
     }
 }
 
-/// What traffic to a frontend is subject to.
+/// The treatment of traffic to a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Policy {
     /// A cluster IP with `internalTrafficPolicy: Cluster`.
@@ -214,7 +216,7 @@ pub fn all_frontends(service: &Service) -> Vec<ServedFrontend> {
     all
 }
 
-/// What a Service claims with the endpoints that it has.
+/// Returns the claims of a Service with its current endpoints.
 pub fn claims(compiled: &CompiledService) -> Vec<Claim> {
     let mut claims = Vec::new();
     frontends(&compiled.service, |position, target, policy| {
@@ -230,7 +232,7 @@ pub fn claims(compiled: &CompiledService) -> Vec<Claim> {
     claims
 }
 
-/// Whether there is anything to send at least some clients to.
+/// Returns whether at least some clients have an endpoint.
 fn serves(policy: Policy, endpoints: &CompiledPort) -> bool {
     match policy {
         Policy::Internal | Policy::External => !endpoints.cluster.is_empty(),
@@ -239,8 +241,8 @@ fn serves(policy: Policy, endpoints: &CompiledPort) -> bool {
     }
 }
 
-/// What happens to those who are not sent anywhere: dropped if there are
-/// endpoints elsewhere, else refused; `None` if there are none of them.
+/// Returns the fate of clients without an endpoint: dropped if there are
+/// endpoints elsewhere, else refused; `None` if there are no such clients.
 fn no_endpoint(policy: Policy, endpoints: &CompiledPort) -> Option<Verdict> {
     let (none, elsewhere) = match policy {
         Policy::Internal | Policy::External => (endpoints.cluster.is_empty(), false),
@@ -278,9 +280,9 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
     });
 }
 
-/// For how long clients are remembered, once for each list that any frontend of
-/// the Service sends them to. Frontends that the Service does not hold do not
-/// count: what they would need is not in the kernel either.
+/// Returns how long clients are remembered, once for each list that any
+/// frontend of the Service uses. Frontends that the Service does not hold do
+/// not count, because their elements are not in the kernel either.
 fn affinity_timeouts(name: &ServiceName, compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
     let service = &compiled.service;
     let Some(seconds) = service.affinity else { return };
@@ -305,8 +307,8 @@ fn affinity_timeouts(name: &ServiceName, compiled: &CompiledService, emit: &mut 
     }
 }
 
-/// Whose list a number belongs to: by that an agent that restarts tells
-/// whether it may keep it.
+/// Names the list of a number. An agent that restarts decides by this whether
+/// it may keep the number.
 fn list_comment(name: &ServiceName, port: &ServicePort, list: List) -> Arc<str> {
     match list {
         List::Cluster => comment(name, port),

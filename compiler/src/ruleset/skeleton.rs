@@ -1,4 +1,4 @@
-//! Which rules stand in which chain. A pure function of the configuration:
+//! The rules of each chain. They are a pure function of the configuration:
 //! Services and endpoints never change a rule.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -12,12 +12,12 @@ use super::{Family, source_ranges};
 use crate::model::Protocol;
 pub use crate::model::config::LocalDetector;
 
-/// What the rules of one family depend on.
+/// The parameters of the rules of one family.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SkeletonConfig {
     /// The family whose table this is.
     pub family: Family,
-    /// How local pods are told; `None`: they can't be.
+    /// How to recognize local pods, or `None` if there is no way to.
     pub detector: Option<LocalDetector>,
     /// `nftables.masqueradeAll`: masquerade everything to a cluster IP.
     pub masquerade_all: bool,
@@ -39,9 +39,9 @@ fn from_local_pod(detector: &LocalDetector, op: Op) -> Statement {
 /// of them holds then, and none otherwise.
 ///
 /// A bridge that shows its packets to the IP hooks (`bridge-nf-call-iptables`)
-/// names no input interface in postrouting. But what it forwards leaves by the
-/// bridge it came from, so the output interface tells as much. The node's own
-/// packets have no input interface either: their source tells them apart
+/// names no input interface in postrouting. But a forwarded packet leaves by
+/// the bridge it came from, so the output interface is equivalent. The node's
+/// own packets have no input interface either; their source distinguishes them
 /// (decision 38).
 ///
 /// ```nft
@@ -67,7 +67,7 @@ const NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::Port];
 const ORIGINAL_FRONTEND: [KeyPart; 3] = [KeyPart::OriginalDestination, KeyPart::Protocol, KeyPart::OriginalPort];
 const ORIGINAL_NODEPORT: [KeyPart; 2] = [KeyPart::Protocol, KeyPart::OriginalPort];
 
-/// What a packet's frontend or NodePort is looked up by.
+/// The key for the look-up of a packet's frontend or NodePort.
 fn key_of(domain: Domain) -> &'static [KeyPart] {
     match domain {
         Domain::Frontend => &FRONTEND,
@@ -159,7 +159,8 @@ fn services(config: &SkeletonConfig) -> Vec<Rule> {
     vec![rule([Vmap(FRONTEND.to_vec(), Map::Frontends(Domain::Frontend))]), Rule(to_nodeports)]
 }
 
-/// The addresses that serve NodePorts, as far as the destination tells.
+/// Matches the addresses that serve NodePorts, as far as the destination shows
+/// them.
 fn nodeport_addresses(config: &SkeletonConfig) -> Vec<Statement> {
     if config.nodeports_on_all_addresses {
         vec![Statement::Address(Side::Destination, Op::IsNot, loopback(config.family))]
@@ -168,7 +169,7 @@ fn nodeport_addresses(config: &SkeletonConfig) -> Vec<Statement> {
     }
 }
 
-/// What is never a NodePort address: 127.0.0.0/8, but of IPv6 only ::1.
+/// Addresses that never serve NodePorts: 127.0.0.0/8, but of IPv6 only ::1.
 fn loopback(family: Family) -> IpNet {
     match family {
         Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8)),
@@ -196,9 +197,9 @@ fn local_policy(config: &SkeletonConfig, domain: Domain) -> Vec<Rule> {
     rules
 }
 
-/// How often a slot is drawn, of which more than half hold an endpoint, before
-/// the last draw is from those that all do: the 1/256 of the draws that hit
-/// none, at most, fall on the first half of the slots.
+/// The number of draws from all slots, of which more than half hold an
+/// endpoint. The last draw is from the slots that all do, so at most 1/256 of
+/// the connections miss before and fall on the first half of the slots.
 const DRAWS: usize = 8;
 
 /// The endpoint lists of one kind of frontend: what balancing chains read.
@@ -221,10 +222,10 @@ impl List {
         rule([Statement::Dnat(key, Map::Endpoints(self.domain, self.pool))])
     }
 
-    /// Two rules, because nft (1.0.6) gives the *first* rule of a file that
-    /// uses a map whose value is declared as `tcp dport` a match for TCP of its
-    /// own, and only the first: without the TCP rule in front, a listing that
-    /// is loaded again would lose UDP and SCTP (decision 4).
+    /// Two rules, because nft (1.0.6) adds a match for TCP to the *first* rule
+    /// of a file that uses a map whose value is declared as `tcp dport`, and
+    /// only to the first: without the TCP rule in front, a listing that is
+    /// loaded again would lose UDP and SCTP (decision 4).
     fn dnat_each_protocol(self, slot: KeyPart) -> [Rule; 2] {
         [self.dnat(KeyPart::TcpPort, slot), self.dnat(KeyPart::Port, slot)]
     }
@@ -256,8 +257,8 @@ impl List {
     /// }
     /// ```
     ///
-    /// The draws are in a chain of their own, so that three rules bind the map
-    /// and not seventeen: see decision 14. `draw-127` is made before
+    /// The draws are in a separate chain, so that three rules bind the map
+    /// instead of seventeen: see decision 14. `draw-127` is made before
     /// `lb-max-127` and so is listed before it: the last draw is never the
     /// first rule that uses the map and needs no TCP rule in front.
     ///
@@ -306,9 +307,9 @@ impl List {
     }
 }
 
-/// The original destination must have been a NodePort address. Where all are,
-/// nothing can be asked any more: what was local before DNAT can't be told
-/// after it.
+/// The original destination must have been a NodePort address. Where all
+/// addresses are, there is nothing to match: after DNAT nothing shows whether
+/// the destination was local before.
 fn original_nodeport_address(config: &SkeletonConfig) -> Vec<Statement> {
     if config.nodeports_on_all_addresses {
         Vec::new()
@@ -420,8 +421,8 @@ mod tests {
         }
     }
 
-    /// What part of the new connections each of so many endpoints gets, as the
-    /// rules say, and what part is dropped.
+    /// Returns the share of new connections of each endpoint, computed from the
+    /// rules, and the share that is dropped.
     fn shares(chain: Chain, endpoints: u32, is_tcp: bool) -> (Vec<f64>, f64) {
         let mut shares = vec![0.0; endpoints as usize];
         let mut left = 1.0;

@@ -1,4 +1,4 @@
-//! What a client connects to: a frontend by address, or a NodePort.
+//! The target of a client's connection: a frontend by address, or a NodePort.
 //!
 //! Nearly everything exists for both. A map, chain or key that does is named
 //! once, with a [`Domain`] or a [`Target`] in it.
@@ -28,7 +28,7 @@ pub struct NodePortKey {
     pub port: u16,
 }
 
-/// What a client connects to.
+/// The target of a client's connection.
 ///
 /// ```
 /// use vmap_proxy_compiler::model::Protocol;
@@ -49,7 +49,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Which maps and chains it is in.
+    /// The kind, which determines its maps and chains.
     pub fn domain(self) -> Domain {
         match self {
             Target::Frontend(_) => Domain::Frontend,
@@ -83,7 +83,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// The two kinds of [`Target`]. Each has maps and chains of its own.
+/// The two kinds of [`Target`]. Each has separate maps and chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Domain {
     /// Cluster IPs, external IPs and load balancer addresses: named by address,
@@ -93,7 +93,7 @@ pub enum Domain {
     NodePort,
 }
 
-/// Which of the two endpoint lists of a frontend a balancing chain reads.
+/// The endpoint list of a frontend that a balancing chain reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Pool {
     /// The endpoints a frontend serves to everybody: map `endpoints`.
