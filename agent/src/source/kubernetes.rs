@@ -3,7 +3,8 @@
 //!
 //! Every resource has a separate [`reflector`]: list, then watch, for ever.
 //! Objects go from the socket's buffer into the slim types of the compiler one
-//! by one; neither a list nor a page is ever held.
+//! by one; neither a list nor a page is ever held. Why this is not kube-runtime's
+//! watcher: `docs/decisions/0050-reflector.md`.
 
 mod backoff;
 mod bounds;
