@@ -1,5 +1,5 @@
-//! From objects to a complete rule set in one call: what a first sync would
-//! program on a node that holds nothing of ours yet.
+//! Compiles objects to a complete rule set in one call: the rule set of a first
+//! sync on a node without our tables.
 
 use crate::model::checked::CheckedChange;
 use crate::model::convert::Problem;
@@ -7,7 +7,7 @@ use crate::model::{Change, Object, ObjectRef, PerFamily, ProxyConfig, Store};
 use crate::plan::{Planner, TooLarge};
 use crate::ruleset::table::Ruleset;
 
-/// A rule set, and what in the objects has no part in it.
+/// A rule set, and the parts of the objects that are not in it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Compilation {
@@ -16,7 +16,7 @@ pub struct Compilation {
     /// Fields that can't be used. Each costs its object or a part of it, never
     /// another object.
     pub problems: Vec<Problem>,
-    /// Services that ask for too much, and have no part in the rule set.
+    /// Services that ask for too many elements, and are not in the rule set.
     pub too_large: Vec<TooLarge>,
     /// EndpointSlices whose Service is not among the objects, sorted.
     pub lone_slices: Vec<ObjectRef>,
@@ -24,8 +24,8 @@ pub struct Compilation {
 
 /// Compiles Kubernetes objects for the node that `config` names.
 ///
-/// The kernel is not asked: the addresses on the node's interfaces are taken to
-/// be those of its Node object.
+/// The kernel is not queried: the addresses on the node's interfaces are
+/// assumed to be those of its Node object.
 pub fn compile(config: ProxyConfig, objects: impl IntoIterator<Item = Object>) -> Compilation {
     let mut store = Store::new(config.node_name.clone());
     let problems = objects.into_iter().flat_map(|object| store.apply(Change::Apply(object))).collect();

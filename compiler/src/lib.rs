@@ -12,7 +12,7 @@
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
 //! * [`select`]: which endpoints serve a service port on this node;
-//! * [`limits`]: how many elements one Service may ask for;
+//! * [`limits`]: the maximum number of elements of one Service;
 //! * [`ruleset`]: the typed rule set: a fixed skeleton of chains and maps, and
 //!   the elements of each Service;
 //! * [`plan`]: ordered transactions from the programmed state to the desired one;

@@ -15,11 +15,11 @@ use crate::select::Joins;
 /// The most elements that one Service may ask for in one family, as
 /// [`elements_at_most`] counts them.
 ///
-/// That is about what a cluster of 70,000 ordinary Services with 5 endpoints
-/// each has as a whole. It is enough for 100,000 endpoints at one port of a load
+/// That is about the total of a cluster of 70,000 ordinary Services with 5
+/// endpoints each. It is enough for 100,000 endpoints at one port of a load
 /// balancer (cluster IP, node port, one address), or 5,000 ports with 40
-/// endpoints each. Planning 300,000 of them takes about 160 MiB for as long as it
-/// lasts (decision 26).
+/// endpoints each. Planning 300,000 of them takes about 160 MiB while it runs
+/// (decision 26).
 pub const MAX_ELEMENTS: u64 = 500_000;
 
 /// Elements of a frontend other than slots, for each of its lists: verdicts,
@@ -34,9 +34,9 @@ const TIMEOUTS: u64 = 2;
 /// of its slices.
 ///
 /// Counted from the sizes alone, as if every endpoint were ready and on this
-/// node: so that whether a Service is refused does not change whenever a pod
-/// becomes ready, and no product has to be made to be counted. The work is
-/// linear in the size of the objects.
+/// node. The result therefore does not change when a pod becomes ready, and
+/// nothing has to be multiplied out to be counted. The work is linear in the
+/// size of the objects.
 pub fn elements_at_most(service: &Service, joins: &Joins<'_>) -> u64 {
     let addresses = count(count_addresses(service));
     // Frontends with the external policy Local have a list for the cluster and

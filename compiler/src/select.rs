@@ -41,9 +41,9 @@ enum Topology {
     SameZone,
 }
 
-/// The ports of a Service's slices, of one family, by what joins them to a
-/// service port: name and protocol. Made once for all ports of the Service:
-/// looking through all slices for each of them would be quadratic.
+/// The ports of a Service's slices, of one family, by the attributes that join
+/// them to a service port: name and protocol. Created once for all ports of the
+/// Service, because searching all slices for each port would be quadratic.
 #[derive(Debug)]
 pub struct Joins<'a>(Vec<Join<'a>>);
 

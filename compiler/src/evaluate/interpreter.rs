@@ -198,7 +198,7 @@ impl<'e> Walker<'_, 'e, '_> {
         let state = &*self.state;
         let holds = |op: Op, is: bool| is == (op == Op::Is);
         match statement {
-            // Only first packets are looked at.
+            // Only first packets are evaluated.
             Statement::CtStateNew => true,
             Statement::CtStatusDnat => state.is_translated(),
             Statement::Protocol(protocol) => state.protocol == *protocol,

@@ -1,5 +1,5 @@
-//! One packet through the rule set: what the kernel would do with the first
-//! packet of a connection, and why.
+//! Sends one packet through the rule set: shows the kernel's decision about the
+//! first packet of a connection, and the reasons.
 //!
 //! The rules are interpreted, hook by hook and statement by statement, as
 //! netfilter runs them (`net/netfilter/nf_tables_core.c`, `nf_nat_core.c`).
@@ -10,13 +10,13 @@
 //!   delivered ones don't.
 //! * A packet of this node's own processes: output, postrouting, and if its
 //!   destination is local, once more prerouting and input by way of `lo`. It is
-//!   still new to the filter chains there, but nat chains are asked once only.
+//!   still new to the filter chains there, but nat chains run only once.
 //! * `numgen` may yield any slot, so each is followed. A client that is
 //!   remembered (an element of `affinity`) goes where it went before.
 //!
-//! Not modelled: what other tables do, the routing table beyond "is it local",
-//! and the source address that masquerading gives a packet that comes back
-//! by way of `lo` (it keeps the old one; none of our rules there asks).
+//! Not modelled: other tables, the routing table beyond "is it local", and the
+//! masqueraded source address of a packet that comes back by way of `lo` (it
+//! keeps the old one; none of our rules there matches it).
 
 mod index;
 mod interpreter;
@@ -128,7 +128,7 @@ pub struct Outcome {
     pub trace: Vec<TraceStep>,
 }
 
-/// Under what, and for how long, a client's endpoint is remembered.
+/// The key and the time under which a client's endpoint is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remembered {
     /// The list that the endpoint was drawn from.
@@ -146,14 +146,14 @@ impl Remembered {
 /// A rule whose tests all held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TraceStep {
-    /// The chain it stands in.
+    /// The chain of the rule.
     pub chain: Chain,
     /// The rule in nft syntax.
     pub rule_text: String,
     /// The element that its last lookup found, in nft syntax. Of a rule that
     /// draws a slot: one of them.
     pub element: Option<String>,
-    /// That element's comment: for whom it is there.
+    /// The comment of that element, which names its owner.
     pub comment: Option<String>,
 }
 

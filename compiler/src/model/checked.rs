@@ -1,5 +1,5 @@
-//! A change of one object in checked types: what a source makes of it once,
-//! where it reads the object, and what the store takes.
+//! A change of one object in checked types. A source creates it once, where it
+//! reads the object, and the store takes it.
 
 use ipnet::IpNet;
 
@@ -43,8 +43,8 @@ pub enum Content {
 }
 
 impl CheckedChange {
-    /// Checks a change for the node of this name, and lists what in it can't be
-    /// used. Everything else of it can.
+    /// Checks a change for the node of this name, and lists its unusable parts.
+    /// The rest is used.
     pub fn new(change: &Change, node_name: &str) -> (Self, Vec<Problem>) {
         match change {
             Change::Apply(object) => {

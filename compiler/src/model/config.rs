@@ -23,7 +23,7 @@ pub struct ProxyConfig {
     pub bind_address: Option<IpAddr>,
 }
 
-/// `detectLocalMode` and what belongs to it.
+/// `detectLocalMode` and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DetectLocal {
     /// `ClusterCIDR`: the first range of each family; none: no detection.

@@ -117,7 +117,7 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
         return (PerFamily::default(), problems.found);
     }
     if spec.cluster_ip.is_empty() {
-        // Only manifests that no API server has seen have none.
+        // Only manifests that did not pass an API server have none.
         problems.add(
             "spec.clusterIP",
             "it is absent, so nothing of the Service is served; an API server would have chosen one: write a free \

@@ -1,11 +1,11 @@
-//! Plain validated types, and the store of what the sources told us.
+//! Plain validated types, and the store of the state from the sources.
 //!
 //! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
 //! * [`types`]: validated types, which need no further checks;
 //! * [`family`]: the two address families, and one value for each;
-//! * [`config`]: what the proxy is configured to do on this node;
-//! * [`convert`]: from objects to types: what cannot be programmed is reported
-//!   by name and left out, never fatal;
+//! * [`config`]: the configuration of the proxy on this node;
+//! * [`convert`]: converts objects to types; unusable parts are reported by
+//!   name and left out, and are never fatal;
 //! * [`checked`]: a change of one object, converted;
 //! * [`store`]: all Services and slices, and which of them changed.
 

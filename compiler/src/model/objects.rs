@@ -26,7 +26,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserial
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The metadata that is looked at.
+/// The metadata that the proxy reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ObjectMeta {
@@ -86,7 +86,7 @@ pub struct ServiceSpec {
     /// The ports.
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePortObject>,
-    /// Addresses that somebody else routes to the nodes.
+    /// Addresses that other systems route to the nodes.
     #[serde(rename = "externalIPs", deserialize_with = "or_default")]
     pub external_ips: Vec<String>,
     /// `None` or `ClientIP`.
@@ -203,7 +203,7 @@ pub struct EndpointObject {
     pub node_name: Option<String>,
     /// Its host name, for DNS; the proxy only shows it.
     pub hostname: Option<String>,
-    /// For whom it is meant.
+    /// The clients it is meant for.
     pub hints: Option<EndpointHints>,
 }
 

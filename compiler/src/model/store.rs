@@ -179,8 +179,8 @@ impl Store {
         }
     }
 
-    /// Checks and takes one change; returns what in it can't be used. Of another
-    /// node's object nothing is used.
+    /// Checks and applies one change, and returns its unusable parts. The object
+    /// of another node is ignored.
     pub fn apply(&mut self, change: Change) -> Vec<Problem> {
         let (checked, problems) = CheckedChange::new(&change, &self.node_name);
         let is_used = self.is_used(&checked.object);
@@ -346,8 +346,8 @@ impl Store {
         }
     }
 
-    /// Keeps one text for a port's name. Names that nobody has any more go when
-    /// there are many: a cluster may make up new ones for ever.
+    /// Interns a port's name. Unused names are dropped when there are many,
+    /// because a cluster may invent new ones for ever.
     fn share_port_name(&mut self, name: &mut Arc<str>) {
         if let Some(known) = self.port_names.get(name) {
             *name = known.clone();

@@ -169,7 +169,7 @@ impl Service {
     }
 }
 
-/// One endpoint of a slice, with the conditions that selection looks at.
+/// One endpoint of a slice, with the conditions that selection reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
     /// The first address of the endpoint.
@@ -186,7 +186,7 @@ pub struct SliceEndpoint {
     pub hints: Option<Arc<Hints>>,
 }
 
-/// `hints` of an endpoint: for whom it is meant.
+/// `hints` of an endpoint: the clients it is meant for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forZones`

@@ -1,5 +1,5 @@
-//! A restart takes over what the kernel holds: endpoints stay in their slots,
-//! and lists keep their numbers.
+//! A restart adopts the kernel's state: endpoints stay in their slots, and
+//! lists keep their numbers.
 
 use super::kernel_state::KernelElements;
 use super::planner::FamilyState;

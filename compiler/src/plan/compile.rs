@@ -1,5 +1,5 @@
-//! One Service compiled: which endpoints serve each of its ports, in which
-//! slots; and what happens to one that asks for too much.
+//! Compiles one Service: the endpoints of each of its ports with their slots.
+//! Also handles Services that ask for too much.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Planner {
         self.families.values().map(|state| state.too_large.len()).sum()
     }
 
-    /// Compiles one Service in one family, as if nobody else claimed anything.
+    /// Compiles one Service in one family, as if there were no other claims.
     /// Endpoints keep the slots they have in `before`. The error is the number
     /// of elements of a Service that is too large.
     pub(super) fn compile(

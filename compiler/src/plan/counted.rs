@@ -24,7 +24,7 @@ impl SharedElements {
         matches!(map, Map::ClusterIps | Map::HairpinConnections)
     }
 
-    /// Returns whether anybody contributes it.
+    /// Returns whether any Service contributes it.
     pub(super) fn has(&self, element: &Element) -> bool {
         match (element.map, element.key) {
             (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.contains_key(&address),
@@ -44,7 +44,8 @@ impl SharedElements {
         *count == 1
     }
 
-    /// Counts one less; whether it was the last. Elements of one owner: always.
+    /// Drops one reference. Returns true if it was the last; always true for
+    /// elements that are never shared.
     pub(super) fn remove(&mut self, element: &Element) -> bool {
         match (element.map, element.key) {
             (Map::ClusterIps, Key::Address(address)) => one_less(&mut self.cluster_ips, address),

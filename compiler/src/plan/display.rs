@@ -1,5 +1,5 @@
-//! Operations as nft commands: what one would type to do what the agent does
-//! over netlink. For messages, examples and golden files.
+//! Prints operations as the nft commands that are equivalent to the agent's
+//! netlink messages. For log messages, examples and golden files.
 
 use std::fmt;
 

@@ -9,8 +9,8 @@ use crate::ruleset::service::CompiledService;
 /// The numbers of lists, in one family.
 ///
 /// A list keeps its number for as long as it is programmed. A number that was
-/// given up is given to another list only after what clients had learned under
-/// it was removed: nobody is sent to an endpoint of another Service.
+/// given up goes to another list only after the entries learned under it were
+/// removed, so that no client is sent to an endpoint of another Service.
 #[derive(Debug, Default)]
 pub(super) struct ListNumbers {
     owners: FxHashMap<ListNumber, ServiceName>,
@@ -41,13 +41,13 @@ impl ListNumbers {
         numbers
     }
 
-    /// The Service whose list has this number.
+    /// Returns the Service whose list has this number.
     pub(super) fn owner(&self, number: ListNumber) -> Option<&ServiceName> {
         self.owners.get(&number)
     }
 
     /// Gives a list the number that the kernel has for it, unless another list
-    /// has it. To be asked for only between [`Self::reset`] and
+    /// has it. To be called only between [`Self::reset`] and
     /// [`Self::forgotten`].
     pub(super) fn adopt(&mut self, number: ListNumber, name: &ServiceName) -> bool {
         let is_free = number.is_some() && !self.owners.contains_key(&number);
@@ -68,7 +68,7 @@ impl ListNumbers {
         number
     }
 
-    /// A list is gone, or nobody sticks to it any more.
+    /// Gives up the number of a list that is gone or no longer has affinity.
     pub(super) fn release(&mut self, number: ListNumber) {
         if self.owners.remove(&number).is_some() {
             self.released.push(number.position());

@@ -15,7 +15,7 @@
 //! * `counted`: shared elements, and chains that elements point to;
 //! * `net`: the net effect of several Services on one element;
 //! * `pieces`: very many Services, in plans of a bounded size;
-//! * `kernel_state`: what the kernel holds;
+//! * `kernel_state`: the kernel's state;
 //! * `display`: operations as nft commands.
 
 mod adopt;
@@ -66,7 +66,7 @@ pub enum Action {
     DeleteMap(Map),
     /// Add an element that is not there.
     AddElement(Element),
-    /// Remove an element that is there (data and comment do not count).
+    /// Remove an existing element (data and comment do not count).
     DeleteElement(Element),
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Elements become visible per lookup, not per packet. A packet may see the old
 //! verdict and then look for a slot in the new map, never the other way round.
-//! So: *grow before pointing, point before shrinking*. What grows and what
-//! points may share a transaction. What shrinks comes in a later one, and a
-//! chain that is pointed to comes in an earlier one.
+//! So: *grow before pointing, point before shrinking*. Growing and pointing may
+//! share a transaction. Shrinking comes in a later one, and a new chain in an
+//! earlier one than the verdict that points to it.
 //!
 //! A change and a resync both put their operations into [`Phases`], and nothing
 //! else decides about order. A change takes all transactions at the end
@@ -230,8 +230,8 @@ impl Phases {
 /// chain that is still empty for it, fall out of it and go on untranslated: see
 /// decision 13.
 ///
-/// Each rule that looks endpoints up ends a transaction: the kernel walks over
-/// all elements of the map when it takes the rule, and no other writer should
+/// Each rule that looks up endpoints ends a transaction: the kernel walks over
+/// all elements of the map when it accepts the rule, and no other writer should
 /// wait for more than one such walk.
 fn chains_ahead(chains: Vec<Operation>) -> Vec<Transaction> {
     let walks = |operation: &Operation| match &operation.action {
@@ -266,8 +266,8 @@ pub(super) fn transaction(operations: Vec<Operation>) -> Option<Transaction> {
     (!operations.is_empty()).then_some(Transaction { operations })
 }
 
-/// Cuts a long list of operations into about equal parts. What belongs together
-/// stands together and is not torn apart.
+/// Cuts a long list of operations into about equal parts. Operations that
+/// belong together are adjacent and are not separated.
 ///
 /// Each part is a list of exactly its size. `Vec::split_off` would leave every
 /// part with the capacity of all that followed it, which is quadratic.

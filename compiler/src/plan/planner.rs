@@ -49,8 +49,8 @@ pub(super) struct FamilyState {
     pub(super) lists: ListNumbers,
     /// Elements of the node: `nodeport-ips` and `service-cidrs`.
     pub(super) node_elements: Vec<Element>,
-    /// Whether only the kernel knows the slots of endpoints: until the first
-    /// resync has ended.
+    /// True until slot assignments have been read back from the kernel, which
+    /// ends with the first resync.
     pub(super) slots_unknown: bool,
     /// The node's own address, which source ranges may admit.
     pub(super) primary_address: Option<IpAddr>,
@@ -92,7 +92,7 @@ pub struct ServiceChange {
 /// A frontend that a Service wants and another one has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
-    /// The Service that goes without.
+    /// The Service that does not get it.
     pub name: ServiceName,
     /// The frontend.
     pub claim: Claim,
@@ -122,8 +122,8 @@ impl Planner {
         FamilyState::new(family, &self.config, node).skeleton
     }
 
-    /// Plans what changed in the store since the last call; `None` if nothing
-    /// did. The work depends on the changed Services alone.
+    /// Plans the changes in the store since the last call; `None` if there are
+    /// none. The work depends on the changed Services alone.
     ///
     /// After very many changes a plan covers only a part of them (decision 27):
     /// commit each plan, and call again until there is none.
@@ -218,8 +218,8 @@ impl Planner {
     }
 
     fn plan_family(&mut self, store: &Store, names: &[ServiceName], family: Family, plan: &mut Plan) {
-        // First what each Service would be and who claims what, so that each is
-        // emitted once, with all that it won and lost.
+        // First compile each Service and register its claims, so that each is
+        // emitted once, with all frontends that it won and lost.
         let mut queue: Vec<ServiceName> = names.to_vec();
         let mut compiled: HashMap<ServiceName, Option<CompiledService>> = HashMap::new();
         let mut position = 0;
@@ -247,7 +247,8 @@ impl Planner {
         plan.transactions.extend(phases.finish());
     }
 
-    /// Registers what a Service claims now; returns who else is affected.
+    /// Registers the current claims of a Service, and returns the other
+    /// affected Services.
     pub(super) fn claim(
         &mut self,
         name: &ServiceName,
@@ -271,7 +272,7 @@ impl Planner {
     /// Notes which of its claims a Service lost.
     pub(super) fn deny(&self, name: &ServiceName, family: Family, compiled: &mut CompiledService) {
         let holders = &self.families[family].claims;
-        // Nearly always: what nobody contends for is not looked up.
+        // The usual case: uncontended claims are not looked up.
         if !holders.any_contested() {
             compiled.denied = Box::default();
             return;
@@ -363,9 +364,9 @@ impl Planner {
         self.families.values_mut().for_each(|state| state.lists.forgotten());
     }
 
-    /// Deletes chains that learn and that nothing points to any more; forgets
-    /// them. `None` if there are none. The kernel (before 6.2) may still
-    /// refuse: then they stay for the next time.
+    /// Deletes and forgets learning chains that nothing points to any longer;
+    /// `None` if there are none. The kernel (before 6.2) may still refuse; then
+    /// they stay until the next time.
     ///
     /// Balancing chains stay, once they were in use: when one is made, the
     /// kernel walks over all elements of the map that its rules look into, and

@@ -33,7 +33,7 @@ pub struct Resync<'a> {
     planner: &'a mut Planner,
     store: &'a Store,
     /// All Services, those that win a contended frontend before those that lose
-    /// it. So each can be compiled and emitted before the next is looked at.
+    /// it. Each can therefore be compiled and emitted before the next.
     services: Vec<(&'a ServiceName, &'a ServiceEntry)>,
     /// The number of compiled ones.
     compiled: usize,
@@ -61,7 +61,7 @@ impl Planner {
 }
 
 impl<'a> Resync<'a> {
-    /// Begins: looks at the skeleton and the firewall; the Services follow.
+    /// Begins with the skeleton and the firewall; the Services follow.
     fn begin(planner: &'a mut Planner, store: &'a Store, kernel: PerFamily<KernelState>) -> Self {
         let services = planner.by_precedence(store);
         let mut phases = Phases::with_new_tables(kernel.as_ref().map(|state| !state.exists));

@@ -1,5 +1,5 @@
 //! JSON of the rule set: the same texts as nft's, in a structure that scripts
-//! can take apart.
+//! can parse.
 
 use serde::{Serialize, Serializer};
 
@@ -15,8 +15,8 @@ use crate::ruleset::{Family, TABLE};
 ///
 /// # Errors
 ///
-/// None in practice: the values are all texts and numbers. The error is passed
-/// on for want of a proof.
+/// In practice this cannot fail, because all values are texts and numbers. The
+/// error is returned because the compiler cannot know that.
 pub fn json(ruleset: &Ruleset) -> serde_json::Result<String> {
     serde_json::to_string_pretty(ruleset)
 }

@@ -15,7 +15,7 @@ use super::{Family, source_ranges};
 /// numbers of endpoints and timeouts, and for session affinity as such.
 ///
 /// The order is that of listings. A chain that others jump to for a draw comes
-/// before them: what nft makes of the first rule that uses a map depends on it
+/// before them, because nft treats the first rule that uses a map differently
 /// (decision 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chain {
@@ -188,9 +188,9 @@ impl Chain {
         Some(BaseChain { nat, hook, priority })
     }
 
-    /// The chains that must be there first and that are not all of
-    /// [`Chain::FIXED`], in order: those that this one's rules jump to, and
-    /// those without which nothing leads to it.
+    /// Returns the chains that must exist first and that are not all in
+    /// [`Chain::FIXED`], in order: the targets of this chain's rules, and the
+    /// chains that lead to it.
     pub fn needs(self) -> impl Iterator<Item = Chain> {
         let draw = match self {
             Chain::Balance { domain, pool, spread: Spread::AtMost(slots), .. } => {
@@ -320,7 +320,7 @@ impl Serialize for Chain {
 mod tests {
     use super::*;
 
-    /// Every kind of balancing chain, for several numbers of endpoints, and what these need.
+    /// Returns every kind of balancing chain, for several numbers of endpoints, with the chains that these need.
     fn balancing_chains() -> Vec<Chain> {
         let mut chains = Vec::new();
         for domain in [Domain::Frontend, Domain::NodePort] {

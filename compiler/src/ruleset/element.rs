@@ -16,13 +16,13 @@ use crate::model::{Endpoint, Protocol};
 ///
 /// Within one hook it travels in `meta priority`, from the balancing chain to
 /// the one that learns. The numbers are `7600:0001` to `76ff:ffff` as nft
-/// writes them: no priority that anybody else sets is likely to be among them.
+/// writes them: other programs are unlikely to set one of these priorities.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListNumber(u32);
 
 impl ListNumber {
-    /// No number: the priority of a packet that nobody gave one. Nothing is
-    /// ever learned under it.
+    /// No number: the default priority of a packet. Nothing is ever learned
+    /// under it.
     pub const NONE: ListNumber = ListNumber(0);
     /// The first byte of every number.
     const PREFIX: u32 = 0x7600_0000;
@@ -34,7 +34,7 @@ impl ListNumber {
         (1..=Self::COUNT).contains(&position).then_some(ListNumber(Self::PREFIX | position))
     }
 
-    /// Reads a number from the kernel. `None`: it is none of ours.
+    /// Reads a number from the kernel; `None` if it is not one of ours.
     pub fn from_priority(priority: u32) -> Option<ListNumber> {
         Self::at(priority & Self::COUNT).filter(|number| number.0 == priority)
     }
@@ -108,8 +108,8 @@ pub struct Element {
     pub key: Key,
     /// The data, of the kind [`Map::data`].
     pub data: Data,
-    /// `namespace/name:port`, at most [`MAX_COMMENT`] bytes: what an operator
-    /// reads behind the element.
+    /// `namespace/name:port`, at most [`MAX_COMMENT`] bytes: the comment of the
+    /// element for operators.
     pub comment: Option<Arc<str>>,
 }
 

@@ -22,7 +22,7 @@ pub enum KeyField {
     /// The slot of an endpoint, as `numgen` yields it: four bytes in *host*
     /// byte order.
     Slot,
-    /// The number of an endpoint list, as `meta priority` carries it: four
+    /// The number of an endpoint list, in the form of `meta priority`: four
     /// bytes in *host* byte order. nft calls the type `classid`.
     List,
 }

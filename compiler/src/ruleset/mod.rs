@@ -6,10 +6,10 @@
 //!
 //! * [`chains`]: the names, hooks and priorities of all chains;
 //! * [`spread`]: which numbers of endpoints share a chain;
-//! * [`target`]: what a client connects to: a frontend by address, or a NodePort;
+//! * [`target`]: the target of a client's connection: a frontend by address, or a NodePort;
 //! * [`maps`]: the sets and maps, their keys, values and flags;
 //! * [`rule`]: the closed vocabulary that rules are made of;
-//! * [`skeleton`]: which rules stand in which chain (`source_ranges`: those that search source ranges);
+//! * [`skeleton`]: the rules of each chain (`source_ranges`: those that search source ranges);
 //! * [`element`]: typed elements of the sets and maps;
 //! * [`service`]: the elements that one Service contributes;
 //! * [`table`]: all of it as one value.

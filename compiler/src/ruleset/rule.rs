@@ -1,6 +1,6 @@
-//! The closed vocabulary of our rules. Each item carries its nft syntax, and
-//! each is understood by all three readers: `render` (text), `evaluate`
-//! (meaning) and the agent's netlink module (bytes).
+//! The closed vocabulary of our rules. Each item documents its nft syntax, and
+//! all three readers understand it: `render` (text), `evaluate` (meaning) and
+//! the agent's netlink module (bytes).
 
 use ipnet::IpNet;
 
@@ -26,7 +26,7 @@ pub enum Side {
     Destination,
 }
 
-/// The interface of a packet that a rule asks for.
+/// The interface of a packet that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
     /// `iifname`: empty for the node's own packets, and behind forwarding for those that a bridge forwards.
@@ -62,7 +62,7 @@ pub enum KeyPart {
     Priority,
 }
 
-/// One statement of a rule: a test, or what to do.
+/// One statement of a rule: a match or an action.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Statement {
     /// `ct state new`

@@ -74,7 +74,7 @@ pub struct CompiledPort {
 pub enum Claim {
     /// To serve a frontend or node port.
     Serve(Target),
-    /// To refuse or drop what nobody serves there.
+    /// To refuse or drop packets without a serving endpoint.
     NoEndpoint(Target),
     /// To filter by source ranges.
     Firewall(FrontendKey),

@@ -116,7 +116,7 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         // ip daddr . meta l4proto . th dport vmap @firewall-ips
         Chain::FirewallCheck => vec![rule([Vmap(FRONTEND.to_vec(), Map::FirewallIps)])],
         Chain::SourceRanges(family) if family == config.family => source_ranges::first_rules(family, &FRONTEND),
-        // Of the other family: nobody's.
+        // Of the other family: no node address.
         Chain::SourceRanges(_) => vec![rule([Drop])],
         Chain::SourceRangesOfLength { length } => source_ranges::rules(config.family, length, &FRONTEND),
         Chain::Frontends(Domain::Frontend) => services(config),
@@ -202,7 +202,7 @@ fn local_policy(config: &SkeletonConfig, domain: Domain) -> Vec<Rule> {
 /// the connections miss before and fall on the first half of the slots.
 const DRAWS: usize = 8;
 
-/// The endpoint lists of one kind of frontend: what balancing chains read.
+/// The endpoint lists of one kind of frontend, which balancing chains read.
 #[derive(Clone, Copy)]
 struct List {
     domain: Domain,
@@ -318,8 +318,8 @@ fn original_nodeport_address(config: &SkeletonConfig) -> Vec<Statement> {
     }
 }
 
-/// Behind DNAT the headers hold the endpoint. The number of the list has done
-/// its work then: nobody else should take it for a priority.
+/// Behind DNAT the headers contain the endpoint. The number of the list is no
+/// longer needed, and must not be taken for a priority.
 ///
 /// ```nft
 /// update @affinity { ip saddr . meta priority timeout 3h : ip daddr . th dport }

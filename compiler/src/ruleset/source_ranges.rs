@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    /// A client that old and new ranges admit is found while both are there.
+    /// A client that old and new ranges admit is found while both are present.
     #[test]
     fn while_ranges_change_who_may_stay_is_found() {
         let lists: [&[&str]; 5] = [

@@ -47,8 +47,8 @@ impl Spread {
         }
     }
 
-    /// Slots 0 up to this number, exclusive, hold an endpoint, however many
-    /// endpoints there are: what the last draw is from.
+    /// Slots 0 up to this number, exclusive, always hold an endpoint, whatever
+    /// the number of endpoints. The last draw is from these.
     pub fn always_filled(self) -> u32 {
         match self {
             Spread::Exactly(slots) => slots,

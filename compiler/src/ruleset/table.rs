@@ -1,5 +1,5 @@
-//! The complete rule set as one value: what `render` prints, what `evaluate`
-//! walks through, and what a kernel that holds it would list.
+//! The complete rule set as one value: `render` prints it, `evaluate` walks
+//! through it, and a kernel with it would list the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,9 +23,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Completes elements to a table: the fixed skeleton, and each chain made
-    /// for a number that the verdict of an element points to, with what that
-    /// chain needs.
+    /// Completes elements to a table: adds the fixed skeleton, and each
+    /// numbered chain that the verdict of an element points to, with the chains
+    /// that it needs.
     pub fn new(config: SkeletonConfig, elements: Vec<Element>) -> Table {
         let pointed_to = elements.iter().filter_map(|element| match element.data {
             Data::Verdict(Verdict::Goto(chain)) => Some(chain),

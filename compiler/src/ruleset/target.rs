@@ -89,7 +89,7 @@ pub enum Domain {
     /// Cluster IPs, external IPs and load balancer addresses: named by address,
     /// protocol and port.
     Frontend,
-    /// NodePorts: named by protocol and port alone.
+    /// NodePorts: identified by protocol and port alone.
     NodePort,
 }
 
