@@ -12,9 +12,6 @@ use crate::takeover;
 /// Why it failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The event loop could not be started.
-    #[error("the event loop could not be started: {0}")]
-    Runtime(#[from] std::io::Error),
     /// An agent runs, and would make the tables again.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -48,17 +45,14 @@ fn kube_proxy() -> Result<(), Error> {
 }
 
 fn own_tables() -> Result<(), Error> {
-    let runtime = crate::process::event_loop()?;
-    runtime.block_on(async {
-        let mut kernel = Kernel::open()?;
-        for family in Family::ALL {
-            let table = format!("table {} {TABLE}", family.keyword());
-            if kernel.delete_table(family)? {
-                tracing::info!("{table} was removed");
-            } else {
-                tracing::info!("{table} was not there");
-            }
+    let mut kernel = Kernel::open()?;
+    for family in Family::ALL {
+        let table = format!("table {} {TABLE}", family.keyword());
+        if kernel.delete_table(family)? {
+            tracing::info!("{table} was removed");
+        } else {
+            tracing::info!("{table} was not there");
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }

@@ -22,7 +22,6 @@ use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_compiler::plan::TooLarge;
 
 use crate::after_sync::{Observer, SyncDone, Trouble};
-use crate::netlink::NetlinkError;
 use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
@@ -120,7 +119,7 @@ pub async fn run_sync_loop<O: Observer>(
                 state.retry_quarantined();
             }
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
-                state.tidy().await;
+                state.tidy();
             }
         }
         let is_due = state.due().is_some_and(|due| due <= Instant::now());
@@ -236,7 +235,7 @@ impl<O: Observer> Loop<'_, O> {
     async fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
         self.news = false;
         self.pace.begin(Instant::now());
-        let Attempt { report, failure } = self.syncer.attempt().await;
+        let Attempt { report, failure } = self.syncer.attempt();
         self.note_foreign_changes();
         match failure {
             None => {
@@ -244,7 +243,7 @@ impl<O: Observer> Loop<'_, O> {
                 self.succeeded(report);
                 Ok(ControlFlow::Continue(()))
             }
-            Some(SyncError::Netlink(NetlinkError::Stopped)) => Ok(ControlFlow::Break(())),
+            Some(error) if error.is_stopped() => Ok(ControlFlow::Break(())),
             Some(error) if !self.status.borrow().ready && is_hopeless(&error) => Err(error),
             Some(error) => {
                 self.pace.failed(Instant::now(), blame(&error));
@@ -288,8 +287,8 @@ impl<O: Observer> Loop<'_, O> {
         });
     }
 
-    async fn tidy(&mut self) {
-        let why = match self.syncer.tidy().await {
+    fn tidy(&mut self) {
+        let why = match self.syncer.tidy() {
             Ok(Tidied::Done) => return,
             Ok(Tidied::Refused(why)) => why,
             Err(error) => error.to_string(),
@@ -326,9 +325,8 @@ impl Failures {
 /// Who is to blame for a failed sync.
 fn blame(error: &SyncError) -> Blame {
     match error {
-        SyncError::Disturbed { .. }
-        | SyncError::Owned { .. }
-        | SyncError::Netlink(NetlinkError::Interrupted { .. }) => Blame::Others,
+        SyncError::Disturbed { .. } | SyncError::Owned { .. } => Blame::Others,
+        SyncError::Netlink(error) if error.is_interrupted() => Blame::Others,
         _ => Blame::Us,
     }
 }

@@ -2,10 +2,10 @@
 //! the kernel's table of flows takes from some milliseconds to a second, inside
 //! system calls, and no change waits for it.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::{Observer, SyncDone};
@@ -21,7 +21,7 @@ pub struct FlowCleaner {
     families: Vec<Family>,
     waiting: Waiting,
     /// Wakes the thread, once there is one.
-    wake: Option<mpsc::Sender<()>>,
+    wake: Option<SyncSender<()>>,
 }
 
 /// What is stale and not looked for yet. However many syncs there were, it is
@@ -62,13 +62,10 @@ impl FlowCleaner {
     }
 
     /// Starts the thread. Where none can be had, the next call tries again.
-    fn start(&self) -> Option<mpsc::Sender<()>> {
-        let (wake, woken) = mpsc::channel(1);
+    fn start(&self) -> Option<SyncSender<()>> {
+        let (wake, woken) = sync_channel(1);
         let (waiting, metrics, families) = (self.waiting.clone(), self.metrics.clone(), self.families.clone());
-        let work = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(clean_all(woken, &waiting, &metrics, &families)),
-            Err(error) => tracing::warn!("stale flows will not be deleted: no event loop can be had for it: {error}"),
-        };
+        let work = move || clean_all(&woken, &waiting, &metrics, &families);
         match std::thread::Builder::new().name("conntrack".to_owned()).spawn(work) {
             Ok(_) => Some(wake),
             Err(error) => {
@@ -87,7 +84,7 @@ impl Observer for FlowCleaner {
 
 /// Deletes what waits, until nobody can add to it any more. What fails is tried
 /// again with the next.
-async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &Metrics, families: &[Family]) {
+fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, families: &[Family]) {
     let mut conntrack = match Conntrack::open() {
         Ok(conntrack) => conntrack,
         Err(error) => {
@@ -96,7 +93,7 @@ async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &M
         }
     };
     let mut stale = StaleFlows::default();
-    while woken.recv().await.is_some() {
+    while woken.recv().is_ok() {
         stale.merge(waiting.take());
         // Changes committed during a dump take effect at once and are looked for in the next dump.
         while stale.to_look_for() > 0 {
@@ -108,7 +105,7 @@ async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &M
                     next.merge(more);
                 }
             });
-            match cleaned.await {
+            match cleaned {
                 Ok(cleaned) => {
                     stale = next;
                     // One look serves both families; what it deleted is counted once.
@@ -121,7 +118,7 @@ async fn clean_all(mut woken: mpsc::Receiver<()>, waiting: &Waiting, metrics: &M
                     }
                     // However many changes come, looks take at most half of one processor; what comes meanwhile
                     // shares the next.
-                    tokio::time::sleep(cleaned.duration.min(LONGEST_REST)).await;
+                    std::thread::sleep(cleaned.duration.min(LONGEST_REST));
                 }
                 Err(error) => {
                     tracing::warn!("stale flows were not deleted, trying again after the next sync: {error}");

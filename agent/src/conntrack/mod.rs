@@ -8,8 +8,6 @@
 //!
 //! Never is the whole table flushed, and never a TCP connection touched.
 
-mod message;
-mod socket;
 mod stale;
 
 use std::io;
@@ -17,11 +15,15 @@ use std::time::{Duration, Instant};
 
 pub use stale::StaleFlows;
 
-use message::DumpFilter;
-use socket::{DumpEnd, Socket};
+use vmap_proxy_wire::conntrack::{DumpFilter, Flow, dump};
+use vmap_proxy_wire::message::Request;
 
-/// How often an interrupted dump is repeated at once (kube-proxy: 5 times).
-const ATTEMPTS: usize = 10;
+use crate::netlink::SocketError;
+use crate::netlink::socket::{Protocol, Socket, is_complete, until_undisturbed};
+
+/// Deletions in one system call: as many refusals must fit the socket's receive buffer (each takes about 1 KiB of the
+/// default 208 KiB).
+const DELETIONS_AT_ONCE: usize = 64;
 
 /// Deletes stale flows over sockets of its own, which stay open: closing one waits for every writer of nftables rules in
 /// the namespace.
@@ -50,12 +52,12 @@ pub struct CleanReport {
 /// Why stale flows could not be deleted. What was found by then is deleted; clean again with the same [`StaleFlows`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConntrackError {
-    /// No netlink socket, or no tokio runtime to use it in.
+    /// No netlink socket.
     #[error("can't open a netlink socket for conntrack: {0}")]
-    Open(#[source] nlink::netlink::Error),
-    /// The socket failed.
-    #[error("conntrack netlink socket: {0}")]
-    Socket(#[source] nlink::netlink::Error),
+    Open(#[source] SocketError),
+    /// The socket failed, or the table changed under every attempt to read it.
+    #[error("conntrack: {0}")]
+    Socket(#[from] SocketError),
     /// The kernel refused a request.
     #[error("the kernel refused to {what}: {source}{}", remedy(source))]
     Refused {
@@ -64,12 +66,16 @@ pub enum ConntrackError {
         /// Its answer.
         source: io::Error,
     },
-    /// An answer of the kernel was lost.
-    #[error("the kernel did not answer a conntrack request within {} s", .0.as_secs())]
-    NoAnswer(Duration),
-    /// The table changed under every attempt to read it.
-    #[error("the dump of tracked flows was interrupted {ATTEMPTS} times in a row")]
-    Interrupted,
+}
+
+impl ConntrackError {
+    /// A request failed, because the kernel refused it or otherwise.
+    fn of(what: &'static str, error: SocketError) -> Self {
+        match error {
+            SocketError::Refused(errno) => Self::Refused { what, source: io::Error::from_raw_os_error(errno) },
+            other => Self::Socket(other),
+        }
+    }
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -81,14 +87,14 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 impl Conntrack {
-    /// Opens the sockets in the network namespace of the calling thread. It must be called within a tokio runtime that
-    /// has I/O and time enabled.
+    /// Opens the sockets in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
     /// [`ConntrackError::Open`].
     pub fn open() -> Result<Self, ConntrackError> {
-        Ok(Self { reader: Socket::open()?, deleter: Socket::open()?, kernel_filters: true })
+        let open = || Socket::open(Protocol::Netfilter).map_err(ConntrackError::Open);
+        Ok(Self { reader: open()?, deleter: open()?, kernel_filters: true })
     }
 
     /// Deletes the stale flows. Call it after the commit, so that a flow that starts anew goes by the new rules.
@@ -97,14 +103,14 @@ impl Conntrack {
     /// later, and so may slip through: clean once more after a while where that matters.
     ///
     /// The kernel walks its whole table for each dump, filtered or not: tenths of a second for some 100,000 flows (and
-    /// 0.1 s for a table of 262,144 empty buckets). Rather than let the next commit wait for it, run it beside; it may
-    /// be cancelled and called again.
+    /// 0.1 s for a table of 262,144 empty buckets), and blocks the thread meanwhile. Rather than let the next commit wait
+    /// for it, run it on another.
     ///
     /// # Errors
     ///
     /// The kernel refused, or the table never stood still. Then some stale flows may be left.
-    pub async fn clean(&mut self, stale: &StaleFlows) -> Result<CleanReport, ConntrackError> {
-        self.clean_learning(&mut stale.clone(), |_| {}).await
+    pub fn clean(&mut self, stale: &StaleFlows) -> Result<CleanReport, ConntrackError> {
+        self.clean_learning(&mut stale.clone(), |_| {})
     }
 
     /// [`Self::clean`] beside a loop that goes on committing. `learn` is called whenever flows are about to be judged,
@@ -114,7 +120,7 @@ impl Conntrack {
     /// # Errors
     ///
     /// As [`Self::clean`].
-    pub async fn clean_learning(
+    pub fn clean_learning(
         &mut self,
         stale: &mut StaleFlows,
         mut learn: impl FnMut(&mut StaleFlows),
@@ -122,7 +128,7 @@ impl Conntrack {
         let started = Instant::now();
         let mut report = CleanReport::default();
         if self.kernel_filters {
-            match self.clean_all(stale.dumps(), stale, &mut learn, &mut report).await {
+            match self.clean_all(stale.dumps(), stale, &mut learn, &mut report) {
                 Err(ConntrackError::Refused { source, .. }) if is_unknown_request(&source) => {
                     self.kernel_filters = false;
                 }
@@ -131,13 +137,13 @@ impl Conntrack {
             }
         }
         if !self.kernel_filters {
-            self.clean_all(stale.unfiltered_dumps(), stale, &mut learn, &mut report).await?;
+            self.clean_all(stale.unfiltered_dumps(), stale, &mut learn, &mut report)?;
         }
         report.duration = started.elapsed();
         Ok(report)
     }
 
-    async fn clean_all(
+    fn clean_all(
         &mut self,
         dumps: Vec<DumpFilter>,
         stale: &mut StaleFlows,
@@ -145,51 +151,102 @@ impl Conntrack {
         report: &mut CleanReport,
     ) -> Result<(), ConntrackError> {
         for filter in dumps {
-            self.clean_matching(filter, stale, learn, report).await?;
+            self.clean_matching(filter, stale, learn, report)?;
         }
         Ok(())
     }
 
     /// Deletes what is stale of a dump, until one was complete.
-    async fn clean_matching(
+    fn clean_matching(
         &mut self,
         filter: DumpFilter,
         stale: &mut StaleFlows,
         learn: &mut impl FnMut(&mut StaleFlows),
         report: &mut CleanReport,
     ) -> Result<(), ConntrackError> {
-        for _ in 0..ATTEMPTS {
+        let Self { reader, deleter, .. } = self;
+        let offloaded = until_undisturbed(|| {
             let mut offloaded = 0;
-            let mut dump = self.reader.dump(filter).await?;
-            let end = loop {
-                let mut deletions = Vec::new();
+            let mut outcome = Ok(());
+            // What a piece of the dump showed is deleted before the next is read, so that nothing is collected.
+            let end = reader.dump(&dump(filter), &mut |entries| {
                 learn(stale);
-                let end = dump.next(|flow| {
-                    report.examined += 1;
-                    if stale.covers(flow) {
-                        deletions.push(flow.deletion());
-                    }
-                });
-                let end = end.await?;
-                let outcome = self.deleter.delete(deletions).await?;
-                report.deleted += outcome.deleted;
-                offloaded += outcome.offloaded;
-                if let Some(end) = end {
-                    break end;
+                let flows = entries.filter_map(|entry| Flow::decode(&entry)).inspect(|_| report.examined += 1);
+                let deletions: Vec<Request> =
+                    flows.filter(|flow| stale.covers(flow)).map(|flow| flow.deletion()).collect();
+                if outcome.is_ok() {
+                    outcome = delete(deleter, &deletions).map(|done| {
+                        report.deleted += done.deleted;
+                        offloaded += done.offloaded;
+                    });
                 }
-                // The next piece is there already; a table of a million flows must not keep other tasks waiting.
-                tokio::task::yield_now().await;
-            };
-            if end == DumpEnd::Complete {
-                report.offloaded += offloaded;
-                return Ok(());
-            }
-        }
-        Err(ConntrackError::Interrupted)
+            });
+            let end = end.and_then(is_complete).map_err(|error| ConntrackError::of("dump the tracked flows", error))?;
+            outcome?;
+            Ok::<_, ConntrackError>(end.then_some(offloaded))
+        })?;
+        report.offloaded += offloaded;
+        Ok(())
     }
+}
+
+/// What became of deletions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Deleted {
+    /// Flows that are gone by our hand.
+    deleted: usize,
+    /// Flows that the kernel does not give away, because a flow table forwards them.
+    offloaded: usize,
+}
+
+/// Deletes flows. One that is gone already counts for nothing.
+fn delete(socket: &mut Socket, deletions: &[Request]) -> Result<Deleted, ConntrackError> {
+    let what = "delete a tracked flow";
+    let mut outcome = Deleted::default();
+    for some in deletions.chunks(DELETIONS_AT_ONCE) {
+        let refused = socket.order(some).map_err(|error| ConntrackError::of(what, error))?;
+        let done =
+            judge(some.len(), &refused).map_err(|errno| ConntrackError::of(what, SocketError::Refused(errno)))?;
+        outcome.deleted += done.deleted;
+        outcome.offloaded += done.offloaded;
+    }
+    Ok(outcome)
+}
+
+/// What became of some deletions, by those that were refused.
+fn judge(deletions: usize, refused: &[(usize, i32)]) -> Result<Deleted, i32> {
+    let mut outcome = Deleted { deleted: deletions.saturating_sub(refused.len()), offloaded: 0 };
+    for (_, errno) in refused {
+        match *errno {
+            // It expired meanwhile, or another flow has taken its place.
+            libc::ENOENT => {}
+            libc::EBUSY => outcome.offloaded += 1,
+            errno => return Err(errno),
+        }
+    }
+    Ok(outcome)
 }
 
 /// Whether the kernel did not understand what it was asked.
 fn is_unknown_request(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deletions_are_counted_by_what_failed() {
+        let refused = [(1, libc::ENOENT), (2, libc::EBUSY)];
+        assert_eq!(judge(5, &refused), Ok(Deleted { deleted: 3, offloaded: 1 }));
+        assert_eq!(judge(5, &[(4, libc::EPERM)]), Err(libc::EPERM));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let refused = |errno| ConntrackError::of("dump the tracked flows", SocketError::Refused(errno)).to_string();
+        assert!(refused(libc::EPERM).contains("the capability NET_ADMIN is needed"));
+        assert!(refused(libc::EOPNOTSUPP).contains("is the kernel module nf_conntrack_netlink there?"));
+    }
 }

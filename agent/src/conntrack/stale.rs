@@ -11,8 +11,8 @@ use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::service::{Claim, CompiledPort, CompiledService, all_frontends};
 use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
+use vmap_proxy_wire::conntrack::{DumpFilter, Flow};
 
-use super::message::{DumpFilter, Flow};
 use crate::sync::report::SyncReport;
 
 /// Up to so many frontends of one family and protocol are looked for one by one; for more, one dump holds all flows of

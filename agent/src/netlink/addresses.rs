@@ -1,40 +1,26 @@
 //! This node's own addresses, and when they change.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use nlink::netlink::{NetlinkSocket, Protocol, rtnetlink_groups};
+use futures::{FutureExt, StreamExt};
+use nlink::netlink::{Connection, NetworkEvent, Route, RtnetlinkGroup};
 
 use super::error::NetlinkError;
-use super::wire::{Answer, Attributes, Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Writer};
-
-// `include/uapi/linux/rtnetlink.h`, `if_addr.h`.
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
-const IFA_ADDRESS: u16 = 1;
-/// Of a point-to-point interface, our end; `IFA_ADDRESS` is the peer's.
-const IFA_LOCAL: u16 = 2;
-/// `sizeof(struct ifaddrmsg)`: family, prefix length, flags, scope, index.
-const IFADDRMSG: usize = 8;
-/// How often a listing is tried again that changed meanwhile.
-const ATTEMPTS: u32 = 20;
 
 /// All addresses of all interfaces in the network namespace of the calling
-/// thread, loopback and link-local ones included, sorted.
+/// thread, loopback and link-local ones included, sorted. Of a point-to-point
+/// interface our end, not the peer's.
 ///
 /// # Errors
 ///
-/// [`NetlinkError`], if the kernel can't be asked.
+/// [`NetlinkError::News`], if the kernel can't be asked.
 pub async fn local_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
-    let socket = NetlinkSocket::new(Protocol::Route)?;
-    for _ in 0..ATTEMPTS {
-        if let Some(mut addresses) = list(&socket).await? {
-            addresses.sort();
-            addresses.dedup();
-            return Ok(addresses);
-        }
-    }
-    Err(NetlinkError::Interrupted { attempts: ATTEMPTS })
+    let listed = Connection::<Route>::new()?.get_addresses().await?;
+    let mut addresses: Vec<IpAddr> = listed.iter().filter_map(|one| one.primary_address().copied()).collect();
+    addresses.sort();
+    addresses.dedup();
+    Ok(addresses)
 }
 
 /// The address of each family that this machine uses by default: the source
@@ -44,7 +30,7 @@ pub async fn local_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
 ///
 /// # Errors
 ///
-/// [`NetlinkError`], if the kernel can't be asked.
+/// [`NetlinkError::News`], if the kernel can't be asked.
 pub async fn default_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
     let all = local_addresses().await?;
     let first = |ipv4: bool| all.iter().copied().find(|address| address.is_ipv4() == ipv4 && is_usable(*address));
@@ -74,7 +60,7 @@ fn routed_source(own: IpAddr, far: IpAddr) -> Option<IpAddr> {
 /// Tells when addresses come and go, in the network namespace of the thread
 /// that opened it.
 pub struct AddressWatcher {
-    socket: NetlinkSocket,
+    route: Connection<Route>,
 }
 
 impl std::fmt::Debug for AddressWatcher {
@@ -88,12 +74,11 @@ impl AddressWatcher {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Socket`], if the socket can't be made.
+    /// [`NetlinkError::News`], if the socket can't be made.
     pub fn open() -> Result<AddressWatcher, NetlinkError> {
-        let socket = NetlinkSocket::new(Protocol::Route)?;
-        socket.add_membership(rtnetlink_groups::RTNLGRP_IPV4_IFADDR)?;
-        socket.add_membership(rtnetlink_groups::RTNLGRP_IPV6_IFADDR)?;
-        Ok(AddressWatcher { socket })
+        let route = Connection::<Route>::new()?;
+        route.subscribe(&[RtnetlinkGroup::Ipv4Addr, RtnetlinkGroup::Ipv6Addr])?;
+        Ok(AddressWatcher { route })
     }
 
     /// Waits for an address to come or go, or for the news of that to be lost.
@@ -101,61 +86,20 @@ impl AddressWatcher {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Socket`], if the socket fails.
+    /// [`NetlinkError::News`], if the socket fails.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
-        let is_change = |datagram: &[u8]| Messages(datagram).any(|m| matches!(m.kind, RTM_NEWADDR | RTM_DELADDR));
+        let mut events = self.route.events().await;
         loop {
-            match self.socket.recv_msg().await {
-                Ok(datagram) if is_change(&datagram) => break,
-                Ok(_) => {}
-                Err(error) if error.is_no_buffer_space() => break,
-                Err(error) => return Err(error.into()),
+            match events.next().await {
+                Some(Ok(NetworkEvent::NewAddress(_) | NetworkEvent::DelAddress(_))) => break,
+                Some(Ok(_)) => {}
+                Some(Err(error)) if error.is_no_buffer_space() => break,
+                Some(Err(error)) => return Err(error.into()),
+                None => return Err(nlink::Error::from(io::Error::from(io::ErrorKind::UnexpectedEof)).into()),
             }
         }
         // What has come in the meantime is part of the same news.
-        while matches!(self.socket.try_recv_msg(), Ok(Some(_))) {}
+        while let Some(Some(Ok(_))) = events.next().now_or_never() {}
         Ok(())
-    }
-}
-
-/// One listing; `None` if the addresses changed meanwhile.
-async fn list(socket: &NetlinkSocket) -> Result<Option<Vec<IpAddr>>, NetlinkError> {
-    let sequence = socket.next_seq();
-    let mut writer = Writer::default();
-    // The header's four bytes and the index make an ifaddrmsg of zeros: every
-    // family, every interface.
-    let open = writer.begin_message(RTM_GETADDR, NLM_F_DUMP, sequence, 0, 0);
-    writer.raw(&[0; 4]);
-    writer.end_message(open);
-    socket.send(writer.bytes()).await?;
-    let mut addresses = Vec::new();
-    let mut interrupted = false;
-    loop {
-        let datagram = socket.recv_msg().await?;
-        for message in Messages(&datagram).filter(|message| message.sequence == sequence) {
-            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-            match message.kind {
-                NLMSG_DONE | NLMSG_ERROR => {
-                    return match Answer::parse(&message).map_or(0, |answer| answer.errno) {
-                        _ if interrupted => Ok(None),
-                        0 => Ok(Some(addresses)),
-                        libc::EINTR => Ok(None),
-                        errno => Err(NetlinkError::from_errno("addresses of this node", errno)),
-                    };
-                }
-                RTM_NEWADDR => addresses.extend(message.payload.get(IFADDRMSG..).and_then(own_address)),
-                _ => {}
-            }
-        }
-    }
-}
-
-fn own_address(attributes: &[u8]) -> Option<IpAddr> {
-    let attributes = Attributes(attributes);
-    let bytes = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?.payload;
-    match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
     }
 }

@@ -1,13 +1,67 @@
 //! What can go wrong between us and the kernel, and what to do about it.
 
 use std::fmt;
+use std::io;
 
 use thiserror::Error;
 use vmap_proxy_compiler::plan::{Action, Operation};
-use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, Verdict};
-use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
+use vmap_proxy_compiler::render;
 
-/// Talking to the kernel failed as such.
+/// A socket to the kernel failed, or the kernel refused what was asked over it.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// A system call failed.
+    #[error("netlink: {call}: {source}")]
+    System {
+        /// Which one.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused it, with this errno.
+    #[error("netlink: {}", io::Error::from_raw_os_error(*.0))]
+    Refused(i32),
+    /// The batch is larger than the socket may send at once.
+    #[error("a batch of {bytes} bytes does not fit the socket's send buffer of {limit} bytes: submit less at once")]
+    TooLarge {
+        /// The size of the batch.
+        bytes: usize,
+        /// What fits.
+        limit: usize,
+    },
+    /// The kernel did not say whether a request was carried out: what it said was
+    /// lost (`ENOBUFS`). Read back what it was about.
+    #[error("the kernel's answer was lost: what it was about has to be read back before going on")]
+    AnswerLost,
+    /// The agent is to end: [`super::StopFlag`].
+    #[error("stopped before it was done; what was committed stays")]
+    Stopped,
+    /// Things kept changing while they were listed.
+    #[error("what was to be listed changed {attempts} times meanwhile")]
+    Interrupted {
+        /// How often we tried.
+        attempts: u32,
+    },
+}
+
+impl SocketError {
+    /// Why the kernel refused it, if it did.
+    pub fn refused(&self) -> Option<i32> {
+        if let Self::Refused(errno) = self { Some(*errno) } else { None }
+    }
+}
+
+impl From<SocketError> for io::Error {
+    fn from(error: SocketError) -> Self {
+        match error {
+            SocketError::Refused(errno) => io::Error::from_raw_os_error(errno),
+            SocketError::System { source, .. } => source,
+            other => io::Error::other(other),
+        }
+    }
+}
+
+/// Talking to nf_tables failed as such.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// The kernel has no nf_tables.
@@ -22,63 +76,48 @@ pub enum NetlinkError {
          NET_ADMIN (in a pod: securityContext.capabilities.add, or privileged)"
     )]
     Permission,
-    /// The socket itself failed.
+    /// The socket failed.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A socket that waits for news failed.
     #[error("netlink: {0}")]
-    Socket(#[from] nlink::Error),
-    /// A system call on the socket failed.
-    #[error("netlink: {call}: {source}")]
-    System {
-        /// Which one.
-        call: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
+    News(#[from] nlink::Error),
     /// The kernel refused a question.
-    #[error("netlink: {question}: {}", std::io::Error::from_raw_os_error(*errno))]
+    #[error("netlink: {question}: {}", io::Error::from_raw_os_error(*errno))]
     Question {
         /// What was asked.
         question: String,
         /// The kernel's answer, an errno.
         errno: i32,
     },
-    /// The batch is larger than the socket may send at once.
-    #[error("a batch of {bytes} bytes does not fit the socket's send buffer of {limit} bytes: submit less at once")]
-    BatchTooLarge {
-        /// The size of the batch.
-        bytes: usize,
-        /// What fits.
-        limit: usize,
-    },
-    /// The kernel did not say whether a batch was committed: what it said was
-    /// lost (`ENOBUFS`). Read the table back.
-    #[error("the kernel's answer to a batch was lost: read the table back before going on")]
-    AnswerLost,
-    /// The agent is to end: [`super::StopFlag`].
-    #[error("stopped before it was done; what was committed stays")]
-    Stopped,
-    /// The rule set kept changing while it was listed.
-    #[error("the rule set changed {attempts} times while it was listed")]
-    Interrupted {
-        /// How often we tried.
-        attempts: u32,
-    },
 }
 
 impl NetlinkError {
     /// Whether trying again can't help: somebody has to change something first.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, NetlinkError::NoNfTables(_) | NetlinkError::Permission)
+        matches!(self, Self::NoNfTables(_) | Self::Permission)
     }
 
-    /// From the errno the kernel answered a question with.
-    pub(super) fn from_errno(question: impl Into<String>, errno: i32) -> Self {
+    /// Whether the agent is to end, and nothing else is wrong.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Socket(SocketError::Stopped))
+    }
+
+    /// Whether others kept changing what was to be listed.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Socket(SocketError::Interrupted { .. }))
+    }
+
+    /// A question failed, because the kernel refused it or otherwise.
+    pub(super) fn of(question: impl Into<String>, error: SocketError) -> Self {
+        let Some(errno) = error.refused() else { return Self::Socket(error) };
         match errno {
-            libc::EPERM | libc::EACCES => NetlinkError::Permission,
+            libc::EPERM | libc::EACCES => Self::Permission,
             // nfnetlink answers EINVAL for a subsystem it does not know.
             libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT => {
-                NetlinkError::NoNfTables(std::io::Error::from_raw_os_error(errno).to_string())
+                Self::NoNfTables(io::Error::from_raw_os_error(errno).to_string())
             }
-            _ => NetlinkError::Question { question: question.into(), errno },
+            _ => Self::Question { question: question.into(), errno },
         }
     }
 }
@@ -94,9 +133,15 @@ pub enum CommitError {
         failures: Vec<Refusal>,
     },
     /// It could not be submitted, or its fate is unknown
-    /// ([`NetlinkError::AnswerLost`]).
+    /// ([`SocketError::AnswerLost`]).
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+}
+
+impl From<SocketError> for CommitError {
+    fn from(error: SocketError) -> Self {
+        Self::Netlink(error.into())
+    }
 }
 
 /// One operation that the kernel refused.
@@ -128,7 +173,7 @@ impl Refusal {
             Some(first) => format!("one of {span} operations from '{}' on", Described(first)),
             None => "the batch".to_owned(),
         };
-        let reason = std::io::Error::from_raw_os_error(errno).to_string();
+        let reason = io::Error::from_raw_os_error(errno).to_string();
         // "File exists (os error 17)"
         let reason = reason.split(" (os error").next().unwrap_or_default();
         description.push_str(": ");
@@ -158,45 +203,12 @@ impl fmt::Display for Described<'_> {
             Action::AddRule(chain, _) => write!(f, "add rule to {chain}")?,
             Action::DeleteChain(chain) => write!(f, "delete chain {chain}")?,
             Action::DeleteMap(map) => write!(f, "delete map {map}")?,
-            Action::AddElement(element) => write!(f, "add element {}", DescribedElement(element))?,
-            Action::DeleteElement(element) => write!(f, "delete element {}", DescribedElement(element))?,
+            Action::AddElement(one) => write!(f, "add element {} {}", one.map, render::element(one))?,
+            Action::DeleteElement(one) => write!(f, "delete element {} {}", one.map, render::element(one))?,
         }
         match &self.0.owner {
             Some(owner) => write!(f, " for Service {owner}"),
             None => write!(f, " ({})", self.0.family),
-        }
-    }
-}
-
-struct DescribedElement<'a>(&'a Element);
-
-impl fmt::Display for DescribedElement<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let frontend = |key: &FrontendKey| format!("{} . {} . {}", key.address, key.protocol.keyword(), key.port);
-        let target = |target: &Target| match target {
-            Target::Frontend(key) => frontend(key),
-            Target::NodePort(key) => format!("{} . {}", key.protocol.keyword(), key.port),
-        };
-        write!(f, "{} ", self.0.map)?;
-        match &self.0.key {
-            Key::Address(address) => write!(f, "{address}")?,
-            Key::Prefix(net) => write!(f, "{net}")?,
-            Key::Target(key) => f.write_str(&target(key))?,
-            Key::Slot(key, slot) => write!(f, "{} . {slot}", target(key))?,
-            Key::Hairpin(endpoint, protocol) => {
-                let address = endpoint.address;
-                write!(f, "{address} . {address} . {} . {}", protocol.keyword(), endpoint.port)?;
-            }
-            Key::SourceRange(key, net) => write!(f, "{} . {net}", frontend(key))?,
-            Key::Affinity(client, number) => write!(f, "{client} . {:#010x}", number.priority())?,
-            Key::List(number) => write!(f, "{:#010x}", number.priority())?,
-        }
-        match &self.0.data {
-            Data::Nothing => Ok(()),
-            Data::Verdict(Verdict::Goto(chain)) => write!(f, " : goto {chain}"),
-            Data::Verdict(Verdict::Drop) => write!(f, " : drop"),
-            Data::Endpoint(endpoint) => write!(f, " : {} . {}", endpoint.address, endpoint.port),
-            Data::List(number) => write!(f, " : {:#010x}", number.priority()),
         }
     }
 }

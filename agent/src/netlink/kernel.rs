@@ -4,62 +4,30 @@
 mod cleaning;
 mod reading;
 
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
 use nlink::netlink::nftables::connection::kernel_has_destroy;
-use nlink::netlink::nftables::*;
-use nlink::netlink::{NetlinkSocket, Protocol};
-use tracing::debug;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_wire::answer::{Answer, Answers};
+use vmap_proxy_wire::nf_tables::Batch;
+use vmap_proxy_wire::nf_tables::batch::MessageSpan;
 
-use super::batch::{Batch, MessageSpan};
-use super::error::{CommitError, NetlinkError, Refusal};
-use super::wire::{Answer, HEADER, Messages, NLM_F_ACK, NLMSG_ERROR, Writer, nft_type};
+use super::error::{CommitError, NetlinkError, Refusal, SocketError};
+use super::socket::{Socket, StopFlag};
 
-/// A batch is one `sendmsg`, and the send buffer must hold it. This is about a
-/// million elements.
-const SEND_BUFFER: usize = 128 << 20;
-/// What a failed batch answers: one small message per refused operation, each
-/// of which counts as nearly a kilobyte.
-const RECEIVE_BUFFER: usize = 16 << 20;
-/// The kernel fills dump messages up to what the last receive offered, and to
-/// 32 KiB at most.
-const RECEIVE_BYTES: usize = 64 << 10;
 /// Our one connection to the kernel's nf_tables, in the network namespace of
 /// the thread that opened it. It is opened once and kept: the kernel lets the
 /// close of a socket that has deleted something wait for every other writer.
+///
+/// Everything here blocks the thread for as long as the kernel works: no code
+/// of an event loop may call it that others wait for.
 pub struct Kernel {
-    socket: NetlinkSocket,
+    socket: Socket,
     batch: Batch,
-    received: Vec<u8>,
-    send_limit: usize,
     destroy: bool,
     /// How many batches of ours the kernel has taken.
     commits: u32,
-    stop: StopFlag,
     refuse: Option<fn(&Operation) -> bool>,
-}
-
-/// Ends what a [`Kernel`] does, from any thread: a listing at its next message,
-/// a list of commits at the next one. What is committed by then stays.
-#[derive(Debug, Clone, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
-
-impl StopFlag {
-    /// From now on every question and every commit fails with
-    /// [`NetlinkError::Stopped`].
-    pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn check(&self) -> Result<(), NetlinkError> {
-        if self.0.load(Ordering::Relaxed) { Err(NetlinkError::Stopped) } else { Ok(()) }
-    }
 }
 
 /// A moment in the life of the rule set: see [`Kernel::undisturbed_since`].
@@ -87,48 +55,37 @@ pub struct CommitReport {
 
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kernel").field("port", &self.socket.pid()).field("send_limit", &self.send_limit).finish()
+        f.debug_struct("Kernel").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
-/// What the kernel said to a batch.
-#[derive(Debug, Default)]
-struct BatchAnswers {
-    /// How long the system call took in which the kernel works on the batch.
-    in_kernel: Duration,
-    /// Sequence number and answer of what was refused, in the order received.
-    refused: Vec<(u32, Answer)>,
-    /// Sequence numbers of what was acknowledged.
-    acknowledged: Vec<u32>,
-}
-
 impl Kernel {
-    /// Opens the socket in the network namespace of the calling thread, inside
-    /// a tokio runtime, and makes sure that nf_tables is there and ours to
-    /// change.
+    /// Opens the socket in the network namespace of the calling thread, and makes
+    /// sure that nf_tables is there and ours to change.
     ///
     /// # Errors
     ///
     /// [`NetlinkError::NoNfTables`] and [`NetlinkError::Permission`], with what
     /// to do about them.
     pub fn open() -> Result<Kernel, NetlinkError> {
-        let socket = NetlinkSocket::new(Protocol::Netfilter).map_err(|error| match error.errno() {
-            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => NetlinkError::NoNfTables(error.to_string()),
-            _ => NetlinkError::Socket(error),
+        let socket = Socket::open_for_batches().map_err(|error| match error {
+            SocketError::System { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)) =>
+            {
+                NetlinkError::NoNfTables(source.to_string())
+            }
+            other => other.into(),
         })?;
-        socket.set_rcvbuf(RECEIVE_BUFFER)?;
-        let send_limit = enlarge_send_buffer(&socket)?;
-        let mut kernel = Kernel {
-            socket,
-            batch: Batch::default(),
-            received: vec![0; RECEIVE_BYTES],
-            send_limit,
-            destroy: kernel_has_destroy(),
-            commits: 0,
-            stop: StopFlag::default(),
-            refuse: None,
-        };
-        kernel.check()?;
+        let destroy = kernel_has_destroy();
+        let mut kernel = Kernel { socket, batch: Batch::default(), destroy, commits: 0, refuse: None };
+        // Every later question would fail the same way, but less plainly.
+        kernel.generation().map_err(|error| match error {
+            // nfnetlink does not know the subsystem.
+            NetlinkError::Question { errno: libc::EINVAL, .. } => {
+                NetlinkError::NoNfTables("nfnetlink has no nf_tables".to_owned())
+            }
+            other => other,
+        })?;
         Ok(kernel)
     }
 
@@ -136,17 +93,17 @@ impl Kernel {
     /// 300. 64 MiB or more with `CAP_NET_ADMIN` in the initial user namespace;
     /// otherwise the kernel bounds it by `net.core.wmem_max`.
     pub fn max_batch_bytes(&self) -> usize {
-        self.send_limit
+        self.socket.send_limit()
     }
 
     /// The socket's address in netlink: the sender of everything we commit.
     pub fn port(&self) -> u32 {
-        self.socket.pid()
+        self.socket.port()
     }
 
     /// Ends what this does from another thread.
     pub fn stop_flag(&self) -> StopFlag {
-        self.stop.clone()
+        self.socket.stop_flag()
     }
 
     /// The present moment, for [`Kernel::undisturbed_since`].
@@ -154,8 +111,8 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn moment(&mut self) -> Result<Moment, NetlinkError> {
-        Ok(Moment { generation: self.generation().await?, commits: self.commits })
+    pub fn moment(&mut self) -> Result<Moment, NetlinkError> {
+        Ok(Moment { generation: self.generation()?, commits: self.commits })
     }
 
     /// Whether nobody else has committed anything to any table since then: the
@@ -164,35 +121,9 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn undisturbed_since(&mut self, then: Moment) -> Result<bool, NetlinkError> {
+    pub fn undisturbed_since(&mut self, then: Moment) -> Result<bool, NetlinkError> {
         let ours = self.commits.wrapping_sub(then.commits);
-        Ok(self.generation().await?.wrapping_sub(then.generation) == ours)
-    }
-
-    /// Asks for the generation of the rule set: every later question would
-    /// fail the same way, but less plainly.
-    fn check(&mut self) -> Result<(), NetlinkError> {
-        let mut writer = Writer::default();
-        let sequence = self.socket.next_seq();
-        let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
-        writer.end_message(open);
-        self.send_now(writer.bytes())?;
-        loop {
-            let Some(length) = self.receive_now()? else {
-                return Err(NetlinkError::NoNfTables("no answer".to_owned()));
-            };
-            for message in Messages(&self.received[..length]) {
-                if message.sequence != sequence || message.kind != NLMSG_ERROR {
-                    continue;
-                }
-                return match Answer::parse(&message).map_or(0, |answer| answer.errno) {
-                    0 => Ok(()),
-                    // nfnetlink does not know the subsystem.
-                    libc::EINVAL => Err(NetlinkError::NoNfTables("nfnetlink has no nf_tables".to_owned())),
-                    errno => Err(NetlinkError::from_errno("generation of the rule set", errno)),
-                };
-            }
-        }
+        Ok(self.generation()?.wrapping_sub(then.generation) == ours)
     }
 
     /// Submits a transaction as one batch: all of it becomes visible together,
@@ -208,7 +139,7 @@ impl Kernel {
     /// # Errors
     ///
     /// [`CommitError::Refused`] names the operations that the kernel did not
-    /// take; then nothing is committed. [`NetlinkError::AnswerLost`]: unknown.
+    /// take; then nothing is committed. [`SocketError::AnswerLost`]: unknown.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<CommitReport, CommitError> {
         let started = Instant::now();
         let operations = &transaction.operations;
@@ -270,77 +201,37 @@ impl Kernel {
             return Ok(CommitReport { messages: 0, bytes: 0, duration: started.elapsed(), encoding, in_kernel });
         }
         let begun = Instant::now();
-        self.batch.encode(operations, self.destroy, || self.socket.next_seq());
+        self.batch.encode(operations, self.destroy, || self.socket.next_sequence());
         let encoding = begun.elapsed();
-        let bytes = self.batch.writer.bytes().len();
-        let answers = self.exchange()?;
-        let in_kernel = answers.in_kernel;
-        self.judge(operations, answers)?;
-        let messages = self.batch.messages.len();
-        Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding, in_kernel })
-    }
-
-    /// Sends the batch and collects the answers. nfnetlink has queued them all
-    /// when `sendmsg` returns.
-    fn exchange(&mut self) -> Result<BatchAnswers, NetlinkError> {
-        let bytes = self.batch.writer.bytes();
-        if bytes.len() > self.send_limit {
-            return Err(NetlinkError::BatchTooLarge { bytes: bytes.len(), limit: self.send_limit });
-        }
-        self.stop.check()?;
-        self.drain()?;
-        let begun = Instant::now();
-        self.send_now(self.batch.writer.bytes())?;
-        let mut answers = BatchAnswers { in_kernel: begun.elapsed(), ..BatchAnswers::default() };
-        let sequences = self.batch.begin_sequence..=self.batch.messages.last().map_or(0, |message| message.sequence);
-        while let Some(length) = self.receive_now()? {
-            for message in Messages(&self.received[..length]) {
-                if message.kind != NLMSG_ERROR || !sequences.contains(&message.sequence) {
-                    continue;
-                }
-                match Answer::parse(&message) {
-                    Some(answer) if answer.errno == 0 => answers.acknowledged.push(message.sequence),
-                    Some(answer) => answers.refused.push((message.sequence, answer)),
-                    None => {}
-                }
-            }
-        }
+        let bytes = self.batch.bytes().len();
+        let (answers, in_kernel) = self.socket.transact(&self.batch)?;
         if answers.refused.is_empty() {
             self.commits = self.commits.wrapping_add(1);
         }
-        Ok(answers)
-    }
-
-    /// Throws away what an abandoned question may have left.
-    fn drain(&mut self) -> Result<(), NetlinkError> {
-        loop {
-            match self.receive_now() {
-                Ok(None) => return Ok(()),
-                Ok(Some(_)) | Err(NetlinkError::AnswerLost) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.judge(operations, answers)?;
+        let messages = self.batch.messages().len();
+        Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding, in_kernel })
     }
 
     /// Committed, or who is to blame. See nlink's `BatchReplies` for the order
     /// of the kernel's answers.
-    fn judge(&self, operations: &[Operation], answers: BatchAnswers) -> Result<(), CommitError> {
-        let (Some(first), Some(last)) = (self.batch.messages.first(), self.batch.messages.last()) else {
+    fn judge(&self, operations: &[Operation], answers: Answers) -> Result<(), CommitError> {
+        let (Some(first), Some(last)) = (self.batch.messages().first(), self.batch.messages().last()) else {
             return Ok(());
         };
         if answers.refused.is_empty() {
             let acknowledged = answers.acknowledged.contains(&last.sequence);
-            return if acknowledged { Ok(()) } else { Err(NetlinkError::AnswerLost.into()) };
+            return if acknowledged { Ok(()) } else { Err(SocketError::AnswerLost.into()) };
         }
         let mut failures = Vec::with_capacity(answers.refused.len());
         for (sequence, answer) in answers.refused {
-            if sequence == self.batch.begin_sequence && matches!(answer.errno, libc::EPERM | libc::EOPNOTSUPP) {
-                return Err(NetlinkError::from_errno("begin of a batch", answer.errno).into());
+            if sequence == self.batch.begin_sequence() && matches!(answer.errno, libc::EPERM | libc::EOPNOTSUPP) {
+                return Err(NetlinkError::of("begin of a batch", SocketError::Refused(answer.errno)).into());
             }
             // An error in the first message's name beside its acknowledgement,
             // or at the begin mark, is the whole batch's.
             let of_message = answers.acknowledged.contains(&first.sequence) && sequence == first.sequence;
-            let message = self.batch.messages.iter().find(|message| message.sequence == sequence && !of_message);
+            let message = self.batch.messages().iter().find(|message| message.sequence == sequence && !of_message);
             failures.push(self.refusal(operations, message, answer));
         }
         Err(CommitError::Refused { failures })
@@ -357,51 +248,6 @@ impl Kernel {
         };
         Refusal::new(operations, operation, span, answer.errno, answer.text)
     }
-
-    /// Sends, and returns when the kernel is done: nfnetlink works inside
-    /// `sendmsg`, and has queued its answers when that returns. There is
-    /// nothing that an event loop could wait for in between.
-    fn send_now(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        send(self.socket.as_fd().as_raw_fd(), bytes, MsgFlags::empty()).map_err(|errno| system("send", errno))?;
-        Ok(())
-    }
-
-    /// The next datagram, waiting for it if need be. Its length.
-    async fn receive(&mut self) -> Result<usize, NetlinkError> {
-        self.stop.check()?;
-        if let Some(length) = self.receive_now()? {
-            return Ok(length);
-        }
-        let datagram = self.socket.recv_msg().await?;
-        if datagram.len() > self.received.len() {
-            self.received.resize(datagram.len(), 0);
-        }
-        self.received[..datagram.len()].copy_from_slice(&datagram);
-        Ok(datagram.len())
-    }
-
-    /// The next datagram that is there. Its length. Straight into our buffer:
-    /// nlink's receive allocates and copies, which a listing of a million
-    /// elements feels.
-    fn receive_now(&mut self) -> Result<Option<usize>, NetlinkError> {
-        let descriptor = self.socket.as_fd().as_raw_fd();
-        match recv(descriptor, &mut self.received, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
-            Ok(length) if length > self.received.len() => {
-                // Cut off. The kernel does not send such to readers who offer
-                // this much; be ready if it ever does.
-                self.received.resize(length, 0);
-                Err(NetlinkError::AnswerLost)
-            }
-            Ok(length) => Ok(Some(length)),
-            Err(Errno::EAGAIN) => Ok(None),
-            Err(Errno::ENOBUFS) => Err(NetlinkError::AnswerLost),
-            Err(errno) => Err(system("recv", errno)),
-        }
-    }
-}
-
-fn system(call: &'static str, errno: Errno) -> NetlinkError {
-    NetlinkError::System { call, source: errno.into() }
 }
 
 fn deletes_affinity(operation: &Operation) -> bool {
@@ -415,17 +261,4 @@ fn renumber(error: CommitError, indices: &[usize]) -> CommitError {
         failure.operation = indices.get(failure.operation).copied().unwrap_or_default();
     }
     CommitError::Refused { failures }
-}
-
-/// Makes the send buffer as large as we may. What it then takes at once, in
-/// bytes.
-fn enlarge_send_buffer(socket: &NetlinkSocket) -> Result<usize, NetlinkError> {
-    let descriptor = socket.as_fd();
-    if setsockopt(&descriptor, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-        debug!("no CAP_NET_ADMIN in the initial user namespace: net.core.wmem_max bounds a batch");
-        setsockopt(&descriptor, sockopt::SndBuf, &SEND_BUFFER).map_err(|errno| system("setsockopt", errno))?;
-    }
-    let granted = getsockopt(&descriptor, sockopt::SndBuf).map_err(|errno| system("getsockopt", errno))?;
-    // `netlink_sendmsg` keeps 32 bytes for itself.
-    Ok(granted.saturating_sub(32 + HEADER))
 }

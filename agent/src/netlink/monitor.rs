@@ -17,13 +17,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use nlink::netlink::nftables::events::NFNLGRP_NFTABLES;
-use nlink::netlink::nftables::*;
 use nlink::netlink::{NetlinkSocket, Protocol};
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_wire::message::{Attributes, Messages};
+use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_family, message_type};
+use vmap_proxy_wire::uapi::{
+    NFT_MSG_NEWCHAIN, NFT_MSG_NEWGEN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
+    NFTA_CHAIN_NAME, NFTA_GEN_ID, NFTA_GEN_PROC_NAME, NFTA_GEN_PROC_PID,
+};
 
 use super::error::NetlinkError;
-use super::message_family;
-use super::wire::{Attributes, Messages, nft_type};
 
 /// A commit of somebody else that touched one of our tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +71,7 @@ impl Monitor {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Socket`], if the socket can't be made.
+    /// [`NetlinkError::News`], if the socket can't be made.
     pub fn open(port: u32) -> Result<Monitor, NetlinkError> {
         let socket = NetlinkSocket::new(Protocol::Netfilter)?;
         socket.attach_filter(&all_but(port))?;
@@ -82,7 +85,7 @@ impl Monitor {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Socket`], if the socket fails.
+    /// [`NetlinkError::News`], if the socket fails.
     pub async fn next(&mut self) -> Result<Observed, NetlinkError> {
         loop {
             if let Some(change) = self.follower.seen.pop_front() {
@@ -170,11 +173,11 @@ impl Rival {
 /// Whether a message adds something to kube-proxy's rules; what removes it is a
 /// clean-up, ours perhaps.
 fn is_of_kube_proxy(kind: u16, attributes: Attributes<'_>) -> bool {
-    let adds = |message| kind == nft_type(message);
+    let adds = |message| kind == message_type(message);
     if adds(NFT_MSG_NEWCHAIN) && attributes.string(NFTA_CHAIN_NAME) == Some(KUBE_PROXY_CHAIN) {
         return true;
     }
-    attributes.string(NFTA_TABLE_NAME) == Some(KUBE_PROXY_TABLE)
+    attributes.string(TABLE_NAME) == Some(KUBE_PROXY_TABLE)
         && [NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM]
             .into_iter()
             .any(adds)
@@ -200,11 +203,9 @@ impl Follower {
     }
 
     fn read(&mut self, datagram: &[u8]) {
-        /// The table's name is attribute 1 of every object.
-        const TABLE_NAME: u16 = NFTA_TABLE_NAME;
-        for message in Messages(datagram) {
+        for message in Messages::new(datagram) {
             let Some((family, attributes)) = message.body() else { continue };
-            if message.kind == nft_type(NFT_MSG_NEWGEN) {
+            if message.kind == message_type(NFT_MSG_NEWGEN) {
                 self.rival.committed(|| {
                     let pid = attributes.be32(NFTA_GEN_PROC_PID).unwrap_or_default();
                     format!("process {pid} ({})", process_name(attributes))
@@ -262,12 +263,14 @@ fn all_but(port: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::family_number;
-    use super::super::wire::Writer;
+    use vmap_proxy_wire::message::Writer;
+    use vmap_proxy_wire::nf_tables::family_number;
+    use vmap_proxy_wire::uapi::NFT_MSG_DELTABLE;
+
     use super::*;
 
     fn message(writer: &mut Writer, kind: u8, family: u8, content: impl FnOnce(&mut Writer)) {
-        let open = writer.begin_message(nft_type(kind), 0, 1, family, 0);
+        let open = writer.begin_message(message_type(kind), 0, 1, family, 0);
         content(writer);
         writer.end_message(open);
     }
@@ -278,7 +281,7 @@ mod tests {
         let noticed = |kind, table: &str, chain: Option<&str>| {
             let mut writer = Writer::default();
             message(&mut writer, kind, family, |w| {
-                w.string(NFTA_TABLE_NAME, table);
+                w.string(TABLE_NAME, table);
                 chain.into_iter().for_each(|chain| w.string(NFTA_CHAIN_NAME, chain));
             });
             message(&mut writer, NFT_MSG_NEWGEN, 0, |w| w.be32(NFTA_GEN_PROC_PID, 42));
@@ -303,10 +306,10 @@ mod tests {
                 w.string(NFTA_GEN_PROC_NAME, "nft");
             });
         };
-        message(&mut writer, NFT_MSG_DELTABLE, family_number(Family::Ipv4), |w| w.string(NFTA_TABLE_NAME, "filter"));
+        message(&mut writer, NFT_MSG_DELTABLE, family_number(Family::Ipv4), |w| w.string(TABLE_NAME, "filter"));
         generation(&mut writer, 7);
-        message(&mut writer, NFT_MSG_DELTABLE, family_number(Family::Ipv6), |w| w.string(NFTA_TABLE_NAME, TABLE));
-        message(&mut writer, NFT_MSG_DELTABLE, 1, |w| w.string(NFTA_TABLE_NAME, TABLE));
+        message(&mut writer, NFT_MSG_DELTABLE, family_number(Family::Ipv6), |w| w.string(TABLE_NAME, TABLE));
+        message(&mut writer, NFT_MSG_DELTABLE, 1, |w| w.string(TABLE_NAME, TABLE));
         generation(&mut writer, 8);
 
         let mut follower = Follower::default();

@@ -2,12 +2,10 @@
 //! elements of `services` and `nodeports`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::FutureExt;
-use tokio::runtime::Handle;
-use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -35,24 +33,23 @@ pub(super) fn source() -> Result<ConnectionSource, NetlinkError> {
     let counters = Arc::new(Mutex::new(counters));
     Ok(Arc::new(move || {
         let counters = counters.clone();
-        let handle = Handle::current();
-        let read = spawn_blocking(move || handle.block_on(async { counters.lock().await.read().await }));
+        let read = spawn_blocking(move || counters.lock().unwrap_or_else(PoisonError::into_inner).read());
         read.map(|read| read.unwrap_or_default()).boxed()
     }))
 }
 
 impl Counters {
-    async fn read(&mut self) -> Arc<[ServiceConnections]> {
+    fn read(&mut self) -> Arc<[ServiceConnections]> {
         let begun = Instant::now();
         if self.rest.is_none_or(|rest| rest <= begun) {
-            self.last = read(&mut self.kernel).await;
+            self.last = read(&mut self.kernel);
             self.rest = Some(begun + begun.elapsed() * REST);
         }
         self.last.clone()
     }
 }
 
-async fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
+fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
     let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
     for family in super::families() {
         for map in [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)] {
@@ -61,7 +58,7 @@ async fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
                     *counts.entry(comment).or_default() += counter.packets;
                 }
             };
-            if let Err(error) = kernel.read_counters(family, map, &mut count).await {
+            if let Err(error) = kernel.read_counters(family, map, &mut count) {
                 // No table, no connections: before the first sync, say.
                 tracing::debug!("no counters of {map}: {error}");
             }

@@ -15,13 +15,13 @@ impl Syncer {
     /// Removes every affinity entry whose endpoint its list does not hold any
     /// more, and those of lists that are gone. Removing one that expires
     /// meanwhile is no error.
-    pub(super) async fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
+    pub(super) fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
         let mut operations = Vec::new();
         for family in Family::ALL {
             if !self.enabled[family] {
                 continue;
             }
-            let learned = self.kernel.read_elements(family, Map::Affinity).await?;
+            let learned = self.kernel.read_elements(family, Map::Affinity)?;
             // A list may be long, and many clients may be remembered in it.
             let mut lists: HashMap<ListNumber, HashSet<Endpoint>> = HashMap::new();
             for element in learned.into_iter().map(|state| state.element) {

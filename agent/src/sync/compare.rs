@@ -43,25 +43,25 @@ pub(super) struct Read {
 impl Syncer {
     /// Reads both tables. Large maps are left out, to be looked up, unless all
     /// are to be listed or the kernel does not tell how large they are.
-    pub(super) async fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
+    pub(super) fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
         let mut read = Read::default();
         for family in Family::ALL {
             if self.enabled[family] {
                 let largest = if list_all { u32::MAX } else { self.max_listed };
-                self.read_table(family, largest, &mut read, report).await?;
+                self.read_table(family, largest, &mut read, report)?;
             }
         }
         Ok(read)
     }
 
-    async fn read_table(
+    fn read_table(
         &mut self,
         family: Family,
         largest: u32,
         read: &mut Read,
         report: &mut SyncReport,
     ) -> Result<(), SyncError> {
-        let Some(table) = self.kernel.read_table(family).await? else { return Ok(()) };
+        let Some(table) = self.kernel.read_table(family)? else { return Ok(()) };
         if let Some(port) = table.owner().filter(|owner| *owner != self.kernel.port()) {
             return Err(SyncError::Owned { family, owner: owner(port) });
         }
@@ -91,7 +91,7 @@ impl Syncer {
                 Some(count) if count > largest && !is_always_listed(map) => {
                     read.looked_up[family].insert(map, count);
                 }
-                _ => read_map(&mut self.kernel, family, map, state, report).await?,
+                _ => read_map(&mut self.kernel, family, map, state, report)?,
             }
         }
         Ok(())
@@ -130,14 +130,14 @@ impl Syncer {
     }
 }
 
-async fn read_map(
+fn read_map(
     kernel: &mut Kernel,
     family: Family,
     map: Map,
     state: &mut KernelState,
     report: &mut SyncReport,
 ) -> Result<(), NetlinkError> {
-    let (states, foreign) = kernel.read_contents(family, map).await?;
+    let (states, foreign) = kernel.read_contents(family, map)?;
     if !foreign.is_empty() {
         kernel.delete_foreign(family, map, &foreign)?;
         report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
@@ -162,7 +162,7 @@ async fn read_map(
 }
 
 /// Looks these elements up. What somebody else put in their place is removed.
-pub(super) async fn look_up(
+pub(super) fn look_up(
     kernel: &mut Kernel,
     keys: Vec<(Family, Map, Key)>,
     report: &mut SyncReport,
@@ -173,7 +173,7 @@ pub(super) async fn look_up(
     }
     let mut elements = Vec::new();
     for ((family, map), keys) in by_map {
-        let (found, foreign) = kernel.look_up(family, map, &keys).await?;
+        let (found, foreign) = kernel.look_up(family, map, &keys)?;
         if !foreign.is_empty() {
             kernel.delete_foreign(family, map, &foreign)?;
             report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));

@@ -44,7 +44,7 @@ impl Syncer {
     /// before it lets the next one begin. Generations alone would not do, since
     /// a commit of ours that changes nothing does not count as one, and would
     /// hide one of theirs.
-    pub(super) async fn was_disturbed(&mut self, since: Moment) -> bool {
+    pub(super) fn was_disturbed(&mut self, since: Moment) -> bool {
         if let Some(monitor) = &mut self.monitor {
             return monitor.has_seen().unwrap_or(true);
         }
@@ -53,7 +53,7 @@ impl Syncer {
             // Nobody watched so far: the next pass gives proof.
             return true;
         }
-        match self.kernel.undisturbed_since(since).await {
+        match self.kernel.undisturbed_since(since) {
             Ok(undisturbed) => !undisturbed,
             Err(error) => {
                 tracing::debug!("whether others changed our tables is not known: {error}");
@@ -65,13 +65,13 @@ impl Syncer {
     /// Whether what has just been made so is still so: nobody changed anything
     /// between the first look and the opening of the monitor, which reports
     /// whatever comes later.
-    pub(super) async fn is_settled(&mut self, since: Moment) -> Result<bool, NetlinkError> {
+    pub(super) fn is_settled(&mut self, since: Moment) -> Result<bool, NetlinkError> {
         if self.monitor.is_some() {
             return Ok(true);
         }
         self.open_monitor();
         // Where nothing can be watched, looking once more would not help either.
-        Ok(self.monitor.is_none() || self.kernel.undisturbed_since(since).await?)
+        Ok(self.monitor.is_none() || self.kernel.undisturbed_since(since)?)
     }
 
     fn open_monitor(&mut self) {

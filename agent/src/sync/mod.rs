@@ -77,6 +77,13 @@ pub enum SyncError {
     },
 }
 
+impl SyncError {
+    /// Whether the agent is to end, and nothing else is wrong.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Netlink(error) if error.is_stopped())
+    }
+}
+
 /// Chains that nothing points to may pile up to this number before they are
 /// deleted at once rather than when the agent is idle.
 const MAX_IDLE_CHAINS: usize = 64;
@@ -207,27 +214,26 @@ impl Syncer {
     }
 
     /// Programs what changed. The first call reads the kernel and sends only
-    /// the difference; so does one after a failure.
+    /// the difference; so does one after a failure. Blocks the thread for as
+    /// long as the kernel works. Must be called inside a tokio runtime, in which
+    /// it watches for changes of others.
     ///
     /// # Errors
     /// If the kernel can't be spoken to, or refuses what all Services share.
     /// The next call then reads the kernel again.
-    pub async fn sync(&mut self) -> Result<SyncReport, SyncError> {
-        let Attempt { report, failure } = self.attempt().await;
+    pub fn sync(&mut self) -> Result<SyncReport, SyncError> {
+        let Attempt { report, failure } = self.attempt();
         failure.map_or(Ok(report), Err)
     }
 
     /// [`Self::sync`], and what was done of it if it fails.
-    pub async fn attempt(&mut self) -> Attempt {
+    pub fn attempt(&mut self) -> Attempt {
         let begun = Instant::now();
         let mut report = SyncReport::default();
         self.see_foreign_changes();
         let damaged = std::mem::take(&mut self.damaged);
-        let outcome = if self.initialised && !damaged {
-            self.sync_changes(&mut report).await
-        } else {
-            self.repair(&mut report).await
-        };
+        let outcome =
+            if self.initialised && !damaged { self.sync_changes(&mut report) } else { self.repair(&mut report) };
         if outcome.is_err() {
             self.damaged = true;
             // To be reported by the sync that succeeds.
@@ -247,9 +253,9 @@ impl Syncer {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub async fn resync(&mut self) -> Result<SyncReport, SyncError> {
+    pub fn resync(&mut self) -> Result<SyncReport, SyncError> {
         self.damaged = true;
-        self.sync().await
+        self.sync()
     }
 
     /// How to end a sync from another thread: between two commits.
@@ -257,13 +263,13 @@ impl Syncer {
         self.kernel.stop_flag()
     }
 
-    async fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+    fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         while let Some(plan) = self.planner.update(&mut self.store) {
             report.node_changed |= plan.node_changed;
-            self.program(plan, report).await?;
+            self.program(plan, report)?;
         }
         if self.idle_chains() > MAX_IDLE_CHAINS {
-            let tidied = self.tidy().await;
+            let tidied = self.tidy();
             report.cleanup_failed = tidied.as_ref().map_or(true, Tidied::is_refused);
             tidied?;
         }
@@ -272,9 +278,9 @@ impl Syncer {
 
     /// Commits a plan. If the kernel refuses it, everything is compared and
     /// repaired, and nothing is left to be planned.
-    async fn program(&mut self, mut plan: Plan, report: &mut SyncReport) -> Result<(), SyncError> {
+    fn program(&mut self, mut plan: Plan, report: &mut SyncReport) -> Result<(), SyncError> {
         report.contested.append(&mut plan.denied);
-        let committed = self.commit_plan(&mut plan, report).await;
+        let committed = self.commit_plan(&mut plan, report);
         let Err(error) = committed else {
             report.changed.append(&mut plan.changed);
             return Ok(());
@@ -285,7 +291,7 @@ impl Syncer {
         // Earlier pieces are told with what a repair makes of this one.
         self.remember_untold(report.changed.drain(..).chain(plan.changed));
         match error {
-            CommitError::Refused { .. } => self.repair(report).await,
+            CommitError::Refused { .. } => self.repair(report),
             CommitError::Netlink(error) => Err(error.into()),
         }
     }
@@ -302,7 +308,7 @@ impl Syncer {
         }
     }
 
-    async fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {
+    fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {
         let changes_elements = |transaction: &&mut Transaction| {
             let element = |action: &Action| matches!(action, Action::AddElement(_) | Action::DeleteElement(_));
             transaction.operations.iter().any(|operation| element(&operation.action))
@@ -310,7 +316,7 @@ impl Syncer {
         if plan.unlearn
             && let Some(first) = plan.transactions.iter_mut().find(changes_elements)
         {
-            let stale = self.stale_affinity().await.map_err(CommitError::Netlink)?;
+            let stale = self.stale_affinity().map_err(CommitError::Netlink)?;
             first.operations.extend(stale);
         }
         for transaction in &mut plan.transactions {
@@ -318,7 +324,7 @@ impl Syncer {
         }
         if plan.unlearn {
             // A packet may have learned of an endpoint in between.
-            let operations = self.stale_affinity().await.map_err(CommitError::Netlink)?;
+            let operations = self.stale_affinity().map_err(CommitError::Netlink)?;
             self.commit(&mut Transaction { operations }, report)?;
             self.planner.forgotten();
         }
@@ -349,7 +355,7 @@ impl Syncer {
     ///
     /// # Errors
     /// If the kernel can't be spoken to.
-    pub async fn tidy(&mut self) -> Result<Tidied, SyncError> {
+    pub fn tidy(&mut self) -> Result<Tidied, SyncError> {
         let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(Tidied::Done) };
         match self.commit(&mut transaction, &mut SyncReport::default()) {
             Ok(()) => Ok(Tidied::Done),

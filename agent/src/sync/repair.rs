@@ -13,7 +13,7 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use super::compare::{LookedUp, Read, look_up};
 use super::report::{Refused, SyncReport};
 use super::{SyncError, Syncer, commit, pipeline};
-use crate::netlink::{CommitError, Moment, NetlinkError};
+use crate::netlink::{CommitError, Moment};
 
 /// How many passes the kernel may answer with a refusal before a repair is
 /// given up.
@@ -55,7 +55,7 @@ impl Syncer {
     ///
     /// A refusal counts only if nobody else changed our tables between the look
     /// at them and the refusal. If somebody did, it is tried again.
-    pub(super) async fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+    pub(super) fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.repaired = true;
         // What came at the same time is to be told like any change. At the
         // start nothing was before.
@@ -65,22 +65,22 @@ impl Syncer {
         self.release_quarantined();
         let mut met = Met::default();
         while met.refusals < MAX_REFUSALS {
-            let moment = self.kernel.moment().await?;
+            let moment = self.kernel.moment()?;
             self.see_foreign_changes();
             // This look is the one that they ask for.
             self.damaged = false;
-            match self.pass(met.list_all, report).await {
+            match self.pass(met.list_all, report) {
                 Ok(Pass::Done) => {
-                    if self.is_settled(moment).await? {
-                        return self.finish(report).await;
+                    if self.is_settled(moment)? {
+                        return self.finish(report);
                     }
                     tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
                 Ok(Pass::Leftovers) => met.list_all = true,
                 Ok(Pass::Refused(transaction, error)) => {
-                    self.judge(moment, transaction, error, &mut met, report).await?;
+                    self.judge(moment, transaction, error, &mut met, report)?;
                 }
-                Err(error) => self.judge_failure(moment, error, &mut met).await?,
+                Err(error) => self.judge_failure(moment, error, &mut met)?,
             }
         }
         Err(SyncError::Unrepairable { attempts: MAX_REFUSALS, last: met.last })
@@ -97,9 +97,9 @@ impl Syncer {
     }
 
     /// One look at the kernel, and what it lacks.
-    async fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
-        let Read { states, looked_up, foreign } = self.read_kernel(list_all, report).await?;
-        let pass = self.send_difference(states, &looked_up, report).await?;
+    fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
+        let Read { states, looked_up, foreign } = self.read_kernel(list_all, report)?;
+        let pass = self.send_difference(states, &looked_up, report)?;
         if let Pass::Done = pass {
             for (family, foreign) in foreign {
                 self.kernel.remove_foreign(family, &foreign)?;
@@ -109,12 +109,12 @@ impl Syncer {
     }
 
     /// What follows when the kernel holds everything.
-    async fn finish(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+    fn finish(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         self.initialised = true;
         self.last_good.clear();
         report.changed = self.changes();
         report.contested = self.planner.all_denied();
-        let operations = self.stale_affinity().await?;
+        let operations = self.stale_affinity()?;
         match self.commit(&mut Transaction { operations }, report) {
             Ok(()) => {
                 self.planner.forgotten();
@@ -132,7 +132,7 @@ impl Syncer {
 
     /// Who is to blame for a refusal: others who changed our tables meanwhile,
     /// the skeleton (an error), or Services, which are quarantined.
-    async fn judge(
+    fn judge(
         &mut self,
         moment: Moment,
         transaction: Transaction,
@@ -142,10 +142,10 @@ impl Syncer {
     ) -> Result<(), SyncError> {
         let CommitError::Refused { failures } = &error else {
             let CommitError::Netlink(error) = error else { return Ok(()) };
-            return self.judge_failure(moment, error.into(), met).await;
+            return self.judge_failure(moment, error.into(), met);
         };
-        if self.was_disturbed(moment).await {
-            return disturbed(&error, met).await;
+        if self.was_disturbed(moment) {
+            return disturbed(&error, met);
         }
         if failures.iter().any(|failure| failure.errno == libc::ENOMEM) {
             return Err(SyncError::OutOfMemory(error.to_string()));
@@ -155,8 +155,8 @@ impl Syncer {
             false => self.find_culprits(&transaction),
         };
         // Finding them takes a commit for each Service: others may have changed something meanwhile.
-        if self.was_disturbed(moment).await {
-            return disturbed(&error, met).await;
+        if self.was_disturbed(moment) {
+            return disturbed(&error, met);
         }
         if culprits.is_empty() {
             return Err(SyncError::Skeleton(error.to_string()));
@@ -174,12 +174,12 @@ impl Syncer {
     }
 
     /// A pass that failed as such: an error, unless others are to blame.
-    async fn judge_failure(&mut self, moment: Moment, error: SyncError, met: &mut Met) -> Result<(), SyncError> {
-        let is_ours = matches!(error, SyncError::Owned { .. } | SyncError::Netlink(NetlinkError::Stopped));
-        if is_ours || !self.was_disturbed(moment).await {
+    fn judge_failure(&mut self, moment: Moment, error: SyncError, met: &mut Met) -> Result<(), SyncError> {
+        let is_ours = matches!(error, SyncError::Owned { .. }) || error.is_stopped();
+        if is_ours || !self.was_disturbed(moment) {
             return Err(error);
         }
-        disturbed(&error, met).await
+        disturbed(&error, met)
     }
 
     /// Finds out whom the kernel refuses in a transaction of which it has named
@@ -198,7 +198,7 @@ impl Syncer {
     }
 
     /// Commits what the kernel lacks, up to a transaction that is refused.
-    async fn send_difference(
+    fn send_difference(
         &mut self,
         kernel: PerFamily<KernelState>,
         looked_up: &LookedUp,
@@ -218,7 +218,7 @@ impl Syncer {
         let mut found: LookedUp = Default::default();
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
-            for element in look_up(&mut self.kernel, keys, report).await? {
+            for element in look_up(&mut self.kernel, keys, report)? {
                 *found[element.0].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
@@ -277,14 +277,14 @@ impl Syncer {
 }
 
 /// Waits a little before the next pass, or gives up.
-async fn disturbed(error: &(dyn std::error::Error + Sync), met: &mut Met) -> Result<(), SyncError> {
+fn disturbed(error: &(dyn std::error::Error + Sync), met: &mut Met) -> Result<(), SyncError> {
     met.disturbed += 1;
     if met.disturbed == MAX_DISTURBED {
         return Err(SyncError::Disturbed { attempts: MAX_DISTURBED as usize, last: error.to_string() });
     }
     let pause = FIRST_PAUSE * 2_u32.pow(met.disturbed - 1);
     tracing::debug!("others changed our tables meanwhile, looking again in {pause:?}: {error}");
-    tokio::time::sleep(pause).await;
+    std::thread::sleep(pause);
     Ok(())
 }
 

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_wire::legacy_table::{LegacyTable, Reduced};
 
-use super::legacy_table::{LegacyTable, Reduced};
+use super::Report;
 use super::names::{IPTABLES_TABLES, is_proxy_chain};
-use super::{FAMILIES, IpFamily, Report};
 
 /// `IPT_SO_SET_REPLACE`, `IP6T_SO_SET_REPLACE`; also `..._GET_INFO`.
 const REPLACE: libc::c_int = 64;
@@ -48,19 +49,20 @@ struct Counters {
 
 /// Removes the chains and the rules that jump to them.
 pub(super) fn remove_chains(report: &mut Report) {
-    for family in FAMILIES {
+    for family in Family::ALL {
+        let ip = family.keyword();
         let existing = match existing_tables(family) {
             Ok(existing) => existing,
             Err(error) => {
-                report.failed(format!("chains of {family} (legacy iptables)"), error);
+                report.failed(format!("chains of {ip} (legacy iptables)"), error);
                 continue;
             }
         };
         for table in IPTABLES_TABLES.into_iter().filter(|table| existing.lines().any(|line| line == *table)) {
             match remove_chains_of(family, table) {
                 Ok(0) => {}
-                Ok(chains) => report.removed(format!("{chains} chains of {family} {table} (legacy iptables)")),
-                Err(error) => report.failed(format!("chains of {family} {table} (legacy iptables)"), error),
+                Ok(chains) => report.removed(format!("{chains} chains of {ip} {table} (legacy iptables)")),
+                Err(error) => report.failed(format!("chains of {ip} {table} (legacy iptables)"), error),
             }
         }
     }
@@ -68,10 +70,10 @@ pub(super) fn remove_chains(report: &mut Report) {
 
 /// Lists the tables of this network namespace, one per line; empty if the
 /// kernel has no legacy iptables.
-fn existing_tables(family: IpFamily) -> io::Result<String> {
+fn existing_tables(family: Family) -> io::Result<String> {
     let file = match family {
-        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
-        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
+        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
+        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
     };
     match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -79,7 +81,7 @@ fn existing_tables(family: IpFamily) -> io::Result<String> {
     }
 }
 
-fn remove_chains_of(family: IpFamily, name: &str) -> io::Result<usize> {
+fn remove_chains_of(family: Family, name: &str) -> io::Result<usize> {
     let _lock = lock()?;
     let table = TableSocket::open(family, name)?;
     for _ in 1..ATTEMPTS {
@@ -100,7 +102,11 @@ fn remove_once(socket: &TableSocket) -> io::Result<usize> {
         reduced.kept.iter().map(|index| before.get(*index).copied().unwrap_or_default()).collect();
     // The new table counts from zero, which does not make this a failure.
     if let Err(error) = socket.add_counters(&counters) {
-        tracing::warn!("counters of the {} table {} (legacy iptables) were lost: {error}", socket.family, socket.name);
+        tracing::warn!(
+            "counters of the {} table {} (legacy iptables) were lost: {error}",
+            socket.family.keyword(),
+            socket.name
+        );
     }
     Ok(reduced.chains)
 }
@@ -125,17 +131,17 @@ fn lock() -> io::Result<Option<Flock<File>>> {
 
 /// One table, as socket options see it.
 struct TableSocket {
-    family: IpFamily,
+    family: Family,
     name: String,
     socket: UdpSocket,
 }
 
 impl TableSocket {
-    fn open(family: IpFamily, name: &str) -> io::Result<Self> {
+    fn open(family: Family, name: &str) -> io::Result<Self> {
         // Any socket of the family takes these options; unbound and never used otherwise.
         let socket = match family {
-            IpFamily::V4 => socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?,
-            IpFamily::V6 => socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None)?,
+            Family::Ipv4 => socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?,
+            Family::Ipv6 => socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None)?,
         };
         Ok(Self { family, name: name.to_owned(), socket: socket.into() })
     }
@@ -190,8 +196,8 @@ impl TableSocket {
 
     fn level(&self) -> libc::c_int {
         match self.family {
-            IpFamily::V4 => libc::IPPROTO_IP,
-            IpFamily::V6 => libc::IPPROTO_IPV6,
+            Family::Ipv4 => libc::IPPROTO_IP,
+            Family::Ipv6 => libc::IPPROTO_IPV6,
         }
     }
 

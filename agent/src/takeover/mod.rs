@@ -16,17 +16,14 @@
 
 mod iptables_legacy;
 mod ipvs;
-mod legacy_table;
 mod names;
 mod nf_tables;
-mod socket;
 
-use std::fmt;
 use std::io;
 
 use thiserror::Error;
 
-use socket::Socket;
+use crate::netlink::socket::Socket;
 
 /// An object of kube-proxy's that could not be removed.
 #[derive(Debug, Error)]
@@ -66,8 +63,8 @@ impl Report {
         self.removed.push(what);
     }
 
-    fn failed(&mut self, what: impl Into<String>, source: io::Error) {
-        self.failed.push(Leftover { what: what.into(), source });
+    fn failed(&mut self, what: impl Into<String>, source: impl Into<io::Error>) {
+        self.failed.push(Leftover { what: what.into(), source: source.into() });
     }
 
     /// Records the result of a removal; `absent` is the errno for an object
@@ -90,7 +87,7 @@ impl Report {
 /// serve.
 pub fn remove_kube_proxy() -> Report {
     let mut report = Report::default();
-    match Socket::open(libc::NETLINK_NETFILTER) {
+    match Socket::open_for_batches() {
         Ok(mut socket) => {
             nf_tables::remove_tables(&mut socket, &mut report);
             nf_tables::remove_chains(&mut socket, &mut report);
@@ -102,32 +99,4 @@ pub fn remove_kube_proxy() -> Report {
         Err(error) => report.failed("rules", error),
     }
     report
-}
-
-/// An address family, for steps that are done once per family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IpFamily {
-    V4,
-    V6,
-}
-
-const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
-
-impl IpFamily {
-    /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-    fn nfproto(self) -> u8 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
-        }
-    }
-}
-
-impl fmt::Display for IpFamily {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        })
-    }
 }

@@ -7,19 +7,20 @@
 //! version to version.
 
 use std::collections::HashSet;
-use std::io;
 
-use nlink::netlink::nftables::{
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_wire::message::{Attributes, Message, Request};
+use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_type, request};
+use vmap_proxy_wire::uapi::{
     NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_NEWCHAIN,
-    NFT_MSG_NEWRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA,
-    NFTA_EXPR_NAME, NFTA_IMMEDIATE_DATA, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE,
-    NFTA_TABLE_NAME, NFTA_VERDICT_CHAIN,
+    NFT_MSG_NEWRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME,
+    NFTA_IMMEDIATE_DATA, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_VERDICT_CHAIN,
 };
 
+use super::Report;
 use super::names::{IPTABLES_TABLES, TABLE, is_proxy_chain};
-use super::socket::{Request, Socket};
-use super::{FAMILIES, IpFamily, Report};
-use crate::netlink::wire::{Attributes, Message, Writer, nft_type};
+use crate::netlink::SocketError;
+use crate::netlink::socket::Socket;
 
 /// Maximum number of operations in one transaction, so that no other writer
 /// waits for long.
@@ -27,29 +28,34 @@ const ORDERS_AT_ONCE: usize = 1000;
 
 /// Removes the tables of the nftables mode.
 pub(super) fn remove_tables(socket: &mut Socket, report: &mut Report) {
-    for family in FAMILIES {
-        let what = format!("nftables table {family} {TABLE}");
-        let body = |w: &mut Writer| w.string(NFTA_TABLE_NAME, TABLE);
-        let order = Request { kind: nft_type(NFT_MSG_DELTABLE), family: family.nfproto(), body: &body };
-        report.note(what, socket.transaction(&[order]), libc::ENOENT);
+    for family in Family::ALL {
+        let what = format!("nftables table {} {TABLE}", family.keyword());
+        let order = request(NFT_MSG_DELTABLE, family, |w| w.string(TABLE_NAME, TABLE));
+        report.note(what, socket.transaction(&[order]).map_err(Into::into), libc::ENOENT);
     }
 }
 
 /// Removes the chains of the iptables mode, and the rules that jump to them.
 pub(super) fn remove_chains(socket: &mut Socket, report: &mut Report) {
-    for family in FAMILIES {
+    for family in Family::ALL {
+        let ip = family.keyword();
         for table in IPTABLES_TABLES {
             match remove_chains_of(socket, family, table, report) {
                 Ok(0) => {}
-                Ok(count) => report.removed(format!("{count} chains of {family} {table} (iptables-nft)")),
-                Err(error) => report.failed(format!("chains of {family} {table} (iptables-nft)"), error),
+                Ok(count) => report.removed(format!("{count} chains of {ip} {table} (iptables-nft)")),
+                Err(error) => report.failed(format!("chains of {ip} {table} (iptables-nft)"), error),
             }
         }
     }
 }
 
 /// Returns the number of removed chains.
-fn remove_chains_of(socket: &mut Socket, family: IpFamily, table: &str, report: &mut Report) -> io::Result<usize> {
+fn remove_chains_of(
+    socket: &mut Socket,
+    family: Family,
+    table: &str,
+    report: &mut Report,
+) -> Result<usize, SocketError> {
     let chains = chains(socket, family, table)?;
     if chains.proxy.is_empty() {
         return Ok(0);
@@ -71,16 +77,15 @@ struct Chains {
     others: Vec<String>,
 }
 
-fn chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<Chains> {
-    let body = |w: &mut Writer| w.string(NFTA_CHAIN_TABLE, table);
-    let question = Request { kind: nft_type(NFT_MSG_GETCHAIN), family: family.nfproto(), body: &body };
-    let listed = socket.dump(&question, |message| {
+fn chains(socket: &mut Socket, family: Family, table: &str) -> Result<Chains, SocketError> {
+    let question = request(NFT_MSG_GETCHAIN, family, |w| w.string(TABLE_NAME, table));
+    let listed = socket.list(&question, |message| {
         let attributes = attributes_of(message, NFT_MSG_NEWCHAIN)?;
         let name = attributes.string(NFTA_CHAIN_NAME)?;
         // A base chain belongs to the table's owner, whatever its name.
         let is_proxys = attributes.get(NFTA_CHAIN_HOOK).is_none() && is_proxy_chain(name);
         // Not every kernel omits the other tables.
-        (attributes.string(NFTA_CHAIN_TABLE) == Some(table)).then(|| (name.to_owned(), is_proxys))
+        (attributes.string(TABLE_NAME) == Some(table)).then(|| (name.to_owned(), is_proxys))
     });
     let mut chains = Chains::default();
     for (name, is_proxys) in absent_is_empty(listed)? {
@@ -94,20 +99,24 @@ fn chains(socket: &mut Socket, family: IpFamily, table: &str) -> io::Result<Chai
 }
 
 /// The rules outside of kube-proxy's chains that lead into one.
-fn jumps<'a>(socket: &mut Socket, family: IpFamily, table: &str, chains: &'a Chains) -> io::Result<Vec<Order<'a>>> {
+fn jumps<'a>(
+    socket: &mut Socket,
+    family: Family,
+    table: &str,
+    chains: &'a Chains,
+) -> Result<Vec<Order<'a>>, SocketError> {
     let mut jumps = Vec::new();
     // Chain by chain: for every part of a listing the kernel walks the rules from the first, and kube-proxy's own
     // chains may have hundreds of thousands.
     for chain in &chains.others {
-        let body = |w: &mut Writer| {
-            w.string(NFTA_RULE_TABLE, table);
+        let question = request(NFT_MSG_GETRULE, family, |w| {
+            w.string(TABLE_NAME, table);
             w.string(NFTA_RULE_CHAIN, chain);
-        };
-        let question = Request { kind: nft_type(NFT_MSG_GETRULE), family: family.nfproto(), body: &body };
-        let listed = socket.dump(&question, |message| {
+        });
+        let listed = socket.list(&question, |message| {
             let attributes = attributes_of(message, NFT_MSG_NEWRULE)?;
             let is_of = |kind, name: &str| attributes.string(kind) == Some(name);
-            let leads = is_of(NFTA_RULE_TABLE, table)
+            let leads = is_of(TABLE_NAME, table)
                 && is_of(NFTA_RULE_CHAIN, chain)
                 && attributes.get(NFTA_RULE_EXPRESSIONS)?.nested().any(|expression| {
                     verdict_chain(expression.nested()).is_some_and(|target| chains.proxy.contains(target))
@@ -130,7 +139,7 @@ fn verdict_chain(expression: Attributes<'_>) -> Option<&str> {
 }
 
 fn attributes_of<'a>(message: &Message<'a>, kind: u8) -> Option<Attributes<'a>> {
-    if message.kind != nft_type(kind) {
+    if message.kind != message_type(kind) {
         return None;
     }
     message.body().map(|(_, attributes)| attributes)
@@ -144,31 +153,30 @@ enum Order<'a> {
 }
 
 impl Order<'_> {
-    fn kind(&self) -> u16 {
-        match self {
-            Self::Rule(..) | Self::Flush(_) => nft_type(NFT_MSG_DELRULE),
-            Self::Chain(_) => nft_type(NFT_MSG_DELCHAIN),
-        }
-    }
-
-    fn write(&self, w: &mut Writer, table: &str) {
-        // Table is attribute 1 of both rules and chains.
-        w.string(NFTA_RULE_TABLE, table);
-        match self {
-            Self::Rule(chain, handle) => {
-                w.string(NFTA_RULE_CHAIN, chain);
-                w.be64(NFTA_RULE_HANDLE, *handle);
+    fn request(&self, family: Family, table: &str) -> Request {
+        let kind = match self {
+            Self::Rule(..) | Self::Flush(_) => NFT_MSG_DELRULE,
+            Self::Chain(_) => NFT_MSG_DELCHAIN,
+        };
+        request(kind, family, |w| {
+            w.string(TABLE_NAME, table);
+            match self {
+                Self::Rule(chain, handle) => {
+                    w.string(NFTA_RULE_CHAIN, chain);
+                    w.be64(NFTA_RULE_HANDLE, *handle);
+                }
+                Self::Flush(chain) => w.string(NFTA_RULE_CHAIN, chain),
+                Self::Chain(chain) => w.string(NFTA_CHAIN_NAME, chain),
             }
-            Self::Flush(chain) => w.string(NFTA_RULE_CHAIN, chain),
-            Self::Chain(chain) => w.string(NFTA_CHAIN_NAME, chain),
-        }
+        })
     }
 
-    fn describe(&self, family: IpFamily, table: &str) -> String {
+    fn describe(&self, family: Family, table: &str) -> String {
+        let ip = family.keyword();
         match self {
-            Self::Rule(chain, handle) => format!("rule {handle} of {family} {table} {chain}"),
-            Self::Flush(chain) => format!("rules of {family} {table} {chain}"),
-            Self::Chain(chain) => format!("chain {family} {table} {chain}"),
+            Self::Rule(chain, handle) => format!("rule {handle} of {ip} {table} {chain}"),
+            Self::Flush(chain) => format!("rules of {ip} {table} {chain}"),
+            Self::Chain(chain) => format!("chain {ip} {table} {chain}"),
         }
     }
 }
@@ -176,7 +184,7 @@ impl Order<'_> {
 /// Submits operations in bounded transactions. If one is refused, its
 /// operations are submitted one by one, and refused ones are recorded. Returns
 /// the number of successful operations.
-fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_>], report: &mut Report) -> usize {
+fn submit(socket: &mut Socket, family: Family, table: &str, orders: &[Order<'_>], report: &mut Report) -> usize {
     let mut done = 0;
     for some in orders.chunks(ORDERS_AT_ONCE) {
         if transaction(socket, family, table, some).is_ok() {
@@ -187,7 +195,7 @@ fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_
             match transaction(socket, family, table, std::slice::from_ref(order)) {
                 Ok(()) => done += 1,
                 // Another program was faster.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(SocketError::Refused(libc::ENOENT)) => {}
                 Err(error) => report.failed(order.describe(family, table), error),
             }
         }
@@ -195,20 +203,15 @@ fn submit(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_
     done
 }
 
-fn transaction(socket: &mut Socket, family: IpFamily, table: &str, orders: &[Order<'_>]) -> io::Result<()> {
-    let bodies: Vec<_> = orders.iter().map(|order| move |w: &mut Writer| order.write(w, table)).collect();
-    let requests: Vec<Request<'_>> = orders
-        .iter()
-        .zip(&bodies)
-        .map(|(order, body)| Request { kind: order.kind(), family: family.nfproto(), body })
-        .collect();
+fn transaction(socket: &mut Socket, family: Family, table: &str, orders: &[Order<'_>]) -> Result<(), SocketError> {
+    let requests: Vec<Request> = orders.iter().map(|order| order.request(family, table)).collect();
     socket.transaction(&requests)
 }
 
 /// A kernel that checks the table first.
-fn absent_is_empty<T>(listed: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
+fn absent_is_empty<T>(listed: Result<Vec<T>, SocketError>) -> Result<Vec<T>, SocketError> {
     match listed {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        Err(SocketError::Refused(libc::ENOENT)) => Ok(Vec::new()),
         other => other,
     }
 }

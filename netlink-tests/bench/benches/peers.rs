@@ -90,8 +90,7 @@ fn by_rustables(addresses: &[Ipv4Addr]) -> Vec<u8> {
 fn commits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("commit-addresses");
     group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut kernel = runtime.block_on(async { Kernel::open() }).unwrap();
+    let mut kernel = Kernel::open().unwrap();
     let skeleton = transaction([Action::AddTable, Action::AddMap(Map::ClusterIps)].into_iter());
     kernel.commit(&skeleton).unwrap();
     let mut socket = RawSocket::open().unwrap();

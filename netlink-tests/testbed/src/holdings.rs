@@ -44,10 +44,10 @@ impl Holdings {
     }
 
     fn try_read(namespace: &NetNs) -> Result<[Holdings; 2], String> {
-        try_in_namespace(namespace, async |kernel| {
+        try_in_namespace(namespace, |kernel| {
             let mut both = <[Holdings; 2]>::default();
             for (holdings, family) in both.iter_mut().zip(Family::ALL) {
-                let Some(table) = kernel.read_table(family).await? else { continue };
+                let Some(table) = kernel.read_table(family)? else { continue };
                 for (name, chain) in table.chain_names().filter_map(|name| Some((name, table.chain(name)?))) {
                     holdings.chains.insert(name.to_owned(), chain.rule_expressions().to_vec());
                 }
@@ -59,7 +59,7 @@ impl Holdings {
                 }
                 holdings.foreign.extend(table.wrong_policies().iter().map(|chain| format!("policy of {chain}")));
                 for map in maps {
-                    let (states, foreign) = kernel.read_contents(family, map).await?;
+                    let (states, foreign) = kernel.read_contents(family, map)?;
                     holdings.foreign.extend(foreign.iter().map(|element| format!("element of {map}: {element:?}")));
                     for state in states {
                         let element = state.element;
@@ -156,8 +156,8 @@ impl Holdings {
 /// If the kernel does not answer.
 #[track_caller]
 pub fn learned(namespace: &NetNs, family: Family) -> Learned {
-    in_namespace(namespace, async |kernel| {
-        let states = kernel.read_elements(family, Map::Affinity).await?;
+    in_namespace(namespace, |kernel| {
+        let states = kernel.read_elements(family, Map::Affinity)?;
         // An expired element stays listed until the kernel collects it.
         let alive = states.into_iter().filter(|state| state.expires != Some(0));
         Ok(alive.map(|state| (state.element.key, state.element.data)).collect())
@@ -204,18 +204,14 @@ pub fn await_holdings(namespace: &NetNs, expected: &[Holdings; 2], context: &dyn
 }
 
 #[track_caller]
-fn in_namespace<T: Send>(namespace: &NetNs, job: impl AsyncFnOnce(&mut Kernel) -> Result<T, NetlinkError> + Send) -> T {
+fn in_namespace<T: Send>(namespace: &NetNs, job: impl FnOnce(&mut Kernel) -> Result<T, NetlinkError> + Send) -> T {
     try_in_namespace(namespace, job).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn try_in_namespace<T: Send>(
     namespace: &NetNs,
-    job: impl AsyncFnOnce(&mut Kernel) -> Result<T, NetlinkError> + Send,
+    job: impl FnOnce(&mut Kernel) -> Result<T, NetlinkError> + Send,
 ) -> Result<T, String> {
-    let read = namespace.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| error.to_string())?;
-        runtime.block_on(async { job(&mut Kernel::open()?).await }).map_err(|error| error.to_string())
-    });
-    read.map_err(|error| error.to_string())?
+    let read = namespace.run(|| Kernel::open().and_then(|mut kernel| job(&mut kernel)));
+    read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }

@@ -60,9 +60,9 @@ impl Proxy {
     pub fn change(&self, delete: &[&str], apply: &[Value]) -> SyncReport {
         let delete: Vec<ObjectName<'_>> = delete.iter().map(|text| object_name(text)).collect();
         let changes = changes(&delete, apply).unwrap_or_else(|error| panic!("{error}"));
-        self.with(move |syncer, runtime| {
+        self.with(move |syncer| {
             syncer.take_changes(changes);
-            runtime.block_on(sync_and_clean(syncer))
+            sync_and_clean(syncer)
         })
         .unwrap_or_else(|error| panic!("{error}"))
     }
@@ -85,22 +85,19 @@ impl Proxy {
     ///
     /// If its thread is gone.
     #[track_caller]
-    pub fn with<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Syncer, &tokio::runtime::Runtime) -> T + Send + 'static,
-    ) -> T {
+    pub fn with<T: Send + 'static>(&self, job: impl FnOnce(&mut Syncer) -> T + Send + 'static) -> T {
         self.thread.with(job).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
 /// One turn of the agent's loop (`vmap_proxy_agent::follow` and `vmap_proxy_agent::run::observer`).
-async fn sync_and_clean(syncer: &mut Syncer) -> Result<SyncReport, String> {
-    let report = syncer.sync().await.map_err(|error| error.to_string())?;
+fn sync_and_clean(syncer: &mut Syncer) -> Result<SyncReport, String> {
+    let report = syncer.sync().map_err(|error| error.to_string())?;
     let (planner, node) = (syncer.planner(), syncer.store().node());
     let stale = StaleFlows::of_sync(planner, node, &report);
     if !stale.is_empty() {
         let mut conntrack = Conntrack::open().map_err(|error| error.to_string())?;
-        conntrack.clean(&stale).await.map_err(|error| error.to_string())?;
+        conntrack.clean(&stale).map_err(|error| error.to_string())?;
     }
     Ok(report)
 }

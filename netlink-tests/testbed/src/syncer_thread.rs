@@ -12,7 +12,7 @@ use vmap_proxy_lab::{LabError, NetNs};
 
 use crate::Failure;
 
-type Job = Box<dyn FnOnce(&mut Syncer, &tokio::runtime::Runtime) + Send>;
+type Job = Box<dyn FnOnce(&mut Syncer) + Send>;
 
 /// A [`Syncer`] on a thread of its own, in a network namespace.
 #[derive(Debug)]
@@ -38,14 +38,11 @@ impl SyncerThread {
     ///
     /// # Errors
     /// If the thread is gone.
-    pub fn with<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Syncer, &tokio::runtime::Runtime) -> T + Send + 'static,
-    ) -> Result<T, Failure> {
+    pub fn with<T: Send + 'static>(&self, job: impl FnOnce(&mut Syncer) -> T + Send + 'static) -> Result<T, Failure> {
         let (answer, answered) = mpsc::channel();
-        let job: Job = Box::new(move |syncer, runtime| {
+        let job: Job = Box::new(move |syncer| {
             // Nobody waits any more if this fails.
-            let _ = answer.send(job(syncer, runtime));
+            let _ = answer.send(job(syncer));
         });
         self.jobs.as_ref().ok_or("the syncer has stopped")?.send(job).map_err(|_| "the syncer's thread ended")?;
         Ok(answered.recv()?)
@@ -56,9 +53,9 @@ impl SyncerThread {
     /// # Errors
     /// If the sync fails or the kernel refuses anything.
     pub fn apply(&self, changes: Vec<Change>) -> Result<SyncReport, Failure> {
-        let report = self.with(move |syncer, runtime| {
+        let report = self.with(move |syncer| {
             syncer.take_changes(changes);
-            runtime.block_on(syncer.sync()).map_err(|error| error.to_string())
+            syncer.sync().map_err(|error| error.to_string())
         })??;
         match report.refused.first() {
             Some(refused) => Err(refused.description.clone().into()),
@@ -85,7 +82,7 @@ fn serve(
     let start = || -> Result<_, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
-        let kernel = runtime.block_on(async { Kernel::open() }).map_err(|error| error.to_string())?;
+        let kernel = Kernel::open().map_err(|error| error.to_string())?;
         let mut syncer = Syncer::new(config, kernel, &Family::ALL);
         syncer.set_interface_addresses(runtime.block_on(local_addresses()).map_err(|error| error.to_string())?);
         Ok((runtime, syncer))
@@ -93,9 +90,10 @@ fn serve(
     let started = start();
     let _ = opened.send(started.as_ref().map(|_| ()).map_err(Clone::clone));
     let (runtime, mut syncer) = started?;
+    // A syncer watches for changes of others, on an event loop.
     let _context = runtime.enter();
     while let Ok(job) = jobs.recv() {
-        job(&mut syncer, &runtime);
+        job(&mut syncer);
     }
     Ok(())
 }

@@ -157,14 +157,10 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
 /// How many endpoints the kernel holds for a cluster IP.
 fn endpoints_in_kernel(cluster: &EndToEnd, frontend: SocketAddr) -> usize {
     let read = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut kernel = Kernel::open().unwrap();
-            let elements =
-                kernel.read_elements(Family::Ipv4, Map::Endpoints(Domain::Frontend, Pool::Main)).await.unwrap();
-            let is_its = |key: &Key| matches!(key, Key::Slot(Target::Frontend(key), _) if key.address == frontend.ip());
-            elements.iter().filter(|element| is_its(&element.element.key)).count()
-        })
+        let mut kernel = Kernel::open().unwrap();
+        let elements = kernel.read_elements(Family::Ipv4, Map::Endpoints(Domain::Frontend, Pool::Main)).unwrap();
+        let is_its = |key: &Key| matches!(key, Key::Slot(Target::Frontend(key), _) if key.address == frontend.ip());
+        elements.iter().filter(|element| is_its(&element.element.key)).count()
     };
     cluster.node().run(read).unwrap()
 }

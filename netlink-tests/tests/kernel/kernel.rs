@@ -21,10 +21,10 @@ fn every_chain_and_map_reads_back_as_written() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
-            assert!(kernel.read_table(family).await.unwrap().is_none());
+            assert!(kernel.read_table(family).unwrap().is_none());
             for config in all_configs(family) {
                 kernel.commit(&skeleton(&config)).unwrap_or_else(|error| panic!("{config:?}: {error}"));
-                let state = kernel.read_table(family).await.unwrap().unwrap();
+                let state = kernel.read_table(family).unwrap().unwrap();
                 for chain in all_chains(family) {
                     assert!(state.chain_matches(chain, family, &rules(&config, chain)), "{chain} {config:?}");
                 }
@@ -59,7 +59,7 @@ fn elements_of_every_map_read_back_as_written() {
                 // More than one message's worth.
                 let mut expected: Vec<Element> = (0..1500).map(|number| sample(family, map, number)).collect();
                 kernel.commit(&elements(family, &expected, true)).unwrap_or_else(|e| panic!("{map}: {e}"));
-                let (states, foreign) = kernel.read_contents(family, map).await.unwrap();
+                let (states, foreign) = kernel.read_contents(family, map).unwrap();
                 assert_eq!(foreign, []);
                 let mut listed: Vec<Element> = states.iter().map(|state| state.element.clone()).collect();
                 let order = |element: &Element| element.key;
@@ -71,13 +71,13 @@ fn elements_of_every_map_read_back_as_written() {
                 }
                 if map != Map::ServiceCidrs {
                     let one = &states[700];
-                    let read = kernel.read_element(family, map, &one.element.key).await.unwrap();
+                    let read = kernel.read_element(family, map, &one.element.key).unwrap();
                     assert_eq!(read.as_ref(), Some(one), "{map}");
                     let absent = sample(family, map, 2000).key;
-                    assert_eq!(kernel.read_element(family, map, &absent).await.unwrap(), None, "{map}");
+                    assert_eq!(kernel.read_element(family, map, &absent).unwrap(), None, "{map}");
                 }
                 kernel.commit(&elements(family, &expected, false)).unwrap_or_else(|e| panic!("{map}: {e}"));
-                assert_eq!(kernel.read_elements(family, map).await.unwrap(), [], "{map}");
+                assert_eq!(kernel.read_elements(family, map).unwrap(), [], "{map}");
             }
         }
     });
@@ -105,7 +105,7 @@ fn a_refused_element_is_named() {
                     }
                     other => panic!("{map}: {other:?}"),
                 }
-                assert_eq!(kernel.read_elements(family, map).await.unwrap().len(), 1, "nothing of it is committed");
+                assert_eq!(kernel.read_elements(family, map).unwrap().len(), 1, "nothing of it is committed");
                 // Deleting what is not there is refused likewise, but for learned entries.
                 list.swap(7, 1234);
                 let result = kernel.commit(&elements(family, &list[..8], false));
@@ -128,11 +128,11 @@ fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
 }
 
 /// All that the kernel holds of a table: objects and elements.
-async fn everything(kernel: &mut Kernel, family: Family) -> (TableState, Vec<Element>) {
-    let state = kernel.read_table(family).await.unwrap().unwrap();
+fn everything(kernel: &mut Kernel, family: Family) -> (TableState, Vec<Element>) {
+    let state = kernel.read_table(family).unwrap().unwrap();
     let mut elements = Vec::new();
     for map in Map::all() {
-        let (known, foreign) = kernel.read_contents(family, map).await.unwrap();
+        let (known, foreign) = kernel.read_contents(family, map).unwrap();
         assert_eq!(foreign, [], "{map}");
         elements.extend(sorted(known.into_iter().map(|state| state.element).collect()));
     }
@@ -149,11 +149,11 @@ fn nft_makes_the_same_bytes_of_the_text() {
             for config in all_configs(family) {
                 let table = loadable(config);
                 kernel.commit(&complete(&table)).unwrap();
-                let (ours, our_elements) = everything(&mut kernel, family).await;
+                let (ours, our_elements) = everything(&mut kernel, family);
                 kernel.delete_table(family).unwrap();
 
                 nft(&["-f", "-"], &render::table(&table)).unwrap();
-                let (theirs, their_elements) = everything(&mut kernel, family).await;
+                let (theirs, their_elements) = everything(&mut kernel, family);
                 kernel.delete_table(family).unwrap();
 
                 for chain in table.chains.keys() {
@@ -185,21 +185,21 @@ fn a_listing_of_ours_loads_again() {
             for config in all_configs(family) {
                 let table = loadable(config);
                 kernel.commit(&complete(&table)).unwrap();
-                let before = everything(&mut kernel, family).await;
+                let before = everything(&mut kernel, family);
                 let listing = nft(&["list", "table", family.keyword(), TABLE], "").unwrap();
 
                 // With the sets in place it is refused as a whole, because of the slots' type, and harms nothing.
                 let flush = format!("flush table {} {TABLE}", family.keyword());
                 let refusal = nft(&["-f", "-"], &format!("{flush}\n{listing}")).unwrap_err().to_string();
                 assert!(refusal.contains("endpoints") && refusal.contains("File exists"), "{refusal}");
-                assert_eq!(everything(&mut kernel, family).await, before, "{:?}", table.config);
+                assert_eq!(everything(&mut kernel, family), before, "{:?}", table.config);
                 // All anew, and into an empty rule set.
                 let delete = format!("delete table {} {TABLE}", family.keyword());
                 nft(&["-f", "-"], &format!("{delete}\n{listing}")).unwrap();
-                assert_eq!(everything(&mut kernel, family).await.1, before.1, "{:?}", table.config);
+                assert_eq!(everything(&mut kernel, family).1, before.1, "{:?}", table.config);
                 kernel.delete_table(family).unwrap();
                 nft(&["-f", "-"], &listing).unwrap();
-                let (state, elements) = everything(&mut kernel, family).await;
+                let (state, elements) = everything(&mut kernel, family);
                 assert_eq!(elements, before.1, "{:?}", table.config);
                 for (chain, rules) in &table.chains {
                     assert!(state.chain_matches(*chain, family, rules), "{chain} {:?}", table.config);
@@ -242,14 +242,14 @@ fn a_changed_chain_does_not_match() {
             ("chain ip vmap-proxy filter-input { policy drop; }", Chain::FilterInput),
         ];
         for (text, chain) in changes {
-            let state = kernel.read_table(Family::Ipv4).await.unwrap().unwrap();
+            let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
             assert!(state.chain_matches(chain, Family::Ipv4, &rules(&config, chain)), "before {text}");
             nft(&["-f", "-"], text).unwrap();
-            let state = kernel.read_table(Family::Ipv4).await.unwrap().unwrap();
+            let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
             assert!(!state.chain_matches(chain, Family::Ipv4, &rules(&config, chain)), "after {text}");
         }
         nft(&["-f", "-"], "table ip vmap-proxy { chain other {}\n set sticky-other { type ipv4_addr; }\n }").unwrap();
-        let state = kernel.read_table(Family::Ipv4).await.unwrap().unwrap();
+        let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
         assert!(state.chain_names().any(|name| name == "other"));
         assert!(state.map_names().any(|name| name == "sticky-other"));
     });
@@ -268,10 +268,10 @@ fn elements_that_are_not_ours_are_told_apart_and_removed() {
         for (map, ours, others) in
             [(Map::Frontends(Domain::Frontend), 1, 2), (Map::ServiceCidrs, 1, 2), (Map::SourceRanges, 0, 1)]
         {
-            let (known, foreign) = kernel.read_contents(Family::Ipv4, map).await.unwrap();
+            let (known, foreign) = kernel.read_contents(Family::Ipv4, map).unwrap();
             assert_eq!((known.len(), foreign.len()), (ours, others), "{map}: {known:?} {foreign:?}");
             kernel.delete_foreign(Family::Ipv4, map, &foreign).unwrap();
-            let (known, foreign) = kernel.read_contents(Family::Ipv4, map).await.unwrap();
+            let (known, foreign) = kernel.read_contents(Family::Ipv4, map).unwrap();
             assert_eq!((known.len(), foreign.len()), (ours, 0), "{map}");
         }
     });

@@ -28,7 +28,7 @@ fn service(id: u8, endpoints: &[u8]) -> Vec<Value> {
 fn start(namespace: &NetNs, manifests: &[Value], list_at_most: u32) -> SyncReport {
     let config = ProxyConfig { node_name: "kestrel".to_owned(), ..ProxyConfig::default() };
     let syncer = SyncerThread::start(namespace, config).unwrap();
-    syncer.with(move |syncer, _| syncer.list_at_most(list_at_most)).unwrap();
+    syncer.with(move |syncer| syncer.list_at_most(list_at_most)).unwrap();
     let changes: Vec<Change> = under_test::changes(&[], manifests).unwrap();
     syncer.apply(changes).unwrap()
 }

@@ -89,9 +89,9 @@ fn ten_and_ten_thousand_services_need_the_same_objects() {
         let namespace = NetNs::new("node").unwrap();
         let (proxy, report) = Proxy::start(&namespace, proxy_config(), &many_services(count));
         assert!(report.refused.is_empty(), "{:?}", report.refused);
-        let slots = proxy.with(|syncer, runtime| {
+        let slots = proxy.with(|syncer| {
             let endpoints = vmap_proxy_compiler::ruleset::maps::Map::Endpoints(Domain::Frontend, Pool::Main);
-            runtime.block_on(syncer.kernel().read_elements(Family::Ipv6, endpoints)).unwrap().len()
+            syncer.kernel().read_elements(Family::Ipv6, endpoints).unwrap().len()
         });
         // Not vacuous: the elements did grow, in either family.
         assert_eq!(slots, usize::try_from(count).unwrap() / 10 * (0..10).sum::<usize>());
@@ -237,14 +237,14 @@ fn what_the_kernel_refuses_costs_only_its_service() {
     ];
     let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &first);
     let refuse = |operation: &Operation| operation.owner.as_deref() == Some("shop/guarded");
-    proxy.with(move |syncer, _| syncer.kernel().refuse_when(Some(refuse)));
+    proxy.with(move |syncer| syncer.kernel().refuse_when(Some(refuse)));
 
     let later = [guarded.build(), web("shop/later", 30).build(), served_by("shop/later", [LOCAL[0][2]]).build()];
     let report = proxy.apply(&later);
     let owners: BTreeSet<&str> = report.refused.iter().filter_map(|refused| refused.owner.as_deref()).collect();
     assert_eq!(owners, BTreeSet::from(["shop/guarded"]), "{:?}", report.refused);
     assert!(report.refused[0].description.contains("shop/guarded"), "{:?}", report.refused);
-    let quarantined = proxy.with(|syncer, _| syncer.planner().quarantined().count());
+    let quarantined = proxy.with(|syncer| syncer.planner().quarantined().count());
     assert_eq!(quarantined, 1);
     for (address, pod) in [("10.96.0.10", LOCAL[0][0]), ("10.96.0.30", LOCAL[0][2])] {
         cluster.assert_served(POD[0], at(address, 80), Transport::Tcp, [pod]);
@@ -255,29 +255,29 @@ fn what_the_kernel_refuses_costs_only_its_service() {
 
     // A comparison tries it again, and blames it again.
     let compare = || {
-        proxy.with(|syncer, _| syncer.mark_damaged());
+        proxy.with(|syncer| syncer.mark_damaged());
         proxy.apply(&[])
     };
     let report = compare();
     assert!(report.refused.iter().all(|refused| refused.owner.as_deref() == Some("shop/guarded")), "{report:?}");
-    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 1);
+    assert_eq!(proxy.with(|syncer| syncer.planner().quarantined().count()), 1);
 
     // With the obstacle gone, the next comparison brings it in, and so would a change of the Service.
-    proxy.with(|syncer, _| syncer.kernel().refuse_when(None));
+    proxy.with(|syncer| syncer.kernel().refuse_when(None));
     let report = compare();
     assert!(report.refused.is_empty(), "{:?}", report.refused);
-    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 0);
+    assert_eq!(proxy.with(|syncer| syncer.planner().quarantined().count()), 0);
     cluster.assert_served(CLIENT[0], at("203.0.113.20", 80), Transport::Tcp, [LOCAL[0][1]]);
-    proxy.with(move |syncer, _| syncer.kernel().refuse_when(Some(refuse)));
+    proxy.with(move |syncer| syncer.kernel().refuse_when(Some(refuse)));
     proxy.apply(&[guarded.clone().external_ip("203.0.113.22").build()]);
-    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 1);
-    proxy.with(|syncer, _| syncer.kernel().refuse_when(None));
+    assert_eq!(proxy.with(|syncer| syncer.planner().quarantined().count()), 1);
+    proxy.with(|syncer| syncer.kernel().refuse_when(None));
     let report = proxy.apply(&[guarded.label("touched", "yes").external_ip("203.0.113.21").build()]);
     assert!(report.refused.is_empty(), "{:?}", report.refused);
     for frontend in ["10.96.0.20", "203.0.113.20", "203.0.113.21"] {
         cluster.assert_served(CLIENT[0], at(frontend, 80), Transport::Tcp, [LOCAL[0][1]]);
     }
-    assert_eq!(proxy.with(|syncer, _| syncer.planner().quarantined().count()), 0);
+    assert_eq!(proxy.with(|syncer| syncer.planner().quarantined().count()), 0);
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn program(scenario: &Scenario, objects: &[Value], changes: &[ModelChange]) -> (
 fn start(namespace: &NetNs, config: &ProxyConfig, scenario: &Scenario, objects: &[Value]) -> SyncerThread {
     let syncer = SyncerThread::start(namespace, config.clone()).unwrap();
     let addresses = scenario.node.local_addresses.iter().chain(&scenario.node.primary_ips).copied().collect();
-    syncer.with(move |syncer, _| syncer.set_interface_addresses(addresses)).unwrap();
+    syncer.with(move |syncer| syncer.set_interface_addresses(addresses)).unwrap();
     syncer.apply(under_test::changes(&[], objects).unwrap()).unwrap();
     syncer
 }
@@ -439,7 +439,7 @@ proptest! {
     #[test]
     fn changes_one_by_one_leave_what_a_fresh_start_makes(scenario in scenario()) {
         let (changed, syncer, config) = program(&scenario, &scenario.objects, &scenario.changes);
-        syncer.with(|syncer, runtime| runtime.block_on(syncer.tidy()).unwrap()).unwrap();
+        syncer.with(|syncer| syncer.tidy().unwrap()).unwrap();
         let mut model = scenario.start();
         scenario.changes.iter().for_each(|change| model.change(change));
         let end: Vec<Value> = model.objects().cloned().collect();
@@ -451,9 +451,9 @@ proptest! {
         }
         drop(syncer);
         let restarted = start(&changed, &config, &scenario, &end);
-        let report = restarted.with(|syncer, runtime| {
+        let report = restarted.with(|syncer| {
             syncer.take(Event::Synced);
-            runtime.block_on(syncer.resync()).unwrap()
+            syncer.resync().unwrap()
         });
         prop_assert!(report.unwrap().is_empty());
         prop_assert!(Holdings::read(&changed) == ours);

@@ -53,7 +53,7 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
             panic!("no foreign change seen");
         };
         assert_eq!(flush.genid, change.genid + 2, "one commit of ours lies between the two");
-        assert!(kernel.read_table(Family::Ipv4).await.unwrap().is_none());
+        assert!(kernel.read_table(Family::Ipv4).unwrap().is_none());
     });
 }
 

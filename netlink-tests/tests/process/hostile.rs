@@ -239,7 +239,7 @@ fn what_is_not_ours_is_taken_out_at_the_start() {
             drop(Proxy::start(&namespace, proxy_config(), &objects));
             load_nft(&namespace, text).unwrap();
             let thread = vmap_proxy_testbed::syncer_thread::SyncerThread::start(&namespace, proxy_config()).unwrap();
-            thread.with(move |syncer, _| syncer.list_at_most(list_at_most)).unwrap();
+            thread.with(move |syncer| syncer.list_at_most(list_at_most)).unwrap();
             let changes = vmap_proxy_conformance::under_test::changes(&[], &objects).unwrap();
             let report = thread.apply(changes).unwrap();
             let kinds: Vec<&str> = report.cleaned.iter().map(|cleaned| cleaned.kind).collect();
@@ -352,18 +352,15 @@ impl Drop for SetAtEnd<'_> {
 /// Undoes whatever is there as fast as it can, until `done`.
 fn fight(namespace: &NetNs, done: &AtomicBool) -> usize {
     let fight = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut kernel = Kernel::open().unwrap();
-            let mut count = 0;
-            while !done.load(Ordering::Acquire) {
-                for family in Family::ALL {
-                    count += usize::from(kernel.delete_table(family).unwrap_or(false));
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut kernel = Kernel::open().unwrap();
+        let mut count = 0;
+        while !done.load(Ordering::Acquire) {
+            for family in Family::ALL {
+                count += usize::from(kernel.delete_table(family).unwrap_or(false));
             }
-            count
-        })
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        count
     };
     namespace.run(fight).unwrap()
 }

@@ -288,7 +288,7 @@ fn a_service_that_goes_while_rules_are_repaired_takes_its_flows_along() {
     for (family, flow) in flows.iter_mut().enumerate() {
         assert_eq!(cluster.ask(flow, 10), ip(LOCAL[family][0]));
     }
-    proxy.with(|syncer, _| syncer.mark_damaged());
+    proxy.with(|syncer| syncer.mark_damaged());
     let report = proxy.delete("Service shop/web");
     assert!(report.repaired, "{report:?}");
     for flow in &mut flows {

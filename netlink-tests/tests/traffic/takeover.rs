@@ -134,7 +134,7 @@ impl World {
         let changes = objects.map(|object| Change::Apply(serde_json::from_value(object).unwrap()));
         let problems = syncer.take_changes(changes);
         assert!(problems.is_empty(), "{problems:?}");
-        self.runtime.block_on(syncer.sync()).unwrap();
+        self.runtime.block_on(async { syncer.sync() }).unwrap();
     }
 
     fn connect(&self, net: &Net) -> Flow {

@@ -3,23 +3,26 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use nlink::netlink::nftables::*;
 use tracing::{debug, warn};
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
-
-use super::Kernel;
-use crate::netlink::elements::{Contents, Counter, ElementState, ForeignElement, Reader, write_element_key};
-use crate::netlink::error::NetlinkError;
-use crate::netlink::family_number;
-use crate::netlink::state::TableState;
-use crate::netlink::wire::{
-    Answer, Attributes, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Writer, nft_type,
+use vmap_proxy_wire::answer::DumpEnd;
+use vmap_proxy_wire::message::{Attributes, Message, Request, Writer};
+use vmap_proxy_wire::nf_tables::elements::{
+    Contents, Counter, ElementState, ForeignElement, Reader, write_element_key,
+};
+use vmap_proxy_wire::nf_tables::table_state::TableState;
+use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_type, request};
+use vmap_proxy_wire::uapi::{
+    NFT_MSG_GETCHAIN, NFT_MSG_GETFLOWTABLE, NFT_MSG_GETGEN, NFT_MSG_GETOBJ, NFT_MSG_GETRULE, NFT_MSG_GETSET,
+    NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFTA_GEN_ID, NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
 };
 
-/// How often a listing is tried again that changed meanwhile.
-const DUMP_ATTEMPTS: u32 = 20;
+use super::Kernel;
+use crate::netlink::error::{NetlinkError, SocketError};
+use crate::netlink::socket::{is_complete, until_undisturbed};
 
 /// How long to leave the kernel to resize a hash table before listing it again.
 const RESIZE_PAUSE: Duration = Duration::from_millis(5);
@@ -28,28 +31,16 @@ const RESIZE_PAUSE: Duration = Duration::from_millis(5);
 /// and all of them must fit the socket's receive buffer.
 const LOOKUP_KEYS: usize = 256;
 
-/// One listing, or that it has to be asked for again.
-enum Dump {
-    Complete,
-    Interrupted,
-    Refused(i32),
-}
+/// Adds a listed object to what is known of its table.
+type ReadObject = fn(&mut TableState, Attributes<'_>);
 
-/// What becomes of the rest of a listing once the rule set has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Torn {
-    /// It is of no use.
-    Refused,
-    /// It is read like the beginning.
-    Kept,
-}
-
-/// Which elements a question is about: those of this map.
-fn elements_of(map: Map) -> impl FnOnce(&mut Writer) {
-    move |writer| {
-        writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-        writer.string(NFTA_SET_ELEM_LIST_SET, map.name());
-    }
+/// Asks for elements of a map: for all of them, unless `rest` names some.
+fn elements_of(family: Family, map: Map, rest: impl FnOnce(&mut Writer)) -> Request {
+    request(NFT_MSG_GETSETELEM, family, |w| {
+        w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        w.string(NFTA_SET_ELEM_LIST_SET, map.name());
+        rest(w);
+    })
 }
 
 impl Kernel {
@@ -58,58 +49,47 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
-    pub async fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let generation = self.generation().await?;
-            let state = self.read_objects(family).await?;
-            if self.generation().await? == generation {
-                return Ok(state);
-            }
-        }
-        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+    /// [`SocketError::Interrupted`] if the rule set does not hold still.
+    pub fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        until_undisturbed(|| {
+            let generation = self.generation()?;
+            let state = self.read_objects(family)?;
+            Ok((self.generation()? == generation).then_some(state))
+        })
     }
 
-    async fn read_objects(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
-        let tables = self.list(family, NFT_MSG_GETTABLE).await?;
+    fn read_objects(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        let tables = self.list(family, NFT_MSG_GETTABLE)?;
         let Some(table) = tables.first() else { return Ok(None) };
         let mut state = TableState::default();
-        state.read_table(Attributes(table));
-        for chain in self.list(family, NFT_MSG_GETCHAIN).await? {
-            state.read_chain(Attributes(&chain));
-        }
-        for rule in self.list(family, NFT_MSG_GETRULE).await? {
-            state.read_rule(Attributes(&rule));
-        }
-        for set in self.list(family, NFT_MSG_GETSET).await? {
-            state.read_set(Attributes(&set));
-        }
-        for object in self.list(family, NFT_MSG_GETOBJ).await? {
-            state.read_object(Attributes(&object));
-        }
-        for flowtable in self.list(family, NFT_MSG_GETFLOWTABLE).await? {
-            state.read_flowtable(Attributes(&flowtable));
+        state.read_table(Attributes::new(table));
+        let kinds: [(u8, ReadObject); 5] = [
+            (NFT_MSG_GETCHAIN, |state, one| state.read_chain(one)),
+            (NFT_MSG_GETRULE, |state, one| state.read_rule(one)),
+            (NFT_MSG_GETSET, |state, one| state.read_set(one)),
+            (NFT_MSG_GETOBJ, |state, one| state.read_object(one)),
+            (NFT_MSG_GETFLOWTABLE, |state, one| state.read_flowtable(one)),
+        ];
+        for (kind, read) in kinds {
+            for object in self.list(family, kind)? {
+                read(&mut state, Attributes::new(&object));
+            }
         }
         Ok(Some(state))
     }
 
     /// The generation of the rule set: it grows with every commit, anybody's.
-    pub(super) async fn generation(&mut self) -> Result<u32, NetlinkError> {
+    pub(super) fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = 0;
-        let sequence = self.socket.next_seq();
-        let mut writer = Writer::default();
-        let open = writer.begin_message(nft_type(NFT_MSG_GETGEN), NLM_F_ACK, sequence, 0, 0);
-        writer.end_message(open);
-        self.socket.send(writer.bytes()).await?;
-        while let Some(length) = self.receive_now()? {
-            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
-                if message.kind == nft_type(NFT_MSG_NEWGEN)
-                    && let Some((_, attributes)) = message.body()
-                {
-                    generation = attributes.be32(NFTA_GEN_ID).unwrap_or_default();
-                }
+        let question = request(NFT_MSG_GETGEN, Family::Ipv4, |_| {});
+        let outcome = self.socket.ask(&question, &mut |message: &Message<'_>| {
+            if message.kind == message_type(NFT_MSG_NEWGEN)
+                && let Some((_, attributes)) = message.body()
+            {
+                generation = attributes.be32(NFTA_GEN_ID).unwrap_or_default();
             }
-        }
+        });
+        outcome.map_err(|error| NetlinkError::of("generation of the rule set", error))?;
         Ok(generation)
     }
 
@@ -119,9 +99,9 @@ impl Kernel {
     /// # Errors
     ///
     /// `ENOENT` as [`NetlinkError::Question`] if there is no such map;
-    /// [`NetlinkError::Interrupted`] if the rule set does not hold still.
-    pub async fn read_elements(&mut self, family: Family, map: Map) -> Result<Vec<ElementState>, NetlinkError> {
-        let (elements, foreign) = self.read_contents(family, map).await?;
+    /// [`SocketError::Interrupted`] if the rule set does not hold still.
+    pub fn read_elements(&mut self, family: Family, map: Map) -> Result<Vec<ElementState>, NetlinkError> {
+        let (elements, foreign) = self.read_contents(family, map)?;
         if !foreign.is_empty() {
             warn!(%family, %map, count = foreign.len(), "elements that are not ours");
         }
@@ -139,31 +119,31 @@ impl Kernel {
     /// # Errors
     ///
     /// As [`Kernel::read_elements`].
-    pub async fn read_contents(
+    pub fn read_contents(
         &mut self,
         family: Family,
         map: Map,
     ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
-        for _ in 0..DUMP_ATTEMPTS {
+        let question = elements_of(family, map, |_| {});
+        let outcome = until_undisturbed(|| {
             let mut reader = Reader::new(family, map);
-            match self
-                .dump_once(family, NFT_MSG_GETSETELEM, elements_of(map), Torn::Refused, &mut |list| reader.read(list))
-                .await?
-            {
-                Dump::Complete => match reader.finish() {
-                    Some(Contents { elements, foreign }) => return Ok((elements, foreign)),
-                    None => {
-                        debug!(%family, %map, "the map was resized while it was listed");
-                        tokio::time::sleep(RESIZE_PAUSE).await;
-                    }
-                },
-                Dump::Interrupted => debug!(%family, %map, "the map changed while it was listed"),
-                Dump::Refused(errno) => {
-                    return Err(NetlinkError::from_errno(format!("elements of {} {map}", family.keyword()), errno));
-                }
+            let end = self.socket.dump(&question, &mut |entries| {
+                entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
+            })?;
+            if !is_complete(end)? {
+                debug!(%family, %map, "the map changed while it was listed");
+                return Ok::<_, SocketError>(None);
             }
-        }
-        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
+            let contents = reader.finish();
+            if contents.is_none() {
+                debug!(%family, %map, "the map was resized while it was listed");
+                std::thread::sleep(RESIZE_PAUSE);
+            }
+            Ok(contents)
+        });
+        let question = || format!("elements of {} {map}", family.keyword());
+        let Contents { elements, foreign } = outcome.map_err(|error| NetlinkError::of(question(), error))?;
+        Ok((elements, foreign))
     }
 
     /// Reads the counters of a map in one listing, whatever happens meanwhile:
@@ -174,7 +154,7 @@ impl Kernel {
     /// # Errors
     ///
     /// `ENOENT` as [`NetlinkError::Question`] if there is no such map.
-    pub async fn read_counters(
+    pub fn read_counters(
         &mut self,
         family: Family,
         map: Map,
@@ -182,8 +162,8 @@ impl Kernel {
     ) -> Result<(), NetlinkError> {
         let mut reader = Reader::new(family, map);
         let mut seen = HashSet::new();
-        let mut entry = |attributes: Attributes<'_>| {
-            reader.read(attributes);
+        let end = self.socket.dump(&elements_of(family, map, |_| {}), &mut |entries| {
+            entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
             for state in reader.take_elements() {
                 if let Some(counter) = state.counter
                     && seen.insert(state.element.key)
@@ -191,11 +171,12 @@ impl Kernel {
                     each(state.element, counter);
                 }
             }
-        };
-        match self.dump_once(family, NFT_MSG_GETSETELEM, elements_of(map), Torn::Kept, &mut entry).await? {
-            Dump::Complete | Dump::Interrupted => Ok(()),
-            Dump::Refused(errno) => {
-                Err(NetlinkError::from_errno(format!("counters of {} {map}", family.keyword()), errno))
+        })?;
+        match end {
+            DumpEnd::Complete | DumpEnd::Interrupted => Ok(()),
+            DumpEnd::Refused(errno) => {
+                let question = format!("counters of {} {map}", family.keyword());
+                Err(NetlinkError::of(question, SocketError::Refused(errno)))
             }
         }
     }
@@ -206,13 +187,8 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn read_element(
-        &mut self,
-        family: Family,
-        map: Map,
-        key: &Key,
-    ) -> Result<Option<ElementState>, NetlinkError> {
-        Ok(self.look_up(family, map, std::slice::from_ref(key)).await?.0.pop())
+    pub fn read_element(&mut self, family: Family, map: Map, key: &Key) -> Result<Option<ElementState>, NetlinkError> {
+        Ok(self.look_up(family, map, std::slice::from_ref(key))?.0.pop())
     }
 
     /// Reads those of these elements that are there, without listing the map:
@@ -223,7 +199,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub async fn look_up(
+    pub fn look_up(
         &mut self,
         family: Family,
         map: Map,
@@ -234,7 +210,7 @@ impl Kernel {
         let mut rest = keys;
         while !rest.is_empty() {
             let asked = &rest[..rest.len().min(LOOKUP_KEYS)];
-            let (mut answers, missing) = self.look_up_some(family, map, asked).await?;
+            let (mut answers, missing) = self.look_up_some(family, map, asked)?;
             // The kernel answers in order, up to the first that is missing.
             let answered = answers.elements.len() + answers.foreign.len();
             let done = if missing { answered + 1 } else { asked.len() };
@@ -247,100 +223,36 @@ impl Kernel {
 
     /// One question. Whether one of the keys, the one behind those that were
     /// found, is missing.
-    async fn look_up_some(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<(Contents, bool), NetlinkError> {
-        self.drain()?;
-        let sequence = self.socket.next_seq();
-        let mut writer = Writer::default();
-        let family_byte = family_number(family);
-        let open = writer.begin_message(nft_type(NFT_MSG_GETSETELEM), NLM_F_ACK, sequence, family_byte, 0);
-        elements_of(map)(&mut writer);
-        writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| keys.iter().for_each(|key| write_element_key(w, key)));
-        writer.end_message(open);
-        self.socket.send(writer.bytes()).await?;
+    fn look_up_some(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<(Contents, bool), NetlinkError> {
+        let question = elements_of(family, map, |w| {
+            w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| keys.iter().for_each(|key| write_element_key(w, key)));
+        });
         let mut reader = Reader::new(family, map);
-        let mut missing = false;
-        // The kernel has queued every answer before the send returns.
-        while let Some(length) = self.receive_now()? {
-            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
-                match (message.kind, message.body()) {
-                    (NLMSG_ERROR, _) => match Answer::parse(&message).map_or(0, |answer| answer.errno) {
-                        0 => {}
-                        libc::ENOENT => missing = true,
-                        errno => return Err(NetlinkError::from_errno(format!("an element of {map}"), errno)),
-                    },
-                    (_, Some((_, attributes))) => reader.read(attributes),
-                    _ => {}
-                }
+        let answered = self.socket.ask(&question, &mut |message: &Message<'_>| {
+            if let Some((_, attributes)) = message.body() {
+                reader.read(attributes);
             }
-        }
+        });
+        let missing = match answered {
+            Ok(()) => false,
+            Err(SocketError::Refused(libc::ENOENT)) => true,
+            Err(error) => return Err(NetlinkError::of(format!("an element of {map}"), error)),
+        };
         Ok((reader.finish().unwrap_or_default(), missing))
     }
 
-    /// The attributes of our table's objects of one kind. Attribute 1 is the
-    /// table's name in each of them; not every kernel leaves out those of
-    /// other tables by itself.
-    async fn list(&mut self, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        const TABLE_NAME: u16 = NFTA_RULE_TABLE;
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut objects = Vec::new();
-            let mut entry = |attributes: Attributes<'_>| {
-                if attributes.string(TABLE_NAME) == Some(TABLE) {
-                    objects.push(attributes.0.to_vec());
-                }
-            };
-            let question = |w: &mut Writer| w.string(TABLE_NAME, TABLE);
-            match self.dump_once(family, kind, question, Torn::Refused, &mut entry).await? {
-                Dump::Complete => return Ok(objects),
-                Dump::Interrupted => debug!(%family, kind, "the rule set changed while it was listed"),
-                // A kernel that looks for the table first.
-                Dump::Refused(libc::ENOENT) => return Ok(Vec::new()),
-                Dump::Refused(errno) => {
-                    return Err(NetlinkError::from_errno(format!("listing of {} {TABLE}", family.keyword()), errno));
-                }
-            }
-        }
-        Err(NetlinkError::Interrupted { attempts: DUMP_ATTEMPTS })
-    }
-
-    async fn dump_once(
-        &mut self,
-        family: Family,
-        kind: u8,
-        question: impl FnOnce(&mut Writer),
-        torn: Torn,
-        entry: &mut impl FnMut(Attributes<'_>),
-    ) -> Result<Dump, NetlinkError> {
-        self.drain()?;
-        let sequence = self.socket.next_seq();
-        let mut writer = Writer::default();
-        let open = writer.begin_message(nft_type(kind), NLM_F_DUMP, sequence, family_number(family), 0);
-        question(&mut writer);
-        writer.end_message(open);
-        self.socket.send(writer.bytes()).await?;
-        let mut interrupted = false;
-        loop {
-            let length = self.receive().await?;
-            for message in Messages(&self.received[..length]).filter(|message| message.sequence == sequence) {
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                match message.kind {
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        // Both begin with the errno; EINTR says the same as the flag.
-                        let errno = Answer::parse(&message).map_or(0, |answer| answer.errno);
-                        return Ok(match errno {
-                            _ if interrupted => Dump::Interrupted,
-                            libc::EINTR | libc::EAGAIN => Dump::Interrupted,
-                            0 => Dump::Complete,
-                            errno => Dump::Refused(errno),
-                        });
-                    }
-                    _ if interrupted && torn == Torn::Refused => {}
-                    _ => {
-                        if let Some((_, attributes)) = message.body() {
-                            entry(attributes);
-                        }
-                    }
-                }
-            }
+    /// The attributes of our table's objects of one kind. Not every kernel
+    /// leaves out those of other tables by itself.
+    fn list(&mut self, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let question = request(kind, family, |w| w.string(TABLE_NAME, TABLE));
+        let listed = self.socket.list(&question, |entry| {
+            let (_, attributes) = entry.body()?;
+            (attributes.string(TABLE_NAME) == Some(TABLE)).then(|| attributes.bytes().to_vec())
+        });
+        match listed {
+            // A kernel that looks for the table first.
+            Err(SocketError::Refused(libc::ENOENT)) => Ok(Vec::new()),
+            other => other.map_err(|error| NetlinkError::of(format!("listing of {} {TABLE}", family.keyword()), error)),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Agent {
     /// Without root or nf_tables.
     pub fn start(families: &[Family]) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let kernel = runtime.block_on(async { Kernel::open() })?;
+        let kernel = Kernel::open()?;
         let mut syncer = Syncer::new(config(), kernel, families);
         syncer.set_interface_addresses(runtime.block_on(local_addresses())?);
         Ok(Self { runtime, syncer })
@@ -159,7 +159,7 @@ impl Agent {
     /// # Errors
     /// If the kernel refuses anything.
     pub fn sync(&mut self) -> Result<SyncReport, Failure> {
-        let report = self.runtime.block_on(self.syncer.sync())?;
+        let report = self.runtime.block_on(async { self.syncer.sync() })?;
         match report.refused.first() {
             Some(refused) => Err(refused.description.clone().into()),
             None => Ok(report),
@@ -195,7 +195,7 @@ impl Agent {
     pub fn objects(&mut self) -> Result<Objects, Failure> {
         let mut objects = Objects::default();
         for family in Family::ALL {
-            let Some(table) = self.runtime.block_on(self.syncer.kernel().read_table(family))? else { continue };
+            let Some(table) = self.syncer.kernel().read_table(family)? else { continue };
             objects.tables += 1;
             objects.maps += table.map_names().count();
             for name in table.chain_names() {

@@ -7,67 +7,57 @@
 //!                      padded to 4 bytes; a nested attribute's payload is attributes
 //! ```
 //!
-//! Headers are in host byte order; nf_tables puts its own integers in network
-//! byte order (`include/uapi/linux/netlink.h`, `nfnetlink.h`, `nf_tables.h`).
-
-use nlink::netlink::nftables::{NFNL_SUBSYS_NFTABLES, NFTA_DATA_VALUE};
+//! Headers are in host byte order; nfnetlink puts its own integers in network
+//! byte order (`include/uapi/linux/netlink.h`, `nfnetlink.h`). Other parts of
+//! netlink have four other bytes in the place of the nfgenmsg; the first is the
+//! family or the command there, too.
 
 /// `NLM_F_REQUEST`
-pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub const NLM_F_REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`
-pub(crate) const NLM_F_ACK: u16 = 0x4;
+pub const NLM_F_ACK: u16 = 0x4;
 /// `NLM_F_DUMP_INTR`: the objects changed while they were listed.
-pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+pub const NLM_F_DUMP_INTR: u16 = 0x10;
 /// `NLM_F_CAPPED`: the acknowledgement carries only the request's header.
-pub(crate) const NLM_F_CAPPED: u16 = 0x100;
+pub const NLM_F_CAPPED: u16 = 0x100;
 /// `NLM_F_ACK_TLVS`: the acknowledgement carries extended information.
-pub(crate) const NLM_F_ACK_TLVS: u16 = 0x200;
+pub const NLM_F_ACK_TLVS: u16 = 0x200;
 /// `NLM_F_DUMP`
-pub(crate) const NLM_F_DUMP: u16 = 0x300;
+pub const NLM_F_DUMP: u16 = 0x300;
 /// `NLM_F_EXCL`
-pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub const NLM_F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`
-pub(crate) const NLM_F_CREATE: u16 = 0x400;
+pub const NLM_F_CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`
-pub(crate) const NLM_F_APPEND: u16 = 0x800;
+pub const NLM_F_APPEND: u16 = 0x800;
 
 /// `NLMSG_ERROR`: an error, or with code 0 an acknowledgement.
-pub(crate) const NLMSG_ERROR: u16 = 2;
+pub const NLMSG_ERROR: u16 = 2;
 /// `NLMSG_DONE`: the end of a dump.
-pub(crate) const NLMSG_DONE: u16 = 3;
-
-/// `NLMSGERR_ATTR_MSG`: the kernel's words for an error.
-const NLMSGERR_ATTR_MSG: u16 = 1;
-/// `NLMSGERR_ATTR_OFFS`: where in the request the offending attribute stands.
-const NLMSGERR_ATTR_OFFS: u16 = 2;
+pub const NLMSG_DONE: u16 = 3;
 
 const NLA_F_NESTED: u16 = 0x8000;
 /// Everything of an attribute's type but its two flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// `sizeof(struct nlmsghdr)`
-pub(crate) const HEADER: usize = 16;
+pub const HEADER: usize = 16;
 /// `sizeof(struct nfgenmsg)`
-pub(crate) const NFGENMSG: usize = 4;
+pub const NFGENMSG: usize = 4;
 /// The longest an attribute can be: its length is a `u16`.
-pub(crate) const MAX_ATTRIBUTE: usize = u16::MAX as usize;
+pub const MAX_ATTRIBUTE: usize = u16::MAX as usize;
 
-/// The type of an nf_tables message: the subsystem and one of `NFT_MSG_*`.
-pub(crate) fn nft_type(message: u8) -> u16 {
-    NFNL_SUBSYS_NFTABLES << 8 | u16::from(message)
-}
-
-fn align(length: usize) -> usize {
+pub(crate) fn align(length: usize) -> usize {
     (length + 3) & !3
 }
 
 /// Where something begun in a [`Writer`] starts; `end` patches its length in.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Open(usize);
+pub struct Open(usize);
 
 /// Writes messages one behind the other into one buffer.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     buffer: Vec<u8>,
     /// Added to the type of an attribute that holds attributes.
     nested: u16,
@@ -83,27 +73,28 @@ impl Default for Writer {
 
 impl Writer {
     /// Writes as nf_tables lists its objects: without the flag.
-    pub(crate) fn as_listed() -> Self {
+    pub fn as_listed() -> Self {
         Self { buffer: Vec::new(), nested: 0 }
     }
 
     /// Forgets the content and keeps the memory.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.buffer.clear();
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// Everything that was written.
+    pub fn bytes(&self) -> &[u8] {
         &self.buffer
     }
 
     /// How many bytes are written: the position of what comes next.
-    pub(crate) fn position(&self) -> usize {
+    pub fn position(&self) -> usize {
         self.buffer.len()
     }
 
     /// Begins a message with its two headers. `resource` is the subsystem for
     /// the marks around a batch, else 0.
-    pub(crate) fn begin_message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Open {
+    pub fn begin_message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Open {
         let open = Open(self.buffer.len());
         self.buffer.extend_from_slice(&0u32.to_ne_bytes());
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
@@ -115,20 +106,21 @@ impl Writer {
         open
     }
 
-    pub(crate) fn end_message(&mut self, open: Open) {
+    /// Ends a message.
+    pub fn end_message(&mut self, open: Open) {
         let length = (self.buffer.len() - open.0) as u32;
         self.buffer[open.0..open.0 + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
     /// Adds flags to a message that is already written.
-    pub(crate) fn add_flags(&mut self, message: usize, flags: u16) {
+    pub fn add_flags(&mut self, message: usize, flags: u16) {
         for (byte, flag) in self.buffer[message + 6..message + 8].iter_mut().zip(flags.to_ne_bytes()) {
             *byte |= flag;
         }
     }
 
     /// Begins an attribute of raw bytes.
-    pub(crate) fn begin_attribute(&mut self, kind: u16) -> Open {
+    pub fn begin_attribute(&mut self, kind: u16) -> Open {
         let open = Open(self.buffer.len());
         self.buffer.extend_from_slice(&0u16.to_ne_bytes());
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
@@ -136,12 +128,12 @@ impl Writer {
     }
 
     /// Begins an attribute that holds attributes.
-    pub(crate) fn begin_nest(&mut self, kind: u16) -> Open {
+    pub fn begin_nest(&mut self, kind: u16) -> Open {
         self.begin_attribute(kind | self.nested)
     }
 
     /// Ends an attribute. Callers keep it below [`MAX_ATTRIBUTE`].
-    pub(crate) fn end(&mut self, open: Open) {
+    pub fn end(&mut self, open: Open) {
         let length = self.buffer.len() - open.0;
         debug_assert!(length <= MAX_ATTRIBUTE, "attribute of {length} bytes");
         self.buffer[open.0..open.0 + 2].copy_from_slice(&(length as u16).to_ne_bytes());
@@ -149,70 +141,122 @@ impl Writer {
     }
 
     /// An attribute that holds what `content` writes.
-    pub(crate) fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
+    pub fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
         let open = self.begin_nest(kind);
         content(self);
         self.end(open);
     }
 
     /// Bytes of an attribute begun with [`Self::begin_attribute`].
-    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+    pub fn raw(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    pub(crate) fn attribute(&mut self, kind: u16, payload: &[u8]) {
+    /// An attribute of raw bytes.
+    pub fn attribute(&mut self, kind: u16, payload: &[u8]) {
         let open = self.begin_attribute(kind);
         self.raw(payload);
         self.end(open);
     }
 
-    pub(crate) fn u8(&mut self, kind: u16, value: u8) {
+    /// A byte.
+    pub fn u8(&mut self, kind: u16, value: u8) {
         self.attribute(kind, &[value]);
     }
 
-    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
+    /// An integer of two bytes in network byte order.
+    pub fn be16(&mut self, kind: u16, value: u16) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
-    pub(crate) fn be64(&mut self, kind: u16, value: u64) {
+    /// An integer of four bytes in network byte order.
+    pub fn be32(&mut self, kind: u16, value: u32) {
+        self.attribute(kind, &value.to_be_bytes());
+    }
+
+    /// An integer of four bytes in host byte order.
+    pub fn ne32(&mut self, kind: u16, value: u32) {
+        self.attribute(kind, &value.to_ne_bytes());
+    }
+
+    /// An integer of eight bytes in network byte order.
+    pub fn be64(&mut self, kind: u16, value: u64) {
         self.attribute(kind, &value.to_be_bytes());
     }
 
     /// A string with its terminating zero.
-    pub(crate) fn string(&mut self, kind: u16, text: &str) {
+    pub fn string(&mut self, kind: u16, text: &str) {
         let open = self.begin_attribute(kind);
         self.raw(text.as_bytes());
         self.raw(&[0]);
         self.end(open);
     }
+}
 
-    /// A constant: `NFTA_DATA_VALUE` inside `kind`.
-    pub(crate) fn value(&mut self, kind: u16, bytes: &[u8]) {
-        self.nest(kind, |w| w.attribute(NFTA_DATA_VALUE, bytes));
+/// One message to the kernel, ready but for its flags and its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its type.
+    pub kind: u16,
+    /// The first byte behind the header: the family, or the command of generic
+    /// netlink.
+    pub family: u8,
+    /// Everything behind the four bytes that begin with the family.
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// A message with what `content` writes: attributes, as a rule.
+    pub fn new(kind: u16, family: u8, content: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer::default();
+        content(&mut writer);
+        Self { kind, family, body: writer.buffer }
+    }
+
+    /// Writes the message. `NLM_F_REQUEST` need not be among the flags.
+    pub fn write(&self, writer: &mut Writer, flags: u16, sequence: u32) {
+        let open = writer.begin_message(self.kind, flags, sequence, self.family, 0);
+        writer.raw(&self.body);
+        writer.end_message(open);
     }
 }
 
 /// One message of a datagram that was received.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) sequence: u32,
+pub struct Message<'a> {
+    /// Its type.
+    pub kind: u16,
+    /// `NLM_F_*`
+    pub flags: u16,
+    /// The number of the request that it answers.
+    pub sequence: u32,
     /// Everything behind the header.
-    pub(crate) payload: &'a [u8],
+    pub payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The family and the attributes of an nfnetlink message.
-    pub(crate) fn body(&self) -> Option<(u8, Attributes<'a>)> {
+    pub fn body(&self) -> Option<(u8, Attributes<'a>)> {
         let (header, rest) = self.payload.split_at_checked(NFGENMSG)?;
         Some((header[0], Attributes(rest)))
     }
 }
 
-/// The messages of a datagram.
+/// The messages of a datagram. Stops at the first that makes no sense.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+pub struct Messages<'a>(&'a [u8]);
+
+impl<'a> Messages<'a> {
+    /// Of a datagram as it was received.
+    pub fn new(datagram: &'a [u8]) -> Self {
+        Self(datagram)
+    }
+
+    /// What was not read: nothing at the end, unless it makes no sense.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+}
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -232,89 +276,69 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// What an [`NLMSG_ERROR`] says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answer {
-    /// 0 for an acknowledgement, else a positive errno.
-    pub(crate) errno: i32,
-    /// The kernel's words.
-    pub(crate) text: Option<String>,
-    /// Where in the request the offending attribute stands.
-    pub(crate) offset: Option<usize>,
-}
-
-impl Answer {
-    /// `int error; struct nlmsghdr request;`, the request's payload unless
-    /// capped, then attributes.
-    pub(crate) fn parse(message: &Message<'_>) -> Option<Answer> {
-        let errno = -i32::from_ne_bytes(message.payload.get(..4)?.try_into().ok()?);
-        let mut answer = Answer { errno, text: None, offset: None };
-        if message.flags & NLM_F_ACK_TLVS == 0 {
-            return Some(answer);
-        }
-        let echoed = if message.flags & NLM_F_CAPPED != 0 {
-            HEADER
-        } else {
-            align(u32::from_ne_bytes(message.payload.get(4..8)?.try_into().ok()?) as usize)
-        };
-        for attribute in Attributes(message.payload.get(4 + echoed..).unwrap_or_default()) {
-            match attribute.kind {
-                NLMSGERR_ATTR_MSG => answer.text = attribute.string().map(str::to_owned),
-                // The one integer of this module in host byte order.
-                NLMSGERR_ATTR_OFFS => {
-                    answer.offset = attribute.payload.try_into().ok().map(|bytes| u32::from_ne_bytes(bytes) as usize);
-                }
-                _ => {}
-            }
-        }
-        Some(answer)
-    }
-}
-
 /// One attribute.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attribute<'a> {
+pub struct Attribute<'a> {
     /// The type, without flags.
-    pub(crate) kind: u16,
-    pub(crate) payload: &'a [u8],
+    pub kind: u16,
+    /// What is in it.
+    pub payload: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
-    pub(crate) fn be32(&self) -> Option<u32> {
+    /// An integer of two bytes in network byte order.
+    pub fn be16(&self) -> Option<u16> {
+        Some(u16::from_be_bytes(self.payload.try_into().ok()?))
+    }
+
+    /// An integer of four bytes in network byte order.
+    pub fn be32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.payload.try_into().ok()?))
     }
 
-    pub(crate) fn be64(&self) -> Option<u64> {
+    /// An integer of eight bytes in network byte order.
+    pub fn be64(&self) -> Option<u64> {
         Some(u64::from_be_bytes(self.payload.try_into().ok()?))
     }
 
-    pub(crate) fn string(&self) -> Option<&'a str> {
+    /// A text, without its terminating zero.
+    pub fn string(&self) -> Option<&'a str> {
         std::str::from_utf8(self.payload).ok().map(|text| text.trim_end_matches('\0'))
     }
 
     /// The attributes inside.
-    pub(crate) fn nested(&self) -> Attributes<'a> {
+    pub fn nested(&self) -> Attributes<'a> {
         Attributes(self.payload)
     }
 }
 
 /// A run of attributes. Stops at the first that does not fit.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
+    /// Of the bytes that hold them.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes of those that were not read yet.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// The first attribute of a type.
-    pub(crate) fn get(mut self, kind: u16) -> Option<Attribute<'a>> {
+    pub fn get(mut self, kind: u16) -> Option<Attribute<'a>> {
         self.find(|attribute| attribute.kind == kind)
     }
 
     /// The string of an attribute, if it is there.
-    pub(crate) fn string(self, kind: u16) -> Option<&'a str> {
+    pub fn string(self, kind: u16) -> Option<&'a str> {
         self.get(kind)?.string()
     }
 
     /// The big-endian integer of an attribute, if it is there.
-    pub(crate) fn be32(self, kind: u16) -> Option<u32> {
+    pub fn be32(self, kind: u16) -> Option<u32> {
         self.get(kind)?.be32()
     }
 }
@@ -340,13 +364,13 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let mut writer = Writer::default();
-        let message = writer.begin_message(nft_type(9), NLM_F_CREATE, 7, 2, 0);
+        let message = writer.begin_message(0x0a09, NLM_F_CREATE, 7, 2, 0);
         writer.string(1, "table");
         writer.nest(2, |w| w.be32(3, 0x0102_0304));
         writer.end_message(message);
         writer.add_flags(0, NLM_F_ACK);
 
-        let message = Messages(writer.bytes()).next().unwrap();
+        let message = Messages::new(writer.bytes()).next().unwrap();
         assert_eq!((message.kind, message.flags, message.sequence), (0x0a09, 0x405, 7));
         let (family, attributes) = message.body().unwrap();
         assert_eq!(family, 2);
@@ -357,9 +381,9 @@ mod tests {
 
     #[test]
     fn truncated_input_ends_the_iteration() {
-        assert!(Messages(&[1, 0, 0]).next().is_none());
-        assert!(Messages(&[0; 16]).next().is_none(), "a length of 0 must not loop");
-        assert!(Attributes(&[0; 8]).next().is_none(), "nor here");
-        assert!(Attributes(&[200, 0, 1, 0, 1]).next().is_none());
+        assert!(Messages::new(&[1, 0, 0]).next().is_none());
+        assert!(Messages::new(&[0; 16]).next().is_none(), "a length of 0 must not loop");
+        assert!(Attributes::new(&[0; 8]).next().is_none(), "nor here");
+        assert!(Attributes::new(&[200, 0, 1, 0, 1]).next().is_none());
     }
 }

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use nlink::netlink::nftables::*;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::Rule;
 
-use super::NF_ACCEPT;
+use super::POLICY_ACCEPT;
 use super::expressions::write_rule;
 use super::foreign::{ForeignKind, ForeignObject};
 use super::sets::{Declaration, declaration, userdata};
-use super::wire::{Attribute, Attributes, Writer};
+use crate::message::{Attribute, Attributes, Writer};
+use crate::uapi::*;
 
 /// One of our tables, as the kernel lists it: chains with their rules and the
 /// declarations of sets and maps, but not their elements.
@@ -26,12 +26,6 @@ pub struct TableState {
     maps: HashMap<String, MapState>,
     foreign: Vec<ForeignObject>,
 }
-
-/// The socket that owns a table (Linux 5.12; not yet among nlink's constants).
-const NFTA_TABLE_OWNER: u16 = 7;
-
-/// A chain without a name of its own, part of the rule that jumps to it.
-const NFT_CHAIN_BINDING: u32 = 0x4;
 
 /// A chain as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,9 +44,6 @@ struct Hooked {
     priority: i32,
     policy: u32,
 }
-
-/// The number of elements (Linux 6.16; not yet among nlink's constants).
-const NFTA_SET_COUNT: u16 = 20;
 
 /// A set or map as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +78,7 @@ impl TableState {
             && state.rules.iter().zip(rules).all(|(state, rule)| {
                 writer.clear();
                 write_rule(&mut writer, family, rule);
-                same_expressions(Attributes(writer.bytes()), Attributes(state))
+                same_expressions(Attributes::new(writer.bytes()), Attributes::new(state))
             })
     }
 
@@ -105,7 +96,7 @@ impl TableState {
     /// changed their policy, which can be changed back in place.
     pub fn wrong_policies(&self) -> Vec<Chain> {
         let of_ours = |(name, state): (&String, &ChainState)| {
-            let wrong = state.base.as_ref().is_some_and(|base| base.policy != NF_ACCEPT);
+            let wrong = state.base.as_ref().is_some_and(|base| base.policy != POLICY_ACCEPT);
             Chain::parse(name).filter(|_| wrong)
         };
         self.chains.iter().filter_map(of_ours).collect()
@@ -117,7 +108,7 @@ impl TableState {
     }
 
     /// The flags that can't be taken from an existing table.
-    pub(super) fn lasting_flags(&self) -> u32 {
+    pub fn lasting_flags(&self) -> u32 {
         self.flags & NFT_TABLE_F_PERSIST
     }
 
@@ -169,20 +160,21 @@ impl TableState {
     }
 
     /// Reads the `NFT_MSG_NEWTABLE` of our table.
-    pub(super) fn read_table(&mut self, attributes: Attributes<'_>) {
+    pub fn read_table(&mut self, attributes: Attributes<'_>) {
         self.flags = attributes.be32(NFTA_TABLE_FLAGS).unwrap_or_default();
         self.owner = attributes.be32(NFTA_TABLE_OWNER).filter(|_| self.flags & NFT_TABLE_F_OWNER != 0);
     }
 
     /// Reads a `NFT_MSG_NEWCHAIN` of our table.
-    pub(super) fn read_chain(&mut self, attributes: Attributes<'_>) {
+    pub fn read_chain(&mut self, attributes: Attributes<'_>) {
         let Some(name) = name(attributes, NFTA_CHAIN_NAME) else { return };
         let base = attributes.get(NFTA_CHAIN_HOOK).map(|hook| Hooked {
             kind: attributes.string(NFTA_CHAIN_TYPE).unwrap_or_default().to_owned(),
             hook: hook.nested().be32(NFTA_HOOK_HOOKNUM).unwrap_or(u32::MAX),
             priority: hook.nested().be32(NFTA_HOOK_PRIORITY).unwrap_or_default() as i32,
-            policy: attributes.be32(NFTA_CHAIN_POLICY).unwrap_or(NF_ACCEPT),
+            policy: attributes.be32(NFTA_CHAIN_POLICY).unwrap_or(POLICY_ACCEPT),
         });
+        // One without a name of its own, part of the rule that jumps to it.
         let is_binding = attributes.be32(NFTA_CHAIN_FLAGS).unwrap_or_default() & NFT_CHAIN_BINDING != 0;
         if Chain::parse(&name).is_none() && !is_binding {
             let kind = if base.is_some() { ForeignKind::BaseChain } else { ForeignKind::Chain };
@@ -192,7 +184,7 @@ impl TableState {
     }
 
     /// Reads a `NFT_MSG_NEWRULE` of our table; the chains come before.
-    pub(super) fn read_rule(&mut self, attributes: Attributes<'_>) {
+    pub fn read_rule(&mut self, attributes: Attributes<'_>) {
         let Some(name) = name(attributes, NFTA_RULE_CHAIN) else { return };
         let expressions = attributes.get(NFTA_RULE_EXPRESSIONS).map(|list| list.payload.to_vec());
         if let Some(chain) = self.chains.get_mut(&name) {
@@ -201,7 +193,7 @@ impl TableState {
     }
 
     /// Reads a `NFT_MSG_NEWSET` of our table.
-    pub(super) fn read_set(&mut self, attributes: Attributes<'_>) {
+    pub fn read_set(&mut self, attributes: Attributes<'_>) {
         let Some(name) = name(attributes, NFTA_SET_NAME) else { return };
         let flags = attributes.be32(NFTA_SET_FLAGS).unwrap_or_default();
         if Map::parse(&name).is_none() {
@@ -237,13 +229,13 @@ impl TableState {
 
     /// Reads a `NFT_MSG_NEWOBJ` of our table: a counter, quota, limit or the
     /// like. We have none.
-    pub(super) fn read_object(&mut self, attributes: Attributes<'_>) {
+    pub fn read_object(&mut self, attributes: Attributes<'_>) {
         let kind = attributes.be32(NFTA_OBJ_TYPE).unwrap_or_default();
         self.add_foreign(ForeignKind::Object(kind), attributes, NFTA_OBJ_NAME);
     }
 
     /// Reads a `NFT_MSG_NEWFLOWTABLE` of our table. We have none.
-    pub(super) fn read_flowtable(&mut self, attributes: Attributes<'_>) {
+    pub fn read_flowtable(&mut self, attributes: Attributes<'_>) {
         self.add_foreign(ForeignKind::Flowtable, attributes, NFTA_FLOWTABLE_NAME);
     }
 
@@ -260,7 +252,7 @@ fn hooked(chain: Chain) -> Option<Hooked> {
         kind: if base.nat { "nat" } else { "filter" }.to_owned(),
         hook: base.hook.number(),
         priority: base.priority,
-        policy: NF_ACCEPT,
+        policy: POLICY_ACCEPT,
     })
 }
 

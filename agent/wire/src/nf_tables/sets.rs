@@ -5,11 +5,11 @@
 //! `nft list` shows our maps and its output can be loaded again. But for one
 //! type: the slot's, see [`TYPE_MARK`].
 
-use nlink::netlink::nftables::*;
 use vmap_proxy_compiler::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
-use super::wire::Writer;
+use crate::message::Writer;
+use crate::uapi::*;
 
 // nft's numbers for its data types (`include/datatype.h` of nftables).
 const TYPE_IPADDR: u32 = 7;
@@ -31,7 +31,7 @@ const TYPE_BITS: u32 = 6;
 const MAX_FIELDS: usize = 4;
 
 /// The bytes of one field of a key, without padding.
-pub(super) fn field_bytes(family: Family, field: KeyField) -> u32 {
+fn field_bytes(family: Family, field: KeyField) -> u32 {
     match field {
         KeyField::Address => family.address_bytes() as u32,
         KeyField::Protocol => 1,
@@ -41,12 +41,12 @@ pub(super) fn field_bytes(family: Family, field: KeyField) -> u32 {
 }
 
 /// The bytes of a whole key: in a concatenation each field fills full words.
-pub(super) fn key_bytes(family: Family, map: Map) -> u32 {
+fn key_bytes(family: Family, map: Map) -> u32 {
     map.key().iter().map(|field| field_bytes(family, *field).next_multiple_of(4)).sum()
 }
 
 /// The bytes of an endpoint: address and padded port.
-pub(super) fn endpoint_bytes(family: Family) -> u32 {
+fn endpoint_bytes(family: Family) -> u32 {
     family.address_bytes() as u32 + 4
 }
 
@@ -176,8 +176,8 @@ pub(super) mod userdata {
     // `enum nftnl_udata_set_types`
     const NFTNL_UDATA_SET_KEYBYTEORDER: u8 = 0;
     const NFTNL_UDATA_SET_DATABYTEORDER: u8 = 1;
-    pub(in super::super) const NFTNL_UDATA_SET_KEY_TYPEOF: u8 = 3;
-    pub(in super::super) const NFTNL_UDATA_SET_DATA_TYPEOF: u8 = 4;
+    pub(in crate::nf_tables) const NFTNL_UDATA_SET_KEY_TYPEOF: u8 = 3;
+    pub(in crate::nf_tables) const NFTNL_UDATA_SET_DATA_TYPEOF: u8 = 4;
     const NFTNL_UDATA_SET_DATA_INTERVAL: u8 = 6;
     // `enum nftnl_udata_set_typeof_types`
     const NFTNL_UDATA_SET_TYPEOF_EXPR: u8 = 0;
@@ -207,14 +207,11 @@ pub(super) mod userdata {
     const BYTEORDER_INVALID: u32 = 0;
     const BYTEORDER_HOST_ENDIAN: u32 = 1;
     const BYTEORDER_BIG_ENDIAN: u32 = 2;
-    const NFT_META_PRIORITY: u32 = 2;
-    const NFT_META_L4PROTO: u32 = 16;
-    const NFT_NG_RANDOM: u32 = 1;
     /// `numgen random mod 65536`: nft has no other way to say "an integer".
     const SLOTS: u32 = 65536;
 
     /// The userdata of one of our maps.
-    pub(in super::super) fn of(family: Family, map: Map) -> Vec<u8> {
+    pub(in crate::nf_tables) fn of(family: Family, map: Map) -> Vec<u8> {
         let mut out = Vec::new();
         let is_map = map.data() != DataKind::Nothing;
         let key_order = match map.key() {
@@ -309,7 +306,7 @@ pub(super) mod userdata {
     }
 
     /// The payload of the first entry of a type.
-    pub(in super::super) fn find(mut bytes: &[u8], kind: u8) -> Option<&[u8]> {
+    pub(in crate::nf_tables) fn find(mut bytes: &[u8], kind: u8) -> Option<&[u8]> {
         while let [this, length, rest @ ..] = bytes {
             let payload = rest.get(..usize::from(*length))?;
             if *this == kind {

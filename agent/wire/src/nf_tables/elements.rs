@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use nlink::netlink::nftables::*;
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
@@ -13,7 +12,9 @@ use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
 use vmap_proxy_compiler::ruleset::target::{FrontendKey, NodePortKey, Target};
 
 use super::expressions::{Octets, write_verdict};
-use super::wire::{Attribute, Attributes, Writer};
+use super::write_value;
+use crate::message::{Attribute, Attributes, Writer};
+use crate::uapi::*;
 
 /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl.
 const NFTNL_UDATA_SET_ELEM_COMMENT: u8 = 0;
@@ -27,7 +28,7 @@ const SET_ELEM_F_INTERVAL_OPEN: u32 = 1;
 pub(super) const MAX_ELEMENT: usize = 512;
 
 /// Writes one element of a `NFT_MSG_NEWSETELEM`.
-pub(super) fn write_element(writer: &mut Writer, element: &Element) {
+pub fn write_element(writer: &mut Writer, element: &Element) {
     if let Key::Prefix(net) = &element.key {
         return write_interval(writer, net, element.comment.as_deref());
     }
@@ -54,7 +55,7 @@ pub(super) fn write_element(writer: &mut Writer, element: &Element) {
 }
 
 /// Writes one element of a `NFT_MSG_DELSETELEM`: its key alone.
-pub(super) fn write_element_key(writer: &mut Writer, key: &Key) {
+pub fn write_element_key(writer: &mut Writer, key: &Key) {
     if let Key::Prefix(net) = key {
         return write_interval(writer, net, None);
     }
@@ -132,7 +133,7 @@ fn write_node_port(writer: &mut Writer, key: &NodePortKey) {
 fn write_interval(writer: &mut Writer, net: &IpNet, comment: Option<&str>) {
     let after = successor(net.broadcast());
     let open = writer.begin_nest(NFTA_LIST_ELEM);
-    writer.value(NFTA_SET_ELEM_KEY, Octets::of(net.network()).bytes());
+    write_value(writer, NFTA_SET_ELEM_KEY, Octets::of(net.network()).bytes());
     if after.is_none() {
         let userdata = writer.begin_attribute(NFTA_SET_ELEM_USERDATA);
         if let Some(comment) = comment {
@@ -148,7 +149,7 @@ fn write_interval(writer: &mut Writer, net: &IpNet, comment: Option<&str>) {
     if let Some(after) = after {
         writer.nest(NFTA_LIST_ELEM, |w| {
             w.be32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
-            w.value(NFTA_SET_ELEM_KEY, Octets::of(after).bytes());
+            write_value(w, NFTA_SET_ELEM_KEY, Octets::of(after).bytes());
         });
     }
 }
@@ -214,14 +215,16 @@ pub struct ForeignElement {
 
 /// What a map holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Contents {
-    pub(super) elements: Vec<ElementState>,
-    pub(super) foreign: Vec<ForeignElement>,
+pub struct Contents {
+    /// Elements that we could have written.
+    pub elements: Vec<ElementState>,
+    /// All others.
+    pub foreign: Vec<ForeignElement>,
 }
 
 /// Collects the elements of one map from the messages of a dump.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub struct Reader {
     family: Family,
     map: Map,
     contents: Contents,
@@ -231,12 +234,13 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(family: Family, map: Map) -> Self {
+    /// Of this map.
+    pub fn new(family: Family, map: Map) -> Self {
         Self { family, map, contents: Contents::default(), boundaries: Vec::new() }
     }
 
     /// Reads one message's elements.
-    pub(super) fn read(&mut self, message: Attributes<'_>) {
+    pub fn read(&mut self, message: Attributes<'_>) {
         let Some(list) = message.get(NFTA_SET_ELEM_LIST_ELEMENTS) else { return };
         for element in list.nested() {
             self.read_element(element.nested());
@@ -293,7 +297,7 @@ impl Reader {
     }
 
     /// What was read so far, boundaries left out.
-    pub(super) fn take_elements(&mut self) -> Vec<ElementState> {
+    pub fn take_elements(&mut self) -> Vec<ElementState> {
         std::mem::take(&mut self.contents.elements)
     }
 
@@ -304,7 +308,7 @@ impl Reader {
     /// on behind as many elements as it has shown before. A resize between two
     /// messages makes it show some elements twice and leave out as many, and
     /// nothing else tells (`nft_rhash_walk`, seen on 6.18).
-    pub(super) fn finish(mut self) -> Option<Contents> {
+    pub fn finish(mut self) -> Option<Contents> {
         self.pair_boundaries();
         let mut seen = HashSet::with_capacity(self.contents.elements.len());
         let torn = !self.contents.elements.iter().all(|state| seen.insert(state.element.key));
@@ -351,16 +355,16 @@ impl Reader {
 }
 
 /// Writes a foreign element into a `NFT_MSG_DELSETELEM`.
-pub(super) fn write_foreign(writer: &mut Writer, element: &ForeignElement) {
+pub fn write_foreign(writer: &mut Writer, element: &ForeignElement) {
     writer.nest(NFTA_LIST_ELEM, |w| {
         if element.flags != 0 {
             w.be32(NFTA_SET_ELEM_FLAGS, element.flags);
         }
         if element.flags & NFT_SET_ELEM_CATCHALL == 0 {
-            w.value(NFTA_SET_ELEM_KEY, &element.key);
+            write_value(w, NFTA_SET_ELEM_KEY, &element.key);
         }
         if let Some(end) = &element.key_end {
-            w.value(NFTA_SET_ELEM_KEY_END, end);
+            write_value(w, NFTA_SET_ELEM_KEY_END, end);
         }
     });
 }
@@ -522,14 +526,14 @@ mod tests {
             let mut writer = Writer::default();
             writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
                 w.nest(NFTA_LIST_ELEM, |w| {
-                    w.value(NFTA_SET_ELEM_KEY, &[192, 0, 2, 9]);
+                    write_value(w, NFTA_SET_ELEM_KEY, &[192, 0, 2, 9]);
                     for name in expressions {
                         w.nest(NFTA_SET_ELEM_EXPR, |w| w.string(NFTA_EXPR_NAME, name));
                     }
                 });
             });
             let mut reader = Reader::new(Family::Ipv4, map);
-            reader.read(Attributes(writer.bytes()));
+            reader.read(Attributes::new(writer.bytes()));
             let contents = reader.finish().unwrap();
             (contents.elements.len(), contents.foreign.len())
         };

@@ -7,10 +7,11 @@
 
 use std::fmt;
 
-use nlink::netlink::nftables::*;
-use vmap_proxy_compiler::ruleset::TABLE;
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
-use super::wire::Writer;
+use super::{TABLE_NAME, request};
+use crate::message::Request;
+use crate::uapi::*;
 
 /// Something in one of our tables that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,44 +71,42 @@ impl fmt::Display for ForeignObject {
     }
 }
 
-/// A message that is no operation of a transaction: its kind, `NFT_MSG_*`, and
-/// its attributes.
-pub(super) type RawMessage = (u8, Vec<u8>);
-
 /// The batch of the first step.
-pub(super) fn disarm(foreign: &[ForeignObject]) -> Vec<RawMessage> {
+pub fn disarm(family: Family, foreign: &[ForeignObject]) -> Vec<Request> {
     let is_chain = |object: &&ForeignObject| matches!(object.kind, ForeignKind::BaseChain | ForeignKind::Chain);
-    let flushes = foreign.iter().filter(is_chain).map(|chain| named(NFT_MSG_DELRULE, NFTA_RULE_CHAIN, chain));
-    flushes.chain(deletions(foreign, |kind| kind == ForeignKind::BaseChain)).collect()
+    let flushes = foreign.iter().filter(is_chain).map(|chain| named(NFT_MSG_DELRULE, NFTA_RULE_CHAIN, family, chain));
+    flushes.chain(deletions(family, foreign, |kind| kind == ForeignKind::BaseChain)).collect()
 }
 
 /// The batches of the second step, in order. A kernel before 6.2 does not let a
 /// chain go in the same batch as what pointed to it.
-pub(super) fn removal(foreign: &[ForeignObject]) -> [Vec<RawMessage>; 3] {
+pub fn removal(family: Family, foreign: &[ForeignObject]) -> [Vec<Request>; 3] {
     [
-        deletions(foreign, |kind| kind == ForeignKind::Set).collect(),
-        deletions(foreign, |kind| kind == ForeignKind::Chain).collect(),
-        deletions(foreign, |kind| matches!(kind, ForeignKind::Object(_) | ForeignKind::Flowtable)).collect(),
+        deletions(family, foreign, |kind| kind == ForeignKind::Set).collect(),
+        deletions(family, foreign, |kind| kind == ForeignKind::Chain).collect(),
+        deletions(family, foreign, |kind| matches!(kind, ForeignKind::Object(_) | ForeignKind::Flowtable)).collect(),
     ]
 }
 
-fn deletions(foreign: &[ForeignObject], chosen: impl Fn(ForeignKind) -> bool) -> impl Iterator<Item = RawMessage> {
-    foreign.iter().filter(move |object| chosen(object.kind)).map(|object| match object.kind {
-        ForeignKind::BaseChain | ForeignKind::Chain => named(NFT_MSG_DELCHAIN, NFTA_CHAIN_NAME, object),
-        ForeignKind::Set => named(NFT_MSG_DELSET, NFTA_SET_NAME, object),
-        ForeignKind::Object(_) => named(NFT_MSG_DELOBJ, NFTA_OBJ_NAME, object),
-        ForeignKind::Flowtable => named(NFT_MSG_DELFLOWTABLE, NFTA_FLOWTABLE_NAME, object),
+fn deletions(
+    family: Family,
+    foreign: &[ForeignObject],
+    chosen: impl Fn(ForeignKind) -> bool,
+) -> impl Iterator<Item = Request> {
+    foreign.iter().filter(move |object| chosen(object.kind)).map(move |object| match object.kind {
+        ForeignKind::BaseChain | ForeignKind::Chain => named(NFT_MSG_DELCHAIN, NFTA_CHAIN_NAME, family, object),
+        ForeignKind::Set => named(NFT_MSG_DELSET, NFTA_SET_NAME, family, object),
+        ForeignKind::Object(_) => named(NFT_MSG_DELOBJ, NFTA_OBJ_NAME, family, object),
+        ForeignKind::Flowtable => named(NFT_MSG_DELFLOWTABLE, NFTA_FLOWTABLE_NAME, family, object),
     })
 }
 
-fn named(message: u8, name: u16, object: &ForeignObject) -> RawMessage {
-    /// The table's name is attribute 1 of every object.
-    const TABLE_NAME: u16 = NFTA_RULE_TABLE;
-    let mut writer = Writer::default();
-    writer.string(TABLE_NAME, TABLE);
-    writer.attribute(name, &object.name);
-    if let ForeignKind::Object(kind) = object.kind {
-        writer.be32(NFTA_OBJ_TYPE, kind);
-    }
-    (message, writer.bytes().to_vec())
+fn named(message: u8, name: u16, family: Family, object: &ForeignObject) -> Request {
+    request(message, family, |w| {
+        w.string(TABLE_NAME, TABLE);
+        w.attribute(name, &object.name);
+        if let ForeignKind::Object(kind) = object.kind {
+            w.be32(NFTA_OBJ_TYPE, kind);
+        }
+    })
 }

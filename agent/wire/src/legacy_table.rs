@@ -18,7 +18,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::IpFamily;
+use vmap_proxy_compiler::ruleset::Family;
 
 /// The positions of `target offset` and `next offset` in an entry, and the size
 /// of an entry without matches and target.
@@ -33,37 +33,37 @@ const TARGET_DATA: usize = 32;
 const ERROR_NAME: Range<usize> = TARGET_DATA..TARGET_DATA + 30;
 const ERROR_TARGET: &str = "ERROR";
 
-fn layout(family: IpFamily) -> Layout {
+fn layout(family: Family) -> Layout {
     match family {
-        IpFamily::V4 => Layout { target_offset: 88, header: 112 },
-        IpFamily::V6 => Layout { target_offset: 140, header: 168 },
+        Family::Ipv4 => Layout { target_offset: 88, header: 112 },
+        Family::Ipv6 => Layout { target_offset: 140, header: 168 },
     }
 }
 
 /// A table: its rules, and the beginnings and ends of its built-in chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LegacyTable {
+pub struct LegacyTable {
     /// The rules.
-    pub(super) entries: Vec<u8>,
+    pub entries: Vec<u8>,
     /// The number of rules.
-    pub(super) count: usize,
+    pub count: usize,
     /// For each hook the offset of its chain's first entry.
-    pub(super) hook_entry: [u32; 5],
+    pub hook_entry: [u32; 5],
     /// For each hook the offset of its chain's last entry, the policy.
-    pub(super) underflow: [u32; 5],
+    pub underflow: [u32; 5],
     /// Bit mask of the hooks that the table has.
-    pub(super) valid_hooks: u32,
+    pub valid_hooks: u32,
 }
 
 /// A table without some of its chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reduced {
+pub struct Reduced {
     /// The remaining table.
-    pub(super) table: LegacyTable,
+    pub table: LegacyTable,
     /// The earlier positions of the remaining entries, in order.
-    pub(super) kept: Vec<usize>,
+    pub kept: Vec<usize>,
     /// The number of removed chains.
-    pub(super) chains: usize,
+    pub chains: usize,
 }
 
 /// The relevant parts of one entry.
@@ -87,7 +87,7 @@ impl LegacyTable {
     /// Returns the table without the chains that `remove` names and without the
     /// rules that lead there, or `None` if there is nothing to remove or the
     /// bytes are malformed.
-    pub(super) fn without(&self, family: IpFamily, remove: impl Fn(&str) -> bool) -> Option<Reduced> {
+    pub fn without(&self, family: Family, remove: impl Fn(&str) -> bool) -> Option<Reduced> {
         let entries = self.parse(family)?;
         let (gone, chains) = removed_chains(&entries, remove);
         if chains == 0 {
@@ -134,7 +134,7 @@ impl LegacyTable {
         Some(Reduced { table, kept, chains })
     }
 
-    fn parse(&self, family: IpFamily) -> Option<Vec<Entry>> {
+    fn parse(&self, family: Family) -> Option<Vec<Entry>> {
         let layout = layout(family);
         let mut entries = Vec::with_capacity(self.count);
         let mut start = 0;
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn chains_go_with_what_leads_there_and_jumps_follow() {
-        let reduced = sample().without(IpFamily::V4, |name| name == "KUBE-SERVICES").unwrap();
+        let reduced = sample().without(Family::Ipv4, |name| name == "KUBE-SERVICES").unwrap();
         assert_eq!((reduced.chains, reduced.kept), (1, vec![1, 2, 6, 7, 8]));
         let mine = 2 * STANDARD + HEAD;
         let expected = [verdict(mine), accept(), head("MINE"), accept(), head("ERROR")].concat();
@@ -264,15 +264,15 @@ mod tests {
 
     #[test]
     fn nothing_to_remove_and_nonsense_leave_the_table_alone() {
-        assert_eq!(sample().without(IpFamily::V4, |name| name == "KUBE-SVC"), None);
+        assert_eq!(sample().without(Family::Ipv4, |name| name == "KUBE-SVC"), None);
         let mut torn = sample();
         torn.entries.pop();
-        assert_eq!(torn.without(IpFamily::V4, |_| true), None);
+        assert_eq!(torn.without(Family::Ipv4, |_| true), None);
         let mut counted = sample();
         counted.count += 1;
-        assert_eq!(counted.without(IpFamily::V4, |_| true), None);
+        assert_eq!(counted.without(Family::Ipv4, |_| true), None);
         let mut looping = sample();
         looping.entries[90..92].copy_from_slice(&0u16.to_ne_bytes());
-        assert_eq!(looping.without(IpFamily::V4, |_| true), None);
+        assert_eq!(looping.without(Family::Ipv4, |_| true), None);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use nlink::netlink::nftables::*;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Element;
@@ -11,28 +10,30 @@ use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::elements::{MAX_ELEMENT, write_element, write_element_key};
 use super::expressions::{write_chain_name, write_rule};
-use super::foreign::RawMessage;
 use super::sets::write_set;
-use super::wire::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Writer, nft_type};
-use super::{NF_ACCEPT, family_number};
+use super::{POLICY_ACCEPT, family_number, message_type};
+use crate::answer::Sequences;
+use crate::message::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Request, Writer};
+use crate::uapi::*;
 
 /// One message of a batch and the operations it carries.
 #[derive(Debug, Clone)]
-pub(super) struct MessageSpan {
-    pub(super) sequence: u32,
+pub struct MessageSpan {
+    /// Its number.
+    pub sequence: u32,
     /// Where the message starts in the batch.
-    pub(super) start: usize,
+    pub start: usize,
     /// The operations, as indices into the transaction.
-    pub(super) operations: Range<usize>,
+    pub operations: Range<usize>,
 }
 
 /// A batch: begin mark, messages, end mark. The memory is used again for the
 /// next one.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
-    pub(super) writer: Writer,
-    pub(super) begin_sequence: u32,
-    pub(super) messages: Vec<MessageSpan>,
+pub struct Batch {
+    writer: Writer,
+    begin_sequence: u32,
+    messages: Vec<MessageSpan>,
     /// Where each operation starts in the batch: tells which element of a
     /// message the kernel means.
     starts: Vec<usize>,
@@ -59,10 +60,8 @@ struct Target {
 impl Batch {
     /// Encodes all operations, in order. `destroy`: whether the kernel has
     /// `NFT_MSG_DESTROYSETELEM`.
-    pub(super) fn encode(&mut self, operations: &[Operation], destroy: bool, mut sequence: impl FnMut() -> u32) {
-        self.writer.clear();
-        self.messages.clear();
-        self.starts.clear();
+    pub fn encode(&mut self, operations: &[Operation], destroy: bool, mut sequence: impl FnMut() -> u32) {
+        self.clear();
         self.begin_sequence = sequence();
         self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
         for (index, operation) in operations.iter().enumerate() {
@@ -75,21 +74,46 @@ impl Batch {
     }
 
     /// Encodes messages that are not operations of a transaction.
-    pub(super) fn encode_raw(&mut self, family: Family, messages: &[RawMessage], mut sequence: impl FnMut() -> u32) {
-        self.writer.clear();
-        self.messages.clear();
-        self.starts.clear();
+    pub fn encode_requests(&mut self, requests: &[Request], mut sequence: impl FnMut() -> u32) {
+        self.clear();
         self.begin_sequence = sequence();
         self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
-        for (index, (kind, attributes)) in messages.iter().enumerate() {
-            let open = self.begin(index, *kind, 0, family, sequence());
-            self.starts.push(self.writer.position());
-            self.writer.raw(attributes);
-            self.writer.end_message(open);
+        for (index, request) in requests.iter().enumerate() {
+            let sequence = sequence();
+            let start = self.writer.position();
+            self.messages.push(MessageSpan { sequence, start, operations: index..index + 1 });
+            request.write(&mut self.writer, 0, sequence);
         }
         self.ask_for_answers();
         let end = sequence();
         self.mark(NFNL_MSG_BATCH_END, end);
+    }
+
+    fn clear(&mut self) {
+        self.writer.clear();
+        self.messages.clear();
+        self.starts.clear();
+    }
+
+    /// What to send.
+    pub fn bytes(&self) -> &[u8] {
+        self.writer.bytes()
+    }
+
+    /// The messages, without the marks around them.
+    pub fn messages(&self) -> &[MessageSpan] {
+        &self.messages
+    }
+
+    /// The number of the mark in front.
+    pub fn begin_sequence(&self) -> u32 {
+        self.begin_sequence
+    }
+
+    /// The numbers of all messages that are answered.
+    pub fn sequences(&self) -> Sequences {
+        let last = self.messages.last().map_or(self.begin_sequence, |message| message.sequence);
+        Sequences { first: self.begin_sequence, last }
     }
 
     /// The last message's answer ends the batch; the first one's tells a failed
@@ -102,7 +126,7 @@ impl Batch {
     }
 
     /// The operation whose encoding covers a byte of a message.
-    pub(super) fn operation_at(&self, message: &MessageSpan, offset: usize) -> Option<usize> {
+    pub fn operation_at(&self, message: &MessageSpan, offset: usize) -> Option<usize> {
         let position = message.start + offset;
         let starts = self.starts.get(message.operations.clone())?;
         let before = starts.partition_point(|start| *start <= position);
@@ -146,7 +170,7 @@ impl Batch {
     fn begin(&mut self, index: usize, kind: u8, flags: u16, family: Family, sequence: u32) -> Open {
         let start = self.writer.position();
         self.messages.push(MessageSpan { sequence, start, operations: index..index + 1 });
-        self.writer.begin_message(nft_type(kind), flags, sequence, family_number(family), 0)
+        self.writer.begin_message(message_type(kind), flags, sequence, family_number(family), 0)
     }
 
     fn element(
@@ -191,7 +215,7 @@ impl Batch {
 }
 
 /// A transaction as the bytes of one batch, numbered from 1, as
-/// [`super::Kernel::commit`] would send it to a kernel of 6.3 or newer: for
+/// the agent would send it to a kernel of 6.3 or newer: for
 /// benchmarks, and for witnesses that want to see it.
 pub fn encode(transaction: &Transaction) -> Vec<u8> {
     let mut batch = Batch::default();
@@ -247,7 +271,8 @@ fn write_action(writer: &mut Writer, action: &Action, family: Family, id: u32) {
     }
 }
 
-pub(super) fn write_chain(writer: &mut Writer, chain: Chain) {
+/// Writes the attributes of a `NFT_MSG_NEWCHAIN`.
+pub fn write_chain(writer: &mut Writer, chain: Chain) {
     writer.string(NFTA_CHAIN_TABLE, TABLE);
     write_chain_name(writer, NFTA_CHAIN_NAME, chain);
     if let Some(base) = chain.base() {
@@ -256,6 +281,6 @@ pub(super) fn write_chain(writer: &mut Writer, chain: Chain) {
             w.be32(NFTA_HOOK_HOOKNUM, base.hook.number());
             w.be32(NFTA_HOOK_PRIORITY, base.priority as u32);
         });
-        writer.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
+        writer.be32(NFTA_CHAIN_POLICY, POLICY_ACCEPT);
     }
 }

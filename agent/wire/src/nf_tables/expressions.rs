@@ -8,55 +8,20 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nlink::netlink::nftables::*;
+use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 
-use super::wire::Writer;
-use super::{NF_ACCEPT, family_number};
+use super::{family_number, write_value};
+use crate::message::Writer;
+use crate::uapi::*;
 
-// `include/uapi/linux/netfilter/nf_tables.h`, where nlink has no public name.
-const NFT_REG_VERDICT: u32 = 0;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
-const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
-const NFT_META_IIF: u32 = 4;
-const NFT_META_IIFNAME: u32 = 6;
-const NFT_META_OIFNAME: u32 = 7;
-const NFT_META_PRIORITY: u32 = 2;
-const NFT_META_L4PROTO: u32 = 16;
-const NFT_CT_STATE: u32 = 0;
-const NFT_CT_STATUS: u32 = 2;
-const NFT_CT_PROTO_DST: u32 = 12;
-const NFT_CT_DST_IP: u32 = 20;
-const NFT_CT_DST_IP6: u32 = 22;
-const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
-const NFTA_FIB_F_SADDR: u32 = 1;
-const NFTA_FIB_F_DADDR: u32 = 2;
-const NFT_NG_RANDOM: u32 = 1;
-const NFT_NAT_DNAT: u32 = 1;
-const NFT_DYNSET_OP_UPDATE: u32 = 1;
-
-/// `IP_CT_DIR_ORIGINAL`
-/// (`include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`).
-const IP_CT_DIR_ORIGINAL: u8 = 0;
 /// nft's bit of `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_STATE_NEW: u32 = 8;
-/// `IPS_DST_NAT` (`nf_conntrack_common.h`).
-const IPS_DST_NAT: u32 = 0x20;
-/// `RTN_LOCAL` (`rtnetlink.h`): an address of this node.
-const RTN_LOCAL: u32 = 2;
-/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` (`nf_nat.h`).
-const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 0x10;
-/// `ICMP_PORT_UNREACH` and `ICMPV6_PORT_UNREACH`.
-const ICMP_PORT_UNREACH: u8 = 3;
-const ICMPV6_PORT_UNREACH: u8 = 4;
 /// `IFNAMSIZ`: an interface name fills this many bytes.
 const IFNAMSIZ: usize = 16;
-const TCP: u8 = 6;
 
 /// The word of four bytes where a value starts, of the 16 there are.
 type Word = u32;
@@ -71,7 +36,7 @@ fn register(word: Word) -> u32 {
 }
 
 /// Writes a rule's expressions: the content of `NFTA_RULE_EXPRESSIONS`.
-pub(super) fn write_rule(writer: &mut Writer, family: Family, rule: &Rule) {
+pub fn write_rule(writer: &mut Writer, family: Family, rule: &Rule) {
     let mut expressions = Expressions { writer, family };
     for statement in &rule.0 {
         expressions.statement(statement);
@@ -172,7 +137,7 @@ impl Expressions<'_> {
             Statement::Jump(chain) => self.verdict(NFT_JUMP, Some(*chain)),
             Statement::Goto(chain) => self.verdict(NFT_GOTO, Some(*chain)),
             Statement::Return => self.verdict(NFT_RETURN, None),
-            Statement::Accept => self.verdict(NF_ACCEPT as i32, None),
+            Statement::Accept => self.verdict(NF_ACCEPT, None),
             Statement::Drop => self.verdict(NF_DROP, None),
             Statement::Reject => self.reject(),
             Statement::Masquerade => self.expression("masq", |w| {
@@ -195,7 +160,7 @@ impl Expressions<'_> {
     /// Loads a key into consecutive words, each field padded to full words.
     fn key(&mut self, parts: &[KeyPart]) {
         if parts.contains(&KeyPart::TcpPort) {
-            self.match_protocol(TCP);
+            self.match_protocol(Protocol::Tcp.number());
         }
         let mut word = 0;
         for part in parts {
@@ -348,7 +313,7 @@ impl Expressions<'_> {
         self.expression("cmp", |w| {
             w.be32(NFTA_CMP_SREG, register(0));
             w.be32(NFTA_CMP_OP, op);
-            w.value(NFTA_CMP_DATA, bytes);
+            write_value(w, NFTA_CMP_DATA, bytes);
         });
     }
 
@@ -364,8 +329,8 @@ impl Expressions<'_> {
             w.be32(NFTA_BITWISE_DREG, register(word));
             w.be32(NFTA_BITWISE_LEN, mask.len() as u32);
             w.be32(NFTA_BITWISE_OP, NFT_BITWISE_BOOL);
-            w.value(NFTA_BITWISE_MASK, mask);
-            w.value(NFTA_BITWISE_XOR, xor);
+            write_value(w, NFTA_BITWISE_MASK, mask);
+            write_value(w, NFTA_BITWISE_XOR, xor);
         });
     }
 
@@ -479,7 +444,7 @@ mod tests {
     use vmap_proxy_compiler::ruleset::spread::Spread;
 
     use super::*;
-    use crate::netlink::wire::Attributes;
+    use crate::message::Attributes;
 
     fn chains() -> Vec<Chain> {
         let mut chains = Chain::FIXED.to_vec();
@@ -524,7 +489,7 @@ mod tests {
                 let mut writer = Writer::as_listed();
                 write_rule(&mut writer, family, &rule);
                 let names =
-                    Attributes(writer.bytes()).map(|one| one.nested().string(NFTA_EXPR_NAME).map(str::to_owned));
+                    Attributes::new(writer.bytes()).map(|one| one.nested().string(NFTA_EXPR_NAME).map(str::to_owned));
                 written.extend(names.flatten());
             }
         }
