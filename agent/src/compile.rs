@@ -1,7 +1,7 @@
 //! `vmap-proxy compile`: prints the rule set that manifests would make.
 //!
-//! It needs no privileges and asks the kernel nothing: the addresses on the
-//! node's interfaces are taken to be those of its Node object.
+//! It needs no privileges and does not query the kernel: the addresses on the
+//! node's interfaces are assumed to be those of its Node object.
 
 use std::io::{self, Write};
 
@@ -70,8 +70,8 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Without the Node's address its NodePorts stay closed, and here nobody waits
-/// for it.
+/// Without the Node's address its NodePorts stay closed, because this command
+/// does not wait for it.
 fn warn_of_closed_node_ports(config: &ProxyConfig, changes: &[ObjectChange]) {
     let own = changes.iter().filter(|change| change.object().name == config.node_name).find_map(ObjectChange::node);
     let node = own.cloned().unwrap_or_default();

@@ -32,8 +32,8 @@ pub enum InstanceError {
         describe(*pid)
     )]
     Running {
-        /// Its process; `None` if it is in a process namespace that can't be
-        /// seen from here.
+        /// Its process; `None` if it is in a process namespace that is
+        /// invisible from here.
         pid: Option<i32>,
     },
     /// A socket could not be made.
@@ -80,7 +80,7 @@ fn holder(address: &UnixAddr) -> Result<Instance, InstanceError> {
             Ok(Instance { _socket: None })
         }
         Ok(peer) => Err(InstanceError::Running { pid: Some(peer.pid()).filter(|pid| *pid != 0) }),
-        // It is there, but does not listen yet, or its queue is full.
+        // It exists, but does not listen yet, or its queue is full.
         Err(_) => Err(InstanceError::Running { pid: None }),
     }
 }

@@ -1,6 +1,6 @@
-//! Kubernetes Events (`events.k8s.io/v1`): what an operator sees in `kubectl
-//! describe`. Those of kube-proxy under its own names, and a few about Services
-//! that can't be programmed as they ask.
+//! Kubernetes Events (`events.k8s.io/v1`), which `kubectl describe` shows:
+//! those of kube-proxy under its names, and a few about Services that cannot be
+//! programmed as they ask.
 //!
 //! Best effort: a [`Recorder`] queues an Event and never waits; [`post`] sends it
 //! in its own time. What the API server does not take is dropped.
@@ -55,15 +55,14 @@ impl Notice {
     }
 }
 
-/// Queues Events without blocking; drops them if the queue is full or nobody
-/// posts any.
+/// Queues Events without blocking; drops them if the queue is full or closed.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     node: String,
     sender: mpsc::Sender<Notice>,
 }
 
-/// A recorder for this node's agent, and what to hand to [`post`].
+/// Returns a recorder for this node's agent, and the queue for [`post`].
 pub fn channel(node_name: &str) -> (Recorder, mpsc::Receiver<Notice>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     (Recorder { node: node_name.to_owned(), sender }, receiver)
@@ -76,8 +75,8 @@ impl Recorder {
         self.send(Notice { regarding, is_warning: false, reason: "Starting", action: START, note: String::new() });
     }
 
-    /// `FailedToStartProxierHealthcheck`, on the Node: nothing can listen where
-    /// the proxy's health is to be asked for.
+    /// `FailedToStartProxierHealthcheck`, on the Node: the health server cannot
+    /// listen on its address.
     pub fn health_server_failed(&self, why: &str) {
         let note = format!("failed to start proxy healthz: {why}");
         self.warn(self.node_reference(), "FailedToStartProxierHealthcheck", START, note);
@@ -108,15 +107,15 @@ impl Recorder {
         self.warn(reference(service), "ServiceTooLarge", "SyncRules", note);
     }
 
-    /// `FrontendConflict`, on the Service: an older one has an address and port
-    /// that it asks for.
+    /// `FrontendConflict`, on the Service: an older one holds an address and
+    /// port that it asks for.
     pub fn frontend_taken(&self, service: &ServiceName, what: &str, holder: &ServiceName) {
         let note = format!("{what} belongs to Service {holder}, which is older and keeps it");
         self.warn(reference(service), "FrontendConflict", "SyncRules", note);
     }
 
-    /// kube-proxy puts the Node's name for its uid, and `kubectl describe node`
-    /// looks for that.
+    /// kube-proxy uses the Node's name as its uid, and `kubectl describe node`
+    /// searches for that.
     fn node_reference(&self) -> ObjectReference {
         ObjectReference {
             kind: Some("Node".to_owned()),

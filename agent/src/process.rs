@@ -13,13 +13,13 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Longest idle time of a thread of the event loop, so long that it is kept.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The most threads for what blocks: reading manifests, resolving names,
-/// listing counters. None of them is needed by a sync.
+/// Maximum number of threads for blocking work: reading manifests, resolving
+/// names, listing counters. A sync needs none of them.
 const BLOCKING_THREADS: usize = 8;
 
-/// Raises the limit of open files to what the process may have. The usual
-/// 1,024 are fewer than a node may need, with a health check port for each load
-/// balancer; the low default is for programs that use `select`.
+/// Raises the limit of open files to the hard limit. The usual 1,024 are fewer
+/// than a node may need, with a health check port for each load balancer; the
+/// low default is for programs that use `select`.
 pub fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft < hard {
@@ -39,13 +39,13 @@ pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
-/// An event loop on the calling thread, and one thread for what blocks. tokio
-/// panics if it needs the first such thread and can't have it (a limit of
-/// processes, no memory); further ones it does without. So the first is made
-/// here, where its absence is an error, and kept.
+/// Creates an event loop on the calling thread, and one thread for blocking
+/// work. tokio panics if it cannot create the first such thread (a limit of
+/// processes, no memory); it can do without further ones. The first is
+/// therefore created here, where a failure is an error, and kept.
 ///
 /// # Errors
-/// No descriptors or no thread can be had.
+/// If no descriptors or no thread are available.
 pub fn event_loop() -> io::Result<Runtime> {
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -67,8 +67,8 @@ pub fn run_to_end<T>(runtime: Runtime, future: impl Future<Output = T>) -> T {
     output
 }
 
-/// Ignores SIGHUP, for ever: the terminal it was started from is closed, or
-/// somebody expects the configuration to be read again, which happens by itself.
+/// Ignores SIGHUP, for ever: the terminal it was started from is closed, or the
+/// sender expects the configuration to be read again, which happens by itself.
 ///
 /// # Errors
 /// No handler can be set up.

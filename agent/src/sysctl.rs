@@ -15,7 +15,7 @@ use crate::config::GoDuration;
 use crate::config::kube_proxy_configuration::Conntrack;
 use crate::files::read::patiently;
 
-/// The largest `nf_conntrack_max` that the number of CPUs alone leads to.
+/// The largest `nf_conntrack_max` that follows from the number of CPUs alone.
 const MAX_BY_CPUS: i64 = 1_048_576;
 
 /// The folder of conntrack's sysctls.
@@ -116,8 +116,8 @@ impl Sysctls {
         Self { root }
     }
 
-    /// Sets what the configuration asks for, in kube-proxy's order, and only
-    /// what differs. Goes on after a failure.
+    /// Sets the configured values, in kube-proxy's order, and only those that
+    /// differ. Goes on after a failure.
     pub fn apply(&self, conntrack: &Conntrack) -> Outcome {
         let mut outcome = Outcome::default();
         if let Some(max) = conntrack_max(conntrack, self.cpus()) {
@@ -207,7 +207,8 @@ impl Sysctls {
     }
 
     fn write(&self, path: &Path, value: i64) -> Result<(), SysctlError> {
-        // Not `fs::write`, which would create what the kernel doesn't have.
+        // Not `fs::write`, which would create a file that the kernel does not
+        // have.
         patiently(|| fs::OpenOptions::new().write(true).truncate(true).open(path))
             .and_then(|mut file| io::Write::write_all(&mut file, value.to_string().as_bytes()))
             .map_err(|source| SysctlError::Write { path: path.to_owned(), value, source })
@@ -239,7 +240,7 @@ fn count_cpus(list: &str) -> Option<i64> {
 }
 
 /// `nf_conntrack_max`: per CPU but at most [`MAX_BY_CPUS`], and at least `min`
-/// unless that limit was met. `None` leaves the kernel's value alone.
+/// unless that limit was met. `None` keeps the kernel's value.
 fn conntrack_max(conntrack: &Conntrack, cpus: i64) -> Option<i64> {
     if conntrack.max_per_core <= 0 {
         return None;
@@ -256,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory that looks like a machine's; gone when dropped.
+    /// A directory that resembles a machine's; removed when dropped.
     struct Machine {
         root: PathBuf,
         sysctls: Sysctls,
@@ -290,7 +291,7 @@ mod tests {
             fs::write(path, value).unwrap();
         }
 
-        /// Applies, and gives what changed as (file name, value).
+        /// Applies, and returns the changes as (file name, value).
         fn changes(&self, conntrack: &Conntrack) -> Vec<(String, i64)> {
             let outcome = self.sysctls.apply(conntrack);
             assert!(outcome.errors.is_empty() && outcome.warnings.is_empty(), "{outcome:?}");

@@ -1,4 +1,4 @@
-//! The version of this program, and of the kube-proxy that it stands in for.
+//! The version of this program, and of the kube-proxy that it replaces.
 
 /// Major version of the Kubernetes whose kube-proxy is matched.
 pub const KUBERNETES_MAJOR: &str = "1";

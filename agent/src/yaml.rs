@@ -49,9 +49,9 @@ fn is_blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#')
 }
 
-/// The parser's options. A file that the operator wrote may be as large as the
-/// operator likes; what stays limited is what could exhaust the stack, and
-/// aliases that multiply.
+/// The parser's options. A file by the operator may have any size. Limits
+/// remain for nesting, which could exhaust the stack, and for aliases that
+/// multiply.
 pub fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {

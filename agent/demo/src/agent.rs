@@ -24,7 +24,7 @@ const EXAMPLES: [(&str, &str); 5] = [
 const WEB_FILE: &str = "web.yaml";
 const WEB: &str = include_str!("../../../examples/web.yaml");
 
-/// The agent's arguments before the directory. What belongs to the machine and not to the namespace is left alone.
+/// The agent's arguments before the directory. Settings of the machine, as opposed to the namespace, stay unchanged.
 const ARGUMENTS: [&str; 8] = [
     "run",
     "--node-name=node-1",

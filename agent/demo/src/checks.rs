@@ -22,7 +22,7 @@ pub(crate) struct Check {
 /// The expected result.
 #[derive(Debug, Clone)]
 pub(crate) enum Expected {
-    /// Each of these pods answers at least once, and nobody else.
+    /// Each of these pods answers at least once, and no other.
     AllOf(Vec<&'static str>, Source),
     /// One of these pods answers every time.
     OneOf(Vec<&'static str>, Source),
@@ -49,7 +49,8 @@ const NODE6: &str = "2001:db8:1::11";
 const POD: &str = "10.244.1.77";
 const POD6: &str = "fd00:10:244:1::77";
 
-/// Enough connections that each of three pods is seen, but for one run in 10^8.
+/// Enough connections that each of three pods is seen, except in one run of
+/// 10^8.
 const MANY: usize = 48;
 
 fn check(

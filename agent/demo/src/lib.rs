@@ -1,9 +1,9 @@
 //! `vmap-proxy demo`: Services at work on a laptop, without a cluster.
 //!
 //! A lab of network namespaces stands for a small cluster (see [`vmap_proxy_lab`]);
-//! the real agent follows a directory with the project's `examples/` in the
-//! node's namespace, and real connections show who answers, and which source
-//! address it sees. Nothing outside the lab is touched.
+//! the real agent follows a directory with the project's `examples/` in the node's
+//! namespace, and real connections show which pod answers, and which source address
+//! it sees. Nothing outside the lab changes.
 //!
 //! The agent is a child process: the same program, started as `vmap-proxy run`.
 //! So this crate needs nothing of the agent's library, and the binary may have

@@ -69,8 +69,8 @@ pub struct HealthChecks {
 }
 
 impl SyncDone {
-    /// A sync that succeeded. The work depends on what changed, unless the whole
-    /// kernel was compared or the node changed.
+    /// A sync that succeeded. The work depends on the changes, unless the whole
+    /// kernel state was compared or the node changed.
     pub fn succeeded(syncer: &Syncer, report: SyncReport, undid_foreign_change: bool) -> Self {
         Self {
             failure: None,

@@ -1,8 +1,8 @@
 //! The consequences of a sync other than rules.
 //!
 //! The sync loop makes one owned value of each sync, [`SyncDone`], and hands it to
-//! small listeners. None of them asks the syncer anything or knows another, and
-//! none does more for a change than the change is large:
+//! small listeners. None of them queries the syncer or knows another, and the work
+//! of each is bounded by the size of the change:
 //!
 //! * [`metrics`]: counts and times it;
 //! * [`health`]: whether the proxy keeps up;

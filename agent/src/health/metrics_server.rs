@@ -1,4 +1,4 @@
-//! `/metrics` and what kube-proxy serves beside it.
+//! `/metrics` and the other pages that kube-proxy serves there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +40,7 @@ type Scrape = BoxFuture<'static, Option<Bytes>>;
 /// `/proxyMode` and `/configz`; everything else is 404. kube-proxy's profiles of the Go runtime
 /// have no counterpart.
 ///
-/// `connections` is asked for each reply of `/metrics`.
+/// `connections` is called for each reply of `/metrics`.
 pub fn router(
     metrics: Metrics,
     connections: Option<ConnectionSource>,
@@ -101,8 +101,8 @@ async fn metrics_text(State(served): State<Arc<Served>>, headers: HeaderMap) -> 
 }
 
 impl Served {
-    /// However many ask at a time, the text is made once, and on another thread:
-    /// no change waits for it.
+    /// However many clients ask at a time, the text is encoded once, and on
+    /// another thread, so that no change waits for it.
     fn scrape(&self, format: Format) -> Shared<Scrape> {
         let mut scrapes = self.scrapes.lock().unwrap_or_else(PoisonError::into_inner);
         let running = scrapes.iter().find(|(of, _)| *of == format).and_then(|(_, scrape)| scrape.upgrade());

@@ -26,7 +26,7 @@ impl Clock {
         Self::new(|| Now { instant: Instant::now(), wall: SystemTime::now() })
     }
 
-    /// A clock of one's own.
+    /// A custom clock.
     pub fn new(now: impl Fn() -> Now + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }

@@ -1,4 +1,4 @@
-//! Runs a test of a server, and asks it.
+//! Runs a test of a server, and sends it requests.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

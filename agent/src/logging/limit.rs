@@ -1,4 +1,4 @@
-//! Bounds what one cause can write into the log.
+//! Bounds the lines that one cause can write into the log.
 //!
 //! A cause is a place in the code that logs (a callsite of `tracing`), in this
 //! program or a library. Each may write a burst of lines, and then a few a

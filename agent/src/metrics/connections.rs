@@ -1,5 +1,5 @@
 //! Connections per Service, read from the counters on elements of the
-//! `services` and `nodeports` maps when metrics are asked for.
+//! `services` and `nodeports` maps when metrics are requested.
 //!
 //! They are not kept in the registry: a large cluster has tens of thousands,
 //! and the kernel counts them anyway.

@@ -327,7 +327,8 @@ impl Metrics {
         registry.register("build_info", "The version of vmap-proxy, always 1", build);
     }
 
-    /// A sync was asked for: by a change, or by the start of the sync loop.
+    /// Records a request for a sync, by a change or by the start of the sync
+    /// loop.
     pub fn sync_queued(&self, family: Family, at: SystemTime) {
         self.last_queued.get_or_create(&by_family(family)).set(unix_seconds(at));
     }
@@ -408,7 +409,7 @@ impl Metrics {
         self.livez_replies.get_or_create(&CodeLabel { code }).inc();
     }
 
-    /// Stale flows were looked for and deleted; only where the listing
+    /// Records a search for stale flows with its deletions, if the listing
     /// succeeded.
     pub fn conntrack_reconciled(&self, family: Family, took: Duration, deleted: usize) {
         self.conntrack_duration.get_or_create(&by_family(family)).observe(took.as_secs_f64());
@@ -440,14 +441,14 @@ impl Metrics {
         self.quarantined_services.set(gauge_value(services));
     }
 
-    /// Someone else's change to our tables was undone.
+    /// Records that a foreign change to our tables was undone.
     pub fn drift_repaired(&self) {
         self.drift_repairs.inc();
     }
 
-    /// Things of others were taken out of our tables, or what others did to
-    /// these was undone. `kind`: chain, set, object, flowtable, element, flags,
-    /// policy.
+    /// Records that foreign objects in our tables were removed, or foreign
+    /// changes to them undone. `kind`: chain, set, object, flowtable, element,
+    /// flags, policy.
     pub fn foreign_removed(&self, kind: &'static str, count: usize) {
         self.foreign_removed.get_or_create(&KindLabel { kind }).inc_by(count as u64);
     }

@@ -1,4 +1,4 @@
-//! The standard `process_*` metrics, read from `/proc` when asked for.
+//! The standard `process_*` metrics, read from `/proc` on request.
 
 use std::fmt;
 use std::fs;

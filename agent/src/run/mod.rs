@@ -1,5 +1,5 @@
 //! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the modules
-//! together: a source, the sync loop, and what watches them.
+//! together: a source, the sync loop, and their observers.
 
 mod connections;
 mod node;
@@ -78,7 +78,7 @@ pub enum Error {
     /// A sysctl can't be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// The Node object lacks what the configuration needs.
+    /// The Node object lacks a field that the configuration needs.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// The configuration file changed.

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
 
-/// Reports until nobody listens any more. A watch that fails is given up with
-/// a warning: the proxy works without it.
+/// Reports until the receiver is gone. A failed watch is given up with a
+/// warning: the proxy works without it.
 pub(super) async fn watch(addresses: AddressWatcher, events: mpsc::Sender<Vec<IpAddr>>) {
     watch_addresses(addresses, &events).await;
     std::future::pending().await

@@ -4,9 +4,9 @@
 //! kube-proxy waits at its start for the Node to have an address, for 30 s, and
 //! in NodeCIDR mode for its `podCIDRs`, for 5 minutes, after which it ends
 //! (`newProxyServer` and `platformSetup` in `cmd/kube-proxy/app`). So do we,
-//! between the source and the sync loop: objects pass through, but the word that
-//! everything is listed is held back. Until then nothing is programmed, and what
-//! an earlier process programmed stays.
+//! between the source and the sync loop: objects pass through, but the event
+//! that everything is listed is held back. Until then nothing is programmed, and
+//! what an earlier process programmed stays.
 
 use std::convert::Infallible;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Removes what kube-proxy left, once our own rules serve.
+//! Removes the leftovers of kube-proxy, once our own rules serve.
 
 use tokio::sync::watch;
 

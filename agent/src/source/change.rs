@@ -64,8 +64,8 @@ pub struct NodeMarks {
 }
 
 impl ObjectChange {
-    /// Checks a change for the node of this name, and lists what in it can't be
-    /// used. This is the one place where an object is read.
+    /// Checks a change for the node of this name, and lists its unusable parts.
+    /// This is the only place where an object is read.
     pub fn read(change: &Change, node_name: &str, origin: Origin) -> (Self, Vec<Problem>) {
         let (checked, problems) = CheckedChange::new(change, node_name);
         let (triggered, node_marks) = match change {

@@ -296,7 +296,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits until what failed is to be tried again; for ever if nothing did.
+    /// Waits until the next retry of failed files; for ever if there are none.
     async fn next_try(&mut self, is_unwatched: bool) {
         if !self.retry && !is_unwatched {
             self.backoff.reset();

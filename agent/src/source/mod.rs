@@ -1,8 +1,8 @@
 //! One stream of checked changes, whichever the source: manifests on disk or the
 //! Kubernetes API.
 //!
-//! A source reads each object once, logs what in it can't be used, and hands on an
-//! [`ObjectChange`]; nobody else sees the object.
+//! A source reads each object once, logs its unusable parts, and hands on an
+//! [`ObjectChange`]; no other module sees the object.
 
 mod change;
 pub mod kubernetes;

@@ -3,8 +3,8 @@
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 use vmap_proxy_compiler::model::objects::{Kind, Object};
 
-/// Deserialises an object of a known kind straight into its slim type; what
-/// the type does not name is skipped and costs no memory.
+/// Deserialises an object of a known kind straight into its slim type; fields
+/// that the type does not name are skipped and cost no memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ObjectOf(pub(super) Kind);
 

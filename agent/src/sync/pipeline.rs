@@ -25,7 +25,8 @@ pub(super) type Failed = (Transaction, CommitError);
 ///
 /// The kernel takes three times as long for a transaction as planning does, and
 /// blocks its thread meanwhile. So another thread commits, and the time of
-/// planning disappears behind it. Where no thread can be had, one does both.
+/// planning disappears behind it. If no thread can be created, one thread does
+/// both.
 ///
 /// All memory is allocated on the calling thread: a second allocating thread
 /// would have a separate heap.

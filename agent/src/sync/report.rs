@@ -27,7 +27,7 @@ pub struct SyncReport {
     /// For how long each kept other writers of nftables waiting, at most: the
     /// system call in which the kernel works on it.
     pub lock_holds: Vec<Duration>,
-    /// Of that, what encoding took, all transactions together.
+    /// The encoding part of that duration, for all transactions together.
     pub encoding: Duration,
     /// The refused operations; everything else was programmed.
     pub refused: Vec<Refused>,
@@ -49,7 +49,7 @@ pub struct SyncReport {
     pub cleaned: Vec<Cleaned>,
 }
 
-/// Something that somebody else did to our tables, and that was undone.
+/// A foreign change to our tables that was undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cleaned {
     /// In which table.

@@ -15,7 +15,7 @@ const TOLD_AT_ONCE: u32 = 5;
 /// Time without further lines about a program after that.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// More programs than this are not told apart.
+/// Maximum number of programs that are distinguished.
 const MOST_PROGRAMS: usize = 64;
 
 /// The changes of one program.

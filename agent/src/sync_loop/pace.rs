@@ -12,8 +12,8 @@ pub const MIN_GAP: Duration = Duration::from_millis(50);
 /// The longest pause after a sync that succeeded, however long it took.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
-/// The first pause after a sync that failed, and before the second repair of
-/// what others keep changing. Each further one is twice as long.
+/// The first pause after a sync that failed, and before the second repair in a
+/// series of foreign changes. Each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest pause while others are to blame: when they stop, everything is
@@ -35,7 +35,7 @@ pub(super) enum Blame {
     Us,
 }
 
-/// Remembers what the time of the next sync depends on.
+/// The state that determines the time of the next sync.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// The longest pause after failures that are our own.

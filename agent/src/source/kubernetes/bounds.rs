@@ -1,5 +1,5 @@
-//! Bounds for what a server may do to us: a list that never ends, or so slowly
-//! that it might as well not.
+//! Bounds against misbehaving servers: a list that never ends, or that ends too
+//! slowly.
 
 use std::time::Duration;
 

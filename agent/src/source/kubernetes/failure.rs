@@ -26,7 +26,7 @@ pub(super) enum Failure {
         message: String,
         /// The server's wish (`Retry-After`).
         retry_after: Duration,
-        /// Waiting won't help, somebody has to act.
+        /// Waiting does not help; somebody has to act.
         is_denied: bool,
     },
     /// The connection broke.

@@ -32,7 +32,8 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// A broken connection. What differs by numbers alone is the same cause.
+    /// A broken connection. Messages that differ only in numbers have the same
+    /// cause.
     pub(super) fn broken(message: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         message.chars().filter(|character| !character.is_numeric()).for_each(|character| character.hash(&mut hasher));

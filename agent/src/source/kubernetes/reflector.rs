@@ -23,7 +23,7 @@ use crate::source::{Event, EventSender, ObjectChange, Origin};
 const BATCH: usize = 512;
 /// Shortest duration of a watch; the longest is twice that, as in client-go.
 const WATCH: Duration = Duration::from_secs(300);
-/// A resource that the cluster lacks is asked for again after this time.
+/// A missing resource is requested again after this time.
 const NOT_SERVED: Duration = Duration::from_secs(600);
 /// A pause between watches that end at once is never longer than this fraction
 /// of the longest retry, because their events are valid.
@@ -96,7 +96,7 @@ impl Reflector {
         }
     }
 
-    /// Returns when nobody listens any more.
+    /// Returns when the receiver is gone.
     pub(super) async fn run(mut self) {
         loop {
             let result = match self.version.clone() {
@@ -133,7 +133,7 @@ impl Reflector {
             return Duration::ZERO;
         }
         let wait = self.short_watches.next();
-        // The first is what a server that stops does.
+        // A server that stops does the first.
         if self.short_watches.failures() > 1 {
             self.report(Cause::ShortWatch, "watches end at once; pausing before each").await;
         }
@@ -171,7 +171,7 @@ impl Reflector {
                 if is_denied && self.resource.patience(&self.timing).is_some() {
                     self.listed = None;
                 }
-                // A server may ask for patience, but not for years.
+                // A server may request a delay, but not of years.
                 let wait = self.backoff.next().max(retry_after.min(self.timing.longest_retry * 2));
                 if matches!(code, 400 | 422 | 504) && self.backoff.failures() >= REFUSALS {
                     self.version = None;
@@ -404,7 +404,7 @@ impl Reflector {
         }
     }
 
-    /// The next bytes of a list, within what its budget leaves.
+    /// Returns the next bytes of a list, within its remaining budget.
     async fn next_of_list<'a>(
         &mut self,
         body: &'a mut (impl AsyncBufRead + Unpin),
@@ -421,8 +421,8 @@ impl Reflector {
         Ok(chunk)
     }
 
-    /// Asks for a list. A server that does not know the selector (Services
-    /// have it since 1.31) is asked again without.
+    /// Requests a list. If the server does not know the selector (Services have
+    /// it since 1.31), the request is repeated without it.
     async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Body, Failure> {
         match self.request(path(&self.resource)).await {
             Err(Failure::Refused { code: 400, message, .. }) if self.resource.drop_field_selector(&message) => {
@@ -456,7 +456,8 @@ impl Reflector {
         Ok(())
     }
 
-    /// An object is there; one that the selector should have left out is not.
+    /// An object exists; one that the selector should have left out does not
+    /// count.
     async fn apply(&mut self, object: Object) -> Result<(), Failure> {
         let change = match self.resource.leaves_out(&object) {
             true => Change::Delete(object.reference()),

@@ -13,7 +13,7 @@ use crate::source::typed::ObjectOf;
 #[expect(clippy::large_enum_variant, reason = "taken apart at once; nearly all are the large one")]
 #[derive(Debug, PartialEq)]
 pub(super) enum Frame {
-    /// An object is there, or different.
+    /// An object exists, or has changed.
     Apply(Object),
     /// An object is gone, or no longer matches the selectors.
     Delete { object: ObjectRef, version: String },
@@ -25,7 +25,7 @@ pub(super) enum Frame {
     Unknown,
 }
 
-/// The parts of `metav1.Status` that are looked at.
+/// The used parts of `metav1.Status`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Status {

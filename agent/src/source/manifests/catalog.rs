@@ -109,7 +109,7 @@ impl Catalog {
         }
     }
 
-    /// The files behind the paths, when they were last looked at.
+    /// The files behind the paths at the last check.
     pub(super) fn files(&self) -> &[PathBuf] {
         &self.order
     }

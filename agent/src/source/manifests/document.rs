@@ -51,8 +51,8 @@ pub(super) fn split(text: &str, format: Format) -> Vec<Document> {
     }
 }
 
-/// JSON values one after the other, as `kubectl` takes them. Behind a syntax
-/// error nothing can be told apart any more: the rest is one document.
+/// JSON values one after the other, as `kubectl` accepts them. Behind a syntax
+/// error values cannot be separated: the rest is one document.
 fn split_json(text: &str) -> Vec<Document> {
     let start_of = |from: usize| from + (text[from..].len() - text[from..].trim_start().len());
     let mut documents = Vec::new();
@@ -140,7 +140,7 @@ enum Found {
 /// API server leaves both out of the items.
 type Implied<'a> = Option<(&'a str, &'a str)>;
 
-/// Tells what an object is and checks the types of its fields.
+/// Determines the kind of an object and checks the types of its fields.
 fn interpret(value: Value, implied: Implied<'_>) -> Result<Found, Mistake> {
     let mut value = whole_numbers(value);
     let field = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);

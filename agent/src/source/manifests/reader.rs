@@ -31,7 +31,7 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 #[derive(Debug)]
 pub(super) struct Reader {
     patience: Duration,
-    /// Files whose file system has not answered yet, and who waits for it.
+    /// Files whose file system has not answered yet, and the waiting threads.
     stuck: HashMap<PathBuf, JoinHandle<()>>,
 }
 
@@ -46,8 +46,8 @@ pub(super) type Job<J> = (PathBuf, J);
 
 impl Reader {
     /// Does `work` for each job on another thread and hands the results to
-    /// `take`, in order, on this one. Where no thread can be had, this one does
-    /// both.
+    /// `take`, in order, on this one. If no thread can be created, this one
+    /// does both.
     pub(super) fn each<J, R>(
         &mut self,
         jobs: Vec<Job<J>>,
@@ -92,7 +92,7 @@ impl Reader {
         let look = move || {
             for (path, known) in &theirs[their_range] {
                 if sender.send(their_work(path, known)).is_err() {
-                    // It took too long, and nobody waits any more.
+                    // It took too long, and the receiver is gone.
                     return;
                 }
             }

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::files::watch::{FileWatch, Touched};
 
-/// Programs write a file in several steps; what follows within this time
-/// belongs to the same change.
+/// Programs write a file in several steps; events within this time belong to
+/// the same change.
 const QUIET: Duration = Duration::from_millis(50);
 /// A directory that never comes to rest is read this often.
 const LONGEST_BURST: Duration = Duration::from_secs(1);
@@ -21,8 +21,9 @@ pub(super) struct Places {
     /// The requested paths. Each is watched itself, which shows its removal or
     /// replacement.
     pub(super) roots: HashSet<PathBuf>,
-    /// Directories of roots that may come, or be exchanged behind a link:
-    /// watched for what happens to the roots alone. Others may be busy there.
+    /// Directories of roots that may appear, or be replaced behind a link. Only
+    /// events about the roots count, because other files there may change
+    /// often.
     pub(super) parents: HashSet<PathBuf>,
     /// Directories whose content matters.
     pub(super) contents: HashSet<PathBuf>,
@@ -55,8 +56,8 @@ pub(super) struct FileWatcher {
 }
 
 impl FileWatcher {
-    /// Follows these places, and no others. Returns whether a watch was added:
-    /// what happened before it was not seen.
+    /// Follows these places, and no others. Returns whether a watch was added,
+    /// because earlier events were not seen then.
     ///
     /// # Errors
     /// The kernel refuses an inotify instance or a watch. Worth another try.

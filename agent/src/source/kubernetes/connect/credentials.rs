@@ -120,7 +120,7 @@ fn read_token(path: &Path) -> Result<HeaderValue, CredentialError> {
 }
 
 /// The header for a token, without the white space around it; `None` if there
-/// is none, or it can't be sent.
+/// is none, or it cannot be sent.
 pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
     let token = token.trim();
     if token.is_empty() {

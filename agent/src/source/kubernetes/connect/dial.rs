@@ -74,7 +74,7 @@ impl Drop for Stream {
 /// The silence after which the peer counts as gone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Liveness {
-    /// Silence after which the peer is asked for a sign of life.
+    /// Silence after which the peer gets a ping.
     pub(super) interval: Duration,
     /// Longest time to give one.
     pub(super) patience: Duration,
@@ -180,9 +180,9 @@ impl Dialer {
         Ok(Stream::new(tcp.ready().await?.call(target).await?.into_inner()))
     }
 
-    /// A connection to the proxy itself. One that speaks TLS is checked, and
-    /// told who we are, as the server is: client-go has one configuration for
-    /// both.
+    /// Connects to the proxy itself. If it uses TLS, its certificate is checked
+    /// and the client certificate is sent, as with the server: client-go has
+    /// one configuration for both.
     async fn dial_proxy(self) -> Result<Stream, BoxError> {
         let Some(proxy) = self.proxy().cloned() else { return Err("no proxy is configured".into()) };
         let tcp = self.tcp(proxy.url.clone()).await.map_err(|error| through(&proxy, error))?;

@@ -35,7 +35,7 @@ pub enum ExecError {
     /// A version of the protocol that is not spoken.
     #[error("apiVersion {0:?} is neither client.authentication.k8s.io/v1 nor …/v1beta1")]
     Version(String),
-    /// It wants to ask a person.
+    /// It requires interaction with a person.
     #[error("interactiveMode is Always, but the agent cannot ask anybody")]
     Interactive,
     /// The program can't be run.
@@ -137,7 +137,7 @@ impl Exec {
             .filter_map(|pair| Some((pair.get("name")?.clone(), pair.get("value").cloned().unwrap_or_default())))
             .collect();
         environment.push(("KUBERNETES_EXEC_INFO".to_owned(), info.to_string()));
-        // A bare name is looked for in PATH.
+        // A bare name is searched for in PATH.
         let is_path = command.contains('/');
         let path = if is_path { directory.join(&command).into_os_string() } else { PathBuf::from(command).into() };
         Ok(Self {
@@ -162,7 +162,7 @@ impl Exec {
         Ok(fresh)
     }
 
-    /// The server does not take it: ask again.
+    /// The server has refused it: run the plugin again.
     pub(super) async fn forget(&self) {
         *self.current.lock().await = None;
     }
@@ -208,8 +208,7 @@ impl Exec {
     }
 }
 
-/// A process that is killed, and waited for, when nobody waits for its end any
-/// more.
+/// A process that is killed and reaped when it is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {

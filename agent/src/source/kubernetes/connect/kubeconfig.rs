@@ -1,8 +1,8 @@
 //! From a kubeconfig file to settings, by client-go's rules (`tools/clientcmd`).
 //!
-//! The library reads the YAML; what the fields mean is decided here, since its
-//! own rules differ where real files are not tidy: empty fields, base64 in
-//! lines, no scheme, a token with a newline.
+//! The library parses the YAML. This module interprets the fields, because the
+//! library's rules differ for untidy real files: empty fields, base64 in lines,
+//! no scheme, a token with a newline.
 
 use std::path::Path;
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 /// The defect of an API server's address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ServerUrlError {
-    /// Nothing is there.
+    /// The address is empty.
     #[error("it is not set; write https://HOST:PORT")]
     Missing,
     /// Not a URL.

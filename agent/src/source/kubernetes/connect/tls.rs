@@ -1,4 +1,4 @@
-//! TLS to the API server: whom we trust, and who we are.
+//! TLS to the API server: trust anchors and client certificate.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,8 +62,8 @@ pub enum TlsError {
     ServerName(String),
 }
 
-/// Makes the configuration of each new connection from what the files hold by
-/// then: certificates are rotated while we run.
+/// Creates the configuration of each new connection from the current content of
+/// the files, because certificates are rotated at run time.
 pub(super) struct Tls {
     trust: Trust,
     identity: Option<Identity>,
@@ -128,7 +128,7 @@ impl Tls {
     }
 }
 
-/// A host as TLS knows it; brackets around an IPv6 address are none of it.
+/// A host in TLS notation, without brackets around an IPv6 address.
 pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::ServerName(host.to_owned()))
@@ -138,8 +138,8 @@ fn read(pem: &Pem) -> Result<Vec<u8>, TlsError> {
     pem.read().map_err(|source| TlsError::Read { place: pem.place(), source })
 }
 
-/// All certificates; other blocks, and what can't be read, are passed over as
-/// Go does.
+/// Returns all certificates; other blocks and unreadable ones are skipped, as
+/// in Go.
 fn certificates(text: &[u8]) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(text).take(MOST_CERTIFICATES).filter_map(Result::ok).collect()
 }
@@ -205,8 +205,8 @@ impl ServerCertVerifier for Pinned {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // webpki looks at the dates first, so they are right. "Other" is
-            // how it calls a certificate of an authority.
+            // webpki checks the dates first, so they are valid. "Other" is its
+            // name for a certificate of an authority.
             Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_)))
                 if self.trusted.iter().any(|trusted| trusted == end_entity) =>
             {

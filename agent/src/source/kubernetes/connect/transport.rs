@@ -1,5 +1,5 @@
-//! Requests to the API server: where to, who asks, over which connection; and
-//! the metrics that client-go has of them.
+//! Requests to the API server: address, credentials and connection, and
+//! client-go's metrics about them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -139,7 +139,7 @@ impl Transport {
         self.lock().client.clone()
     }
 
-    /// Gives up the kept connections; what runs over them goes on to its end.
+    /// Gives up the kept connections; running requests finish.
     fn renew(&self, files: Files) {
         let mut connections = self.lock();
         connections.client = client(&self.dialer, self.liveness);
