@@ -1,5 +1,5 @@
-//! `vmap-proxy cleanup`: removes our own tables, and what kube-proxy left if
-//! that is asked for.
+//! `vmap-proxy cleanup`: removes our own tables, and the leftovers of
+//! kube-proxy if requested.
 
 use thiserror::Error;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
@@ -9,7 +9,7 @@ use crate::instance::{self, InstanceError};
 use crate::netlink::{Kernel, NetlinkError};
 use crate::takeover;
 
-/// Why it failed.
+/// The cause.
 #[derive(Debug, Error)]
 pub enum Error {
     /// An agent runs, and would make the tables again.
@@ -18,14 +18,14 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Some of what kube-proxy left is still there.
+    /// Some leftovers of kube-proxy could not be removed.
     #[error("not everything of kube-proxy's could be removed: {0} errors, see above")]
     KubeProxy(usize),
 }
 
 /// Deletes `table ip vmap-proxy` and `table ip6 vmap-proxy`, and with
-/// [`CleanupOptions::kube_proxy`] what kube-proxy left in any of its modes.
-/// That they are not there is no error.
+/// [`CleanupOptions::kube_proxy`] the leftovers of kube-proxy in any of its
+/// modes. A missing table is no error.
 ///
 /// # Errors
 /// If an agent runs in this network namespace; or if the kernel can't be spoken

@@ -1,10 +1,10 @@
 //! The sync loop: follows a source and programs its changes.
 //!
-//! Nothing is programmed before the source has listed everything once. After
-//! that a change is committed at once; what arrives while a commit runs, or
-//! within [`SyncLoopOptions::min_gap`] of the last one, goes together into the next. What others
-//! do to our tables is repaired likewise ([`pace`] decides when). Everything beside the rules
-//! that follows from a sync is done by [observers](crate::after_sync).
+//! Nothing is programmed before the source has listed everything once. After that a change is
+//! committed at once; changes that arrive while a commit runs, or within
+//! [`SyncLoopOptions::min_gap`] of the last one, go together into the next. Foreign changes to
+//! our tables are repaired likewise ([`pace`] decides when). All consequences of a sync other
+//! than rules are handled by [observers](crate::after_sync).
 
 mod culprits;
 mod pace;
@@ -30,38 +30,38 @@ pub use pace::MIN_GAP;
 use pace::{Blame, Pace};
 use retrial::Retrial;
 
-/// How long nothing must happen before chains that nothing uses are deleted.
+/// Idle time before unused chains are deleted.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The most events that go into one sync.
 const MAX_EVENTS: usize = 4096;
 
-/// How often the log says that syncs go on failing.
+/// Interval of log lines about syncs that go on failing.
 const FAILURE_LINES: Duration = Duration::from_secs(60);
 
-/// What the loop tells those who watch it.
+/// The published state of the loop.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     /// Whether everything has been programmed once.
     pub ready: bool,
-    /// How many syncs succeeded.
+    /// The number of successful syncs.
     pub syncs: u64,
-    /// How many Services have rules.
+    /// The number of Services with rules.
     pub services: usize,
-    /// How many endpoints the slices hold.
+    /// The number of endpoints in the slices.
     pub endpoints: usize,
-    /// Why the last sync failed, if it did.
+    /// The cause, if the last sync failed.
     pub failure: Option<String>,
 }
 
-/// How the loop behaves.
+/// The options of the loop.
 #[derive(Debug, Clone)]
 pub struct SyncLoopOptions {
     /// The longest time until a failed sync is tried again, if nothing else
     /// happens before. The first attempts follow much sooner.
     pub retry: Duration,
     /// The shortest time between the beginnings of two syncs; [`MIN_GAP`] unless
-    /// the operator asks for another.
+    /// the operator sets another.
     pub min_gap: Duration,
 }
 
@@ -139,13 +139,13 @@ struct Loop<'a, O> {
     failures: Failures,
     retrial: Retrial,
     listed: bool,
-    /// Whether somebody else changed our table since the last sync.
+    /// Whether another program changed our table since the last sync.
     foreign: bool,
-    /// Whether the sources told anything since the last sync.
+    /// Whether the sources sent anything since the last sync.
     news: bool,
 }
 
-/// What the log was told of syncs that failed in a row.
+/// The log lines about a series of failed syncs.
 #[derive(Debug, Default)]
 struct Failures {
     count: u32,
@@ -171,7 +171,7 @@ impl<O: Observer> Loop<'_, O> {
         }
     }
 
-    /// When to sync next, if anything waits.
+    /// Returns the time of the next sync, if anything waits.
     fn due(&self) -> Option<Instant> {
         (self.listed && self.syncer.is_pending()).then(|| self.pace.next(Instant::now(), self.news))
     }
@@ -206,7 +206,7 @@ impl<O: Observer> Loop<'_, O> {
     fn make_truce(&mut self) {
         if self.pace.truce().is_some_and(|truce| truce <= Instant::now()) {
             self.pace.make_truce();
-            tracing::info!("nobody has changed the table vmap-proxy for a while; everything is as it should be");
+            tracing::info!("nobody has changed the table vmap-proxy for a while; all rules are in place");
             self.observer.on_recovery();
         }
     }
@@ -231,7 +231,7 @@ impl<O: Observer> Loop<'_, O> {
         }
     }
 
-    /// One sync, and what follows from it. Breaks if the agent is to end.
+    /// One sync with its consequences. Breaks if the agent has to end.
     async fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
         self.news = false;
         self.pace.begin(Instant::now());
@@ -322,7 +322,7 @@ impl Failures {
     }
 }
 
-/// Who is to blame for a failed sync.
+/// Returns the cause of a failed sync.
 fn blame(error: &SyncError) -> Blame {
     match error {
         SyncError::Disturbed { .. } | SyncError::Owned { .. } => Blame::Others,
@@ -331,7 +331,7 @@ fn blame(error: &SyncError) -> Blame {
     }
 }
 
-/// Whether trying again can't help.
+/// Returns whether trying again cannot help.
 fn is_hopeless(error: &SyncError) -> bool {
     match error {
         SyncError::Skeleton(_) => true,
@@ -348,13 +348,13 @@ fn log_change(change: &ObjectChange) {
     match (change.is_gone(), object.kind) {
         (true, Kind::Node) => tracing::warn!("{object} was deleted; its last known state stays in use"),
         (true, _) => tracing::debug!("{object} deleted"),
-        // The source has said why.
+        // The source has logged the reason.
         (false, _) if change.is_kept() => {}
         (false, _) => tracing::debug!("{object} applied, from {}", change.origin),
     }
 }
 
-/// What others had put into our tables, or changed in them.
+/// Logs foreign objects in our tables, and foreign changes.
 fn log_cleaned(report: &SyncReport, culprit: Option<&str>) {
     for cleaned in &report.cleaned {
         let family = cleaned.family.keyword();
@@ -363,7 +363,7 @@ fn log_cleaned(report: &SyncReport, culprit: Option<&str>) {
     }
 }
 
-/// Services that go without what they ask for.
+/// Logs Services that do not get what they ask for.
 fn log_left_out(report: &SyncReport) {
     for refused in &report.refused {
         let owner = refused.owner.as_deref().unwrap_or("the skeleton");
@@ -375,7 +375,7 @@ fn log_left_out(report: &SyncReport) {
     report.too_large.iter().for_each(log_too_large);
     for contested in &report.contested {
         tracing::warn!(
-            "Service {}: {} belongs to Service {}, which is older; it goes there",
+            "Service {}: {} belongs to Service {}, which is older and keeps it",
             contested.name,
             contested.claim,
             contested.holder

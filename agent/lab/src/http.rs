@@ -33,7 +33,7 @@ impl Reply {
 ///
 /// # Errors
 ///
-/// Nobody answers, or not in HTTP.
+/// If there is no answer, or it is not HTTP.
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
     request(address, "GET", path, "").await
 }
@@ -42,7 +42,7 @@ pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
 ///
 /// # Errors
 ///
-/// Nobody answers, or not in HTTP.
+/// If there is no answer, or it is not HTTP.
 pub async fn request(address: SocketAddr, method: &str, path: &str, headers: &str) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
@@ -56,7 +56,7 @@ pub async fn request(address: SocketAddr, method: &str, path: &str, headers: &st
 ///
 /// # Errors
 ///
-/// Nobody answers in time, or not in HTTP.
+/// If there is no answer in time, or it is not HTTP.
 pub fn get_blocking(address: SocketAddr, path: &str) -> io::Result<Reply> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { tokio::time::timeout(PATIENCE, get(address, path)).await })?

@@ -87,8 +87,9 @@ fn route_through_node(host: &NetNs) -> Result<(), LabError> {
     })
 }
 
-/// Joins `host` to a bridge of the node, made if it is not there, by a veth pair called `port` on the node, and makes
-/// the node the host's way to everywhere, to its neighbours on the bridge too. `number` tells the ports of a bridge apart.
+/// Joins `host` to a bridge of the node, made if it is not there, by a veth pair called `port` on the node, and routes
+/// all traffic of the host through the node, including traffic to its neighbours on the bridge. `number` distinguishes
+/// the ports of a bridge.
 pub(crate) fn join_bridge(node: &NetNs, host: &NetNs, bridge: &str, port: &str, number: u8) -> Result<(), LabError> {
     let what = format!("bridge {bridge}");
     with_netlink(node, &what, async |netlink| {

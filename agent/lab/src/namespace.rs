@@ -172,8 +172,8 @@ impl NetNs {
             .map_err(LabError::syscall("start a thread"))
     }
 
-    /// Sets kernel parameters of this namespace, each a dotted name below `net` (say `net.ipv4.ip_forward`)
-    /// and its value.
+    /// Sets kernel parameters of this namespace, each a dotted name below `net` (such as
+    /// `net.ipv4.ip_forward`) and its value.
     ///
     /// # Errors
     ///

@@ -86,7 +86,7 @@ pub enum ProbeResult {
 
 impl ProbeResult {
     /// Returns whether this is the ICMP or ICMPv6 "port unreachable" a rejecting rule sends. A host sends the
-    /// same for a closed UDP port, so a probe that must tell the two apart needs a listener there.
+    /// same for a closed UDP port, so a probe that must distinguish the two needs a listener there.
     pub fn is_port_unreachable(&self) -> bool {
         match self {
             Self::IcmpUnreachable { kind, code, .. } => matches!((kind, code), (3, 3) | (1, 4)),

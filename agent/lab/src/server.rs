@@ -164,8 +164,8 @@ impl Listener {
 
     /// Answers everything that waits on this listener, and keeps new connections.
     fn answer_all(&self, connections: &mut Vec<Connection>) {
-        // An error is "nothing more for now" or a client that went away: both end this turn, and poll tells
-        // when there is more.
+        // An error is "nothing more for now" or a client that went away: both end this turn, and poll
+        // reports when there is more.
         let _ = match &self.socket {
             ListenerSocket::Tcp(socket) => accept_all(socket, self.address, connections),
             ListenerSocket::Udp(socket) => answer_udp(socket, self.address),

@@ -9,9 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{EchoServer, Flow, LabError, NetNs, Probe, ProbeResult, Transport, links, probe_all};
 
-/// Kernel parameters of every namespace. Reverse path filters and the refusal of one's own source address would
-/// drop packets between two addresses of one host; ICMP rate limits would turn a reject into silence (the masks
-/// say which types are limited at all, by host and all together); redirects would teach hosts a way around the node.
+/// Kernel parameters of every namespace. Reverse path filters and the refusal of one's own source address would drop
+/// packets between two addresses of one host; ICMP rate limits would turn a reject into silence (the masks select
+/// the limited types, per host and in total); redirects would teach hosts a way around the node.
 const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.conf.all.rp_filter", "0"),
     ("net.ipv4.conf.default.rp_filter", "0"),
@@ -350,7 +350,8 @@ fn prepare(namespace: &NetNs) -> Result<(), LabError> {
 }
 
 /// Allows as many open files as the process may have at all: every probe in flight is one, and the usual
-/// soft limit of 1,024 is soon reached. Failing to is harmless here; a socket that can't be made says so.
+/// soft limit of 1,024 is soon reached. A failure is harmless here; a socket that cannot be created
+/// reports an error.
 fn raise_file_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard

@@ -1,6 +1,6 @@
-//! Deletes tracked flows that must not go on, on a thread of its own: a dump of
-//! the kernel's table of flows takes from some milliseconds to a second, inside
-//! system calls, and no change waits for it.
+//! Deletes stale flows on a separate thread. A dump of the kernel's table of
+//! flows takes from some milliseconds to a second, inside system calls, and no
+//! change must wait for it.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use super::{Observer, SyncDone};
 use crate::conntrack::{Conntrack, StaleFlows};
 use crate::metrics::Metrics;
 
-/// The longest rest between two looks.
+/// The longest rest between two dumps.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Queues flows that became stale for the thread, and never waits.
@@ -24,8 +24,9 @@ pub struct FlowCleaner {
     wake: Option<SyncSender<()>>,
 }
 
-/// What is stale and not looked for yet. However many syncs there were, it is
-/// no larger than the number of frontends, and one look serves it all.
+/// The stale flows that have not been searched for yet. After any number of
+/// syncs it is no larger than the number of frontends, and one dump serves all
+/// of it.
 #[derive(Clone, Default)]
 struct Waiting(Arc<Mutex<StaleFlows>>);
 
@@ -55,13 +56,13 @@ impl FlowCleaner {
             self.wake = self.start();
         }
         if let Some(wake) = &self.wake {
-            // If it is full, the thread is about to look anyway. It is closed
-            // where there is no conntrack: that was logged.
+            // If it is full, the thread is about to search anyway. It is closed
+            // where there is no conntrack, which was logged.
             let _ = wake.try_send(());
         }
     }
 
-    /// Starts the thread. Where none can be had, the next call tries again.
+    /// Starts the thread. If none can be created, the next call tries again.
     fn start(&self) -> Option<SyncSender<()>> {
         let (wake, woken) = sync_channel(1);
         let (waiting, metrics, families) = (self.waiting.clone(), self.metrics.clone(), self.families.clone());
@@ -69,7 +70,9 @@ impl FlowCleaner {
         match std::thread::Builder::new().name("conntrack".to_owned()).spawn(work) {
             Ok(_) => Some(wake),
             Err(error) => {
-                tracing::warn!("stale flows stay until the next sync: no thread can be had to delete them on: {error}");
+                tracing::warn!(
+                    "stale flows stay until the next sync: no thread could be created to delete them: {error}"
+                );
                 None
             }
         }
@@ -82,8 +85,8 @@ impl Observer for FlowCleaner {
     }
 }
 
-/// Deletes what waits, until nobody can add to it any more. What fails is tried
-/// again with the next.
+/// Deletes stale flows as they arrive on the channel; returns when the channel
+/// closes. Failed deletions are tried again with the next ones.
 fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, families: &[Family]) {
     let mut conntrack = match Conntrack::open() {
         Ok(conntrack) => conntrack,
@@ -95,7 +98,7 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
     let mut stale = StaleFlows::default();
     while woken.recv().is_ok() {
         stale.merge(waiting.take());
-        // Changes committed during a dump take effect at once and are looked for in the next dump.
+        // Changes committed during a dump take effect immediately and are searched for in the next dump.
         while stale.to_look_for() > 0 {
             let mut next = StaleFlows::default();
             let cleaned = conntrack.clean_learning(&mut stale, |current| {
@@ -108,7 +111,7 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
             match cleaned {
                 Ok(cleaned) => {
                     stale = next;
-                    // One look serves both families; what it deleted is counted once.
+                    // One dump serves both families; its deletions are counted once.
                     let mut deleted = cleaned.deleted;
                     for family in families {
                         metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
@@ -116,8 +119,8 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
                     if cleaned.deleted > 0 {
                         tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
                     }
-                    // However many changes come, looks take at most half of one processor; what comes meanwhile
-                    // shares the next.
+                    // However many changes arrive, dumps take at most half of one processor; changes that
+                    // arrive meanwhile share the next dump.
                     std::thread::sleep(cleaned.duration.min(LONGEST_REST));
                 }
                 Err(error) => {

@@ -76,7 +76,7 @@ fn first_document<'t>(text: &'t str, warnings: &mut Vec<Warning>) -> &'t str {
     if let Some(second) = documents.get(1) {
         warnings.push(Warning::new(
             "configuration file",
-            format!("only the first document counts, what begins on line {} is ignored", second.line),
+            format!("only the first document is used; the document that begins on line {} is ignored", second.line),
         ));
     }
     documents.first().and_then(|first| text.get(first.range.clone())).unwrap_or(text)

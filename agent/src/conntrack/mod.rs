@@ -1,12 +1,13 @@
 //! Cleans up after a commit: deletes the tracked flows that would go on to an endpoint that is gone.
 //!
-//! New rules only see the first packet of a flow. A flow of UDP has no end: as long as its client sends, the kernel goes
-//! on translating it the way it did first, to a pod that may not exist any more.
+//! New rules only see the first packet of a flow. A UDP flow has no end: as long as its client sends, the kernel goes
+//! on translating it as at first, to a pod that may no longer exist.
 //!
-//! * [`StaleFlows`]: which flows are stale, from what changed, without I/O;
+//! * [`StaleFlows`]: the stale flows, derived from changes without I/O;
 //! * [`Conntrack`]: finds them by dumps that the kernel filters, and deletes them one by one.
 //!
-//! Never is the whole table flushed, and never a TCP connection touched.
+//! The table is never flushed as a whole, and TCP connections are never
+//! touched.
 
 mod stale;
 
@@ -25,31 +26,32 @@ use crate::netlink::socket::{Protocol, Socket, is_complete, until_undisturbed};
 /// default 208 KiB).
 const DELETIONS_AT_ONCE: usize = 64;
 
-/// Deletes stale flows over sockets of its own, which stay open: closing one waits for every writer of nftables rules in
+/// Deletes stale flows over separate sockets, which stay open: closing one waits for every writer of nftables rules in
 /// the namespace.
 pub struct Conntrack {
     /// Reads dumps.
     reader: Socket,
-    /// Deletes what a piece of a dump showed before the next is read, so that nothing is collected.
+    /// Deletes the stale flows in a part of a dump before the next part is read, so that nothing accumulates.
     deleter: Socket,
     /// Whether the kernel understands our filters.
     kernel_filters: bool,
 }
 
-/// What a clean-up did.
+/// The result of a clean-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CleanReport {
     /// Flows that were deleted.
     pub deleted: usize,
-    /// Flows that the kernel handed out for us to look at.
+    /// Flows that the kernel listed for checking.
     pub examined: usize,
-    /// Stale flows that stay, because a flow table (`flow add` in somebody's rules) forwards them.
+    /// Stale flows that stay, because a flow table (`flow add` in foreign rules) forwards them.
     pub offloaded: usize,
-    /// How long it took.
+    /// Its duration.
     pub duration: Duration,
 }
 
-/// Why stale flows could not be deleted. What was found by then is deleted; clean again with the same [`StaleFlows`].
+/// The reason why stale flows could not be deleted. Flows found until then are deleted; clean again with the same
+/// [`StaleFlows`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConntrackError {
     /// No netlink socket.
@@ -97,7 +99,7 @@ impl Conntrack {
         Ok(Self { reader: open()?, deleter: open()?, kernel_filters: true })
     }
 
-    /// Deletes the stale flows. Call it after the commit, so that a flow that starts anew goes by the new rules.
+    /// Deletes the stale flows. Call it after the commit, so that a new flow follows the new rules.
     ///
     /// A packet that was on its way through the old rules during the commit enters its flow into the table a moment
     /// later, and so may slip through: clean once more after a while where that matters.
@@ -113,9 +115,9 @@ impl Conntrack {
         self.clean_learning(&mut stale.clone(), |_| {})
     }
 
-    /// [`Self::clean`] beside a loop that goes on committing. `learn` is called whenever flows are about to be judged,
-    /// to pass on what changed meanwhile ([`StaleFlows::learn`]): else flows to an endpoint that came after `stale` was
-    /// made would be deleted.
+    /// [`Self::clean`] beside a loop that goes on committing. `learn` is called before each check of flows, to pass on
+    /// changes since then ([`StaleFlows::learn`]). Otherwise flows to an endpoint that came after `stale` was computed
+    /// would be deleted.
     ///
     /// # Errors
     ///
@@ -156,7 +158,7 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Deletes what is stale of a dump, until one was complete.
+    /// Deletes the stale flows of dumps, until one was complete.
     fn clean_matching(
         &mut self,
         filter: DumpFilter,
@@ -168,7 +170,7 @@ impl Conntrack {
         let offloaded = until_undisturbed(|| {
             let mut offloaded = 0;
             let mut outcome = Ok(());
-            // What a piece of the dump showed is deleted before the next is read, so that nothing is collected.
+            // Stale flows in a part of the dump are deleted before the next part is read, so that nothing accumulates.
             let end = reader.dump(&dump(filter), &mut |entries| {
                 learn(stale);
                 let flows = entries.filter_map(|entry| Flow::decode(&entry)).inspect(|_| report.examined += 1);
@@ -190,7 +192,7 @@ impl Conntrack {
     }
 }
 
-/// What became of deletions.
+/// The results of deletions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Deleted {
     /// Flows that are gone by our hand.
@@ -213,7 +215,7 @@ fn delete(socket: &mut Socket, deletions: &[Request]) -> Result<Deleted, Conntra
     Ok(outcome)
 }
 
-/// What became of some deletions, by those that were refused.
+/// Returns the results of some deletions, from the refused ones.
 fn judge(deletions: usize, refused: &[(usize, i32)]) -> Result<Deleted, i32> {
     let mut outcome = Deleted { deleted: deletions.saturating_sub(refused.len()), offloaded: 0 };
     for (_, errno) in refused {
@@ -227,7 +229,7 @@ fn judge(deletions: usize, refused: &[(usize, i32)]) -> Result<Deleted, i32> {
     Ok(outcome)
 }
 
-/// Whether the kernel did not understand what it was asked.
+/// Returns whether the kernel did not understand the request.
 fn is_unknown_request(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE))
 }

@@ -1,4 +1,4 @@
-//! Which flows are stale: decided from what changed, without looking at any flow.
+//! Determines stale flows from the changes alone, without reading any flow.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -15,8 +15,9 @@ use vmap_proxy_wire::conntrack::{DumpFilter, Flow};
 
 use crate::sync::report::SyncReport;
 
-/// Up to so many frontends of one family and protocol are looked for one by one; for more, one dump holds all flows of
-/// the protocol. Each dump walks the kernel's whole table, which costs as much as copying some of its entries out.
+/// Up to this number of frontends of one family and protocol, each is searched for separately; for more, one dump
+/// contains all flows of the protocol. Each dump walks the kernel's whole table, which costs as much as copying some
+/// of its entries out.
 const MAX_NARROW_DUMPS: usize = 2;
 
 /// Frontends whose flows may be stale, and where the flows of each may stay.
@@ -43,15 +44,15 @@ pub struct StaleFlows {
     frontends: HashMap<FrontendKey, Frontend>,
 }
 
-/// What is known of one frontend.
+/// The known state of one frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Frontend {
     fate: Fate,
-    /// Whether flows may be stale. If not, this is only kept so that what was learned before does not count any more.
+    /// Whether flows may be stale. If not, the entry only replaces an earlier state.
     look: bool,
 }
 
-/// What holds for the flows of a frontend.
+/// The rule for the flows of a frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fate {
     /// They may stay if their endpoint is one of these (sorted).
@@ -61,7 +62,7 @@ enum Fate {
 }
 
 impl StaleFlows {
-    /// What a sync makes stale. `planner` is the one that planned it, `node` what it planned for.
+    /// Returns the flows that a sync makes stale. `planner` has planned it, for `node`.
     pub fn of_sync(planner: &Planner, node: &NodeInfo, report: &SyncReport) -> Self {
         let mut stale = Self::of_changes(planner, node, &report.changed);
         if report.repaired || report.node_changed {
@@ -71,18 +72,18 @@ impl StaleFlows {
         stale
     }
 
-    /// What the changes of a plan make stale. `planner` is the one that planned them, `node` what it planned for. The
-    /// work depends on the changes alone.
+    /// Returns the flows that the changes of a plan make stale. `planner` has planned them, for `node`. The work
+    /// depends on the changes alone.
     ///
-    /// A change that only adds endpoints to those a frontend had makes nothing stale, and nothing will be looked for; but
-    /// merge it, lest flows to the new endpoints are deleted for what was learned before.
+    /// A change that only adds endpoints to a frontend makes nothing stale, and nothing is searched for. Merge it all
+    /// the same, or flows to the new endpoints may be deleted because of an earlier state.
     pub fn of_changes(planner: &Planner, node: &NodeInfo, changes: &[ServiceChange]) -> Self {
         let mut stale = Self::default();
         let node_ports = NodePorts { planner, node };
         for change in changes.iter().filter(|change| may_make_stale(change)) {
             let Some(before) = &change.before else { continue };
             for (_, target) in frontends(before) {
-                // A frontend that is served is judged by the endpoints of who serves it.
+                // For a served frontend, the endpoints of the serving Service decide.
                 let is_served = planner.holder(change.family, &Claim::Serve(target)).is_some();
                 if target.protocol() == Protocol::Udp && !is_served {
                     stale.insert(&node_ports, change.family, target, &Frontend { fate: Fate::Gone, look: true });
@@ -97,8 +98,9 @@ impl StaleFlows {
         stale
     }
 
-    /// What may be stale of everything that `planner` has programmed: at the start, where nobody knows what happened
-    /// before; after the rules were repaired; and after the node's addresses changed, which NodePorts depend on.
+    /// Returns everything that may be stale of the state that `planner` has programmed: for the start, when earlier
+    /// events are unknown; after a repair of the rules; and after a change of the node's addresses, on which
+    /// NodePorts depend.
     pub fn of_start(planner: &Planner, node: &NodeInfo) -> Self {
         let mut stale = Self::default();
         let node_ports = NodePorts { planner, node };
@@ -110,7 +112,7 @@ impl StaleFlows {
         stale
     }
 
-    /// Adds what became stale later. It takes precedence: what is known of a frontend is what was learned last.
+    /// Adds flows that became stale later. The later state of a frontend takes precedence.
     pub fn merge(&mut self, later: Self) {
         for (key, mut frontend) in later.frontends {
             frontend.look |= self.frontends.get(&key).is_some_and(|earlier| earlier.look);
@@ -118,7 +120,8 @@ impl StaleFlows {
         }
     }
 
-    /// Learns what changed while these are being cleaned: where flows of the frontends that are looked for may stay now.
+    /// Applies changes that arrive during the cleaning: the endpoints at which flows of the searched frontends may stay
+    /// now.
     pub fn learn(&mut self, later: &Self) {
         for (key, frontend) in &mut self.frontends {
             if let Some(later) = later.frontends.get(key) {
@@ -127,12 +130,13 @@ impl StaleFlows {
         }
     }
 
-    /// Whether nothing is known, not even what is no longer stale.
+    /// Returns whether nothing is known, not even about flows that are no
+    /// longer stale.
     pub fn is_empty(&self) -> bool {
         self.frontends.is_empty()
     }
 
-    /// How many frontends there are to look for; with none, cleaning does nothing.
+    /// Returns the number of frontends to search for; with none, cleaning does nothing.
     pub fn to_look_for(&self) -> usize {
         self.looked_for().count()
     }
@@ -141,7 +145,7 @@ impl StaleFlows {
         self.frontends.iter().filter(|(_, frontend)| frontend.look).map(|(key, _)| key)
     }
 
-    /// Whether this flow must go.
+    /// Returns whether this flow must be deleted.
     pub(super) fn covers(&self, flow: &Flow<'_>) -> bool {
         if flow.in_zone && !flow.translated {
             return false;
@@ -161,7 +165,7 @@ impl StaleFlows {
             let all = DumpFilter { family, protocol: Some(frontend.protocol), port: None, address: None };
             let port = (frontend.protocol != Protocol::Sctp).then_some(frontend.port);
             let addresses = wide.entry(all).or_default().entry(DumpFilter { port, ..all }).or_default();
-            // Whether it is one or several is all that counts.
+            // Only the difference between one and several matters.
             if addresses.len() < 2 {
                 addresses.insert(frontend.address);
             }
@@ -228,7 +232,7 @@ impl StaleFlows {
     }
 }
 
-/// Which addresses NodePorts are served on.
+/// The addresses that serve NodePorts.
 struct NodePorts<'a> {
     planner: &'a Planner,
     node: &'a NodeInfo,
@@ -254,12 +258,12 @@ fn frontends(compiled: &CompiledService) -> impl Iterator<Item = (usize, Target)
     held.map(|frontend| (frontend.position, frontend.target))
 }
 
-/// Whether the Service has a port whose flows can be stale.
+/// Returns whether the Service has a port whose flows can be stale.
 fn has_flows(service: &Service) -> bool {
     service.ports.iter().any(|port| port.protocol != Protocol::Tcp)
 }
 
-/// Whether any flow can be stale after the change that was not before.
+/// Returns whether any flow can be stale after the change that was not before.
 fn may_make_stale(change: &ServiceChange) -> bool {
     let of_interest =
         |compiled: &Option<CompiledService>| compiled.as_ref().is_some_and(|compiled| has_flows(&compiled.service));

@@ -14,7 +14,7 @@ use super::error::NetlinkError;
 ///
 /// # Errors
 ///
-/// [`NetlinkError::News`], if the kernel can't be asked.
+/// [`NetlinkError::News`] if the request to the kernel fails.
 pub async fn local_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
     let listed = Connection::<Route>::new()?.get_addresses().await?;
     let mut addresses: Vec<IpAddr> = listed.iter().filter_map(|one| one.primary_address().copied()).collect();
@@ -30,12 +30,12 @@ pub async fn local_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
 ///
 /// # Errors
 ///
-/// [`NetlinkError::News`], if the kernel can't be asked.
+/// [`NetlinkError::News`] if the request to the kernel fails.
 pub async fn default_addresses() -> Result<Vec<IpAddr>, NetlinkError> {
     let all = local_addresses().await?;
     let first = |ipv4: bool| all.iter().copied().find(|address| address.is_ipv4() == ipv4 && is_usable(*address));
     let routed = |own: IpAddr, far: IpAddr| routed_source(own, far).filter(|address| is_usable(*address));
-    // Addresses of documentation (RFC 5737, RFC 3849): nobody has a route of its own to them.
+    // Addresses of documentation (RFC 5737, RFC 3849), to which there are no specific routes.
     let ipv4 = routed(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(203, 0, 113, 1).into());
     let ipv6 = routed(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
     Ok(ipv4.or_else(|| first(true)).into_iter().chain(ipv6.or_else(|| first(false))).collect())
@@ -70,7 +70,7 @@ impl std::fmt::Debug for AddressWatcher {
 }
 
 impl AddressWatcher {
-    /// Starts to watch: open it first, then ask for [`local_addresses`].
+    /// Starts to watch: open it first, then call [`local_addresses`].
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl AddressWatcher {
                 None => return Err(nlink::Error::from(io::Error::from(io::ErrorKind::UnexpectedEof)).into()),
             }
         }
-        // What has come in the meantime is part of the same news.
+        // Notifications that arrived meanwhile belong to the same change.
         while let Some(Some(Ok(_))) = events.next().now_or_never() {}
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the kernel, and what to do about it.
+//! Errors between the agent and the kernel, with their remedies.
 
 use std::fmt;
 use std::io;
@@ -7,15 +7,15 @@ use thiserror::Error;
 use vmap_proxy_compiler::plan::{Action, Operation};
 use vmap_proxy_compiler::render;
 
-/// A socket to the kernel failed, or the kernel refused what was asked over it.
+/// A socket to the kernel failed, or the kernel refused a request over it.
 #[derive(Debug, Error)]
 pub enum SocketError {
     /// A system call failed.
     #[error("netlink: {call}: {source}")]
     System {
-        /// Which one.
+        /// The table.
         call: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The kernel refused it, with this errno.
@@ -26,26 +26,26 @@ pub enum SocketError {
     TooLarge {
         /// The size of the batch.
         bytes: usize,
-        /// What fits.
+        /// The maximum.
         limit: usize,
     },
-    /// The kernel did not say whether a request was carried out: what it said was
-    /// lost (`ENOBUFS`). Read back what it was about.
+    /// It is unknown whether a request was carried out, because the kernel's
+    /// answer was lost (`ENOBUFS`). Read the objects back.
     #[error("the kernel's answer was lost: what it was about has to be read back before going on")]
     AnswerLost,
     /// The agent is to end: [`super::StopFlag`].
-    #[error("stopped before it was done; what was committed stays")]
+    #[error("stopped early; committed changes stay")]
     Stopped,
     /// Things kept changing while they were listed.
     #[error("what was to be listed changed {attempts} times meanwhile")]
     Interrupted {
-        /// How often we tried.
+        /// The number of attempts.
         attempts: u32,
     },
 }
 
 impl SocketError {
-    /// Why the kernel refused it, if it did.
+    /// Returns the reason, if the kernel refused it.
     pub fn refused(&self) -> Option<i32> {
         if let Self::Refused(errno) = self { Some(*errno) } else { None }
     }
@@ -85,7 +85,7 @@ pub enum NetlinkError {
     /// The kernel refused a question.
     #[error("netlink: {question}: {}", io::Error::from_raw_os_error(*errno))]
     Question {
-        /// What was asked.
+        /// The request.
         question: String,
         /// The kernel's answer, an errno.
         errno: i32,
@@ -93,17 +93,18 @@ pub enum NetlinkError {
 }
 
 impl NetlinkError {
-    /// Whether trying again can't help: somebody has to change something first.
+    /// Returns whether trying again cannot help, because somebody has to change
+    /// something first.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::NoNfTables(_) | Self::Permission)
     }
 
-    /// Whether the agent is to end, and nothing else is wrong.
+    /// Returns whether the agent is to end, and nothing else is wrong.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Socket(SocketError::Stopped))
     }
 
-    /// Whether others kept changing what was to be listed.
+    /// Returns whether other programs kept changing the listed objects.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Socket(SocketError::Interrupted { .. }))
     }
@@ -122,7 +123,7 @@ impl NetlinkError {
     }
 }
 
-/// A transaction was not committed: the kernel holds what it held before.
+/// A transaction was not committed: the kernel's state is unchanged.
 #[derive(Debug, Error)]
 pub enum CommitError {
     /// The kernel refused some operations, and with them the whole batch.
@@ -149,14 +150,15 @@ impl From<SocketError> for CommitError {
 pub struct Refusal {
     /// Its index in the transaction's `operations`.
     pub operation: usize,
-    /// How many operations, from that one on, the kernel may mean: 1 if it
-    /// named one, more if it named only the message or refused the commit.
+    /// The number of operations, from that one on, that the kernel may mean: 1
+    /// if it named one, more if it named only the message or refused the
+    /// commit.
     pub span: usize,
-    /// Why, as errno.
+    /// The cause, as errno.
     pub errno: i32,
-    /// Why, in the kernel's words, if it has any.
+    /// The kernel's message, if there is one.
     pub ext_ack: Option<String>,
-    /// The operation, for whom, and why, in one sentence.
+    /// Describes the operation, its owner, and the cause, in one sentence.
     pub description: String,
 }
 

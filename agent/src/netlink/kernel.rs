@@ -1,5 +1,5 @@
-//! Submits transactions to the kernel; [`reading`]: reads its tables;
-//! [`cleaning`]: takes out of them what is not ours.
+//! Submits transactions to the kernel. [`reading`] reads its tables, and
+//! [`cleaning`] removes foreign objects from them.
 
 mod cleaning;
 mod reading;
@@ -25,7 +25,7 @@ pub struct Kernel {
     socket: Socket,
     batch: Batch,
     destroy: bool,
-    /// How many batches of ours the kernel has taken.
+    /// The number of our batches that the kernel has accepted.
     commits: u32,
     refuse: Option<fn(&Operation) -> bool>,
 }
@@ -37,7 +37,7 @@ pub struct Moment {
     commits: u32,
 }
 
-/// What a commit took.
+/// The duration of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommitReport {
     /// Messages in the batch, without the marks around it.
@@ -46,7 +46,7 @@ pub struct CommitReport {
     pub bytes: usize,
     /// From the first byte encoded to the kernel's answer.
     pub duration: Duration,
-    /// Of that, what encoding took.
+    /// The encoding part of that duration.
     pub encoding: Duration,
     /// Of that, the system call in which the kernel works on the batch. It keeps
     /// other writers of nftables waiting for no longer.
@@ -60,13 +60,13 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Opens the socket in the network namespace of the calling thread, and makes
-    /// sure that nf_tables is there and ours to change.
+    /// Opens the socket in the network namespace of the calling thread, and
+    /// checks that nf_tables is available and may be changed.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::NoNfTables`] and [`NetlinkError::Permission`], with what
-    /// to do about them.
+    /// [`NetlinkError::NoNfTables`] and [`NetlinkError::Permission`], with
+    /// their remedies.
     pub fn open() -> Result<Kernel, NetlinkError> {
         let socket = Socket::open_for_batches().map_err(|error| match error {
             SocketError::System { source, .. }
@@ -101,7 +101,7 @@ impl Kernel {
         self.socket.port()
     }
 
-    /// Ends what this does from another thread.
+    /// Returns a flag that ends running operations from another thread.
     pub fn stop_flag(&self) -> StopFlag {
         self.socket.stop_flag()
     }
@@ -115,8 +115,8 @@ impl Kernel {
         Ok(Moment { generation: self.generation()?, commits: self.commits })
     }
 
-    /// Whether nobody else has committed anything to any table since then: the
-    /// generation of the rule set has grown by our own commits alone.
+    /// Returns whether nobody else has committed anything to any table since
+    /// then: the generation of the rule set has grown only by our own commits.
     ///
     /// # Errors
     ///
@@ -132,9 +132,9 @@ impl Kernel {
     /// The kernel works on it inside the system call: the calling thread is
     /// blocked for as long, a few milliseconds.
     ///
-    /// Elements of the map `affinity` may have expired by themselves: deleting
-    /// one that is gone is no error. Where the kernel lacks the message for
-    /// that (before 6.3) they are deleted in batches of their own, behind.
+    /// Elements of the map `affinity` may have expired, so deleting a missing
+    /// one is no error. Where the kernel lacks the message for that (before
+    /// 6.3) they are deleted afterwards in separate batches.
     ///
     /// # Errors
     ///
@@ -182,9 +182,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Refuses what this chooses, in the kernel's stead: for tests of what
-    /// follows. Nothing that our types can say is known to be refused by a real
-    /// kernel while its tables are intact.
+    /// Refuses chosen operations instead of the kernel, to test the
+    /// consequences. No operation that our types can express is known to be
+    /// refused by a real kernel with intact tables.
     #[doc(hidden)]
     pub fn refuse_when(&mut self, refuse: Option<fn(&Operation) -> bool>) {
         self.refuse = refuse;
@@ -213,8 +213,8 @@ impl Kernel {
         Ok(CommitReport { messages, bytes, duration: started.elapsed(), encoding, in_kernel })
     }
 
-    /// Committed, or who is to blame. See nlink's `BatchReplies` for the order
-    /// of the kernel's answers.
+    /// Returns success, or the refused operation. See nlink's `BatchReplies`
+    /// for the order of the kernel's answers.
     fn judge(&self, operations: &[Operation], answers: Answers) -> Result<(), CommitError> {
         let (Some(first), Some(last)) = (self.batch.messages().first(), self.batch.messages().last()) else {
             return Ok(());

@@ -1,14 +1,14 @@
 //! The kernel: our tables, submitted and read back, and the news from it.
 //!
-//! What goes over the wire is encoded and decoded by [`vmap_proxy_wire`]. Here
-//! are the sockets:
+//! [`vmap_proxy_wire`] encodes and decodes the messages. This module has the
+//! sockets:
 //!
 //! * [`socket`]: the one socket for questions and orders, which blocks. Besides
 //!   our tables, [`crate::conntrack`] and [`crate::takeover`] speak over it;
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
-//! * [`error`]: what can go wrong.
+//! * [`error`]: the errors.
 
 mod addresses;
 mod error;

@@ -1,13 +1,13 @@
 //! Watches for other programs' changes to our tables.
 //!
-//! The kernel tells every commit to the group `NFNLGRP_NFTABLES`: one message
-//! per object, then one with the new generation and who made it. Ours are
-//! dropped inside the kernel by a socket filter: the first sync of a large
-//! cluster would overrun any buffer. The kernel still makes them, as soon as
-//! anybody in the network namespace listens, and a commit of very many
-//! elements takes about three times as long. So a first sync goes without, and
-//! counts the generations of the rule set instead (decision 23). A change of a
-//! few elements does not feel it.
+//! The kernel reports every commit to the group `NFNLGRP_NFTABLES`: one message
+//! per object, then one with the new generation and its author. A socket filter
+//! drops our own messages inside the kernel, because the first sync of a large
+//! cluster would overrun any buffer. The kernel still creates them as soon as
+//! anybody in the network namespace listens, and a commit of very many elements
+//! then takes about three times as long. A first sync therefore runs without
+//! the monitor, and counts the generations of the rule set instead (decision
+//! 23). The cost for a change of a few elements is negligible.
 //!
 //! The kernel queues the messages of a commit before it takes the next one. So
 //! when it has answered to a batch of ours, everything that was committed before
@@ -28,30 +28,30 @@ use vmap_proxy_wire::uapi::{
 
 use super::error::NetlinkError;
 
-/// A commit of somebody else that touched one of our tables.
+/// A foreign commit that touched one of our tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignChange {
     /// The generation of the rule set that it made.
     pub genid: u32,
-    /// Which of our tables it touched, IPv4 first.
+    /// The tables of ours that it touched, IPv4 first.
     pub families: Vec<Family>,
-    /// The process that made it, as seen in the initial process namespace; 0
-    /// if the kernel does not say.
+    /// The process that made it, as seen in the initial process namespace; 0 if
+    /// the kernel does not report it.
     pub pid: u32,
     /// The name of that process, at most 15 bytes of it.
     pub process_name: String,
 }
 
-/// What the monitor saw.
+/// An observation of the monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observed {
     /// Somebody changed one of our tables: read it back and repair.
     Foreign(ForeignChange),
-    /// Messages were lost (`ENOBUFS`): anybody may have changed anything.
+    /// Messages were lost (`ENOBUFS`), so anything may have changed.
     Unknown,
 }
 
-/// A socket of its own that follows the changes of the rule set in the network
+/// A separate socket that follows the changes of the rule set in the network
 /// namespace of the thread that opened it.
 pub struct Monitor {
     socket: NetlinkSocket,
@@ -65,9 +65,9 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Starts to follow. What the socket with this netlink address commits
-    /// ([`super::Kernel::port`]) is not reported. Whatever
-    /// changed before this is not seen: read the tables back afterwards.
+    /// Starts to follow. Commits of the socket with this netlink address
+    /// ([`super::Kernel::port`]) are not reported. Earlier changes are not
+    /// seen: read the tables back afterwards.
     ///
     /// # Errors
     ///
@@ -96,8 +96,8 @@ impl Monitor {
         }
     }
 
-    /// Whether anybody has changed anything that [`Self::next`] or
-    /// [`Self::take`] has not returned yet. Does not wait.
+    /// Returns whether there is a change that [`Self::next`] or [`Self::take`]
+    /// has not returned yet. Does not wait.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Monitor {
         }
     }
 
-    /// Everything that was seen and not returned yet. Does not wait.
+    /// Returns all observations not returned yet. Does not wait.
     ///
     /// # Errors
     ///
@@ -143,7 +143,8 @@ const KUBE_PROXY_TABLE: &str = "kube-proxy";
 /// kubelet does not.
 const KUBE_PROXY_CHAIN: &str = "KUBE-SERVICES";
 
-/// A kube-proxy that writes at each change of a Service is named no more often.
+/// Shortest time between two reports of a kube-proxy, which may write at each
+/// change of a Service.
 const KUBE_PROXY_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// Warns of a kube-proxy that runs beside us.
@@ -170,8 +171,8 @@ impl Rival {
     }
 }
 
-/// Whether a message adds something to kube-proxy's rules; what removes it is a
-/// clean-up, ours perhaps.
+/// Returns whether a message adds something to kube-proxy's rules. A removal is
+/// a clean-up, possibly ours.
 fn is_of_kube_proxy(kind: u16, attributes: Attributes<'_>) -> bool {
     let adds = |message| kind == message_type(message);
     if adds(NFT_MSG_NEWCHAIN) && attributes.string(NFTA_CHAIN_NAME) == Some(KUBE_PROXY_CHAIN) {
@@ -187,12 +188,12 @@ fn is_of_kube_proxy(kind: u16, attributes: Attributes<'_>) -> bool {
 #[derive(Debug, Default)]
 struct Follower {
     rival: Rival,
-    /// Which tables the commit under way has touched so far.
+    /// The tables that the current commit has touched so far.
     touched: Vec<Family>,
     seen: VecDeque<Observed>,
 }
 
-/// More than this need not be told apart: that there were very many is enough.
+/// A larger number need not be exact.
 const MOST_KEPT: usize = 1024;
 
 impl Follower {
@@ -232,18 +233,18 @@ impl Follower {
     }
 }
 
-/// The name of a process, which may choose it: what is not printable in it is
-/// replaced, lest it reaches a terminal.
+/// Returns the name of a process. The process may choose it, so unprintable
+/// characters are replaced.
 fn process_name(attributes: Attributes<'_>) -> String {
     let bytes = attributes.get(NFTA_GEN_PROC_NAME).map(|name| name.payload).unwrap_or_default();
     let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     String::from_utf8_lossy(bytes).trim_end_matches('\0').chars().map(printable).collect()
 }
 
-/// A socket filter that lets everything pass but what was caused by one port:
-/// all messages of a datagram belong to one commit, and carry its port.
+/// A socket filter that drops only messages caused by one port: all messages of
+/// a datagram belong to one commit, and carry its port.
 fn all_but(port: u32) -> Vec<u8> {
-    /// Where `nlmsg_pid` stands in the header.
+    /// The offset of `nlmsg_pid` in the header.
     const NLMSG_PID: u32 = 12;
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

@@ -1,8 +1,8 @@
-//! The one socket to the kernel, for tables, tracked flows and whatever else is asked or ordered.
+//! The socket to the kernel for requests: tables, tracked flows and others.
 //!
-//! It blocks the thread. The kernel works on a request inside `sendmsg` and has queued its answer when that returns, and
-//! it prepares the next piece of a listing inside `recvmsg`: there is nothing that an event loop could wait for in
-//! between. Whoever must not stand still meanwhile does this on another thread. Only those who wait for news of others
+//! It blocks the thread. The kernel processes a request inside `sendmsg` and has queued its answer when that returns,
+//! and it prepares the next part of a listing inside `recvmsg`. An event loop would have nothing to wait for in
+//! between. Code that must not block does this on another thread. Only those who wait for news of others
 //! ([`super::Monitor`], [`super::AddressWatcher`]) need an event loop, and have sockets of `nlink`'s.
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,14 +22,14 @@ use super::error::SocketError;
 /// How often a listing is repeated that something changed under.
 const ATTEMPTS: u32 = 20;
 
-/// How long to wait for the next piece of a listing. It is there at once, unless it was lost.
+/// Longest wait for the next part of a listing. It is available at once, unless it was lost.
 const PATIENCE_SECONDS: i64 = 5;
 
 /// A batch is one `sendmsg`, and the send buffer must hold it. This is about a
 /// million elements.
 const SEND_BUFFER: usize = 128 << 20;
-/// What a failed batch answers: one small message per refused operation, each
-/// of which counts as nearly a kilobyte.
+/// The size of the answers to a failed batch: one small message per refused
+/// operation, each of which counts as nearly a kilobyte.
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// The kernel fills dump messages up to what the last receive offered, and to
 /// 32 KiB at most.
@@ -57,8 +57,8 @@ impl Protocol {
     }
 }
 
-/// Ends what a socket does, from any thread: a listing at its next piece, a
-/// list of commits at the next one. What is committed by then stays.
+/// Ends the operation of a socket from any thread: a listing at its next part,
+/// a list of commits at the next one. Completed commits stay.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -128,7 +128,7 @@ impl Socket {
         self.send_limit
     }
 
-    /// Ends what this does, from another thread.
+    /// Returns a flag that ends running operations from another thread.
     pub(crate) fn stop_flag(&self) -> StopFlag {
         self.stop.clone()
     }
@@ -145,7 +145,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`SocketError`], but for what the kernel refuses: [`DumpEnd::Refused`].
+    /// [`SocketError`]; a refusal of the kernel is [`DumpEnd::Refused`]
+    /// instead.
     pub(crate) fn dump(
         &mut self,
         request: &Request,
@@ -165,8 +166,8 @@ impl Socket {
         }
     }
 
-    /// What `read` picks of the objects of a listing that nothing changed
-    /// under.
+    /// Returns the parts that `read` picks from the objects of an undisturbed
+    /// listing.
     ///
     /// # Errors
     ///
@@ -183,8 +184,8 @@ impl Socket {
         })
     }
 
-    /// One question or order. `each` gets what the kernel answers, before it
-    /// says whether that was all.
+    /// Sends one request. `each` gets the kernel's answers, before the
+    /// acknowledgement.
     ///
     /// # Errors
     ///
@@ -201,7 +202,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// [`SocketError::AnswerLost`] if it is not known what became of them.
+    /// [`SocketError::AnswerLost`] if their results are unknown.
     pub(crate) fn order(&mut self, requests: &[Request]) -> Result<Vec<(usize, i32)>, SocketError> {
         let Some(last) = requests.len().checked_sub(1) else { return Ok(Vec::new()) };
         let mut writer = Writer::default();
@@ -223,8 +224,8 @@ impl Socket {
     }
 
     /// Submits a batch to nf_tables: all of it is carried out, or nothing.
-    /// Returns what the kernel said, and how long the system call took in which
-    /// it works on the batch.
+    /// Returns the kernel's answers, and the duration of the system call in
+    /// which it processes the batch.
     ///
     /// # Errors
     ///
@@ -269,8 +270,8 @@ impl Socket {
         Ok((answers, in_kernel))
     }
 
-    /// Throws away what a question that was given up may have left. As long as
-    /// a listing is not read to its end the kernel begins no other.
+    /// Discards the rest of an abandoned request. Until a listing is read to
+    /// its end the kernel begins no other.
     fn drain(&mut self) -> Result<(), SocketError> {
         loop {
             match self.receive(MsgFlags::MSG_DONTWAIT) {
@@ -292,8 +293,9 @@ impl Socket {
         loop {
             return match recv(descriptor, &mut self.received, wait | MsgFlags::MSG_TRUNC) {
                 Ok(length) if length > self.received.len() => {
-                    // Cut off. The kernel does not send such to readers who offer
-                    // this much; be ready if it ever does.
+                    // The message was cut off. The kernel does not do this to
+                    // readers with this buffer size; the check guards against it
+                    // all the same.
                     self.received.resize(length, 0);
                     Err(SocketError::AnswerLost)
                 }
@@ -307,8 +309,8 @@ impl Socket {
     }
 }
 
-/// Repeats what must not be disturbed until it is not: `attempt` returns
-/// nothing if something changed under it.
+/// Repeats an operation until it is undisturbed: `attempt` returns nothing if
+/// something changed meanwhile.
 ///
 /// # Errors
 ///
@@ -325,7 +327,7 @@ pub(crate) fn until_undisturbed<T, E: From<SocketError>>(
     Err(SocketError::Interrupted { attempts: ATTEMPTS }.into())
 }
 
-/// Whether nothing changed under a listing.
+/// Returns whether nothing changed under a listing.
 ///
 /// # Errors
 ///

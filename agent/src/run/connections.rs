@@ -18,16 +18,16 @@ use crate::netlink::{Counter, Kernel, NetlinkError};
 /// hundred thousand elements it takes a second or more, in the kernel.
 const REST: u32 = 20;
 
-/// What was counted, as far as it was read.
+/// The counters that have been read.
 struct Counters {
     kernel: Kernel,
     last: Arc<[ServiceConnections]>,
-    /// When the next listing may begin.
+    /// The earliest time of the next listing.
     rest: Option<Instant>,
 }
 
-/// Reads the counters when it is asked, over a socket of its own and on a
-/// thread of its own: a scrape holds up no sync.
+/// Reads the counters on request, over a separate socket and on a separate
+/// thread, so that a scrape delays no sync.
 pub(super) fn source() -> Result<ConnectionSource, NetlinkError> {
     let counters = Counters { kernel: Kernel::open()?, last: Arc::default(), rest: None };
     let counters = Arc::new(Mutex::new(counters));
@@ -59,17 +59,18 @@ fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
                 }
             };
             if let Err(error) = kernel.read_counters(family, map, &mut count) {
-                // No table, no connections: before the first sync, say.
+                // Without a table there are no connections, for example before
+                // the first sync.
                 tracing::debug!("no counters of {map}: {error}");
             }
         }
     }
-    // Most Services of a large cluster see no connection on a node, and a series each would cost more than it tells.
+    // Most Services of a large cluster see no connection on a node, and a series for each would not be worth its cost.
     let used = counts.into_iter().filter(|(_, connections)| *connections > 0);
     used.filter_map(|(comment, connections)| service_connections(&comment, connections)).collect()
 }
 
-/// Takes the comment of an element, `namespace/name:port`, apart.
+/// Parses the comment of an element, `namespace/name:port`.
 fn service_connections(comment: &str, connections: u64) -> Option<ServiceConnections> {
     let (namespace, rest) = comment.split_once('/')?;
     let (service, port) = rest.split_once(':').unwrap_or((rest, ""));

@@ -1,4 +1,4 @@
-//! What clients learned, and must forget.
+//! Removal of learned affinity entries.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,9 +12,9 @@ use super::Syncer;
 use crate::netlink::NetlinkError;
 
 impl Syncer {
-    /// Removes every affinity entry whose endpoint its list does not hold any
-    /// more, and those of lists that are gone. Removing one that expires
-    /// meanwhile is no error.
+    /// Removes every affinity entry whose endpoint is no longer in its list,
+    /// and those of lists that are gone. Removing one that expires meanwhile is
+    /// no error.
     pub(super) fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
         let mut operations = Vec::new();
         for family in Family::ALL {

@@ -1,6 +1,6 @@
-//! Reads the kernel's tables for a comparison. What it finds in them that is not
-//! ours is removed or undone on the way: at the latest when our own rules are
-//! right again nothing refers to it any more.
+//! Reads the kernel's tables for a comparison. Foreign objects and changes in
+//! them are removed or undone on the way: once our own rules are correct again,
+//! nothing refers to them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,31 +18,32 @@ use super::report::{Cleaned, SyncReport};
 use super::{SyncError, Syncer};
 use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, TableState};
 
-/// A map with more elements than this is not listed but looked up element by
-/// element: the time of a listing grows with the square of their number (half
-/// a minute for 500,000), that of look-ups does not. And what is listed is in
+/// A map with more elements than this is looked up element by element instead
+/// of being listed. The time of a listing grows with the square of their number
+/// (half a minute for 500,000), that of look-ups does not. A listing is also in
 /// memory as a whole: 50,000 elements are 18 MiB.
 pub(super) const MAX_LISTED: u32 = 8_192;
 
-/// How many foreign objects of one kind are named; the rest are counted.
+/// Maximum number of foreign objects of one kind that are named; the rest are
+/// counted.
 const NAMED: usize = 3;
 
 /// Maps that are looked up, and how many elements each has.
 pub(super) type LookedUp = PerFamily<HashMap<Map, u32>>;
 
-/// What the kernel holds.
+/// The kernel's state.
 #[derive(Default)]
 pub(super) struct Read {
     pub(super) states: PerFamily<KernelState>,
     /// Maps that are too large to be listed.
     pub(super) looked_up: LookedUp,
-    /// What is to be removed when our own rules are right again.
+    /// Objects to remove when our own rules are correct again.
     pub(super) foreign: PerFamily<Vec<ForeignObject>>,
 }
 
 impl Syncer {
     /// Reads both tables. Large maps are left out, to be looked up, unless all
-    /// are to be listed or the kernel does not tell how large they are.
+    /// are to be listed or the kernel does not report their size.
     pub(super) fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
         let mut read = Read::default();
         for family in Family::ALL {
@@ -69,7 +70,7 @@ impl Syncer {
             // Hooks and key types can't be changed in place.
             tracing::warn!(
                 "{what} of table {} {TABLE} is of another version of vmap-proxy, or somebody changed it: the table is \
-                 made anew",
+                 recreated",
                 family.keyword()
             );
             self.kernel.delete_table(family)?;
@@ -97,8 +98,8 @@ impl Syncer {
         Ok(())
     }
 
-    /// Undoes what others did to the table as such, and takes the effect from
-    /// foreign chains.
+    /// Undoes foreign changes to the table as such, and disables foreign
+    /// chains.
     fn clean_objects(
         &mut self,
         family: Family,
@@ -142,7 +143,7 @@ fn read_map(
         kernel.delete_foreign(family, map, &foreign)?;
         report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
     }
-    // What clients learned is the packets' own.
+    // Learned entries belong to the packets.
     if map.is_dynamic() {
         let learned = states.iter().filter_map(|state| learned_of(&state.element));
         state.learned.extend(learned.map(|(number, _)| number));
@@ -161,7 +162,7 @@ fn read_map(
     Ok(())
 }
 
-/// Looks these elements up. What somebody else put in their place is removed.
+/// Looks up these elements. Foreign elements in their place are removed.
 pub(super) fn look_up(
     kernel: &mut Kernel,
     keys: Vec<(Family, Map, Key)>,
@@ -205,7 +206,7 @@ fn is_always_listed(map: Map) -> bool {
         )
 }
 
-/// A map or base chain that exists and is not what it should be.
+/// A map or base chain that exists and differs from the desired one.
 fn incompatible(table: &TableState, family: Family) -> Option<String> {
     let map = table.map_names().filter_map(Map::parse).find(|map| !table.map_matches(*map, family));
     if let Some(map) = map {

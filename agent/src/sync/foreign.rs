@@ -1,14 +1,14 @@
-//! What others do to our tables while we work on them.
+//! Foreign changes to our tables during our own work.
 
 use crate::netlink::{Moment, Monitor, NetlinkError, Observed};
 
 use super::Syncer;
 
 impl Syncer {
-    /// Resolves when somebody else has changed one of our tables; the next sync
-    /// then compares them with what they should be. Before the first sync is
-    /// done it never does: that one looks by itself. May be dropped and called
-    /// again.
+    /// Returns when another program has changed one of our tables; the next
+    /// sync then compares them with the desired state. It never returns before
+    /// the first sync is done, which checks by itself. May be dropped and
+    /// called again.
     pub async fn foreign_change(&mut self) {
         let Some(monitor) = &mut self.monitor else { return std::future::pending().await };
         match monitor.next().await {
@@ -19,12 +19,12 @@ impl Syncer {
         self.see_foreign_changes();
     }
 
-    /// What others did to our tables since this was called last.
+    /// Returns the foreign changes to our tables since the last call.
     pub fn take_foreign_changes(&mut self) -> Vec<Observed> {
         std::mem::take(&mut self.seen)
     }
 
-    /// Looks, without waiting, whether somebody else has changed anything.
+    /// Checks, without waiting, whether another program has changed anything.
     pub(super) fn see_foreign_changes(&mut self) {
         let Some(monitor) = &mut self.monitor else { return };
         match monitor.take() {
@@ -36,21 +36,21 @@ impl Syncer {
         }
     }
 
-    /// Whether others may have changed our tables since a moment at which this
-    /// had [looked](Self::see_foreign_changes): then what failed since then
+    /// Returns whether other programs may have changed our tables since the
+    /// last [check](Self::see_foreign_changes). If so, a failure since then
     /// proves nothing.
     ///
-    /// The monitor decides where it is open: the kernel notifies it of a commit
-    /// before it lets the next one begin. Generations alone would not do, since
-    /// a commit of ours that changes nothing does not count as one, and would
-    /// hide one of theirs.
+    /// If the monitor is open, it decides: the kernel notifies it of a commit
+    /// before the next one begins. Generations alone are not enough, because
+    /// one of our commits that changes nothing does not count, and would hide a
+    /// foreign one.
     pub(super) fn was_disturbed(&mut self, since: Moment) -> bool {
         if let Some(monitor) = &mut self.monitor {
             return monitor.has_seen().unwrap_or(true);
         }
         self.open_monitor();
         if self.monitor.is_some() {
-            // Nobody watched so far: the next pass gives proof.
+            // There was no monitor so far: the next pass gives proof.
             return true;
         }
         match self.kernel.undisturbed_since(since) {
@@ -62,15 +62,15 @@ impl Syncer {
         }
     }
 
-    /// Whether what has just been made so is still so: nobody changed anything
-    /// between the first look and the opening of the monitor, which reports
-    /// whatever comes later.
+    /// Returns whether the state just programmed is still in place: nobody
+    /// changed anything between the first check and the opening of the monitor,
+    /// which reports all later changes.
     pub(super) fn is_settled(&mut self, since: Moment) -> Result<bool, NetlinkError> {
         if self.monitor.is_some() {
             return Ok(true);
         }
         self.open_monitor();
-        // Where nothing can be watched, looking once more would not help either.
+        // Without a monitor, another check would not help either.
         Ok(self.monitor.is_none() || self.kernel.undisturbed_since(since)?)
     }
 
@@ -82,7 +82,9 @@ impl Syncer {
     }
 
     fn lose_monitor(&mut self, error: &NetlinkError) {
-        tracing::warn!("changes that others made to our tables were not seen: {error}; comparing, and watching anew");
+        tracing::warn!(
+            "notifications of foreign changes to our tables were lost: {error}; comparing, and watching again"
+        );
         self.monitor = None;
         self.seen.push(Observed::Unknown);
         self.damaged = true;

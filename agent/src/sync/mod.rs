@@ -1,11 +1,11 @@
-//! The heart of the agent: takes changes into the store, plans, commits, and
-//! keeps what is programmed and what the kernel holds the same.
+//! The core of the agent: takes changes into the store, plans, commits, and
+//! keeps the kernel equal to the programmed state.
 //!
 //! * [`Syncer`]: one change or many, committed as ordered transactions;
-//! * [`report`]: what a sync did;
-//! * `repair`: the start, and what follows a refusal or a foreign change;
-//! * `compare`: reads the kernel's tables, and takes out of them what is not ours;
-//! * `foreign`: what others change meanwhile;
+//! * [`report`]: the report of a sync;
+//! * `repair`: the start, and the repair after a refusal or a foreign change;
+//! * `compare`: reads the kernel's tables, and removes foreign objects from them;
+//! * `foreign`: concurrent foreign changes;
 //! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;
@@ -30,7 +30,7 @@ use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
 use report::SyncReport;
 
-/// Why a sync failed as a whole. What concerns a single Service is no error
+/// The reason why a sync failed as a whole. A refused Service is not an error
 /// here but a [`report::Refused`] in the report.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
@@ -43,15 +43,14 @@ pub enum SyncError {
          newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT and NFT_NUMGEN"
     )]
     Skeleton(String),
-    /// Somebody else owns one of our tables, and nobody but the owner may change
-    /// it.
+    /// Another process owns one of our tables, and only the owner may change it.
     #[error(
         "table {} {TABLE} belongs to {owner}, and the kernel lets nobody else change it (flag owner): no Service can be \
          programmed until that process ends or deletes the table",
         family.keyword()
     )]
     Owned {
-        /// Which table.
+        /// The table.
         family: Family,
         /// The owner, as far as it is known.
         owner: String,
@@ -59,9 +58,9 @@ pub enum SyncError {
     /// Others changed our tables during each attempt to put them right.
     #[error("others changed our tables during each of {attempts} attempts to put them right; the last failed: {last}")]
     Disturbed {
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: usize,
-        /// What went wrong last.
+        /// The last error.
         last: String,
     },
     /// The kernel had no memory for it: no Service is to blame.
@@ -70,15 +69,15 @@ pub enum SyncError {
     /// Repairs were refused again and again.
     #[error("the kernel refused {attempts} repairs in a row, the last for: {last}; trying again at the next change")]
     Unrepairable {
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: usize,
-        /// What was refused last.
+        /// The last refused operation.
         last: String,
     },
 }
 
 impl SyncError {
-    /// Whether the agent is to end, and nothing else is wrong.
+    /// Returns whether the agent is to end, and nothing else is wrong.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Netlink(error) if error.is_stopped())
     }
@@ -96,29 +95,29 @@ pub struct Syncer {
     kernel: Kernel,
     enabled: PerFamily<bool>,
     initialised: bool,
-    /// What was programmed for Services whose change the kernel refused.
+    /// The programmed state of Services whose change the kernel refused.
     last_good: HashMap<ServiceName, Programmed>,
     damaged: bool,
     max_listed: u32,
     /// Open from the end of the first sync on.
     monitor: Option<Monitor>,
-    /// What others did, and nobody has been told yet.
+    /// Foreign changes that have not been reported yet.
     seen: Vec<Observed>,
-    /// What was programmed for Services that have changed since, in syncs that
-    /// failed: the next that succeeds has to report them.
+    /// The earlier state of Services that changed in failed syncs: the next
+    /// successful sync has to report them.
     untold: HashMap<ServiceName, Programmed>,
 }
 
-/// How a sync went: what was done, also if it failed.
+/// The result of a sync, also of a failed one.
 #[derive(Debug)]
 pub struct Attempt {
-    /// What was committed, and what was left out.
+    /// The committed changes, and the parts that were left out.
     pub report: SyncReport,
-    /// Why it failed, if it did.
+    /// The cause of the failure, if it failed.
     pub failure: Option<SyncError>,
 }
 
-/// How the deletion of unused chains went.
+/// The result of the deletion of unused chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tidied {
     /// They are gone.
@@ -129,13 +128,13 @@ pub enum Tidied {
 }
 
 impl Tidied {
-    /// Whether the kernel refused.
+    /// Returns whether the kernel refused.
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Refused(_))
     }
 }
 
-/// What is programmed for a Service.
+/// The programmed state of a Service.
 type Programmed = PerFamily<Option<CompiledService>>;
 
 impl Syncer {
@@ -167,12 +166,12 @@ impl Syncer {
         self.max_listed = elements;
     }
 
-    /// What the sources told.
+    /// Returns the state from the sources.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// What is programmed.
+    /// Returns the programmed state.
     pub fn planner(&self) -> &Planner {
         &self.planner
     }
@@ -197,8 +196,8 @@ impl Syncer {
         }
     }
 
-    /// Takes changes of objects that no source has read; programs nothing yet.
-    /// Returns what in them can't be used.
+    /// Applies changes of objects that no source has read; programs nothing
+    /// yet. Returns their unusable parts.
     pub fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Problem> {
         changes.into_iter().flat_map(|change| self.store.apply(change)).collect()
     }
@@ -208,25 +207,25 @@ impl Syncer {
         Family::ALL.into_iter().filter(|family| self.enabled[*family]).collect()
     }
 
-    /// Whether something waits to be programmed.
+    /// Returns whether something waits to be programmed.
     pub fn is_pending(&self) -> bool {
         self.store.has_dirty() || self.store.node_changed() || self.damaged || !self.initialised
     }
 
-    /// Programs what changed. The first call reads the kernel and sends only
-    /// the difference; so does one after a failure. Blocks the thread for as
-    /// long as the kernel works. Must be called inside a tokio runtime, in which
-    /// it watches for changes of others.
+    /// Programs the changes. The first call, and each call after a failure,
+    /// reads the kernel's state and sends only the difference. It blocks the
+    /// thread while the kernel works. It must be called inside a tokio runtime,
+    /// in which it watches for foreign changes.
     ///
     /// # Errors
-    /// If the kernel can't be spoken to, or refuses what all Services share.
-    /// The next call then reads the kernel again.
+    /// If the communication with the kernel fails, or it refuses a part that
+    /// all Services share. The next call then reads the kernel again.
     pub fn sync(&mut self) -> Result<SyncReport, SyncError> {
         let Attempt { report, failure } = self.attempt();
         failure.map_or(Ok(report), Err)
     }
 
-    /// [`Self::sync`], and what was done of it if it fails.
+    /// Like [`Self::sync`], but also returns the completed part if it fails.
     pub fn attempt(&mut self) -> Attempt {
         let begun = Instant::now();
         let mut report = SyncReport::default();
@@ -244,7 +243,7 @@ impl Syncer {
         Attempt { report, failure: outcome.err() }
     }
 
-    /// The kernel may not hold what is believed: the next sync looks.
+    /// Marks the kernel's state as uncertain: the next sync reads it.
     pub fn mark_damaged(&mut self) {
         self.damaged = true;
     }
@@ -252,13 +251,14 @@ impl Syncer {
     /// Reads the kernel, and sends whatever it does not hold as it should.
     ///
     /// # Errors
-    /// As [`Self::sync`].
+    /// Those of [`Self::sync`].
     pub fn resync(&mut self) -> Result<SyncReport, SyncError> {
         self.damaged = true;
         self.sync()
     }
 
-    /// How to end a sync from another thread: between two commits.
+    /// Returns a flag that ends a sync from another thread, between two
+    /// commits.
     pub fn stop_flag(&self) -> crate::netlink::StopFlag {
         self.kernel.stop_flag()
     }
@@ -285,10 +285,11 @@ impl Syncer {
             report.changed.append(&mut plan.changed);
             return Ok(());
         };
-        // What the kernel holds may not be what we believed: look, and send
-        // the difference. Only who is refused then is at fault.
+        // The kernel's state may differ from the expected one: read it, and
+        // send the difference. Only a Service that is refused after that is at
+        // fault.
         self.remember(&plan);
-        // Earlier pieces are told with what a repair makes of this one.
+        // Earlier pieces are reported together with the repair of this one.
         self.remember_untold(report.changed.drain(..).chain(plan.changed));
         match error {
             CommitError::Refused { .. } => self.repair(report),
@@ -296,8 +297,8 @@ impl Syncer {
         }
     }
 
-    /// Notes what was programmed before changes that nobody has been told of. Of
-    /// two changes of one Service the first counts.
+    /// Records the programmed state before changes that have not been reported
+    /// yet. Of two changes of one Service the first counts.
     fn remember_untold(&mut self, changes: impl DoubleEndedIterator<Item = ServiceChange>) {
         for change in changes.rev() {
             let programmed = self
@@ -345,7 +346,7 @@ impl Syncer {
         }
     }
 
-    /// How many chains wait to be deleted by [`Self::tidy`].
+    /// Returns the number of chains that [`Self::tidy`] would delete.
     pub fn idle_chains(&self) -> usize {
         self.planner.idle_chains()
     }

@@ -1,5 +1,5 @@
-//! The start, and what follows a refusal or a foreign change: read the kernel,
-//! compare, and send the difference.
+//! The start, and the repair after a refusal or a foreign change: read the
+//! kernel's state, compare, and send the difference.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -15,32 +15,32 @@ use super::report::{Refused, SyncReport};
 use super::{SyncError, Syncer, commit, pipeline};
 use crate::netlink::{CommitError, Moment};
 
-/// How many passes the kernel may answer with a refusal before a repair is
-/// given up.
+/// Maximum number of passes with a refusal before a repair is given up.
 const MAX_REFUSALS: usize = 64;
 
-/// How many passes others may disturb before a repair is given up: whoever
-/// called it tries again, at a pace that a fight does not burn the node with.
+/// Maximum number of passes that other programs may disturb before a repair is
+/// given up. The caller tries again, with pauses that limit the cost of a
+/// fight.
 const MAX_DISTURBED: u32 = 5;
 
-/// How long to wait after the first disturbed pass; twice as long after each
-/// further one. Who flushes a rule set often has more to do to it.
+/// The wait after the first disturbed pass, which doubles after each further
+/// one. A program that flushes a rule set often changes more after that.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// How many Services are looked up together.
+/// Number of Services that are looked up together.
 const SERVICES_AT_ONCE: usize = 512;
 
-/// How a pass through the kernel ended.
+/// The result of a pass through the kernel.
 enum Pass {
-    /// It holds what it should.
+    /// It has the desired state.
     Done,
-    /// A map that was looked up holds more than was looked for: list it.
+    /// A map that was looked up has more elements than were found: list it.
     Leftovers,
     /// It refused a transaction.
     Refused(Transaction, CommitError),
 }
 
-/// What the passes of one repair have met so far.
+/// The results of the passes of one repair so far.
 #[derive(Default)]
 struct Met {
     refusals: usize,
@@ -50,15 +50,15 @@ struct Met {
 }
 
 impl Syncer {
-    /// Makes the kernel hold what it should. Services that the kernel refuses
-    /// keep what was programmed for them, and everything else goes in.
+    /// Brings the kernel to the desired state. Services that the kernel refuses
+    /// keep their programmed state, and everything else is programmed.
     ///
-    /// A refusal counts only if nobody else changed our tables between the look
-    /// at them and the refusal. If somebody did, it is tried again.
+    /// A refusal counts only if nobody else changed our tables between their
+    /// reading and the refusal. Otherwise it is tried again.
     pub(super) fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.repaired = true;
-        // What came at the same time is to be told like any change. At the
-        // start nothing was before.
+        // Changes that came at the same time are reported like any other. At
+        // the start there is no earlier state.
         if self.initialised {
             self.remember_programmed(self.store.dirty().cloned().collect());
         }
@@ -67,7 +67,7 @@ impl Syncer {
         while met.refusals < MAX_REFUSALS {
             let moment = self.kernel.moment()?;
             self.see_foreign_changes();
-            // This look is the one that they ask for.
+            // This reading serves them.
             self.damaged = false;
             match self.pass(met.list_all, report) {
                 Ok(Pass::Done) => {
@@ -86,8 +86,8 @@ impl Syncer {
         Err(SyncError::Unrepairable { attempts: MAX_REFUSALS, last: met.last })
     }
 
-    /// Each comparison tries again what was refused before. Who is refused once
-    /// more keeps what is programmed for it now.
+    /// Each comparison tries refused Services again. A Service that is refused
+    /// once more keeps its current programmed state.
     fn release_quarantined(&mut self) {
         for name in self.planner.release_quarantined() {
             let programmed = PerFamily::from_fn(|family| self.planner.compiled(&name, family).cloned());
@@ -96,7 +96,7 @@ impl Syncer {
         }
     }
 
-    /// One look at the kernel, and what it lacks.
+    /// One reading of the kernel's state, and the commits of the difference.
     fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
         let Read { states, looked_up, foreign } = self.read_kernel(list_all, report)?;
         let pass = self.send_difference(states, &looked_up, report)?;
@@ -108,7 +108,7 @@ impl Syncer {
         Ok(pass)
     }
 
-    /// What follows when the kernel holds everything.
+    /// The steps after the kernel has the desired state.
     fn finish(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         self.initialised = true;
         self.last_good.clear();
@@ -121,17 +121,17 @@ impl Syncer {
                 Ok(())
             }
             Err(CommitError::Netlink(error)) => Err(error.into()),
-            // It is looked at again with the next sync.
+            // It is checked again with the next sync.
             Err(error @ CommitError::Refused { .. }) => {
-                tracing::debug!("what clients learned could not be swept: {error}");
+                tracing::debug!("learned affinity entries could not be removed: {error}");
                 self.damaged = true;
                 Ok(())
             }
         }
     }
 
-    /// Who is to blame for a refusal: others who changed our tables meanwhile,
-    /// the skeleton (an error), or Services, which are quarantined.
+    /// Finds the cause of a refusal: other programs that changed our tables
+    /// meanwhile, the skeleton (an error), or Services, which are quarantined.
     fn judge(
         &mut self,
         moment: Moment,
@@ -182,9 +182,9 @@ impl Syncer {
         disturbed(&error, met)
     }
 
-    /// Finds out whom the kernel refuses in a transaction of which it has named
-    /// no single operation: commits what it holds owner by owner. The next pass
-    /// sees what of it went in.
+    /// Finds the refused Services of a transaction in which the kernel has
+    /// named no single operation: commits its operations owner by owner. The
+    /// next pass shows which of them succeeded.
     fn find_culprits(&mut self, transaction: &Transaction) -> Vec<Refused> {
         let mut culprits = Vec::new();
         for operations in transaction.operations.chunk_by(|one, other| one.owner == other.owner) {
@@ -197,7 +197,7 @@ impl Syncer {
         culprits
     }
 
-    /// Commits what the kernel lacks, up to a transaction that is refused.
+    /// Commits the missing transactions, up to one that is refused.
     fn send_difference(
         &mut self,
         kernel: PerFamily<KernelState>,
@@ -244,8 +244,8 @@ impl Syncer {
         self.store.mark_dirty(left_out);
     }
 
-    /// Notes what is programmed for Services that are to change, unless it is
-    /// known from a sync that failed.
+    /// Records the programmed state of Services that will change, unless it is
+    /// known from a failed sync.
     pub(super) fn remember_programmed(&mut self, names: Vec<ServiceName>) {
         for name in names {
             let planner = &self.planner;
@@ -254,7 +254,7 @@ impl Syncer {
         }
     }
 
-    /// What became of Services since they were told last.
+    /// Returns the changes of Services since the last report.
     fn changes(&mut self) -> Vec<ServiceChange> {
         let mut changes = Vec::new();
         let mut untold: Vec<_> = std::mem::take(&mut self.untold).into_iter().collect();

@@ -1,4 +1,4 @@
-//! What the kernel answers: acknowledgements, errors, and the end of a listing.
+//! The kernel's answers: acknowledgements, errors, and the end of a listing.
 
 use crate::message::{
     Attributes, HEADER, Message, Messages, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR,
@@ -33,14 +33,14 @@ impl Sequences {
     }
 }
 
-/// What an [`NLMSG_ERROR`] says.
+/// The content of an [`NLMSG_ERROR`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// 0 for an acknowledgement, else a positive errno.
     pub errno: i32,
     /// The kernel's words.
     pub text: Option<String>,
-    /// Where in the request the offending attribute stands.
+    /// The offset of the offending attribute in the request.
     pub offset: Option<usize>,
 }
 
@@ -72,18 +72,18 @@ impl Answer {
     }
 }
 
-/// What the kernel said to requests that were sent together.
+/// The kernel's answers to requests that were sent together.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Answers {
-    /// Number and answer of what was refused, in the order received.
+    /// Number and answer of refused requests, in the order received.
     pub refused: Vec<(u32, Answer)>,
-    /// Numbers of what was acknowledged.
+    /// Numbers of acknowledged requests.
     pub acknowledged: Vec<u32>,
 }
 
 impl Answers {
     /// Reads a datagram; `other` gets messages that are neither, in answer to
-    /// one of these requests. An answer that makes no sense is none.
+    /// one of these requests. A malformed answer is ignored.
     pub fn read(&mut self, datagram: &[u8], sequences: Sequences, other: &mut dyn FnMut(&Message<'_>)) {
         for message in Messages::new(datagram) {
             if sequences.position(message.sequence).is_none() {
@@ -113,7 +113,7 @@ pub enum DumpEnd {
     Refused(i32),
 }
 
-/// Takes a listing apart, datagram by datagram.
+/// Parses a listing, datagram by datagram.
 #[derive(Debug)]
 pub struct DumpReader {
     sequence: u32,
@@ -121,7 +121,7 @@ pub struct DumpReader {
 }
 
 impl DumpReader {
-    /// Of the listing that the request with this number asked for.
+    /// Creates a reader for the listing of the request with this number.
     pub fn new(sequence: u32) -> Self {
         Self { sequence, interrupted: false }
     }
@@ -140,12 +140,12 @@ impl DumpReader {
                 return Some(self.end(&message));
             }
         }
-        // What was behind a message that makes no sense is missing.
+        // The messages behind a malformed one are missing.
         self.interrupted |= !messages.rest().is_empty();
         None
     }
 
-    /// Both kinds of end begin with the errno; `EINTR` says the same as the mark.
+    /// Both kinds of end begin with the errno; `EINTR` means the same as the mark.
     fn end(&self, message: &Message<'_>) -> DumpEnd {
         match Answer::parse(message).map(|answer| answer.errno) {
             Some(libc::EINTR | libc::EAGAIN) => DumpEnd::Interrupted,

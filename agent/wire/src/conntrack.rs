@@ -1,6 +1,7 @@
 //! ctnetlink messages: the few that cleaning needs.
 //!
-//! What identifies a flow is kept as the kernel wrote it and sent back unread, so that whatever a newer kernel puts into it still names the same flow.
+//! The identity of a flow is kept as the kernel wrote it and sent back without interpretation, so that new attributes
+//! of a newer kernel still name the same flow.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,22 +13,22 @@ use crate::message::{Attributes, Message, Request};
 use crate::nf_tables::family_number;
 use crate::uapi::*;
 
-/// What a dump answers with.
+/// The message type of a dump's answer.
 pub const ENTRY: u16 = message_type(IPCTNL_MSG_CT_NEW);
 
 const fn message_type(message: u8) -> u16 {
     NFNL_SUBSYS_CTNETLINK << 8 | message as u16
 }
 
-/// Which flows a dump is to hold. What the kernel does not know to filter by it ignores, so whoever reads the dump
-/// looks at each flow again.
+/// The flows that a dump should contain. The kernel ignores filters that it does not know, so the reader of the
+/// dump checks each flow again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DumpFilter {
     /// Only this family.
     pub family: Family,
     /// Only flows of this protocol.
     pub protocol: Option<Protocol>,
-    /// Only flows whose original destination is this port. Linux compares it for TCP and UDP alone.
+    /// Only flows whose original destination is this port. Linux compares it only for TCP and UDP.
     pub port: Option<u16>,
     /// Only flows whose original destination is this address. There is none for IPv6: there every Linux since 5.8
     /// takes "equal" for "different" (`ctnetlink_filter_match_tuple` tests `!ipv6_addr_cmp()`).
@@ -56,21 +57,21 @@ pub fn dump(filter: DumpFilter) -> Request {
     })
 }
 
-/// A tracked flow of UDP or SCTP, as far as cleaning looks at it.
+/// A tracked flow of UDP or SCTP, with the fields that cleaning needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow<'a> {
-    /// Where the client sent its packets: the original destination.
+    /// The original destination of the client's packets.
     pub frontend: FrontendKey,
-    /// Where they went: the source of the replies.
+    /// The translated destination, which is the source of the replies.
     pub endpoint: Endpoint,
-    /// Whether somebody translated the destination.
+    /// Whether the destination was translated.
     pub translated: bool,
     /// Whether it is tracked in a zone other than 0.
     pub in_zone: bool,
     identity: Identity<'a>,
 }
 
-/// What names a flow to the kernel, as the kernel wrote it.
+/// The attributes that identify a flow, as the kernel wrote them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Identity<'a> {
     family: u8,
@@ -110,7 +111,7 @@ impl<'a> Flow<'a> {
         })
     }
 
-    /// A flow in zone 0, as no kernel has written it: for tests of what is done with flows.
+    /// Returns a synthetic flow in zone 0, for tests of the treatment of flows.
     #[doc(hidden)]
     pub fn sample(frontend: FrontendKey, endpoint: Endpoint, translated: bool) -> Self {
         Self { frontend, endpoint, translated, in_zone: false, identity: Identity::default() }
@@ -120,7 +121,7 @@ impl<'a> Flow<'a> {
     /// its place since it was read, by its identifier, which depends on the reply tuple too.
     pub fn deletion(&self) -> Request {
         Request::new(message_type(IPCTNL_MSG_CT_DELETE), self.identity.family, |w| {
-            // Never without a tuple: the kernel would take that for "all flows".
+            // Never without a tuple, which would mean "all flows" to the kernel.
             w.nest(CTA_TUPLE_ORIG, |w| w.raw(self.identity.tuple));
             for (kind, value) in [(CTA_ZONE, self.identity.zone), (CTA_ID, self.identity.id)] {
                 if let Some(value) = value {

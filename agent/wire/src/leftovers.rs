@@ -1,4 +1,4 @@
-//! The messages that remove what kube-proxy's ipvs mode leaves beside
+//! The messages that remove the leftovers of kube-proxy's ipvs mode other than
 //! iptables rules: virtual servers, a device, and ipsets.
 
 use crate::message::{Message, Request, Writer};

@@ -1,13 +1,13 @@
 //! Netlink, as far as vmap-proxy speaks it: bytes in, bytes out.
 //!
-//! This crate does no I/O, knows no sockets and asks no clock. It turns what the compiler decides into messages to the
-//! kernel, and reads what the kernel answers. Whatever it reads may be anything: no input makes it panic or loop.
+//! This crate does no I/O, and uses no sockets and no clock. It encodes the compiler's decisions as messages to the
+//! kernel, and decodes the kernel's answers. No input makes it panic or loop.
 //!
 //! * [`message`]: the layout of messages and attributes, written and read, for every part of netlink;
-//! * [`answer`]: what the kernel says to requests, and how a listing ends;
-//! * [`nf_tables`]: our tables: rules, sets, elements, whole batches, and what the kernel lists;
-//! * [`conntrack`]: tracked flows: which to list, what of them matters, and their deletion;
-//! * [`leftovers`]: the messages that remove what kube-proxy's ipvs mode leaves;
+//! * [`answer`]: the kernel's answers to requests, and the end of a listing;
+//! * [`nf_tables`]: our tables: rules, sets, elements, whole batches, and the kernel's listings;
+//! * [`conntrack`]: tracked flows: filters for listings, their relevant fields, and their deletion;
+//! * [`leftovers`]: the messages that remove the leftovers of kube-proxy's ipvs mode;
 //! * [`legacy_table`]: a table of legacy iptables, without some of its chains;
 //! * [`uapi`]: the kernel's numbers.
 //!

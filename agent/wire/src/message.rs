@@ -18,9 +18,9 @@ pub const NLM_F_REQUEST: u16 = 0x1;
 pub const NLM_F_ACK: u16 = 0x4;
 /// `NLM_F_DUMP_INTR`: the objects changed while they were listed.
 pub const NLM_F_DUMP_INTR: u16 = 0x10;
-/// `NLM_F_CAPPED`: the acknowledgement carries only the request's header.
+/// `NLM_F_CAPPED`: the acknowledgement contains only the request's header.
 pub const NLM_F_CAPPED: u16 = 0x100;
-/// `NLM_F_ACK_TLVS`: the acknowledgement carries extended information.
+/// `NLM_F_ACK_TLVS`: the acknowledgement contains extended information.
 pub const NLM_F_ACK_TLVS: u16 = 0x200;
 /// `NLM_F_DUMP`
 pub const NLM_F_DUMP: u16 = 0x300;
@@ -51,7 +51,7 @@ pub(crate) fn align(length: usize) -> usize {
     (length + 3) & !3
 }
 
-/// Where something begun in a [`Writer`] starts; `end` patches its length in.
+/// The start of a part begun in a [`Writer`]; `end` writes its length.
 #[derive(Debug, Clone, Copy)]
 pub struct Open(usize);
 
@@ -87,7 +87,8 @@ impl Writer {
         &self.buffer
     }
 
-    /// How many bytes are written: the position of what comes next.
+    /// Returns the number of written bytes, which is the position of the next
+    /// part.
     pub fn position(&self) -> usize {
         self.buffer.len()
     }
@@ -140,7 +141,7 @@ impl Writer {
         self.buffer.resize(open.0 + align(length), 0);
     }
 
-    /// An attribute that holds what `content` writes.
+    /// Writes an attribute with the content that `content` writes.
     pub fn nest(&mut self, kind: u16, content: impl FnOnce(&mut Self)) {
         let open = self.begin_nest(kind);
         content(self);
@@ -206,7 +207,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// A message with what `content` writes: attributes, as a rule.
+    /// Writes a message with the content that `content` writes, usually
+    /// attributes.
     pub fn new(kind: u16, family: u8, content: impl FnOnce(&mut Writer)) -> Self {
         let mut writer = Writer::default();
         content(&mut writer);
@@ -252,7 +254,8 @@ impl<'a> Messages<'a> {
         Self(datagram)
     }
 
-    /// What was not read: nothing at the end, unless it makes no sense.
+    /// Returns the unread bytes: none at the end, unless the input is
+    /// malformed.
     pub fn rest(&self) -> &'a [u8] {
         self.0
     }
@@ -281,7 +284,7 @@ impl<'a> Iterator for Messages<'a> {
 pub struct Attribute<'a> {
     /// The type, without flags.
     pub kind: u16,
-    /// What is in it.
+    /// The content.
     pub payload: &'a [u8],
 }
 
@@ -332,12 +335,12 @@ impl<'a> Attributes<'a> {
         self.find(|attribute| attribute.kind == kind)
     }
 
-    /// The string of an attribute, if it is there.
+    /// Returns the string of an attribute, if it is present.
     pub fn string(self, kind: u16) -> Option<&'a str> {
         self.get(kind)?.string()
     }
 
-    /// The big-endian integer of an attribute, if it is there.
+    /// Returns the big-endian integer of an attribute, if it is present.
     pub fn be32(self, kind: u16) -> Option<u32> {
         self.get(kind)?.be32()
     }

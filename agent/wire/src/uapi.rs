@@ -1,8 +1,8 @@
-//! The kernel's numbers, each said once, under the kernel's own names.
+//! The kernel's numbers, each defined once, under the kernel's own names.
 //!
-//! They are of `include/uapi/linux/netfilter/nf_tables.h` unless a comment names another header, and part of the
-//! interface to user space: they never change. Numbers that are newer than the oldest kernel we support say since when
-//! they exist.
+//! They are from `include/uapi/linux/netfilter/nf_tables.h` unless a comment names another header. They are part of
+//! the interface to user space and never change. A comment gives the first version for numbers that are newer than the
+//! oldest supported kernel.
 
 macro_rules! numbers {
     ($(#[doc = $origin:literal] $kind:ty { $($name:ident = $value:expr,)* })*) => {
@@ -17,7 +17,7 @@ numbers! {
         NFNL_SUBSYS_IPSET = 6,
         NFNL_SUBSYS_NFTABLES = 10,
     }
-    /// `include/uapi/linux/netfilter/nfnetlink.h`: the marks around a batch, types of their own.
+    /// `include/uapi/linux/netfilter/nfnetlink.h`: the marks around a batch, which are separate types.
     u16 {
         NFNL_MSG_BATCH_BEGIN = 16,
         NFNL_MSG_BATCH_END = 17,
@@ -88,7 +88,7 @@ numbers! {
     u16 {
         CTA_FILTER_ORIG_FLAGS = 1,
     }
-    /// `CTA_FILTER_F_*` of `net/netfilter/nf_internals.h`: what a filter compares (Linux 5.8).
+    /// `CTA_FILTER_F_*` of `net/netfilter/nf_internals.h`: the fields that a filter compares (Linux 5.8).
     u32 {
         CT_FILTER_IP_DST = 1 << 1,
         CT_FILTER_PROTO_NUM = 1 << 3,

@@ -302,7 +302,7 @@ fn dumps_are_as_narrow_as_the_kernel_can_filter() {
     let (udp, v4, v6) = (Protocol::Udp, Family::Ipv4, Family::Ipv6);
     assert_eq!(stale(&[]).dumps(), []);
     assert_eq!(stale(&[(DNS, udp)]).dumps(), [filter(v4, udp, Some(53), Some("10.96.0.10"))]);
-    // Several addresses with one port, IPv6, SCTP: what can't be compared is left out.
+    // Several addresses with one port, IPv6, SCTP: what cannot be compared is left out.
     assert_eq!(stale(&[(DNS, udp), ("10.96.0.20:53", udp)]).dumps(), [filter(v4, udp, Some(53), None)]);
     assert_eq!(stale(&[("[fd00::1]:53", udp)]).dumps(), [filter(v6, udp, Some(53), None)]);
     assert_eq!(

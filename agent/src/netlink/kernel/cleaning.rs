@@ -1,5 +1,5 @@
-//! Takes out of our tables what is not ours, and undoes what others may change
-//! in place.
+//! Removes foreign objects from our tables, and undoes changes that other
+//! programs can make in place.
 
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -36,8 +36,8 @@ impl Kernel {
         }
     }
 
-    /// Switches a table on again that somebody else has made dormant. Its base
-    /// chains are hooked in with that.
+    /// Switches on a table that another program has made dormant, which hooks
+    /// its base chains in again.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Kernel {
         self.must(family, "switch on the table", &[wake])
     }
 
-    /// Lets base chains accept again what they let through.
+    /// Sets the policy of base chains back to accept.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Kernel {
         removal(family, foreign).iter().try_for_each(|batch| self.must(family, "remove foreign objects", batch))
     }
 
-    /// Removes elements that somebody else put into one of our maps.
+    /// Removes elements that another program put into one of our maps.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the kernel holds: tables, rules, and elements, listed or looked up.
+//! Reads the kernel's state: tables, rules, and elements, listed or looked up.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use super::Kernel;
 use crate::netlink::error::{NetlinkError, SocketError};
 use crate::netlink::socket::{is_complete, until_undisturbed};
 
-/// How long to leave the kernel to resize a hash table before listing it again.
+/// Time for the kernel to resize a hash table before it is listed again.
 const RESIZE_PAUSE: Duration = Duration::from_millis(5);
 
-/// The most keys of one question: each is answered by a datagram of its own,
-/// and all of them must fit the socket's receive buffer.
+/// The maximum number of keys in one request: each is answered by a separate
+/// datagram, and all of them must fit into the socket's receive buffer.
 const LOOKUP_KEYS: usize = 256;
 
-/// Adds a listed object to what is known of its table.
+/// Adds a listed object to the state of its table.
 type ReadObject = fn(&mut TableState, Attributes<'_>);
 
 /// Asks for elements of a map: for all of them, unless `rest` names some.
@@ -44,12 +44,12 @@ fn elements_of(family: Family, map: Map, rest: impl FnOnce(&mut Writer)) -> Requ
 }
 
 impl Kernel {
-    /// Reads our table of a family: chains, rules, and the declarations of
-    /// sets and maps. `None`: there is no such table.
+    /// Reads our table of a family: chains, rules, and the declarations of sets
+    /// and maps. `None` if there is no such table.
     ///
     /// # Errors
     ///
-    /// [`SocketError::Interrupted`] if the rule set does not hold still.
+    /// [`SocketError::Interrupted`] if the rule set keeps changing.
     pub fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
         until_undisturbed(|| {
             let generation = self.generation()?;
@@ -78,7 +78,8 @@ impl Kernel {
         Ok(Some(state))
     }
 
-    /// The generation of the rule set: it grows with every commit, anybody's.
+    /// The generation of the rule set: it grows with every commit of any
+    /// program.
     pub(super) fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = 0;
         let question = request(NFT_MSG_GETGEN, Family::Ipv4, |_| {});
@@ -99,7 +100,7 @@ impl Kernel {
     /// # Errors
     ///
     /// `ENOENT` as [`NetlinkError::Question`] if there is no such map;
-    /// [`SocketError::Interrupted`] if the rule set does not hold still.
+    /// [`SocketError::Interrupted`] if the rule set keeps changing.
     pub fn read_elements(&mut self, family: Family, map: Map) -> Result<Vec<ElementState>, NetlinkError> {
         let (elements, foreign) = self.read_contents(family, map)?;
         if !foreign.is_empty() {
@@ -112,9 +113,9 @@ impl Kernel {
     /// which [`Kernel::delete_foreign`] removes.
     ///
     /// The kernel walks a hash table from its beginning for each message of
-    /// about 400 elements, so the time grows with the square of their number:
-    /// 1 to 2 s for 100,000, but minutes for a million. It can't be asked for
-    /// larger messages than 32 KiB.
+    /// about 400 elements, so the time grows with the square of their number: 1
+    /// to 2 s for 100,000, but minutes for a million. It does not send messages
+    /// larger than 32 KiB.
     ///
     /// # Errors
     ///
@@ -147,8 +148,8 @@ impl Kernel {
     }
 
     /// Reads the counters of a map in one listing, whatever happens meanwhile:
-    /// calls `each` with an element and what it has counted, and holds none of
-    /// them. If somebody commits meanwhile, elements may be missing; none comes
+    /// calls `each` with an element and its counter, and keeps none of them. If
+    /// another program commits meanwhile, elements may be missing; none comes
     /// twice.
     ///
     /// # Errors
@@ -182,7 +183,8 @@ impl Kernel {
     }
 
     /// Reads the state of one element, its counter above all, without listing
-    /// the map. `None`: it is not there. Prefixes can't be asked for alone.
+    /// the map. `None` if it does not exist. Prefixes cannot be looked up
+    /// alone.
     ///
     /// # Errors
     ///
@@ -191,10 +193,10 @@ impl Kernel {
         Ok(self.look_up(family, map, std::slice::from_ref(key))?.0.pop())
     }
 
-    /// Reads those of these elements that are there, without listing the map:
-    /// the time grows with the number of keys alone, about 3 us each. Prefixes
-    /// can't be asked for. Apart from them: what somebody else put under one of
-    /// these keys.
+    /// Reads the existing ones of these elements, without listing the map: the
+    /// time grows with the number of keys alone, about 3 us each. Prefixes
+    /// cannot be looked up. Foreign elements under these keys are returned
+    /// separately.
     ///
     /// # Errors
     ///

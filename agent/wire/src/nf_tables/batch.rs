@@ -16,7 +16,7 @@ use crate::answer::Sequences;
 use crate::message::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Request, Writer};
 use crate::uapi::*;
 
-/// One message of a batch and the operations it carries.
+/// One message of a batch and its operations.
 #[derive(Debug, Clone)]
 pub struct MessageSpan {
     /// Its number.
@@ -95,7 +95,7 @@ impl Batch {
         self.starts.clear();
     }
 
-    /// What to send.
+    /// The bytes to send.
     pub fn bytes(&self) -> &[u8] {
         self.writer.bytes()
     }
@@ -214,9 +214,9 @@ impl Batch {
     }
 }
 
-/// A transaction as the bytes of one batch, numbered from 1, as
-/// the agent would send it to a kernel of 6.3 or newer: for
-/// benchmarks, and for witnesses that want to see it.
+/// Returns a transaction as the bytes of one batch, numbered from 1, as the
+/// agent would send it to a kernel of 6.3 or newer: for benchmarks and
+/// independent checks.
 pub fn encode(transaction: &Transaction) -> Vec<u8> {
     let mut batch = Batch::default();
     let mut sequence = 0;

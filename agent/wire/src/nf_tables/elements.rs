@@ -23,8 +23,8 @@ const NFTNL_UDATA_SET_ELEM_COMMENT: u8 = 0;
 const NFTNL_UDATA_SET_ELEM_FLAGS: u8 = 1;
 const SET_ELEM_F_INTERVAL_OPEN: u32 = 1;
 
-/// The most bytes one element takes in a message: a key of 56 bytes (IPv6
-/// source ranges), an endpoint or a chain name, a comment, and headers.
+/// The maximum size of one element in a message, in bytes: a key of 56 bytes
+/// (IPv6 source ranges), an endpoint or a chain name, a comment, and headers.
 pub(super) const MAX_ELEMENT: usize = 512;
 
 /// Writes one element of a `NFT_MSG_NEWSETELEM`.
@@ -127,9 +127,9 @@ fn write_node_port(writer: &mut Writer, key: &NodePortKey) {
     write_port(writer, key.port);
 }
 
-/// An interval of a single field is two elements: where it starts, and where
-/// it does not hold any more. One that reaches to the end of the address space
-/// has no second, and a note for nft instead.
+/// An interval of a single field is two elements: its start, and the first key
+/// behind it. An interval up to the end of the address space has no second
+/// element, but a note for nft instead.
 fn write_interval(writer: &mut Writer, net: &IpNet, comment: Option<&str>) {
     let after = successor(net.broadcast());
     let open = writer.begin_nest(NFTA_LIST_ELEM);
@@ -169,9 +169,8 @@ fn write_comment(writer: &mut Writer, comment: Option<&str>) {
     }
 }
 
-/// Type, length, and the text with its terminating zero. Longer ones than
-/// `MAX_COMMENT` have been shortened by the compiler; the kernel refuses what
-/// has not.
+/// Type, length, and the text with its terminating zero. The compiler has
+/// shortened comments to `MAX_COMMENT`; the kernel refuses longer ones.
 fn write_comment_entry(writer: &mut Writer, comment: &str) {
     let length = comment.len().min(usize::from(u8::MAX) - 1);
     writer.raw(&[NFTNL_UDATA_SET_ELEM_COMMENT, length as u8 + 1]);
@@ -179,7 +178,7 @@ fn write_comment_entry(writer: &mut Writer, comment: &str) {
     writer.raw(&[0]);
 }
 
-/// What an element has counted: `counter packets P bytes B`.
+/// The counter of an element: `counter packets P bytes B`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counter {
     /// Packets that matched; in our maps, new connections.
@@ -193,7 +192,7 @@ pub struct Counter {
 pub struct ElementState {
     /// The element.
     pub element: Element,
-    /// What it has counted, in maps that count.
+    /// Its counter, in maps that count.
     pub counter: Option<Counter>,
     /// For how long it lives since it was last refreshed, in milliseconds.
     pub timeout: Option<u64>,
@@ -201,8 +200,8 @@ pub struct ElementState {
     pub expires: Option<u64>,
 }
 
-/// An element of one of our maps that none of our types can express: somebody
-/// else put it there.
+/// An element of one of our maps that none of our types can express, so another
+/// program added it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignElement {
     /// Its key as the kernel has it.
@@ -213,7 +212,7 @@ pub struct ForeignElement {
     pub flags: u32,
 }
 
-/// What a map holds.
+/// The content of a map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Elements that we could have written.
@@ -296,7 +295,7 @@ impl Reader {
         })
     }
 
-    /// What was read so far, boundaries left out.
+    /// The elements read so far, without boundaries.
     pub fn take_elements(&mut self) -> Vec<ElementState> {
         std::mem::take(&mut self.contents.elements)
     }
@@ -304,10 +303,10 @@ impl Reader {
     /// The elements, in the order in which the kernel lists them; prefixes in
     /// ascending order. `None` if the listing is torn and has to be repeated.
     ///
-    /// The kernel resizes a hash table in the background, and a listing goes
-    /// on behind as many elements as it has shown before. A resize between two
-    /// messages makes it show some elements twice and leave out as many, and
-    /// nothing else tells (`nft_rhash_walk`, seen on 6.18).
+    /// The kernel resizes a hash table in the background, and a listing resumes
+    /// behind as many elements as it has shown before. A resize between two
+    /// messages makes it show some elements twice and omit as many, without any
+    /// other sign (`nft_rhash_walk`, seen on 6.18).
     pub fn finish(mut self) -> Option<Contents> {
         self.pair_boundaries();
         let mut seen = HashSet::with_capacity(self.contents.elements.len());
@@ -317,7 +316,7 @@ impl Reader {
 
     fn pair_boundaries(&mut self) {
         let mut boundaries = std::mem::take(&mut self.boundaries);
-        // Where one range ends another may start: the end comes first.
+        // Another range may start where one ends: the end comes first.
         boundaries.sort_by_key(|(address, end, _)| (*address, !*end));
         let mut boundaries = boundaries.into_iter().peekable();
         while let Some((start, is_end, comment)) = boundaries.next() {
@@ -404,7 +403,7 @@ fn comment(attributes: Attributes<'_>) -> Option<String> {
     Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
 }
 
-/// One expression stands in `NFTA_SET_ELEM_EXPR`, several in a list.
+/// A single expression is in `NFTA_SET_ELEM_EXPR`, several are in a list.
 fn counter(attributes: Attributes<'_>) -> Option<Counter> {
     let expression = match attributes.get(NFTA_SET_ELEM_EXPR) {
         Some(expression) => expression,
@@ -421,8 +420,9 @@ fn counter(attributes: Attributes<'_>) -> Option<Counter> {
     Some(Counter { packets: data.get(NFTA_COUNTER_PACKETS)?.be64()?, bytes: data.get(NFTA_COUNTER_BYTES)?.be64()? })
 }
 
-/// Whether an element does nothing but count, where we count. Somebody else may
-/// have added one whose `limit` or `quota` makes each look-up of it fail.
+/// Returns whether an element does nothing but count, where we count. Another
+/// program may have added one whose `limit` or `quota` makes each look-up of it
+/// fail.
 fn has_our_expressions(attributes: Attributes<'_>, map: Map) -> bool {
     let is_counter = |expression: Attribute<'_>| expression.nested().string(NFTA_EXPR_NAME) == Some("counter");
     let one = attributes.get(NFTA_SET_ELEM_EXPR);

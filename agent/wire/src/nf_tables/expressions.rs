@@ -2,8 +2,8 @@
 //!
 //! Each statement becomes the expressions that nft 1.0.6 makes of its text, in
 //! the same registers: `nft --debug=netlink` shows them, and the kernel tests
-//! compare the two. The attributes stand in the order in which the kernel
-//! lists them.
+//! compare the two. The attributes are in the order in which the kernel lists
+//! them.
 
 use std::net::IpAddr;
 
@@ -26,10 +26,10 @@ const IFNAMSIZ: usize = 16;
 /// The word of four bytes where a value starts, of the 16 there are.
 type Word = u32;
 
-/// How many words nft sets aside where it expects one value: a full register.
+/// The number of words that nft reserves for one value: a full register.
 const REGISTER_WORDS: Word = 4;
 
-/// How the kernel numbers a word: the four full registers are 1 to 4 (0 is the
+/// The kernel's number of a word: the four full registers are 1 to 4 (0 is the
 /// verdict), the words in between 8 to 23 (`NFT_REG32_00`...).
 fn register(word: Word) -> u32 {
     if word.is_multiple_of(REGISTER_WORDS) { 1 + word / REGISTER_WORDS } else { 8 + word }
@@ -213,7 +213,7 @@ impl Expressions<'_> {
         self.bitwise(word, mask.bytes(), &behind[..bytes]);
     }
 
-    /// Where the address stands in the IPv4 or IPv6 header.
+    /// The offset of the address in the IPv4 or IPv6 header.
     fn address_offset(&self, side: Side) -> u32 {
         match (self.family, side) {
             (Family::Ipv4, Side::Source) => 12,
@@ -244,7 +244,7 @@ impl Expressions<'_> {
         self.compare(Op::Is, &[number]);
     }
 
-    /// Whether any of the bits is set; conntrack's words are in host order.
+    /// Matches if any of the bits is set; conntrack's words are in host order.
     fn conntrack_bits(&mut self, key: u32, bits: u32) {
         self.conntrack(key, None, 0);
         self.mask(&bits.to_ne_bytes());
@@ -317,7 +317,7 @@ impl Expressions<'_> {
         });
     }
 
-    /// Keeps of the value at word 0 what the mask covers.
+    /// Masks the value at word 0.
     fn mask(&mut self, mask: &[u8]) {
         let zero = [0; 16];
         self.bitwise(0, mask, &zero[..mask.len()]);
@@ -365,8 +365,8 @@ impl Expressions<'_> {
     /// The key at word 0; the value at the next full register, or behind a key
     /// that is longer than one.
     ///
-    /// For IPv6 this is what later versions of nft make of the text; 1.0.6
-    /// gives every key of an `update` with a value one register, and aborts.
+    /// For IPv6 later versions of nft make this from the text; 1.0.6 gives
+    /// every key of an `update` with a value one register, and aborts.
     fn learn_affinity(&mut self, seconds: u32) {
         let address = self.address_words();
         self.address(Side::Source, 0);

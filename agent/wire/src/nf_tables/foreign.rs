@@ -1,4 +1,4 @@
-//! What somebody else put into our tables, and its removal.
+//! Foreign objects in our tables, and their removal.
 //!
 //! It goes in two steps. What can drop or divert a packet by itself goes
 //! first: base chains, and the rules of all foreign chains. The rest may be
@@ -13,16 +13,16 @@ use super::{TABLE_NAME, request};
 use crate::message::Request;
 use crate::uapi::*;
 
-/// Something in one of our tables that is none of ours.
+/// A foreign object in one of our tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignObject {
-    /// What it is.
+    /// The kind.
     pub kind: ForeignKind,
     /// Its name as the kernel lists it: any bytes, and a terminating zero.
     pub name: Vec<u8>,
 }
 
-/// What a [`ForeignObject`] is.
+/// The kind of a [`ForeignObject`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForeignKind {
     /// A chain on a hook: packets go through it.
@@ -64,7 +64,7 @@ impl fmt::Display for ForeignKind {
 }
 
 impl fmt::Display for ForeignObject {
-    /// The name is somebody else's: what in it is not printable is escaped.
+    /// The name is foreign, so unprintable characters are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = String::from_utf8_lossy(&self.name);
         write!(f, "{} {:?}", self.kind, name.trim_end_matches('\0'))
@@ -78,8 +78,8 @@ pub fn disarm(family: Family, foreign: &[ForeignObject]) -> Vec<Request> {
     flushes.chain(deletions(family, foreign, |kind| kind == ForeignKind::BaseChain)).collect()
 }
 
-/// The batches of the second step, in order. A kernel before 6.2 does not let a
-/// chain go in the same batch as what pointed to it.
+/// The batches of the second step, in order. A kernel before 6.2 does not
+/// delete a chain in the same batch as the elements that pointed to it.
 pub fn removal(family: Family, foreign: &[ForeignObject]) -> [Vec<Request>; 3] {
     [
         deletions(family, foreign, |kind| kind == ForeignKind::Set).collect(),

@@ -8,11 +8,11 @@
 //! * [`expressions`]: rules; [`sets`]: declarations of sets and maps;
 //!   [`elements`]: their elements, written and read;
 //! * [`batch`]: a transaction as one batch;
-//! * [`table_state`]: what the kernel lists, compared with what we would write;
-//!   [`foreign`]: what in it is not ours, and its removal.
+//! * [`table_state`]: the kernel's listing, compared with the desired state;
+//!   [`foreign`]: foreign objects in it, and their removal.
 //!
-//! Only our own tables are ever decoded: what other programs leave in theirs
-//! has crashed readers before.
+//! Only our own tables are ever decoded, because the content of other programs'
+//! tables has crashed readers before.
 
 pub mod batch;
 pub mod elements;

@@ -20,8 +20,8 @@ const TYPE_INET_SERVICE: u32 = 13;
 ///
 /// By its typeof the slot is an `integer`, and nft writes that type. It has no
 /// size, and an nft that does not know the typeof of a `numgen` (before 1.0.4)
-/// takes the key apart by the types: it ends at an assertion at every listing,
-/// even of other tables. With `mark` it lists the slot as 0x00000001.
+/// splits the key by the types: it ends at an assertion at every listing, even
+/// of other tables. With `mark` it lists the slot as 0x00000001.
 const TYPE_MARK: u32 = 19;
 const TYPE_CLASSID: u32 = 23;
 /// A concatenation's type is its fields' types, six bits each.
@@ -65,8 +65,8 @@ fn concat_type(family: Family, fields: &[KeyField]) -> u32 {
     fields.iter().fold(0, |kind, field| kind << TYPE_BITS | field_type(family, *field))
 }
 
-/// What the kernel keeps of a set's declaration, as [`declaration`] makes it
-/// and as the kernel lists it.
+/// The part of a set's declaration that the kernel keeps, as [`declaration`]
+/// makes it and as the kernel lists it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Declaration {
     pub(super) flags: u32,
@@ -80,11 +80,11 @@ pub(super) struct Declaration {
     pub(super) fields: Vec<u32>,
     /// Whether every element counts packets.
     pub(super) counter: bool,
-    /// How long elements live that do not say so themselves, in milliseconds; 0
-    /// for ever. We never set it, and somebody else may (Linux 6.5).
+    /// The default lifetime of elements, in milliseconds; 0 for ever. The agent
+    /// never sets it, but another program may (Linux 6.5).
     pub(super) timeout: u64,
-    /// How often expired elements are collected, in milliseconds; 0 for the
-    /// kernel's own choice. As `timeout`.
+    /// The interval at which expired elements are collected, in milliseconds; 0
+    /// for the kernel's choice. Set like `timeout`.
     pub(super) collects_every: u32,
     pub(super) userdata: Vec<u8>,
 }
@@ -207,7 +207,7 @@ pub(super) mod userdata {
     const BYTEORDER_INVALID: u32 = 0;
     const BYTEORDER_HOST_ENDIAN: u32 = 1;
     const BYTEORDER_BIG_ENDIAN: u32 = 2;
-    /// `numgen random mod 65536`: nft has no other way to say "an integer".
+    /// `numgen random mod 65536`: nft has no other way to express "an integer".
     const SLOTS: u32 = 65536;
 
     /// The userdata of one of our maps.
@@ -350,8 +350,8 @@ mod tests {
         bytes
     }
 
-    /// An nft that does not know a typeof takes key and value apart by their
-    /// types, and must find the bytes that are there.
+    /// An nft that does not know a typeof splits key and value by their types,
+    /// and must get the right sizes.
     #[test]
     fn every_field_has_a_type_with_a_size() {
         for family in Family::ALL {

@@ -1,4 +1,4 @@
-//! What the kernel holds of our table, and whether it is what we would write.
+//! The kernel's version of our table, compared with the desired one.
 
 use std::collections::HashMap;
 
@@ -49,12 +49,12 @@ struct Hooked {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MapState {
     declaration: Declaration,
-    /// How many elements it has, where the kernel tells.
+    /// Its number of elements, where the kernel reports it.
     count: Option<u32>,
 }
 
 impl ChainState {
-    /// How many rules it has.
+    /// Its number of rules.
     pub fn rule_count(&self) -> usize {
         self.rules.len()
     }
@@ -67,9 +67,9 @@ impl ChainState {
 }
 
 impl TableState {
-    /// Whether a chain is there and does what `rules` say: the same rules in
-    /// the same order, and on the same hook with the same priority and an
-    /// accepting policy if it is a base chain.
+    /// Returns whether a chain exists and equals `rules`: the same rules in the
+    /// same order, and on the same hook with the same priority and an accepting
+    /// policy if it is a base chain.
     pub fn chain_matches(&self, chain: Chain, family: Family, rules: &[Rule]) -> bool {
         let Some(state) = self.chains.get(&chain.to_string()) else { return false };
         let mut writer = Writer::as_listed();
@@ -82,7 +82,7 @@ impl TableState {
             })
     }
 
-    /// Whether a chain is there and hooks in as it should: what can't be
+    /// Returns whether a chain exists with the right hook, which cannot be
     /// changed in place.
     pub fn base_matches(&self, chain: Chain) -> bool {
         let Some(state) = self.chains.get(&chain.to_string()) else { return false };
@@ -92,8 +92,8 @@ impl TableState {
         }
     }
 
-    /// Base chains of ours that do not accept what they let through: somebody
-    /// changed their policy, which can be changed back in place.
+    /// Returns our base chains with a changed policy, which can be changed back
+    /// in place.
     pub fn wrong_policies(&self) -> Vec<Chain> {
         let of_ours = |(name, state): (&String, &ChainState)| {
             let wrong = state.base.as_ref().is_some_and(|base| base.policy != POLICY_ACCEPT);
@@ -102,7 +102,7 @@ impl TableState {
         self.chains.iter().filter_map(of_ours).collect()
     }
 
-    /// Whether the table is switched off as a whole (`flags dormant`).
+    /// Returns whether the table is switched off as a whole (`flags dormant`).
     pub fn is_dormant(&self) -> bool {
         self.flags & NFT_TABLE_F_DORMANT != 0
     }
@@ -113,20 +113,20 @@ impl TableState {
     }
 
     /// The netlink address of the socket that owns the table (`flags owner`):
-    /// nobody else may change it. As a rule that is the number of a process.
+    /// no other process may change it. Usually that is the number of a process.
     pub fn owner(&self) -> Option<u32> {
         self.owner
     }
 
-    /// What is in the table and is none of ours, elements and rules of our own
-    /// chains left out.
+    /// Returns the foreign objects in the table, except for elements and rules
+    /// in our own chains.
     pub fn foreign(&self) -> &[ForeignObject] {
         &self.foreign
     }
 
-    /// Whether a set or map is there and declared as we would: the types and
-    /// lengths of key and value, the flags, the size, the counters, and what
-    /// nft needs to print a `typeof` map.
+    /// Returns whether a set or map exists with the desired declaration: the
+    /// types and lengths of key and value, the flags, the size, the counters,
+    /// and the data that nft needs to print a `typeof` map.
     pub fn map_matches(&self, map: Map, family: Family) -> bool {
         let Some(state) = self.maps.get(map.name()) else { return false };
         let (ours, theirs) = (declaration(family, map), &state.declaration);
@@ -138,8 +138,8 @@ impl TableState {
         userdata_matches && Declaration { userdata: theirs.userdata.clone(), ..ours } == *theirs
     }
 
-    /// How many elements a map has; `None` if the kernel (before 6.16) does not
-    /// tell, or has no such map.
+    /// Returns the number of elements of a map; `None` if the kernel (before
+    /// 6.16) does not report it, or has no such map.
     pub fn count(&self, map: Map) -> Option<u32> {
         self.maps.get(map.name())?.count
     }
@@ -174,7 +174,7 @@ impl TableState {
             priority: hook.nested().be32(NFTA_HOOK_PRIORITY).unwrap_or_default() as i32,
             policy: attributes.be32(NFTA_CHAIN_POLICY).unwrap_or(POLICY_ACCEPT),
         });
-        // One without a name of its own, part of the rule that jumps to it.
+        // A chain without a name, part of the rule that jumps to it.
         let is_binding = attributes.be32(NFTA_CHAIN_FLAGS).unwrap_or_default() & NFT_CHAIN_BINDING != 0;
         if Chain::parse(&name).is_none() && !is_binding {
             let kind = if base.is_some() { ForeignKind::BaseChain } else { ForeignKind::Chain };
@@ -197,7 +197,7 @@ impl TableState {
         let Some(name) = name(attributes, NFTA_SET_NAME) else { return };
         let flags = attributes.be32(NFTA_SET_FLAGS).unwrap_or_default();
         if Map::parse(&name).is_none() {
-            // One without a name of its own goes with the rule that it is part of.
+            // A chain without a name is removed with its rule.
             if flags & NFT_SET_ANONYMOUS == 0 {
                 self.add_foreign(ForeignKind::Set, attributes, NFTA_SET_NAME);
             }
@@ -206,13 +206,13 @@ impl TableState {
         let fields = description.get(NFTA_SET_DESC_CONCAT).into_iter().flat_map(|list| list.nested());
         let expression = attributes.get(NFTA_SET_EXPR);
         let declaration = Declaration {
-            // Of the flags, those that say what the set is; CONCAT and EXPR
-            // appear or not depending on the kernel.
+            // The flags that define the set. CONCAT and EXPR appear or not
+            // depending on the kernel.
             flags: flags & !NFT_SET_EXPR,
             key_type: attributes.be32(NFTA_SET_KEY_TYPE).unwrap_or_default(),
             key_bytes: attributes.be32(NFTA_SET_KEY_LEN).unwrap_or_default(),
             data_type: attributes.be32(NFTA_SET_DATA_TYPE),
-            // Of a verdict map the kernel says no length, or its own.
+            // For a verdict map the kernel reports no length, or its own.
             data_bytes: match attributes.be32(NFTA_SET_DATA_TYPE) {
                 Some(NFT_DATA_VERDICT) => Some(0),
                 _ => attributes.be32(NFTA_SET_DATA_LEN),
@@ -246,7 +246,7 @@ impl TableState {
     }
 }
 
-/// How one of our base chains hooks in.
+/// The hook of one of our base chains.
 fn hooked(chain: Chain) -> Option<Hooked> {
     chain.base().map(|base| Hooked {
         kind: if base.nat { "nat" } else { "filter" }.to_owned(),
@@ -256,14 +256,14 @@ fn hooked(chain: Chain) -> Option<Hooked> {
     })
 }
 
-/// A name as text. Somebody else's need not be UTF-8.
+/// Returns a name as text. A foreign name need not be UTF-8.
 fn name(attributes: Attributes<'_>, kind: u16) -> Option<String> {
     let bytes = attributes.get(kind)?.payload;
     Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
 }
 
-/// Whether the kernel lists the expressions that we would write. It adds
-/// attributes that we leave out; see [`same_attributes`].
+/// Returns whether the kernel lists the desired expressions. It adds attributes
+/// that we leave out; see [`same_attributes`].
 fn same_expressions(ours: Attributes<'_>, kernels: Attributes<'_>) -> bool {
     ours.count() == kernels.count()
         && ours.zip(kernels).all(|(ours, kernels)| {
@@ -280,9 +280,9 @@ fn parts(expression: Attribute<'_>) -> (Option<&str>, Attributes<'_>) {
     (expression.string(NFTA_EXPR_NAME), data.unwrap_or_default())
 }
 
-/// Whether two lists hold the same attributes, in whichever order. One that
-/// only the kernel lists must be zero: newer kernels list defaults of
-/// attributes that older ones do not know.
+/// Returns whether two lists hold the same attributes, in any order. An
+/// attribute that only the kernel lists must be zero: newer kernels list
+/// defaults of attributes that older ones do not know.
 fn same_attributes(ours: Attributes<'_>, kernels: Attributes<'_>) -> bool {
     let found = { ours }.all(|our| kernels.get(our.kind).is_some_and(|other| other.payload == our.payload));
     let mut additions = kernels.filter(|other| ours.get(other.kind).is_none());
