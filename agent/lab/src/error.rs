@@ -39,6 +39,14 @@ pub enum LabError {
     /// No namespace of the lab has this address.
     #[error("no namespace of the lab has the address {0}")]
     UnknownAddress(IpAddr),
+    /// A server that every lab has does not answer, so that silence means nothing.
+    #[error("{target} does not answer {from}, not even on its control port: no silence can be told from slowness")]
+    Unsettled {
+        /// Who asked.
+        from: IpAddr,
+        /// Whom.
+        target: IpAddr,
+    },
     /// The same address was given to two namespaces.
     #[error("the address {0} was given to two namespaces of the lab")]
     DuplicateAddress(IpAddr),

@@ -45,7 +45,7 @@ pub use error::LabError;
 pub use flow::Flow;
 pub use namespace::{NetNs, enter_user_namespace};
 pub use pace::patient;
-pub use probe::{Probe, ProbeResult, Transport, probe_all};
+pub use probe::{Probe, ProbeResult, Transport};
 pub use process::{NoLine, Process};
 pub use sctp::METHOD as SCTP_METHOD;
 pub use server::{EchoServer, Identity, NotAnIdentity};

@@ -1,6 +1,6 @@
 //! Probes: one new connection each, and what became of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -114,11 +114,19 @@ impl fmt::Display for ProbeResult {
 
 /// Makes all probes from `namespace`, many at a time, and answers in the same order.
 ///
+/// Time alone does not make silence: on a loaded machine an answer may be late. For the source of every probe without an
+/// answer `settle` is called, which returns when an answer would have come; then the probe is looked at once more.
+///
 /// # Errors
 ///
-/// A socket can't be made or bound. What happens to a packet is never an error.
-pub fn probe_all(namespace: &NetNs, probes: &[Probe]) -> Result<Vec<ProbeResult>, LabError> {
+/// A socket can't be made or bound, or `settle` fails. What happens to a packet is never an error.
+pub(crate) fn probe_all(
+    namespace: &NetNs,
+    probes: &[Probe],
+    settle: &(dyn Fn(IpAddr) -> Result<(), LabError> + Sync),
+) -> Result<Vec<ProbeResult>, LabError> {
     namespace.run(|| {
+        let mut silent: Vec<(usize, Attempt)> = Vec::new();
         let mut results = vec![ProbeResult::Silence; probes.len()];
         let mut waiting: VecDeque<(usize, &Probe)> = probes.iter().enumerate().collect();
         let mut flying: Vec<(usize, Attempt)> = Vec::with_capacity(IN_FLIGHT);
@@ -130,13 +138,25 @@ pub fn probe_all(namespace: &NetNs, probes: &[Probe]) -> Result<Vec<ProbeResult>
             }
             wait_for_any(flying.iter().map(|(_, attempt)| attempt))?;
             let now = Instant::now();
-            flying.retain_mut(|(index, attempt)| match attempt.outcome(now) {
-                Some(result) => {
-                    results[*index] = result;
-                    false
+            let mut position = 0;
+            while let Some((index, attempt)) = flying.get_mut(position) {
+                let Some(result) = attempt.outcome(now) else {
+                    position += 1;
+                    continue;
+                };
+                results[*index] = result;
+                let ended = flying.swap_remove(position);
+                if result == ProbeResult::Silence {
+                    silent.push(ended);
                 }
-                None => true,
-            });
+            }
+        }
+        let sources: BTreeSet<IpAddr> = silent.iter().map(|(index, _)| probes[*index].source).collect();
+        sources.into_iter().try_for_each(settle)?;
+        for (index, mut attempt) in silent {
+            if let Some(late) = attempt.receive() {
+                results[index] = late;
+            }
         }
         Ok(results)
     })?

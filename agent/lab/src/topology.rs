@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{EchoServer, Flow, LabError, NetNs, Probe, ProbeResult, Transport, links, probe_all};
+use crate::probe::probe_all;
+use crate::{EchoServer, Flow, LabError, NetNs, Probe, ProbeResult, Transport, links};
 
 /// Kernel parameters of every namespace. Reverse path filters and the refusal of one's own source address would drop
 /// packets between two addresses of one host; ICMP rate limits would turn a reject into silence (the masks select
@@ -33,6 +35,13 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
 /// The settings that make the node a router.
 const NODE_SYSCTLS: &[(&str, &str)] =
     &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
+
+/// Where every namespace of a lab answers over UDP, on its first address of each family: the port for discarding, which
+/// no Service has.
+const CONTROL_PORT: u16 = 9;
+/// How long an answer from there may take, and how often it is asked: a datagram may be lost.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
+const CONTROL_ATTEMPTS: usize = 5;
 
 /// Three seconds by default, in which a slow machine does not get from one question on a [`Flow`] to the next: its INIT
 /// would be a new association. Absent where connection tracking is not loaded yet.
@@ -137,6 +146,7 @@ impl LabBuilder {
             node,
             hosts: Vec::with_capacity(self.hosts.len()),
             owners: RwLock::default(),
+            controls: Vec::new(),
         };
         for spec in &self.hosts {
             lab.attach(spec)?;
@@ -149,6 +159,7 @@ impl LabBuilder {
             links::set_uplink(&lab.node, interface)?;
         }
         lab.check_no_shared_address()?;
+        lab.serve_controls(&self.hosts)?;
         Ok(lab)
     }
 }
@@ -171,6 +182,8 @@ pub struct Lab {
     hosts: Vec<Host>,
     /// The host (by position) of each address.
     owners: RwLock<BTreeMap<IpAddr, usize>>,
+    /// Where the control servers are.
+    controls: Vec<IpAddr>,
 }
 
 impl Lab {
@@ -257,7 +270,7 @@ impl Lab {
                 .into_values()
                 .map(|(namespace, indices)| {
                     let own: Vec<Probe> = indices.iter().map(|&index| probes[index]).collect();
-                    (indices, scope.spawn(move || probe_all(namespace, &own)))
+                    (indices, scope.spawn(move || probe_all(namespace, &own, &|source| self.settle(source))))
                 })
                 .collect();
             running
@@ -274,6 +287,53 @@ impl Lab {
             }
         }
         Ok(results)
+    }
+
+    /// Waits until every namespace of the lab has answered a question that `source` asks now: whatever `source` asked
+    /// before would have been answered by then. A refusal is an answer, too.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Unsettled`], or [`LabError::UnknownAddress`].
+    pub fn settle(&self, source: IpAddr) -> Result<(), LabError> {
+        let namespace = self.owner(source)?;
+        for target in self.controls(source) {
+            let target = SocketAddr::new(target, CONTROL_PORT);
+            let probe = Probe { source, target, transport: Transport::Udp, timeout: CONTROL_PATIENCE };
+            let ask = || Ok::<_, LabError>(Flow::open(namespace, &probe)?.opened() != ProbeResult::Silence);
+            let mut answered = false;
+            for _ in 0..CONTROL_ATTEMPTS {
+                answered = ask()?;
+                if answered {
+                    break;
+                }
+            }
+            if !answered {
+                return Err(LabError::Unsettled { from: source, target: target.ip() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses of the servers that [`settle`](Self::settle) asks. Nothing leaves the node from a loopback address.
+    fn controls(&self, source: IpAddr) -> Vec<IpAddr> {
+        if source.is_loopback() {
+            return vec![source];
+        }
+        self.controls.iter().copied().filter(|control| control.is_ipv4() == source.is_ipv4()).collect()
+    }
+
+    /// Starts the control servers: on the first address of each family that the node has and that each host has.
+    fn serve_controls(&mut self, hosts: &[HostSpec]) -> Result<(), LabError> {
+        let own: Vec<IpAddr> = self.node_addresses.iter().copied().filter(|address| !address.is_loopback()).collect();
+        for addresses in hosts.iter().map(|host| &host.addresses).chain([&own]) {
+            for is_family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+                self.controls.extend(addresses.iter().find(|address| is_family(address)));
+            }
+        }
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let all = loopback.iter().chain(&self.controls);
+        all.copied().try_for_each(|address| self.listen((address, CONTROL_PORT).into(), Transport::Udp))
     }
 
     /// Opens a connection that stays open, from whichever namespace has its source address. A UDP flow is one

@@ -359,6 +359,8 @@ impl Answer {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+    use std::sync::atomic::{AtomicU16, Ordering};
+
     use tokio::io::AsyncReadExt;
     use vmap_proxy_compiler::model::config::NodePortAddresses;
 
@@ -462,8 +464,20 @@ mod tests {
         });
     }
 
+    /// A port that nobody else takes between now and the moment the server binds it: below those that the kernel hands
+    /// out by itself, and each test process looks in another part.
     fn free_port() -> u16 {
-        std::net::TcpListener::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        const FIRST: u32 = 10_000;
+        const PARTS: u32 = 1_000;
+        const PART: u16 = 20;
+        let start = FIRST + std::process::id() % PARTS * u32::from(PART);
+        loop {
+            let port = u16::try_from(start).unwrap() + NEXT.fetch_add(1, Ordering::Relaxed);
+            if std::net::TcpListener::bind((LOCALHOST, port)).is_ok() {
+                return port;
+            }
+        }
     }
 
     #[test]

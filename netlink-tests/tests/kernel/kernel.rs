@@ -177,6 +177,7 @@ fn assert_maps_as_nft_declares(state: &TableState, family: Family) {
     }
 }
 
+/// Slow: nft lists and loads every configuration.
 #[test]
 fn a_listing_of_ours_loads_again() {
     in_fresh_namespace(async || {

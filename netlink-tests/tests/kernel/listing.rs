@@ -277,6 +277,7 @@ fn one_element_a_set_is_listed_line_for_line() {
     }
 }
 
+/// Slow: nft lists and loads every configuration three times.
 #[test]
 fn a_listing_loads_again_with_the_same_meaning() {
     for ruleset in rulesets() {

@@ -83,6 +83,7 @@ fn many_services(count: u32) -> Vec<Value> {
     objects
 }
 
+/// Slow: programs 10,000 Services.
 #[test]
 fn ten_and_ten_thousand_services_need_the_same_objects() {
     let [few, many] = [10, 10_000].map(|count| {

@@ -157,6 +157,7 @@ fn two_flushes_in_a_row_cost_no_service() {
     node.ends_well("flushed twice");
 }
 
+/// Slow: many first syncs, each disturbed at another moment.
 #[test]
 fn what_others_do_during_the_first_sync_is_repaired() {
     for damage in ["flush map ip vmap-proxy endpoints", "flush ruleset", "flush chain ip vmap-proxy services"] {
