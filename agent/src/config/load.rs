@@ -260,6 +260,7 @@ mod tests {
     #[test]
     fn files_of_common_installers_are_read_without_a_complaint() {
         for (name, text) in [
+            ("eks", include_str!("testdata/eks.yaml")),
             ("kind", include_str!("testdata/kind.yaml")),
             ("kubespray", include_str!("testdata/kubespray.yaml")),
             ("minikube", include_str!("testdata/minikube.yaml")),
@@ -268,6 +269,14 @@ mod tests {
             assert_eq!(warnings, [], "{name}");
             crate::config::validate::validate(&configuration).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
+    }
+
+    #[test]
+    fn a_field_that_kube_proxy_no_longer_has_is_the_only_complaint_about_k0s() {
+        let (configuration, warnings) = load(include_str!("testdata/k0s.yaml")).unwrap();
+        let paths: Vec<_> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+        assert_eq!(paths, ["udpIdleTimeout"]);
+        crate::config::validate::validate(&configuration).unwrap();
     }
 
     #[test]
