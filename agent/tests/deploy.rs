@@ -1,5 +1,6 @@
-//! What is in `deploy/` fits the binary: its configuration is taken without a complaint, its arguments are flags that there
-//! are, and the chart's schema knows the same fields. `scripts/check-deploy` compares these files with what the chart renders.
+//! Checks that `deploy/` fits the binary: its configuration is accepted without a warning, its arguments are existing
+//! flags, and the chart's schema knows the same fields. `scripts/check-deploy` compares these files with what the chart
+//! renders.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeSet;

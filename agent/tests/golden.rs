@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What `vmap-proxy compile` prints for these manifests.
+/// Returns the output of `vmap-proxy compile` for these manifests.
 fn compile(manifests: &Path, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_vmap-proxy"))
         .args(["compile", "--node-name", "node-1", "--manifests"])

@@ -1,5 +1,6 @@
-//! What is shipped has no laboratory: `scripts/build-static` builds `vmap-proxy` without the feature `demo`. CI runs these
-//! tests once more without it: `cargo test -p vmap-proxy-agent --no-default-features --test shipped`.
+//! Checks that the shipped binary has no laboratory: `scripts/build-static` builds `vmap-proxy` without the feature
+//! `demo`. CI runs these tests once more without it:
+//! `cargo test -p vmap-proxy-agent --no-default-features --test shipped`.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;

@@ -137,7 +137,7 @@ fn one_change(criterion: &mut Criterion, name: &str, change: fn(u32, u32) -> Cha
                 |change| {
                     store.apply(change);
                     let plan = planner.update(&mut store);
-                    // What changes nothing would look fast.
+                    // A change without effect would look fast.
                     assert!(plan.as_ref().is_some_and(|plan| !plan.transactions.is_empty()));
                     plan
                 },

@@ -169,7 +169,7 @@ fn transactions_hold_what_they_need() {
     }
 }
 
-/// What makes each of these too large, beside what is small alone.
+/// Returns object sets that are too large, each with a different reason.
 fn too_large() -> Vec<(&'static str, Vec<Value>)> {
     let (many_ports, some) = (ports(1_000), addresses(EXTERNAL, 500));
     let repeated: Vec<Value> = (0..1_000).map(|_| json!({"name": "", "port": 80})).collect();
@@ -240,7 +240,7 @@ fn what_is_too_large_costs_nothing_but_itself() {
     }
 }
 
-/// What is large and sensible is not too large.
+/// Large but sensible Services are not too large.
 #[test]
 fn large_services_are_served() {
     for (ports_count, external, endpoints) in [(5_000, 0, 40), (1, 2, 100_000), (1, 100_000, 1), (100, 20, 100)] {

@@ -194,8 +194,8 @@ proptest! {
     }
 }
 
-/// What clients have learned of every list, as packets would write it into the
-/// kernel: for each family and number, whose list it was and an endpoint.
+/// The learned entries of every list, as packets would write them into the
+/// kernel: for each family and number, the owner of the list and an endpoint.
 #[derive(Default)]
 struct Clients(BTreeMap<(Family, ListNumber, Endpoint), String>);
 
@@ -240,7 +240,7 @@ impl Clients {
     }
 }
 
-/// What follows is about one Service on every kind of frontend.
+/// A Service on every kind of frontend.
 fn busy_service(sticky: bool, etp_local: bool) -> Value {
     json!({"kind": "Service", "metadata": {"name": "busy", "namespace": "shop"},
         "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10",
@@ -286,7 +286,7 @@ fn commit_changes(store: &mut Store, planner: &mut Planner, kernel: &mut FakeKer
     others
 }
 
-/// How many endpoints a packet may go to.
+/// Returns the number of endpoints that a packet may go to.
 fn reached(evaluator: &Evaluator<'_>, to: &str, port: u16, from: &str) -> usize {
     let packet = Packet {
         source: from.parse().unwrap(),
@@ -332,7 +332,7 @@ fn a_service_grows_and_shrinks_through_the_shared_counts() {
             assert_eq!(reached(&evaluator, "203.0.113.9", 80, "198.51.100.7"), outside, "{count}");
 
             let after = [count, outside].map(|count| count as u32);
-            // Where no list leaves its class, the change is about elements of endpoints alone.
+            // If no list leaves its class, the change concerns only elements of endpoints.
             if before.into_iter().zip(after).all(|(before, after)| Spread::of(before) == Spread::of(after)) {
                 assert_eq!(others, 0, "{before:?} to {after:?}");
             }

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use syn::{Attribute, Expr, Fields, ImplItem, Item, ItemImpl, Type, UseTree, Visibility, parse_quote};
 
-/// What is declared in the crate, without what is private in each declaration.
+/// Returns the declarations of the crate, without their private parts.
 #[derive(Default)]
 struct Crate {
     modules: BTreeMap<String, Module>,

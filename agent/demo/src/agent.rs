@@ -46,7 +46,7 @@ const SYNCS_ARE_LOGGED: u32 = 2;
 /// The variable that would overrule the verbosity: `vmap_proxy_agent::logging::FILTER_VARIABLE`.
 const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 
-/// How long anything may take on an ordinary machine before the demo gives up.
+/// Longest wait on an ordinary machine before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running agent and the manifests it follows.

@@ -42,9 +42,9 @@ pub enum LabError {
     /// A server that every lab has does not answer, so that silence means nothing.
     #[error("{target} does not answer {from}, not even on its control port: no silence can be told from slowness")]
     Unsettled {
-        /// Who asked.
+        /// The sender of the probe.
         from: IpAddr,
-        /// Whom.
+        /// The target of the probe.
         target: IpAddr,
     },
     /// The same address was given to two namespaces.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long [`get_blocking`] waits for a reply.
+/// Longest wait of [`get_blocking`] for a reply.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The reply of a server.

@@ -28,7 +28,8 @@ const HOST_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 const TABLE_LOCAL: u32 = 255;
 const TABLE_MAIN: u32 = 254;
 
-/// How long the kernel may take to finish a link or an address on an ordinary machine. It takes well below a millisecond.
+/// Longest time for the kernel to finish a link or an address on an ordinary machine. It takes well below a
+/// millisecond.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `job` with a route netlink connection inside `namespace`; `what` names the objects in an error.

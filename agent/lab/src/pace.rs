@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long two threads take to pass a byte to and fro on an ordinary machine with some other work: what is measured
-/// on an idle one, times three.
+/// Time in which two threads pass a byte back and forth on an ordinary machine with some other work: three times the
+/// figure of an idle one.
 const ORDINARY_ROUND: Duration = Duration::from_micros(30);
-/// How often the byte goes to and fro.
+/// Number of times that the byte goes back and forth.
 const ROUNDS: u32 = 300;
 /// More than any emulation needs; a machine that measures more was stopped in between.
 const SLOWEST: f64 = 60.0;
@@ -23,7 +23,7 @@ pub fn patient(limit: Duration) -> Duration {
     limit.mul_f64(*FACTOR.get_or_init(|| factor(measure())))
 }
 
-/// Where nothing could be measured, the machine counts as ordinary.
+/// If the measurement fails, the machine counts as ordinary.
 fn factor(measured: io::Result<Duration>) -> f64 {
     let ordinary = (ORDINARY_ROUND * ROUNDS).as_secs_f64();
     measured.map_or(1.0, |measured| (measured.as_secs_f64() / ordinary).clamp(1.0, SLOWEST))

@@ -16,7 +16,7 @@ use crate::sctp::Packet;
 use crate::server::{RECEIVE_BUFFER, receive_raw};
 use crate::{Identity, LabError, NetNs, patient};
 
-/// How many probes of one call have a socket at the same time.
+/// Maximum number of probes of one call with a socket at the same time.
 const IN_FLIGHT: usize = 256;
 
 /// A transport protocol a Service can have.
@@ -45,12 +45,12 @@ impl fmt::Display for Transport {
 pub struct Probe {
     /// The source address; it need not be configured in the namespace the probe starts from.
     pub source: IpAddr,
-    /// Where to, in the same address family.
+    /// The destination, in the same address family.
     pub target: SocketAddr,
     /// Over which protocol.
     pub transport: Transport,
-    /// How long to wait before calling it silence, on an ordinary machine; a slow one waits longer, see [`patient`].
-    /// Below one second no TCP SYN is sent twice.
+    /// The wait after which the probe counts as unanswered, on an ordinary machine; a slow one waits longer, see
+    /// [`patient`]. Below one second no TCP SYN is sent twice.
     pub timeout: Duration,
 }
 

@@ -36,10 +36,10 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
 const NODE_SYSCTLS: &[(&str, &str)] =
     &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
 
-/// Where every namespace of a lab answers over UDP, on its first address of each family: the port for discarding, which
+/// The UDP port on which every namespace of a lab answers, on its first address of each family: the discard port, which
 /// no Service has.
 const CONTROL_PORT: u16 = 9;
-/// How long an answer from there may take, and how often it is asked: a datagram may be lost.
+/// Longest wait for an answer from there, and the number of attempts, because a datagram may be lost.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 const CONTROL_ATTEMPTS: usize = 5;
 
@@ -182,7 +182,7 @@ pub struct Lab {
     hosts: Vec<Host>,
     /// The host (by position) of each address.
     owners: RwLock<BTreeMap<IpAddr, usize>>,
-    /// Where the control servers are.
+    /// The addresses of the control servers.
     controls: Vec<IpAddr>,
 }
 

@@ -1,4 +1,4 @@
-//! Tells [`HealthState`] whether the proxy keeps up.
+//! Updates [`HealthState`] after each sync.
 
 use vmap_proxy_compiler::ruleset::Family;
 

@@ -37,7 +37,7 @@ Examples:
     vmap-proxy cleanup
 ";
 
-/// Where the demo is part of the program.
+/// Only if the demo is part of the program.
 const DEMO_EXAMPLE: &str = "
   See it work with real packets, in separate namespaces:
     vmap-proxy demo

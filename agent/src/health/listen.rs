@@ -66,7 +66,7 @@ impl Listen {
         Self { server, setting, address, hard_fail, retry: RETRY, listening, events: None }
     }
 
-    /// Tells failures as kube-proxy's Event about its health server.
+    /// Reports failures as kube-proxy's Event about its health server.
     #[must_use]
     pub fn with_events(self, events: Recorder) -> Self {
         Self { events: Some(events), ..self }

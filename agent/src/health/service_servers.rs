@@ -170,7 +170,8 @@ impl ServiceHealthServers {
         Self { health, runtime: Handle::current(), shared, state: Mutex::default() }
     }
 
-    /// Tells the first of a row of failures as kube-proxy's Event about it.
+    /// Reports the first of a series of failures as kube-proxy's Event about
+    /// it.
     #[must_use]
     pub fn with_events(mut self, events: Recorder) -> Self {
         self.shared.events = Some(events);

@@ -57,7 +57,7 @@ fn routed_source(own: IpAddr, far: IpAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// Tells when addresses come and go, in the network namespace of the thread
+/// Reports when addresses come and go, in the network namespace of the thread
 /// that opened it.
 pub struct AddressWatcher {
     route: Connection<Route>,

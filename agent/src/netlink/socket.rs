@@ -19,7 +19,7 @@ use vmap_proxy_wire::nf_tables::Batch;
 
 use super::error::SocketError;
 
-/// How often a listing is repeated that something changed under.
+/// Maximum number of attempts for a listing that changes meanwhile.
 const ATTEMPTS: u32 = 20;
 
 /// Longest wait for the next part of a listing. It is available at once, unless it was lost.

@@ -28,7 +28,7 @@ const GET_ENTRIES: libc::c_int = 65;
 const TABLE_NAME: usize = 32;
 /// `sizeof(struct ipt_getinfo)`
 const INFO: usize = 84;
-/// Where `entrytable` begins in `struct ipt_get_entries`, and `counters` in
+/// The offset of `entrytable` in `struct ipt_get_entries`, and of `counters` in
 /// `struct xt_counters_info`.
 const ENTRIES_HEADER: usize = 40;
 

@@ -26,7 +26,7 @@ impl Sequences {
         Self { first: number, last: number }
     }
 
-    /// Where a number stands among these, from 0.
+    /// Returns the position of a number among these, from 0.
     pub fn position(&self, number: u32) -> Option<usize> {
         let position = number.wrapping_sub(self.first);
         (position <= self.last.wrapping_sub(self.first)).then_some(position as usize)

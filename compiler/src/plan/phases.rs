@@ -33,8 +33,8 @@ const SLACK: usize = MAX_OPERATIONS / 8;
 /// The data of an element besides its key.
 pub(super) type Value = (Data, Option<Arc<str>>);
 
-/// When an operation becomes visible: the order of the variants is the order of
-/// the commits.
+/// The phase in which an operation becomes visible: the order of the variants
+/// is the order of the commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// New chains, with their rules.

@@ -105,7 +105,7 @@ impl FakeKernel {
         }
     }
 
-    /// What a start would read.
+    /// Returns the state that a start would read.
     pub(crate) fn state(&self) -> PerFamily<KernelState> {
         self.0.as_ref().map(|table| {
             let mut elements = KernelElements::default();

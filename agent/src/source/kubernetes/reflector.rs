@@ -193,8 +193,8 @@ impl Reflector {
         }
     }
 
-    /// Tells a failure once, not at every attempt; if it comes and goes, once a
-    /// minute.
+    /// Reports a failure once, not at every attempt; if it comes and goes, once
+    /// a minute.
     async fn report(&mut self, cause: Cause, message: &str) {
         let line = format!("can't follow {}s: {message}", self.resource.kind);
         tracing::debug!("{line}");

@@ -483,7 +483,7 @@ fn hash_of(text: &str) -> u64 {
     hasher.finish()
 }
 
-/// Tells a changed object from an unchanged one without holding it.
+/// Distinguishes a changed object from an unchanged one without keeping it.
 fn fingerprint(object: &Object) -> u64 {
     struct Writer(DefaultHasher);
     impl io::Write for Writer {

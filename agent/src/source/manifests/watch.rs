@@ -1,4 +1,4 @@
-//! Tells that manifests may have changed; which ones, the catalog finds out.
+//! Reports that manifests may have changed; the catalog finds out which.
 
 use std::collections::HashSet;
 use std::io;

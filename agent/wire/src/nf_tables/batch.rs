@@ -21,7 +21,7 @@ use crate::uapi::*;
 pub struct MessageSpan {
     /// Its number.
     pub sequence: u32,
-    /// Where the message starts in the batch.
+    /// The offset of the message in the batch.
     pub start: usize,
     /// The operations, as indices into the transaction.
     pub operations: Range<usize>,
@@ -34,8 +34,8 @@ pub struct Batch {
     writer: Writer,
     begin_sequence: u32,
     messages: Vec<MessageSpan>,
-    /// Where each operation starts in the batch: tells which element of a
-    /// message the kernel means.
+    /// The offset of each operation in the batch, which identifies the element
+    /// that the kernel means.
     starts: Vec<usize>,
     open: Option<OpenList>,
 }
