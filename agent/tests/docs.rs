@@ -157,6 +157,17 @@ fn dashboards_and_alerts_ask_for_metrics_that_there_are() {
 }
 
 #[test]
+fn every_alert_has_its_runbook() {
+    let rules = fs::read_to_string(repository().join("deploy/monitoring/rules.yaml")).unwrap();
+    let headings = anchors(&repository().join("docs/operations.md"));
+    let runbooks: Vec<&str> = between(&rules, "docs/operations.md#", '\n').collect();
+    assert_eq!(runbooks.len(), rules.matches("- alert:").count(), "each alert needs a runbook_url: {runbooks:?}");
+    for anchor in runbooks {
+        assert!(headings.contains(anchor), "docs/operations.md has no heading #{anchor}");
+    }
+}
+
+#[test]
 fn every_page_is_in_the_book() {
     let docs = repository().join("docs");
     let summary = fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
