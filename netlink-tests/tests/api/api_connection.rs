@@ -1,5 +1,5 @@
-//! What a kubeconfig means, against real TLS servers and real proxies: the same
-//! as to client-go.
+//! A kubeconfig means the same as to client-go, against real TLS servers and
+//! real proxies.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -366,8 +366,11 @@ async fn kubeconfigs_that_cannot_work_say_what_is_wrong() {
     }
     for (text, expected) in [
         ("", "current-context is not set"),
-        ("current-context: a", "there is no context \"a\""),
-        ("current-context: a\ncontexts: [{name: a, context: {cluster: b}}]", "there is no cluster \"b\""),
+        ("current-context: a", "current-context is \"a\", but there is no such context"),
+        (
+            "current-context: a\ncontexts: [{name: a, context: {cluster: b}}]",
+            "context \"a\" refers to cluster \"b\", but there is no such cluster",
+        ),
         ("[", "kubeconfig"),
         ("\u{0}", "kubeconfig"),
         ("just words", "kubeconfig"),
