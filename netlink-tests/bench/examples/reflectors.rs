@@ -33,7 +33,7 @@ const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 5;
 const ROUNDS: usize = 5;
 
-/// What takes part: whose code, with which types, with which kind of list.
+/// The candidates: the code, its types, and the kind of list.
 const CONTESTANTS: [&str; 6] = [
     "ours, streaming list",
     "ours, pages",

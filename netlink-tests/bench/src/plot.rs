@@ -8,13 +8,13 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 84.0;
-/// Told apart by people who see colours differently, too (Okabe and Ito).
+/// Colours that colour-blind readers can distinguish, too (Okabe and Ito).
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
 /// One line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// What the legend says.
+    /// The text of the legend.
     pub name: String,
     /// Its points; those that are not positive can't be drawn, and are left out.
     pub points: Vec<(f64, f64)>,
@@ -23,11 +23,11 @@ pub struct Series {
 /// One picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plot {
-    /// What stands above it.
+    /// The title.
     pub title: String,
-    /// What the horizontal axis counts.
+    /// The label of the horizontal axis.
     pub x: String,
-    /// What the vertical axis counts.
+    /// The label of the vertical axis.
     pub y: String,
     /// The lines, at most four.
     pub series: Vec<Series>,

@@ -13,7 +13,7 @@ use crate::library_proxy::LibraryProxy;
 use crate::schema::{self, Vector};
 use crate::{run_compiled, run_model, run_packets};
 
-/// What to run.
+/// The vectors to run.
 #[derive(Debug, Args)]
 pub struct Options {
     /// Directories with vectors (*.yaml, *.yml, *.json).
@@ -28,7 +28,7 @@ pub struct Options {
     /// One JSON object a vector and level instead of a line, and one for the sums.
     #[arg(long)]
     pub json: bool,
-    /// How many vectors to run with packets at a time.
+    /// Number of vectors to run with packets at a time.
     #[arg(long, default_value_t = 4)]
     pub parallel: usize,
 }

@@ -23,7 +23,8 @@ pub struct Compiled {
     store: Store,
     planner: Planner,
     host: Host,
-    /// What clients learned, as packets would write it into `affinity`.
+    /// The learned entries of clients, as packets would write them into
+    /// `affinity`.
     learned: BTreeMap<Key, Data>,
 }
 
@@ -95,8 +96,9 @@ impl Compiled {
         [first, second]
     }
 
-    /// What the compiled rules do with each packet, in the model's terms. The
-    /// expectation settles what the rules can't tell.
+    /// Returns the fate of each packet under the compiled rules, in the model's
+    /// terms. The expectation decides where the rules do not show the
+    /// difference.
     pub fn outcomes<'a>(&self, packets: impl IntoIterator<Item = (&'a Packet, &'a Outcome)>) -> Vec<Outcome> {
         let ruleset = self.planner.ruleset();
         let evaluator = Evaluator::new(&ruleset, self.host.clone());
@@ -109,8 +111,9 @@ impl Compiled {
         let address = |endpoint: &Endpoint| (endpoint.address, endpoint.port).into();
         match &outcome.verdict {
             evaluate::Verdict::Dnat { endpoints } => {
-                // What arrives for the node itself never leaves it, and only
-                // what leaves is masqueraded: there it can't be told.
+                // Packets to the node itself never leave it, and only leaving
+                // packets are masqueraded, so the difference is invisible
+                // there.
                 let leaves =
                     |endpoint: &&Endpoint| self.host.is_local(packet.from) || !self.host.is_local(endpoint.address);
                 let leaving: Vec<&Endpoint> = endpoints.iter().filter(leaves).collect();
@@ -156,8 +159,9 @@ fn learned(key: Key, data: Data) -> Element {
     Element { map: Map::Affinity, key, data, comment: None }
 }
 
-/// Whether a client goes to an endpoint that is expected, whatever it learned
-/// in an earlier phase or at another address, and to the same one again.
+/// Returns whether a client goes to an endpoint that is expected, whatever it
+/// learned in an earlier phase or at another address, and to the same one
+/// again.
 fn sticks(compiled: &mut Compiled, packet: &Packet, expected: &Outcome) -> bool {
     let Outcome::Dnat { endpoints: expected, .. } = expected else { return true };
     let [first, second] = compiled.connect_twice(packet, |all| run_model::any(packet.from, all));

@@ -22,9 +22,9 @@ pub struct Mismatch {
     pub index: usize,
     /// The packet.
     pub packet: Packet,
-    /// What had to happen.
+    /// The expected fate.
     pub expected: Outcome,
-    /// What happened.
+    /// The actual fate.
     pub actual: Outcome,
 }
 
@@ -67,8 +67,8 @@ pub fn run_with(vector: &Vector, mut judge: impl FnMut(&ReferenceModel, &Packet)
     mismatches
 }
 
-/// Whether a client goes to an endpoint that is expected, wherever it was in an
-/// earlier phase or at another address, and to the same one again.
+/// Returns whether a client goes to an endpoint that is expected, wherever it
+/// was in an earlier phase or at another address, and to the same one again.
 fn sticks(model: &ReferenceModel, memory: &mut Memory, packet: &Packet, expected: &Outcome) -> bool {
     let Outcome::Dnat { endpoints: expected, .. } = expected else { return true };
     let mut may_reach = || memory.connect(model, packet, Duration::ZERO, |all| any(packet.from, all));

@@ -6,8 +6,8 @@
 //! named instead of just missed. Then the [`ProxyUnderTest`] runs, and each packet becomes many new
 //! connections.
 //!
-//! What can't be seen on the wire is not asserted: whether a connection to an endpoint on the node itself was
-//! masqueraded (it never passes postrouting).
+//! Effects that are invisible on the wire are not asserted: whether a connection to an endpoint on the node
+//! itself was masqueraded (it never passes postrouting).
 
 mod judge;
 mod stage;
@@ -48,7 +48,7 @@ pub trait ProxyUnderTest {
     fn step(&mut self, delete: &[ObjectRef], apply: &[Value]) -> Result<(), ProxyError>;
 }
 
-/// Why a vector failed.
+/// The reason why a vector failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The namespaces or the probes themselves failed: says nothing about the proxy.
@@ -59,7 +59,7 @@ pub enum Failure {
     Proxy {
         /// 0 is the start, 1 the first step.
         phase: usize,
-        /// What the proxy says.
+        /// The log of the proxy.
         source: ProxyError,
     },
     /// A packet met another fate than it had to.
@@ -76,7 +76,7 @@ pub struct Mismatch {
     pub index: usize,
     /// The packet.
     pub probe: Probe,
-    /// What happened, in words.
+    /// The actual fate, in words.
     pub actual: String,
 }
 
@@ -107,7 +107,7 @@ pub struct VectorReport {
 }
 
 impl VectorReport {
-    /// Whether every packet met its fate.
+    /// Returns whether every packet met its fate.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()
     }

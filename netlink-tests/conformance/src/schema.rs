@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// Why vectors could not be loaded.
+/// The reason why vectors could not be loaded.
 #[derive(Debug, Error)]
 pub enum VectorError {
     /// A file or folder cannot be read.
@@ -24,7 +24,7 @@ pub enum VectorError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A file is no YAML or JSON, has an unknown key, lacks one, or holds a
@@ -33,7 +33,7 @@ pub enum VectorError {
     Format {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The parser's error.
         message: String,
     },
     /// A value that the format allows makes no sense.
@@ -41,7 +41,7 @@ pub enum VectorError {
     Invalid {
         /// The file.
         path: PathBuf,
-        /// Which value, and why.
+        /// The value, and the reason.
         what: String,
     },
     /// A folder holds no vector, so a run over it would prove nothing.
@@ -58,7 +58,7 @@ pub enum VectorError {
 pub struct Vector {
     /// The file name without its ending.
     pub name: String,
-    /// What it proves, in one line.
+    /// The proven behaviour, in one line.
     pub why: String,
     /// The node that the proxy runs on.
     pub node: VectorNode,
@@ -139,11 +139,11 @@ pub struct ObjectRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Probe {
-    /// Where it comes from.
+    /// The source address.
     pub from: Origin,
-    /// Where it is sent to.
+    /// The destination.
     pub to: Target,
-    /// What has to happen.
+    /// The expected fate.
     pub expect: Expect,
     /// Repeats from this address must all reach one endpoint, any of the set.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -154,7 +154,7 @@ pub struct Probe {
     pub sticky_group: Option<String>,
 }
 
-/// Where a packet comes from.
+/// The source of a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
@@ -167,7 +167,7 @@ pub struct Origin {
     pub iif: Option<String>,
 }
 
-/// What a source address is to the node.
+/// The relation of a source address to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OriginKind {
@@ -181,7 +181,7 @@ pub enum OriginKind {
     External,
 }
 
-/// Where a packet is sent to.
+/// The destination of a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
@@ -205,7 +205,7 @@ pub enum TransportProtocol {
     Sctp,
 }
 
-/// What has to happen to a packet.
+/// The expected fate of a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
@@ -246,7 +246,7 @@ impl Vector {
 }
 
 impl VectorNode {
-    /// Whether an address is one of the node's own, loopback included.
+    /// Returns whether an address is one of the node's own, loopback included.
     pub fn has_address(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.addresses().contains(&ip)
     }

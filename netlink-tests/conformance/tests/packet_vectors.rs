@@ -18,7 +18,7 @@ const PARALLEL: usize = 6;
 
 /// Knows the answers: one rule per packet and outcome, from the vector itself.
 struct Oracle {
-    /// What it makes of an expectation before it obeys it.
+    /// The change that it applies to an expectation before it obeys it.
     lie: fn(&mut Probe),
     node: Option<NetNs>,
     /// The phases still to come, next one last.
@@ -112,7 +112,7 @@ fn run_oracle(vectors: &[Vector], lie: fn(&mut Probe)) -> Vec<VectorReport> {
     run_all(vectors, PARALLEL, &|| Box::new(Oracle::new(lie)))
 }
 
-/// Which packets (phase, index) failed; anything else that failed ends the test.
+/// Returns the failed packets (phase, index); any other failure ends the test.
 fn failed_packets(report: &VectorReport) -> BTreeSet<(usize, usize)> {
     let packets = report.failures.iter().map(|failure| match failure {
         Failure::Packet(mismatch) => (mismatch.phase, mismatch.index),

@@ -18,7 +18,7 @@ use crate::manifests::NODE_NAME;
 #[derive(Debug)]
 pub struct AgentProcess {
     process: Process,
-    /// How many lines of the log [`wait_for`](Self::wait_for) has looked at.
+    /// The number of log lines that [`wait_for`](Self::wait_for) has read.
     passed: usize,
 }
 
@@ -163,7 +163,7 @@ impl AgentProcess {
         self.wait_for_line(" programmed ")
     }
 
-    /// Whether it has a thread of this name.
+    /// Returns whether it has a thread of this name.
     pub fn has_thread(&self, name: &str) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
         threads
@@ -183,7 +183,7 @@ impl AgentProcess {
         number.unwrap_or_else(|| panic!("no memory of the agent: it has ended"))
     }
 
-    /// Tells it to end, as the kubelet does, and waits until it has.
+    /// Sends SIGTERM, as the kubelet does, and waits for its end.
     ///
     /// # Panics
     /// If it goes on.
@@ -247,7 +247,7 @@ fn on_manifests(program: &str, manifests: &ManifestDirectory, flags: &[&str]) ->
     command.args(["run", "--node-name", NODE_NAME, "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/56"]);
     // Tests wait for the line of each sync.
     command.arg("-v=2").args(flags).arg("--manifests").arg(manifests.path());
-    // What a test looks for must not depend on the environment.
+    // The result of a test must not depend on the environment.
     command.env_remove(vmap_proxy_agent::logging::FILTER_VARIABLE);
     command
 }

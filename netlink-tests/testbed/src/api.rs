@@ -14,7 +14,7 @@ use crate::real_api::RealApi;
 /// real API server: see `docs/real-cluster.md`.
 pub const REAL_API: &str = "VMAP_PROXY_TEST_API_SOCKET";
 
-/// Why the API server can't be used.
+/// The reason why the API server cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// Namespaces.
@@ -26,9 +26,9 @@ pub enum ApiError {
     /// `kubectl` complains.
     #[error("kubectl {arguments}: {complaint}")]
     Kubectl {
-        /// What it was asked.
+        /// The request.
         arguments: String,
-        /// What it says.
+        /// The answer.
         complaint: String,
     },
     /// A variable is missing.

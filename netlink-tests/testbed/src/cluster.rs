@@ -43,20 +43,20 @@ const MORE_PODS: [u8; 4] = [15, 16, 17, 18];
 pub const OUTSIDER: &str = "10.77.0.9";
 /// Another node.
 const OTHER_NODE: &str = "192.0.2.12";
-/// Where the serving pods listen.
+/// The port of the serving pods.
 pub const POD_PORT: u16 = 8080;
 /// Protocols.
 pub const ALL_TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::Sctp];
 
-/// How long a probe waits that must be answered: below a second, so that no
-/// SYN is sent twice, and a lost one shows.
+/// The wait of a probe that must be answered: below a second, so that no SYN is
+/// sent twice, and a lost one is noticed.
 const PATIENT: Duration = Duration::from_millis(950);
-/// How long one of a row of probes waits, of which one has to end as it should.
+/// The wait of one of a series of probes, of which one has to end as expected.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(600);
-/// How long a probe waits that must not be answered.
+/// The wait of a probe that must not be answered.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// Whether an address belongs to this node or one of its pods.
+/// Returns whether an address belongs to this node or one of its pods.
 pub fn is_on_this_node(address: &str) -> bool {
     NODE.contains(&address) || address.starts_with("10.244.1.") || address.starts_with("fd00:10:244:1:")
 }
@@ -329,7 +329,7 @@ impl Cluster {
     }
 }
 
-/// Which pod an answer is from.
+/// Returns the pod that sent an answer.
 ///
 /// # Panics
 ///

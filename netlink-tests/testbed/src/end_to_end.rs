@@ -32,7 +32,7 @@ pub fn remote_pod(number: u8) -> String {
     format!("10.244.2.{}", 10 + number)
 }
 
-/// What a test can't go on without.
+/// A result that a test cannot go on without.
 #[derive(Debug, thiserror::Error)]
 pub enum EndToEndError {
     /// The API server.

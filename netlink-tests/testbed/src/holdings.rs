@@ -1,4 +1,4 @@
-//! What a node's kernel holds of our tables, ready for comparison.
+//! The content of our tables in a node's kernel, ready for comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -23,13 +23,14 @@ pub struct Holdings {
     chains: BTreeMap<String, Vec<Vec<u8>>>,
     /// The sets and maps there are.
     maps: BTreeSet<String>,
-    /// What every other map holds.
+    /// The content of every other map.
     elements: Elements,
-    /// What in the table is none of ours, and what is wrong with the table.
+    /// The foreign objects in the table, and the defects of the table.
     foreign: BTreeSet<String>,
 }
 
-/// What a client learned: its address and the number of the list, the endpoint.
+/// A learned entry: the client's address and the number of the list, and the
+/// endpoint.
 pub type Learned = BTreeMap<Key, Data>;
 
 impl Holdings {
@@ -91,9 +92,9 @@ impl Holdings {
         self.chains.keys().map(String::as_str)
     }
 
-    /// What differs between two tables, one line each. In which slot an
-    /// endpoint sits and which number a list has depend on what was there
-    /// before, and do not count.
+    /// Returns the differences between two tables, one line each. The slots of
+    /// endpoints and the numbers of lists depend on the history, and do not
+    /// count.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         let names: BTreeSet<&String> = self.chains.keys().chain(other.chains.keys()).collect();
@@ -149,7 +150,7 @@ impl Holdings {
     }
 }
 
-/// What clients learned, in the table of one family.
+/// Returns the learned entries in the table of one family.
 ///
 /// # Panics
 ///

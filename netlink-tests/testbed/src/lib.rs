@@ -1,4 +1,4 @@
-//! What the tests of vmap-proxy share.
+//! Shared code of the tests of vmap-proxy.
 //!
 //! * [`namespaces`]: permission to make namespaces, had before any thread exists;
 //! * [`cluster`]: a cluster of network namespaces around one node, and questions to ask it;

@@ -29,7 +29,7 @@ impl ManifestDirectory {
         Self(made.unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }

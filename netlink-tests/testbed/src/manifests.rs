@@ -137,8 +137,8 @@ impl ServiceManifest {
         self
     }
 
-    /// When it was created, RFC 3339: the older Service has a frontend that
-    /// two want.
+    /// The creation time, RFC 3339: of two Services that claim a frontend, the
+    /// older one holds it.
     #[must_use]
     pub fn created(mut self, time: &str) -> Self {
         self.0["metadata"]["creationTimestamp"] = json!(time);

@@ -1,4 +1,4 @@
-//! What every test on a real kernel needs: permission to make namespaces, had before any thread exists.
+//! Permission to create namespaces, which every test on a real kernel needs before any thread exists.
 //!
 //! The namespaces themselves, the echo servers and the probes are [`vmap_proxy_lab`].
 
@@ -10,8 +10,8 @@ use vmap_proxy_lab::{LabError, NetNs};
 /// Moves the whole test binary into namespaces of its own before `main`, and so before any thread: the
 /// only time at which an ordinary user can become root in a user namespace. Write it once in each test binary.
 ///
-/// Where namespaces are forbidden the process ends there and then: status 1 with the environment variable `CI`,
-/// else status 0 after a loud line, since nothing could be tested.
+/// If namespaces are forbidden the process ends at once: status 1 with the environment variable `CI`, else
+/// status 0 after a loud line, since nothing could be tested.
 #[macro_export]
 macro_rules! in_own_namespaces {
     () => {
@@ -23,7 +23,7 @@ macro_rules! in_own_namespaces {
     };
 }
 
-/// Where the programs that tests call may be, besides `PATH`: Debian's ordinary users have no `sbin` in theirs.
+/// Folders of the programs that tests call, besides `PATH`: Debian's ordinary users have no `sbin` in theirs.
 const SYSTEM_DIRECTORIES: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// The work of [`in_own_namespaces!`](crate::in_own_namespaces): namespaces, and a `PATH` in which `nft` and `ip` are.
@@ -58,7 +58,7 @@ pub fn show_bridged_packets(namespace: &NetNs, shown: bool) -> Result<bool, LabE
     Ok(has_filter)
 }
 
-/// What to print when a program that a test calls did not start.
+/// Returns the message for a program that did not start.
 pub fn cannot_run(program: &str, error: &io::Error) -> String {
     format!("can't run {program}: {error}; scripts/setup installs what the tests call")
 }

@@ -7,7 +7,7 @@ use vmap_proxy_lab::{LabError, NetNs};
 
 use crate::namespaces::cannot_run;
 
-/// Why nft did not do what it was asked.
+/// The reason why nft failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     /// The namespace could not be entered.

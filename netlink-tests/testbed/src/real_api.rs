@@ -15,7 +15,7 @@ use vmap_proxy_lab::NetNs;
 use crate::api::ApiError;
 use crate::apiserver::Resource;
 
-/// Where the API server seems to be in every node namespace.
+/// The address of the API server in every node namespace.
 const ADDRESS: &str = "127.0.0.1:16443";
 
 /// A connection to a real API server. What was applied is deleted when it is

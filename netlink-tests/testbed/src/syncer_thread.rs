@@ -41,7 +41,7 @@ impl SyncerThread {
     pub fn with<T: Send + 'static>(&self, job: impl FnOnce(&mut Syncer) -> T + Send + 'static) -> Result<T, Failure> {
         let (answer, answered) = mpsc::channel();
         let job: Job = Box::new(move |syncer| {
-            // Nobody waits any more if this fails.
+            // It fails only if the receiver is gone.
             let _ = answer.send(job(syncer));
         });
         self.jobs.as_ref().ok_or("the syncer has stopped")?.send(job).map_err(|_| "the syncer's thread ended")?;

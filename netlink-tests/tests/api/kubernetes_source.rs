@@ -188,7 +188,7 @@ impl Follower {
     }
 }
 
-/// How often a resource was listed, by either kind of list.
+/// Returns how often a resource was listed, by either kind of list.
 fn lists(server: &ApiServer, resource: Resource) -> usize {
     let is_list = |request: &&String| !request.contains("watch=true") || request.contains("sendInitialEvents=true");
     requests_for(server, resource).iter().filter(is_list).count()
@@ -207,7 +207,7 @@ async fn all_watched(server: &ApiServer) {
 async fn sync_and_follow(streaming: bool) {
     let server = server_with_one_of_each().await;
     server.set_streaming_lists(streaming);
-    // What kube-proxy's selectors leave out.
+    // Objects that kube-proxy's selectors leave out.
     let mut headless = service("headless", "None");
     headless["spec"]["clusterIP"] = json!("None");
     let mut foreign = service("foreign", "10.0.0.2");

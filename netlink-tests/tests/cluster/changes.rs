@@ -1,4 +1,4 @@
-//! What the API tells reaches the packets, and disturbs no others.
+//! Changes in the API reach the packets they concern, and disturb no others.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ fn a_rolling_update_loses_no_new_connection() {
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1), Endpoint::remote(1)]);
     let agent = cluster.agent();
     agent.wait_until_ready();
-    // Who keeps a connection open keeps it to a pod that is going.
+    // An open connection stays at a pod that is terminating.
     let traffic = cluster.traffic(CLIENT_POD, shop);
     for round in 0..10 {
         let (old, new) = (1 + round % 8, 1 + (round + 1) % 8);
@@ -109,7 +109,7 @@ fn a_service_changes_its_type() {
     cluster.eventually(CLIENT, node_port, Transport::Tcp, is_refused);
     cluster.eventually(CLIENT_POD, external, Transport::Tcp, |result| !is_answered(result));
     traffic.stop();
-    // What has no cluster IP has no rules.
+    // A Service without cluster IP has no rules.
     cluster.api.delete(Resource::Services, NAMESPACE, "shop").unwrap();
     apply(
         &cluster,
@@ -154,7 +154,7 @@ fn a_udp_flow_leaves_a_pod_that_is_gone() {
     }
 }
 
-/// How many endpoints the kernel holds for a cluster IP.
+/// Returns the number of endpoints in the kernel for a cluster IP.
 fn endpoints_in_kernel(cluster: &EndToEnd, frontend: SocketAddr) -> usize {
     let read = || {
         let mut kernel = Kernel::open().unwrap();
@@ -207,7 +207,7 @@ fn a_restart_sends_nothing_and_cuts_nothing() {
         assert!(line.contains("0 elements added, 0 removed, 0 commits"), "{line}");
         assert_eq!(cluster.generation(), before, "{line}");
     }
-    // What changed while it was away is all it sends.
+    // It sends only the changes during its absence.
     let _ = agent.terminate();
     apply(
         &cluster,

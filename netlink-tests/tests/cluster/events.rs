@@ -1,4 +1,4 @@
-//! What the agent tells by Kubernetes Events.
+//! The Kubernetes Events of the agent.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 

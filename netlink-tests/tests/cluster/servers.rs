@@ -1,4 +1,4 @@
-//! What the agent tells monitoring and load balancers.
+//! The agent's answers to monitoring and load balancers.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -74,7 +74,7 @@ fn rfc3339(seconds: u64) -> String {
 #[test]
 fn load_balancers_learn_which_services_have_local_endpoints() {
     let cluster = cluster();
-    // Where node ports are served: by default on the Node's own address alone.
+    // The addresses of node ports: by default only the Node's own address.
     let checks = frontend(NODE_IP, 30_999);
     let local = |service: &mut Value| {
         service["spec"]["type"] = json!("LoadBalancer");
@@ -145,7 +145,7 @@ fn the_pages_of_every_component_are_there() {
     assert_eq!(page("/healthz"), "ok");
     assert!(page("/metrics/slis").contains(r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#));
     assert!(page("/metrics").contains("kubernetes_build_info{"));
-    // What kubeadm leaves empty is written out.
+    // Fields that kubeadm leaves empty are filled in.
     let configuration: serde_json::Value = serde_json::from_str(&page("/configz")).unwrap();
     let effective = &configuration["kubeproxy.config.k8s.io"];
     assert_eq!(effective["detectLocalMode"], "ClusterCIDR");

@@ -19,7 +19,7 @@ fn traffic_goes_on_without_the_api_server_and_then_catches_up() {
 
     let Some(double) = cluster.api.double() else { return };
     double.pause();
-    // What happens meanwhile is not seen.
+    // The agent does not see the events meanwhile.
     double.server.apply(slice("shop", &[Endpoint::local(2)]));
     double.server.apply(service("new", &cluster_ip(4), |_| {}));
     double.server.apply(slice("new", &[Endpoint::remote(4)]));
@@ -44,7 +44,7 @@ fn a_relist_sends_only_differences() {
     apply_service(&cluster, "cart", 3, &[Endpoint::local(2)]);
     let agent = cluster.agent();
     agent.wait_until_ready();
-    // What a change of one endpoint's address takes, for comparison.
+    // The duration of a change of one endpoint's address, for comparison.
     let before = cluster.generation();
     apply(&cluster, &[slice("shop", &[Endpoint::local(3), Endpoint::remote(1)])]);
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(3), remote_pod(1)]);
@@ -67,7 +67,7 @@ fn a_relist_sends_only_differences() {
     assert_eq!(cluster.generation() - before, one_change, "the lists sent something");
 }
 
-/// How many of the requests begin a list of a resource.
+/// Returns the number of requests that begin a list of a resource.
 fn lists(requests: Vec<String>, resource: Resource) -> usize {
     let start = format!("GET {}?", resource.path());
     let is_list = |request: &&String| !request.contains("watch=true") || request.contains("sendInitialEvents=true");

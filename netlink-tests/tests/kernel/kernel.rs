@@ -1,5 +1,5 @@
-//! What we write over netlink is what the kernel holds and what nft makes of
-//! the same text.
+//! The state that we write over netlink equals the kernel's state and the
+//! result of nft for the same text.
 
 use crate::readback::fixtures::{
     all_chains, all_configs, complete, loadable, operation, sample, simple_config, skeleton,
@@ -90,7 +90,7 @@ fn a_refused_element_is_named() {
         for family in Family::ALL {
             kernel.commit(&skeleton(&simple_config(family))).unwrap();
             for map in Map::all() {
-                // Where boundaries of ranges may be shared, adding twice is no error.
+                // If ranges may share boundaries, adding twice is no error.
                 if map == Map::ServiceCidrs {
                     continue;
                 }
@@ -212,7 +212,7 @@ fn a_listing_of_ours_loads_again() {
     });
 }
 
-/// What can't be loaded by nft 1.0.6 can be listed by it, in the same words.
+/// nft 1.0.6 lists a rule that it cannot load, in the same words.
 #[test]
 fn nft_lists_the_rules_that_learn() {
     in_fresh_namespace(async || {

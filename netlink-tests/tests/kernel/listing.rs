@@ -1,4 +1,4 @@
-//! What `render` writes is what `nft` lists, and the listing can be loaded again without losing anything.
+//! `render` writes exactly what `nft` lists, and the listing can be loaded again without loss.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -83,9 +83,9 @@ fn elements(family: Family) -> Vec<Element> {
     elements
 }
 
-/// Whether this nft can write the rule that learns affinity. nft 1.0.6 sets aside 16 bytes of registers for the key
-/// of an `update` with a value, whatever the key's length (mended in 1.0.9: "skip set element expression in map statement key"), so of IPv6 it ends in a
-/// failed assertion. It happens before anything is sent to the kernel.
+/// Returns whether this nft can write the rule that learns affinity. nft 1.0.6 sets aside 16 bytes of registers for the
+/// key of an `update` with a value, whatever the key's length (mended in 1.0.9: "skip set element expression in map
+/// statement key"), so of IPv6 it ends in a failed assertion. It happens before anything is sent to the kernel.
 fn nft_can_learn(family: Family) -> bool {
     let config = SkeletonConfig { family, detector: None, masquerade_all: false, nodeports_on_all_addresses: false };
     let key = Key::List(ListNumber::at(1).unwrap());
@@ -137,7 +137,7 @@ fn keys(map: Map, family: Family) -> Vec<Key> {
     keys
 }
 
-/// What the verdicts of a map may say: dnat only where the kernel takes it.
+/// The permitted verdicts of a map: dnat only where the kernel accepts it.
 fn verdicts(map: Map, family: Family) -> Vec<Verdict> {
     let chains = |domain, pool| -> Vec<Verdict> {
         let balance =
@@ -172,7 +172,7 @@ fn listing(namespace: &NetNs) -> String {
     nft(namespace, &["list", "ruleset"])
 }
 
-/// What the kernel runs: the bytecode of every rule, by table and chain. Element dumps are left out (their order
+/// Returns the bytecode of every rule in the kernel, by table and chain. Element dumps are left out (their order
 /// is the hash table's), and so are handles.
 fn bytecode(namespace: &NetNs) -> BTreeMap<String, Vec<String>> {
     let mut rules: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! What the kernel holds: what we write over netlink beside what nft makes of the same text, listings and reloads,
-//! restarts, repairs, and what others change. No packets but where a file says so.
+//! Tests of the kernel's state: netlink messages compared with nft's for the same text, listings and reloads,
+//! restarts, repairs, and foreign changes. No packets, except where a file states it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 mod kernel;

@@ -1,5 +1,5 @@
-//! What is programmed and what the kernel holds stay the same: over changes,
-//! restarts, damage and refusals; and only elements grow.
+//! The programmed state and the kernel's state stay equal over changes,
+//! restarts, damage and refusals, and only elements grow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -184,7 +184,7 @@ fn damage_by_others_is_repaired_at_once() {
         web("shop/web", 10).cluster_ip("fd00:10:96::10").node_port(30080).affinity(600).build(),
         served_by("shop/web", LOCAL[0]).build(),
         slice("shop/web", "6").port(Transport::Tcp, POD_PORT.into()).endpoints(LOCAL[1]).build(),
-        // So many that their chain is one that jumps to another.
+        // Enough endpoints for a chain that jumps to another.
         web("shop/many", 11).build(),
         served_by("shop/many", many.iter().map(String::as_str)).build(),
     ];
@@ -364,7 +364,7 @@ fn service_ranges_come_and_go() {
     ];
     let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects);
     let (inside, added) = (at("10.96.0.77", 80), at("10.97.0.77", 80));
-    // Where no rule drops it, a packet to nowhere leaves through the uplink, where nobody has the address.
+    // If no rule drops it, a packet to an unused address leaves through the uplink.
     let is_dropped = |to| {
         let counter = "table ip count { chain out { type filter hook postrouting priority 300;
             ip daddr { 10.96.0.77, 10.97.0.77 } counter name \"left\"; }; counter left {}; }";

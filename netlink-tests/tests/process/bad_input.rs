@@ -85,7 +85,7 @@ impl Victim {
         self.cluster.assert_served(POD[0], at(GOOD, 80), Tcp, [LOCAL[0][0]]);
     }
 
-    /// What the objects that can be used make of it.
+    /// Returns the state that the usable objects produce.
     #[track_caller]
     fn synced(&mut self) {
         self.agent.wait_for(&["synced in"]);
@@ -449,7 +449,7 @@ fn a_service_that_asks_for_too_much_costs_only_itself() {
     // Not at every change that has nothing to do with it.
     let named = victim.agent.log().iter().filter(|text| line.iter().all(|word| text.contains(word))).count();
     assert_eq!(named, 1);
-    // What of it is bearable is served.
+    // Its acceptable part is served.
     let bearable = web("shop/hostile", 66).build();
     victim.manifests.write_objects("bad.json", &[bearable, served_by("shop/hostile", LOCAL[0][2]).build()]);
     victim.synced();

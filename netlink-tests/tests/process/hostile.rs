@@ -23,7 +23,7 @@ use vmap_proxy_testbed::proxy::Proxy;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
 
-/// How long a debug build on a machine under load may take for anything.
+/// Longest wait for a debug build on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Services of both families with one to three endpoints; some have affinity, source ranges or a NodePort.
@@ -50,7 +50,7 @@ fn services(count: u32) -> Vec<Value> {
     objects
 }
 
-/// What a namespace of its own holds with these objects.
+/// Returns the content of a separate namespace with these objects.
 fn expected(objects: &[Value]) -> [Holdings; 2] {
     let namespace = namespace();
     let (_proxy, report) = Proxy::start(&namespace, proxy_config(), objects);
@@ -142,7 +142,8 @@ impl Node {
     }
 }
 
-/// What restarting a firewall does, with every pause in between, so that the second flush meets each phase of the repair.
+/// Acts like the restart of a firewall, with every pause in between, so that the second flush meets each phase of the
+/// repair.
 #[test]
 fn two_flushes_in_a_row_cost_no_service() {
     let node = Node::start(3_000);
@@ -252,7 +253,7 @@ fn what_is_not_ours_is_taken_out_at_the_start() {
     }
 }
 
-/// What changes for a Service later goes in, whatever somebody had put in its place.
+/// Later changes of a Service are programmed, whatever another program had put in their place.
 #[test]
 fn foreign_elements_are_in_nobodys_way() {
     let objects = services(50);
@@ -475,6 +476,6 @@ fn a_long_first_sync_answers_and_ends_at_once() {
     agent.stop();
     eprintln!("ended after {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(20));
-    // What was committed stays.
+    // Committed changes stay.
     assert!(is_under_way());
 }

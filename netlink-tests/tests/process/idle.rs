@@ -7,10 +7,10 @@ use vmap_proxy_testbed::end_to_end::EndToEnd;
 
 use crate::{Agent, Scratch, cluster, manifests, run_manifests};
 
-/// How long is looked at, in seconds.
+/// The length of the observation, in seconds.
 const WINDOW: u64 = 10;
 
-/// How many windows may pass before it has come to rest.
+/// Maximum number of windows before it has come to rest.
 const WINDOWS: usize = 6;
 
 /// CPU time in nanoseconds, and how often any of its threads went to sleep.

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use nlink::{Connection, Route, RtnetlinkGroup};
 use vmap_proxy_lab::{Lab, NetNs};
 
-/// What the child's line with the descriptor of its node's namespace begins with.
+/// The beginning of the child's line with the descriptor of its node's namespace.
 const NODE_AT: &str = "node at ";
 
 /// The node's ends of the lab's links, by name. A module such as `sit` or `ipip` puts a device of its own (`sit0`,

@@ -35,7 +35,7 @@ vmap_proxy_testbed::in_own_namespaces!();
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
 
-/// What never comes ends a test.
+/// An event that never comes ends a test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const HEALTH: u16 = 10256;
@@ -131,7 +131,7 @@ impl Agent {
         });
     }
 
-    /// Whether this address is in the table.
+    /// Returns whether this address is in the table.
     fn serves(&self, address: &str) -> bool {
         // There is no such map before the first sync.
         let listed = nft_in(&self.namespace, &["list", "map", "ip", "vmap-proxy", "no-endpoint-services"], "");

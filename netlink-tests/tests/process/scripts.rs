@@ -1,4 +1,4 @@
-//! What the project's scripts promise, beside programs that answer as the real ones do.
+//! Tests the project's scripts with stand-ins for the real programs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -68,7 +68,7 @@ fn real_cluster_ends_where_nothing_finalizes_namespaces() {
     programs.write("kubectl", KUBECTL_WITHOUT_CONTROLLERS);
     programs.write("socat", "exec sleep 10000");
     programs.write("cargo", "cat $state/namespace >$state/during");
-    // What an interrupted run left.
+    // The leftovers of an interrupted run.
     fs::write(programs.path().join("namespace"), "Terminating\n").unwrap();
     let output = programs.run("real-cluster", &[("KUBECONFIG", "/nowhere")]);
     assert!(output.status.success(), "{}", text(&output));

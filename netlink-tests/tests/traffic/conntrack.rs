@@ -211,7 +211,7 @@ impl World {
         self.conntrack.clean(stale).unwrap()
     }
 
-    /// What a start of the proxy would clean.
+    /// Returns the flows that a start of the proxy would clean.
     fn clean_at_start(&mut self) -> CleanReport {
         let stale = StaleFlows::of_start(&self.planner, self.store.node());
         self.clean(&stale)
@@ -267,7 +267,7 @@ struct Flow {
     to: SocketAddr,
 }
 
-/// What became of a datagram.
+/// The fate of a datagram.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     From(SocketAddr),
@@ -500,7 +500,7 @@ fn a_start_cleans_what_happened_while_nobody_looked() {
         world.apply(&net.objects(&[net.pod_a]));
         let flows = world.flows_to_a(&net);
         assert_eq!(world.clean_at_start().deleted, 0, "a restart cuts nothing that is right");
-        // What the change made stale is forgotten, as in a crash.
+        // The stale flows of the change are forgotten, as in a crash.
         let _ = world.apply(&net.objects(&[net.pod_b]));
         assert_eq!(world.clean_at_start().deleted, flows.len());
         for flow in &flows {

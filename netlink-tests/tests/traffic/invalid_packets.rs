@@ -20,7 +20,7 @@ const VIP: &str = "10.96.0.10";
 const ACK: u8 = 0x10;
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What matters of a TCP segment.
+/// The relevant fields of a TCP segment.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     source: SocketAddr,

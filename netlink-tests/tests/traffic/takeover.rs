@@ -191,13 +191,13 @@ fn run(namespace: &NetNs, program: &str, arguments: &[&str], input: &str) -> Res
     }
 }
 
-/// Says so where the test runner does not swallow it.
+/// Prints the message past the test runner's capture.
 fn skipped(why: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "SKIPPED, {why}").unwrap();
 }
 
-/// What kube-proxy 1.36 writes in nftables mode for one Service of one endpoint.
+/// The rules that kube-proxy 1.36 writes in nftables mode for one Service with one endpoint.
 const NFTABLES_MODE: &str = r#"
 table {family} kube-proxy {
   comment "rules for kube-proxy"
@@ -347,7 +347,7 @@ fn kube_proxy_takes_back() {
     assert_eq!(world.tables(), "");
 }
 
-/// What others have in the same tables: a CNI, a user, the kubelet. `-A PREROUTING` lines around kube-proxy's.
+/// Foreign rules in the same tables: of a CNI, a user, the kubelet. `-A PREROUTING` lines around kube-proxy's.
 const FOREIGN_RULES: &str = r#"
 *mangle
 :MINE-MANGLE - [0:0]
@@ -382,7 +382,8 @@ COMMIT
 COMMIT
 "#;
 
-/// What kube-proxy adds in iptables mode for one Service of one endpoint. `-I PREROUTING 2`: behind the user's rule.
+/// The rules that kube-proxy adds in iptables mode for one Service with one endpoint. `-I PREROUTING 2`: behind the
+/// user's rule.
 const IPTABLES_MODE: &str = r#"
 *mangle
 :KUBE-PROXY-CANARY - [0:0]
@@ -452,7 +453,7 @@ fn saved(node: &NetNs, net: &Net, variant: &str) -> String {
     lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned() + "\n").collect()
 }
 
-/// How many packets the user's rule `counts` has seen.
+/// Returns the number of packets that the user's rule `counts` has seen.
 fn counted(node: &NetNs, net: &Net, variant: &str) -> u64 {
     let text = run(node, &iptables(net, variant, "-save"), &["-c", "-t", "nat"], "").unwrap();
     let line = text.lines().find(|line| line.contains("--comment counts")).unwrap();

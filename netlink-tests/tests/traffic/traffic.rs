@@ -18,7 +18,7 @@ use vmap_proxy_testbed::shop::{
     LOAD_BALANCER, VIP, many_pods, on_pod_port, programmed, slices, slices_of, web, with_load_balancer,
 };
 
-/// What `nft` prints on the node.
+/// Returns the output of `nft` on the node.
 fn on_the_node(cluster: &Cluster, arguments: &[&str]) -> String {
     nft_in(cluster.node(), arguments, "").unwrap_or_else(|problem| panic!("{problem}"))
 }
@@ -295,7 +295,7 @@ fn every_one_of_a_hundred_endpoints_answers() {
     ask(POD[0], at(VIP[0], 80), Udp, 0);
 }
 
-/// Who has a place keeps it while the Service grows; who is forgotten is placed anew, on any pod.
+/// A remembered client keeps its endpoint while the Service grows; a forgotten one is placed again, on any pod.
 #[test]
 fn a_hundred_endpoints_have_their_clients() {
     const CLIENTS: usize = 1_000;

@@ -15,16 +15,16 @@ use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::api_objects::{Endpoint, OTHER_NODE, named_slice, service};
 use vmap_proxy_testbed::end_to_end::EndToEnd;
 
-/// What to measure.
+/// The measurement.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How many Services.
+    /// The number of Services.
     #[arg(long, default_value_t = 10_000)]
     pub services: usize,
-    /// How many endpoints each has, at least 2.
+    /// The number of endpoints of each, at least 2.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=200))]
     pub endpoints: u8,
-    /// How many single changes of each kind to time.
+    /// The number of single changes of each kind to time.
     #[arg(long, default_value_t = 200)]
     pub changes: usize,
     /// The binary `vmap-proxy`; by default the one beside this program.
@@ -33,7 +33,7 @@ pub struct Options {
     /// Refuse streaming lists, as API servers before 1.32 do.
     #[arg(long)]
     pub paged: bool,
-    /// How often to start the agent on an empty kernel; the figures are printed for each.
+    /// The number of starts of the agent on an empty kernel; the figures are printed for each.
     #[arg(long, default_value_t = 3)]
     pub starts: usize,
 }
@@ -108,7 +108,7 @@ fn slice_of(index: usize, endpoints: u8, version: usize) -> Value {
     named_slice(&format!("{}-abcde", name(index)), &name(index), &members)
 }
 
-/// What a real cluster's objects carry beside what a proxy needs.
+/// The parts of a real cluster's objects that a proxy does not need.
 fn like_a_cluster(mut object: Value) -> Value {
     let metadata = &mut object["metadata"];
     metadata["uid"] = json!("6f1e7a52-8a0e-4a52-9c3e-1a2b3c4d5e6f");

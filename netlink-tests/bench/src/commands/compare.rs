@@ -10,7 +10,7 @@ use super::plots::read;
 use crate::compare::{self, Comparison};
 use crate::scale::Failure;
 
-/// What to compare.
+/// The files to compare.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -31,7 +31,7 @@ enum What {
         /// The baseline's name.
         #[arg(long, default_value = "main")]
         baseline: String,
-        /// Where criterion keeps its results.
+        /// The folder of criterion's results.
         #[arg(long, default_value = "target/criterion")]
         directory: PathBuf,
     },

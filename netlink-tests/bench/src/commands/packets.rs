@@ -13,7 +13,7 @@ use crate::scale::Failure;
 use crate::scale::report::Machine;
 use crate::scale::statistics::Summary;
 
-/// What to measure.
+/// The measurement.
 #[derive(Debug, Args)]
 pub struct Options {
     /// Numbers of Services, TCP and UDP in turn.

@@ -15,7 +15,7 @@ use crate::scale::Failure;
 use crate::scale::report::Report;
 use crate::scale::statistics::Summary;
 
-/// What to draw.
+/// The plots to draw.
 #[derive(Debug, Args)]
 pub struct Options {
     /// Files that `scale --json` wrote, one for each size.

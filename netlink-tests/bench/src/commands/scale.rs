@@ -12,17 +12,17 @@ use crate::scale::child::{Task, perform, spawn};
 use crate::scale::report::{Machine, Report};
 use crate::scale::workload::Workload;
 
-/// What to measure.
+/// The measurement.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How many Services.
+    /// The number of Services.
     #[arg(long, default_value_t = 1000)]
     pub services: u32,
-    /// How many endpoints each of them has.
+    /// The number of endpoints of each Service.
     #[arg(long, default_value_t = 5)]
     pub endpoints: u32,
-    /// How often first sync and floor are paired; by default 7 times, 3 times
-    /// for more than 200,000 endpoints.
+    /// The number of pairs of first sync and floor; by default 7, or 3 for more
+    /// than 200,000 endpoints.
     #[arg(long)]
     pub pairs: Option<u32>,
     /// Everything measured, as JSON.
@@ -36,12 +36,12 @@ pub struct Options {
 /// One measurement in this process; for the parent alone.
 #[derive(Debug, Args)]
 pub struct TaskOptions {
-    /// Which.
+    /// The identity.
     pub task: Task,
-    /// How many Services.
+    /// The number of Services.
     #[arg(long)]
     pub services: u32,
-    /// How many endpoints each of them has.
+    /// The number of endpoints of each Service.
     #[arg(long)]
     pub endpoints: u32,
     /// The network namespace, if not a new one.

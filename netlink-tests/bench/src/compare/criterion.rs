@@ -1,4 +1,4 @@
-//! What the criterion benches left on disk, against a saved baseline.
+//! Compares the results of the criterion benches on disk with a saved baseline.
 //!
 //! Every benchmark has a directory with `new` (its last run), a directory for
 //! each baseline, and `change` (the last comparison that criterion made, with

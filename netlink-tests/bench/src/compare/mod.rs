@@ -13,7 +13,7 @@ pub mod scale;
 
 use std::fmt::{self, Write};
 
-/// Why nothing could be compared.
+/// The reason why nothing could be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// The baseline was never saved, or elsewhere.
@@ -21,7 +21,7 @@ pub enum CompareError {
     NoBaseline {
         /// The baseline's name.
         name: String,
-        /// Where criterion keeps its results.
+        /// The folder of criterion's results.
         directory: String,
     },
     /// There is a baseline, but no benchmark has run against it.
@@ -35,7 +35,7 @@ pub enum CompareError {
     Malformed {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// Its defect.
         reason: String,
     },
     /// A file or directory can't be read.
@@ -43,7 +43,7 @@ pub enum CompareError {
     Unreadable {
         /// The file or directory.
         path: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Two reports of clusters that differ in size.
@@ -56,7 +56,7 @@ pub enum CompareError {
     },
 }
 
-/// What a difference amounts to.
+/// The classification of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Judgement {
     /// Slower, or larger, beyond noise and threshold.
@@ -84,7 +84,7 @@ impl Judgement {
 /// One figure of both runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// What was measured.
+    /// The measured figure.
     pub name: String,
     /// Then, with its unit.
     pub before: String,
@@ -94,7 +94,7 @@ pub struct Line {
     pub change: f64,
     /// From where to where that change may be, if that is known.
     pub interval: Option<(f64, f64)>,
-    /// What it amounts to.
+    /// The classification.
     pub judgement: Judgement,
 }
 
@@ -103,11 +103,11 @@ pub struct Line {
 pub struct Comparison {
     /// Figures that both have.
     pub lines: Vec<Line>,
-    /// What could not be compared: its name, and why.
+    /// The figures that could not be compared: name and reason.
     pub left_out: Vec<(String, LeftOut)>,
 }
 
-/// Why a figure could not be compared.
+/// The reason why a figure could not be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeftOut {
     /// The earlier run lacks it.
@@ -127,16 +127,16 @@ impl LeftOut {
     }
 }
 
-/// So many of those that were left out are named, of each kind.
+/// Maximum number of omitted figures that are named, of each kind.
 const NAMED: usize = 3;
 
 impl Comparison {
-    /// What got slower.
+    /// The figures that got slower.
     pub fn slower(&self) -> impl Iterator<Item = &Line> {
         self.lines.iter().filter(|line| line.judgement == Judgement::Slower)
     }
 
-    /// Whether anything got slower.
+    /// Returns whether anything got slower.
     pub fn any_slower(&self) -> bool {
         self.slower().next().is_some()
     }

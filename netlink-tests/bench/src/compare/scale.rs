@@ -59,7 +59,7 @@ fn judge(before: &Summary, after: &Summary, threshold: f64) -> Judgement {
     }
 }
 
-/// What is compared: name, unit, and the measurements.
+/// The compared figure: name, unit, and the measurements.
 fn figures(report: &Report) -> Vec<(&'static str, &'static str, Summary)> {
     let (changes, large) = (&report.programmed.changes, &report.large_service);
     let mut figures = vec![

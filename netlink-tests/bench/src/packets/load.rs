@@ -20,7 +20,7 @@ use crate::scale::Failure;
 /// Source ports in turn; what is below belongs to others.
 const FIRST_PORT: u16 = 33_000;
 const LAST_PORT: u16 = 62_999;
-/// What all datagrams of one round take while they wait, with room to spare.
+/// The buffer size for all waiting datagrams of one round, with a margin.
 const DATAGRAM_BUFFER: usize = 256 << 20;
 
 /// Opens flows that nobody has opened before.
@@ -164,7 +164,7 @@ fn accept_until(listener: &TcpListener, stop: &AtomicBool) {
     }
 }
 
-/// Whether nothing waits to be accepted.
+/// Returns whether nothing waits to be accepted.
 fn is_over(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
 }

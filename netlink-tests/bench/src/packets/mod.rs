@@ -1,5 +1,6 @@
-//! What a new connection pays on its way through the rules, against the number
-//! of Services: the first packet of a UDP flow, and TCP connections a second.
+//! Measures the cost of a new connection on its way through the rules, against
+//! the number of Services: the first packet of a UDP flow, and TCP connections
+//! a second.
 //!
 //! | file | what |
 //! |---|---|

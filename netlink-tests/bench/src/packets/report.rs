@@ -24,12 +24,12 @@ pub struct Report {
 /// One shape of rules, with one number of Services.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StageFigures {
-    /// What is on the node.
+    /// The rules on the node.
     pub shape: Shape,
-    /// How many Services, TCP and UDP in turn.
+    /// The number of Services, TCP and UDP in turn.
     pub services: u32,
-    /// What loading the rules took, in milliseconds: parsing and, for `nft`,
-    /// starting the program included.
+    /// The time of loading the rules, in milliseconds, including parsing and,
+    /// for `nft`, starting the program.
     pub load_ms: f64,
     /// The first packet of a UDP flow, in microseconds: each figure is the
     /// median over the rounds.

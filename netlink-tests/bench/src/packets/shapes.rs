@@ -36,7 +36,7 @@ pub fn ports(service: u32) -> &'static [Port] {
     }
 }
 
-/// What is on the node.
+/// The rules on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
@@ -88,8 +88,9 @@ pub fn load_maps(services: u32) -> Result<Agent, Failure> {
     Ok(agent)
 }
 
-/// What every packet meets in kube-proxy 1.36 (`pkg/proxy/nftables/proxier.go`),
-/// for Services of type `ClusterIP` and detection by cluster CIDR.
+/// The rules that every packet meets in kube-proxy 1.36
+/// (`pkg/proxy/nftables/proxier.go`), for Services of type `ClusterIP` and
+/// detection by cluster CIDR.
 const SKELETON: &str = r#"
   set cluster-ips { type ipv4_addr; }
   set nodeport-ips { type ipv4_addr; }

@@ -12,18 +12,18 @@ use crate::scale::statistics::milliseconds;
 use crate::scale::workload::{Port, cluster_ip};
 use vmap_proxy_testbed::nft::load_nft;
 
-/// How many Services are called in turn, spread over all of them.
+/// Number of Services that are called in turn, spread over all of them.
 const CALLED: usize = 64;
-/// How many addresses the client has: 30,000 flows each.
+/// Number of addresses of the client, with 30,000 flows each.
 const CLIENTS: u8 = 16;
 
 /// One set of rules, ready for traffic.
 pub struct Stage {
-    /// What is on the node.
+    /// The rules on the node.
     pub shape: Shape,
-    /// How many Services.
+    /// The number of Services.
     pub services: u32,
-    /// What loading the rules took, in milliseconds.
+    /// The time of loading the rules, in milliseconds.
     pub load_ms: f64,
     client: Client,
     servers: Servers,
@@ -87,8 +87,8 @@ impl Stage {
     }
 }
 
-/// Where the client sends: Services spread evenly over all of them, or the
-/// pods themselves.
+/// The destinations of the client: Services spread evenly over all of them, or
+/// the pods themselves.
 fn targets(shape: Shape, services: u32) -> (Vec<SocketAddrV4>, Vec<SocketAddrV4>) {
     if shape == Shape::NoRules {
         let pods = shapes::pod_addresses();

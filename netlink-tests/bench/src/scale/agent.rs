@@ -48,7 +48,7 @@ pub struct SyncTimes {
     pub encode_ms: f64,
     /// Of that: the kernel.
     pub commit_ms: f64,
-    /// How many transactions were committed.
+    /// The number of committed transactions.
     pub transactions: usize,
     /// Elements added.
     pub added: usize,
@@ -75,7 +75,7 @@ impl SyncTimes {
     }
 }
 
-/// What a first sync took.
+/// The duration of a first sync.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct FirstSync {
     /// Parsing the manifests, in milliseconds.
@@ -88,13 +88,13 @@ pub struct FirstSync {
     pub processor_ms: f64,
     /// The process afterwards.
     pub resident: Resident,
-    /// How much more the kernel holds, in bytes; the whole machine's.
+    /// The growth of kernel memory, in bytes, of the whole machine.
     pub kernel_bytes: u64,
-    /// What the kernel holds.
+    /// The kernel's state.
     pub objects: Objects,
 }
 
-/// How many objects the kernel holds, both families together.
+/// The number of objects in the kernel, both families together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Objects {
     /// Tables.

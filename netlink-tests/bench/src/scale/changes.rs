@@ -15,7 +15,7 @@ use super::agent::{Agent, read};
 use super::statistics::{Summary, milliseconds};
 use super::workload::{HTTP, Pods, Workload, parse, service_manifest, slice_at, slice_manifests};
 
-/// How long one kind of change may be repeated.
+/// Longest time for repeating one kind of change.
 const BUDGET: Duration = Duration::from_secs(8);
 
 /// Repetitions of one kind of change.
@@ -169,7 +169,7 @@ fn deletion(change: Change) -> Change {
 /// One Service with very many endpoints, beside the cluster.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct LargeService {
-    /// How many endpoints it has.
+    /// The number of its endpoints.
     pub endpoints: u32,
     /// Creating it.
     pub create: Figures,
@@ -204,15 +204,15 @@ pub fn large_service(
 /// Very many changes in a second, through the agent's own event loop.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Burst {
-    /// How many changes.
+    /// The number of changes.
     pub changes: u32,
     /// Over how long they were sent, in milliseconds.
     pub sent_in_ms: f64,
     /// From the last event until all of them are live, in milliseconds.
     pub live_after_ms: f64,
-    /// How many syncs there were.
+    /// The number of syncs.
     pub syncs: usize,
-    /// How many transactions.
+    /// The number of transactions.
     pub transactions: usize,
 }
 

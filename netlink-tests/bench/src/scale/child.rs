@@ -15,14 +15,14 @@ use super::statistics::milliseconds;
 use super::workload::Workload;
 use super::{Failure, floor, large_change, second_writer, user_space};
 
-/// How many times each kind of change is made.
+/// Number of repetitions of each kind of change.
 const CHANGES: u32 = 200;
-/// How many changes a burst has.
+/// Number of changes in a burst.
 const BURST: u32 = 1000;
 /// The endpoints of the one large Service.
 const LARGE: u32 = 10_000;
 
-/// What a child process measures.
+/// The task of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Task {
     /// The agent's first sync.
@@ -43,7 +43,7 @@ pub enum Task {
     UserSpace,
 }
 
-/// What [`Task::Changes`] measured.
+/// The result of [`Task::Changes`].
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Programmed {
     /// Single changes.
@@ -56,7 +56,7 @@ pub struct Programmed {
     pub restart: Restart,
 }
 
-/// What [`Task::Restart`] measured.
+/// The result of [`Task::Restart`].
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Restart {
     /// Parsing the manifests, in milliseconds.

@@ -11,7 +11,7 @@ use super::raw_socket::RawSocket;
 use super::statistics::{milliseconds, processor_ms};
 use super::workload::{NODE, Workload, parse};
 
-/// What the floor took.
+/// The duration of the lower bound.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Floor {
     /// All commits together, in milliseconds.
@@ -20,7 +20,7 @@ pub struct Floor {
     pub processor_ms: f64,
     /// Each of them, in order, in milliseconds.
     pub commits_ms: Vec<f64>,
-    /// What they held, in MiB.
+    /// Their size, in MiB.
     pub mib: f64,
     /// The longest of them, in milliseconds.
     pub longest_commit_ms: f64,

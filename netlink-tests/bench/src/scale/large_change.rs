@@ -16,9 +16,9 @@ use super::memory::{Resident, reset_peak, resident};
 use super::statistics::milliseconds;
 use super::workload::{Workload, parse};
 
-/// How many events the agent lets wait (`EVENT_QUEUE` in `vmap_proxy_agent::run`).
+/// The length of the agent's event queue (`EVENT_QUEUE` in `vmap_proxy_agent::run`).
 const EVENT_QUEUE: usize = 4;
-/// How long all of it may take.
+/// Longest time for all of it.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A first sync, and as much again on the running table.
@@ -40,13 +40,13 @@ pub struct LargeChange {
     /// milliseconds.
     #[serde(default)]
     pub stream_ms: f64,
-    /// How many syncs that were.
+    /// The number of these syncs.
     #[serde(default)]
     pub stream_syncs: usize,
 }
 
 impl LargeChange {
-    /// How many times as long as the first sync, per element.
+    /// The ratio to the first sync, per element.
     pub fn ratio(&self, times: &SyncTimes) -> f64 {
         let per_element = |times: &SyncTimes| times.sync_ms / (times.added + times.removed).max(1) as f64;
         per_element(times) / per_element(&self.first)

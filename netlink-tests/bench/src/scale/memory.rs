@@ -1,4 +1,4 @@
-//! What the process and the kernel hold.
+//! Memory of the process and the kernel.
 
 use std::fs;
 

@@ -33,5 +33,5 @@ pub mod statistics;
 pub mod user_space;
 pub mod workload;
 
-/// Why a measurement failed; it ends the run with its text.
+/// The reason why a measurement failed; it ends the run with its text.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

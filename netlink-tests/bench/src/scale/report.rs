@@ -17,9 +17,9 @@ use super::user_space::UserSpace;
 /// Everything measured for one size of cluster.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// How many Services.
+    /// The number of Services.
     pub services: u32,
-    /// How many endpoints each of them has.
+    /// The number of endpoints of each Service.
     pub endpoints: u32,
     /// The machine it ran on.
     pub machine: Machine,

@@ -19,10 +19,10 @@ use super::raw_socket::RawSocket;
 use super::statistics::{Summary, milliseconds};
 use super::workload::Workload;
 
-/// How long the writer rests between two commits.
+/// The pause of the writer between two commits.
 const REST: Duration = Duration::from_millis(1);
 
-/// What both saw.
+/// The results of both.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct SecondWriter {
     /// One small commit of the second writer while nobody else writes, in
@@ -30,7 +30,7 @@ pub struct SecondWriter {
     pub alone_ms: Summary,
     /// The same while the agent programs the cluster.
     pub beside_ms: Summary,
-    /// What the agent's sync took beside the writer.
+    /// The duration of the agent's sync beside the writer.
     pub agent: SyncTimes,
 }
 

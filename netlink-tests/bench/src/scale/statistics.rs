@@ -11,7 +11,7 @@ use super::Failure;
 /// A list of measurements, summed up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// How many there were.
+    /// The number of measurements.
     pub count: usize,
     /// The least.
     pub min: f64,

@@ -1,5 +1,5 @@
-//! What one change costs outside the kernel, with no kernel there: taken into
-//! the store, planned and encoded, and then dropped.
+//! The cost of one change outside the kernel, without a kernel: taken into the
+//! store, planned and encoded, and then dropped.
 //!
 //! Beside the changes of a programmed cluster this tells two things apart that
 //! the clock can't: how much work there is, and how long the same work takes
@@ -47,7 +47,7 @@ pub struct UserSpace {
     pub shrink: Caches,
 }
 
-/// What is programmed, as the planner believes.
+/// The programmed state in the planner.
 struct Node {
     store: Store,
     planner: Planner,

@@ -9,7 +9,7 @@ use super::Failure;
 
 /// The node that the agent runs on. One endpoint in a hundred is on it.
 pub const NODE: &str = "node-00";
-/// How many nodes the endpoints are spread over.
+/// Number of nodes of the endpoints.
 const NODES: u32 = 100;
 /// The most endpoints that Kubernetes puts into one slice
 /// (`--max-endpoints-per-slice` of kube-controller-manager).
@@ -18,9 +18,9 @@ pub const SLICE_ENDPOINTS: u32 = 100;
 /// A cluster: `ClusterIP` Services with equally many ready endpoints each.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
-    /// How many Services.
+    /// The number of Services.
     pub services: u32,
-    /// How many endpoints each of them has.
+    /// The number of endpoints of each Service.
     pub endpoints: u32,
 }
 
@@ -40,12 +40,12 @@ pub struct Port {
 /// The ports of most measurements: one.
 pub const HTTP: &[Port] = &[Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
 
-/// Which pods back a Service: `first`, `first + 1`, …
+/// The pods of a Service: `first`, `first + 1`, …
 #[derive(Debug, Clone, Copy)]
 pub struct Pods {
     /// The number of the first one, unique in the cluster.
     pub first: u32,
-    /// How many.
+    /// The number of objects.
     pub count: u32,
     /// One that was replaced: its position, and the number of the new pod.
     pub replaced: Option<(u32, u32)>,

@@ -51,7 +51,7 @@ struct Entry {
     until: Duration,
 }
 
-/// What is remembered of clients, on a clock of its own that starts at zero.
+/// The remembered clients, on a separate clock that starts at zero.
 #[derive(Debug, Clone, Default)]
 pub struct Memory(BTreeMap<(List, IpAddr), Entry>);
 

@@ -38,7 +38,7 @@ struct Path<'a> {
 struct Translation {
     endpoints: BTreeSet<SocketAddr>,
     masquerade: bool,
-    /// Which list of which service port these are, and for how many seconds
+    /// The identity of the list of a service port, and for how many seconds
     /// clients stick to it.
     list: List,
     affinity: Option<u64>,
@@ -68,7 +68,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// What happens to a packet.
+    /// The fate of a packet.
     pub(super) fn outcome(&self, packet: &Packet) -> Outcome {
         let Some(path) = self.path(packet) else { return Outcome::Pass };
         if path.is_blocked_by_source_ranges() {
@@ -243,8 +243,8 @@ impl Path<'_> {
         self.state.ports.iter().find(|port| claims(port) && has_entry(port))
     }
 
-    /// Whether the packet is for a cluster IP, external IP or load balancer
-    /// address of the port.
+    /// Returns whether the packet is for a cluster IP, external IP or load
+    /// balancer address of the port.
     fn is_frontend_of(&self, port: &ServicePort) -> bool {
         port.protocol == self.packet.protocol
             && port.port == self.packet.port

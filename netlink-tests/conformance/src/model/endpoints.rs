@@ -1,4 +1,4 @@
-//! Which endpoints may serve a service port from this node.
+//! Selects the endpoints that may serve a service port from this node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

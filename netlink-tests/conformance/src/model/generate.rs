@@ -56,7 +56,7 @@ pub struct Scenario {
     /// Manifests that exist before the proxy starts; one per object, and this
     /// node's Node object among them.
     pub objects: Vec<Value>,
-    /// What happens afterwards, one after the other.
+    /// The later steps, in order.
     pub changes: Vec<ModelChange>,
     /// Packets for every state: to each frontend that occurs in any manifest,
     /// and to near misses, from changing sources. [`Scenario::every_probe`] has

@@ -18,7 +18,7 @@
 //! | [`affinity`] | where do clients go that come again? |
 //! | [`generate`] | random cluster states, changes and packets for property tests |
 //!
-//! Where kube-proxy leaves the result to chance, the model fixes it:
+//! In kube-proxy some results are random; the model fixes them:
 //!
 //! * Several Services with one address, protocol and port: each rule map holds
 //!   the entry of the oldest Service (`creationTimestamp`, then
@@ -143,7 +143,7 @@ impl fmt::Display for Packet {
     }
 }
 
-/// What happens to a [`Packet`].
+/// The fate of a [`Packet`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Delivered to one of `endpoints`, each equally likely.
@@ -178,7 +178,8 @@ impl Outcome {
         }
     }
 
-    /// Whether a client and a server could see no difference to `other`.
+    /// Returns whether a client and a server could see no difference to
+    /// `other`.
     pub fn same_on_the_wire(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Dnat { endpoints: a, .. }, Self::Dnat { endpoints: b, .. }) => {
@@ -246,8 +247,8 @@ pub struct ReferenceModel {
     known: Known,
 }
 
-/// What this node's object told last. A family that it tells nothing of any
-/// more keeps what was told before.
+/// The last state of this node's object. A family that disappears from it keeps
+/// its earlier state.
 #[derive(Debug, Clone, Default)]
 struct Known {
     /// The first address of each family: IPv4, IPv6.
@@ -284,12 +285,12 @@ impl ReferenceModel {
         }
     }
 
-    /// What happens to `packet` in the present state.
+    /// Returns the fate of `packet` in the present state.
     pub fn outcome(&self, packet: &Packet) -> Outcome {
         State::of(self, Family::of(packet.to)).outcome(packet)
     }
 
-    /// What happens to each of `packets` in the present state; the same as
+    /// Returns the fate of each of `packets` in the present state; the same as
     /// [`outcome`](Self::outcome) of each, but the state is worked out once.
     pub fn outcomes(&self, packets: &[Packet]) -> Vec<Outcome> {
         let [v4, v6] = [Family::V4, Family::V6].map(|family| State::of(self, family));

@@ -1,4 +1,4 @@
-//! What the configuration and the Node object say about this node.
+//! The settings of this node from the configuration and the Node object.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,8 +34,8 @@ pub(super) enum NodePortAddresses {
 }
 
 impl ReferenceModel {
-    /// Whether the node itself sends packets with this source; also "local" in
-    /// the sense of the kernel's address type.
+    /// Returns whether the node itself sends packets with this source; also
+    /// "local" in the sense of the kernel's address type.
     pub(super) fn is_local_address(&self, address: IpAddr) -> bool {
         address.is_loopback()
             || self.node.local_addresses.contains(&address)
@@ -63,7 +63,7 @@ impl ReferenceModel {
         })
     }
 
-    /// Whether cluster IP traffic is masqueraded whatever its source.
+    /// Returns whether cluster IP traffic is masqueraded whatever its source.
     pub(super) fn masquerade_all(&self) -> bool {
         json::flag(&self.config, "/nftables/masqueradeAll").unwrap_or(false)
     }
@@ -89,7 +89,7 @@ impl ReferenceModel {
         }
     }
 
-    /// Which addresses of a family serve NodePorts.
+    /// Returns the addresses of a family that serve NodePorts.
     ///
     /// No list means `primary` in nftables mode, and without a known primary
     /// address none serves them. There kube-proxy lets all addresses serve, and
@@ -126,7 +126,7 @@ impl ReferenceModel {
         )
     }
 
-    /// Whether an address lies in a range of any ServiceCIDR.
+    /// Returns whether an address lies in a range of any ServiceCIDR.
     pub(super) fn in_service_cidr(&self, ip: IpAddr) -> bool {
         self.objects_of_kind("ServiceCIDR")
             .flat_map(|object| json::texts(object, "/spec/cidrs"))
@@ -167,13 +167,14 @@ fn index(family: Family) -> usize {
 }
 
 impl LocalDetector {
-    /// Whether there is any way to tell; kube-proxy leaves rules out if not.
+    /// Returns whether there is any way to tell; kube-proxy leaves rules out if
+    /// not.
     pub(super) fn is_implemented(&self) -> bool {
         *self != Self::None
     }
 
-    /// Whether the packet comes from a pod of this node. In the output hook
-    /// (`local`) the name of the arriving interface is empty.
+    /// Returns whether the packet comes from a pod of this node. In the output
+    /// hook (`local`) the name of the arriving interface is empty.
     pub(super) fn is_from_local_pod(&self, packet: &Packet, local: bool) -> bool {
         let iif = packet.iif.as_deref().filter(|_| !local).unwrap_or_default();
         match self {

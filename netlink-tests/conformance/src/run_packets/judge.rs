@@ -9,9 +9,9 @@ use vmap_proxy_lab::{self as lab, Lab, LabError, ProbeResult};
 use super::stage::{self, Stage};
 use crate::schema::{Probe, Verdict};
 
-/// How long an answer may take. Below one second, a TCP SYN is not sent again: a lost packet shows.
+/// Longest wait for an answer. Below one second, a TCP SYN is not sent again, so a lost packet is noticed.
 const ANSWER_LIMIT: Duration = Duration::from_millis(950);
-/// How long nothing has to come back before it counts as dropped.
+/// The silence after which a packet counts as dropped.
 const SILENCE: Duration = Duration::from_millis(300);
 /// Connections of a sticky client.
 const STICKY_CONNECTIONS: usize = 12;
@@ -22,7 +22,7 @@ const PLAIN_CONNECTIONS: usize = 2;
 pub(super) struct Check<'v> {
     packet: &'v Probe,
     connections: usize,
-    /// How often each endpoint answered.
+    /// The number of answers of each endpoint.
     seen: BTreeMap<SocketAddr, usize>,
     complaint: Option<String>,
 }
@@ -64,12 +64,12 @@ impl<'v> Check<'v> {
         self.packet
     }
 
-    /// How many connections were tried.
+    /// The number of tried connections.
     pub(super) fn connections(&self) -> usize {
         self.connections
     }
 
-    /// What was wrong, if anything.
+    /// The defect, if any.
     pub(super) fn complaint(&self) -> Option<&str> {
         self.complaint.as_deref()
     }
@@ -85,7 +85,7 @@ impl<'v> Check<'v> {
         }
     }
 
-    /// How many connections to make in the next round; none once the matter is settled.
+    /// Returns the number of connections in the next round; none once the result is certain.
     fn next_connections(&self) -> usize {
         if self.complaint.is_some() {
             return 0;
@@ -131,7 +131,7 @@ impl<'v> Check<'v> {
         }
     }
 
-    /// What is wrong with having been delivered to `by` with the source address `seen`.
+    /// Returns the defect of a delivery to `by` with the source address `seen`.
     fn wrong_translation(&self, lab: &Lab, by: SocketAddr, seen: IpAddr) -> Option<String> {
         let expect = &self.packet.expect;
         if by == self.connection().target && !expect.endpoints.contains(&by) {

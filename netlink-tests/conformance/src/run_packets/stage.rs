@@ -57,7 +57,7 @@ impl Stage {
     }
 }
 
-/// Whether any packet is SCTP.
+/// Returns whether any packet is SCTP.
 pub(super) fn uses_sctp(vector: &Vector) -> bool {
     probes(vector).any(|probe| probe.to.proto == TransportProtocol::Sctp)
 }
@@ -121,7 +121,7 @@ fn slice_servers(manifest: &Value) -> Vec<(SocketAddr, Transport)> {
     pairs.collect()
 }
 
-/// Which addresses sit behind which interface of the node.
+/// Returns the addresses behind each interface of the node.
 fn places(vector: &Vector, servers: &BTreeSet<(SocketAddr, Transport)>) -> BTreeMap<String, Vec<IpAddr>> {
     let mut places: BTreeMap<IpAddr, &str> = BTreeMap::new();
     let pod_interface = vector.node.bridge.as_deref().unwrap_or(POD_INTERFACE);

@@ -1,4 +1,4 @@
-//! What a table holds in terms that every witness can report.
+//! The content of a table in terms that every independent reader can report.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// What a witness has to report of a kernel that holds `table`.
+    /// The report that a reader must give of a kernel with `table`.
     pub(crate) fn expected(table: &Table) -> View {
         let mut view = View::default();
         for (chain, rules) in &table.chains {

@@ -73,7 +73,7 @@ enum Kind {
     ExternalName,
 }
 
-/// What follows from neither place nor kind.
+/// Fields that follow from neither place nor kind.
 #[derive(Debug, Clone)]
 struct Options {
     families: &'static [&'static str],

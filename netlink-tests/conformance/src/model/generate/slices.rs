@@ -44,13 +44,13 @@ impl Pod {
         }
     }
 
-    /// Whether it runs on the node that the proxy runs on.
+    /// Returns whether it runs on the node that the proxy runs on.
     pub(super) fn is_local(self) -> bool {
         self.node == Some(NODE_NAME)
     }
 }
 
-/// Where a slice belongs.
+/// The owner of a slice.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     service: usize,

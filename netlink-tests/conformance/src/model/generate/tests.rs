@@ -8,7 +8,7 @@ use proptest::test_runner::TestRunner;
 use super::super::{Outcome, json as fields};
 use super::*;
 
-/// How often something was seen.
+/// Counts of observations.
 #[derive(Default)]
 struct Census(BTreeMap<&'static str, usize>);
 
@@ -70,7 +70,7 @@ fn unique<T: Ord + Clone>(items: &[T]) -> Result<(), T> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// What the API server never lets happen.
+    /// Conditions that the API server never allows.
     #[test]
     fn cluster_ips_and_node_ports_are_unique(scenario in scenario()) {
         for state in states(&scenario) {
@@ -100,7 +100,7 @@ proptest! {
         prop_assert_eq!(unique(&scenario.probes), Ok(()));
     }
 
-    /// What is printed is what was generated.
+    /// The printed text equals the generated objects.
     #[test]
     fn printed_scenarios_read_back(scenario in scenario()) {
         let printed: Value = serde_saphyr::from_str(&format!("{scenario:?}")).unwrap();
