@@ -371,6 +371,8 @@ fn fight(namespace: &NetNs, done: &AtomicBool) -> usize {
 fn a_fight_costs_little_is_told_honestly_and_ends_well() {
     const LENGTH: Duration = Duration::from_secs(15);
     let node = Node::start(300);
+    // Health is updated just after the line of the first sync.
+    node.await_health("the first sync", |reply| reply.status == 200);
     let pid = node.agent.id();
     let (lines, cpu) = (node.agent.log().len(), cpu_seconds(pid));
     let done = AtomicBool::new(false);
