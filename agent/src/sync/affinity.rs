@@ -3,35 +3,62 @@
 use std::collections::{HashMap, HashSet};
 
 use vmap_proxy_compiler::model::Endpoint;
-use vmap_proxy_compiler::plan::{Action, Operation};
+use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber};
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::Syncer;
-use crate::netlink::NetlinkError;
+use super::report::SyncReport;
+use crate::netlink::{CommitError, NetlinkError};
 
 impl Syncer {
-    /// Removes every affinity entry whose endpoint is no longer in its list,
-    /// and those of lists that are gone. Removing one that expires meanwhile is
-    /// no error.
-    pub(super) fn stale_affinity(&mut self) -> Result<Vec<Operation>, NetlinkError> {
+    /// Removes every affinity entry whose endpoint is no longer in its list, and
+    /// those of lists that are gone, in the families where a plan removed one.
+    /// Runs once after all commits of a sync: listing the map takes up to a
+    /// second, and a packet may learn of an endpoint until the last commit.
+    ///
+    /// If it fails, the next sync compares everything and sweeps again.
+    pub(super) fn sweep(&mut self, report: &mut SyncReport) {
+        if !self.to_sweep.values().any(|sweep| *sweep) {
+            return;
+        }
+        match self.sweep_families(report) {
+            Ok(()) => {
+                self.to_sweep = Default::default();
+                self.planner.forgotten();
+            }
+            Err(error) => {
+                tracing::debug!("affinity entries of removed endpoints could not be swept: {error}");
+                self.damaged = true;
+            }
+        }
+    }
+
+    fn sweep_families(&mut self, report: &mut SyncReport) -> Result<(), CommitError> {
         let mut operations = Vec::new();
         for family in Family::ALL {
-            if !self.enabled[family] {
-                continue;
+            if self.to_sweep[family] && self.enabled[family] {
+                operations.extend(self.stale_affinity(family)?);
             }
-            let learned = self.kernel.read_elements(family, Map::Affinity)?;
-            // A list may be long, and many clients may be remembered in it.
-            let mut lists: HashMap<ListNumber, HashSet<Endpoint>> = HashMap::new();
-            for element in learned.into_iter().map(|state| state.element) {
-                let Some((number, endpoint)) = learned_of(&element) else { continue };
-                let list = lists
-                    .entry(number)
-                    .or_insert_with(|| self.planner.list(family, number).unwrap_or_default().iter().copied().collect());
-                if !list.contains(&endpoint) {
-                    operations.push(Operation { family, action: Action::DeleteElement(element), owner: None });
-                }
+        }
+        self.commit(&mut Transaction { operations }, report)
+    }
+
+    /// What is to be removed in one family. Removing an entry that expires
+    /// meanwhile is no error.
+    fn stale_affinity(&mut self, family: Family) -> Result<Vec<Operation>, NetlinkError> {
+        let learned = self.kernel.read_elements(family, Map::Affinity)?;
+        // A list may be long, and many clients may be remembered in it.
+        let mut lists: HashMap<ListNumber, HashSet<Endpoint>> = HashMap::new();
+        let mut operations = Vec::new();
+        for element in learned.into_iter().map(|state| state.element) {
+            let Some((number, endpoint)) = learned_of(&element) else { continue };
+            let list = lists
+                .entry(number)
+                .or_insert_with(|| self.planner.list(family, number).unwrap_or_default().iter().copied().collect());
+            if !list.contains(&endpoint) {
+                operations.push(Operation { family, action: Action::DeleteElement(element), owner: None });
             }
         }
         Ok(operations)

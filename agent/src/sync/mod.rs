@@ -16,13 +16,14 @@ mod repair;
 pub mod report;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::planner::ServiceChange;
-use vmap_proxy_compiler::plan::{Action, Plan, Planner, Transaction};
+use vmap_proxy_compiler::plan::{Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
@@ -96,7 +97,10 @@ pub struct Syncer {
     enabled: PerFamily<bool>,
     initialised: bool,
     /// The programmed state of Services whose change the kernel refused.
-    last_good: HashMap<ServiceName, Programmed>,
+    last_good: HashMap<ServiceName, Arc<Programmed>>,
+    /// The families in which clients may have learned of endpoints that lists
+    /// have lost since the last [sweep](Self::sweep).
+    to_sweep: PerFamily<bool>,
     damaged: bool,
     max_listed: u32,
     /// Open from the end of the first sync on.
@@ -105,7 +109,7 @@ pub struct Syncer {
     seen: Vec<Observed>,
     /// The earlier state of Services that changed in failed syncs: the next
     /// successful sync has to report them.
-    untold: HashMap<ServiceName, Programmed>,
+    untold: HashMap<ServiceName, Arc<Programmed>>,
 }
 
 /// The result of a sync, also of a failed one.
@@ -151,6 +155,7 @@ impl Syncer {
             enabled,
             initialised: false,
             last_good: HashMap::new(),
+            to_sweep: PerFamily::default(),
             damaged: false,
             max_listed: compare::MAX_LISTED,
             monitor: None,
@@ -240,6 +245,9 @@ impl Syncer {
         }
         report.too_large = self.planner.take_too_large();
         report.duration = begun.elapsed();
+        if outcome.is_ok() {
+            self.sweep(&mut report);
+        }
         Attempt { report, failure: outcome.err() }
     }
 
@@ -301,35 +309,18 @@ impl Syncer {
     /// yet. Of two changes of one Service the first counts.
     fn remember_untold(&mut self, changes: impl DoubleEndedIterator<Item = ServiceChange>) {
         for change in changes.rev() {
-            let programmed = self
-                .untold
-                .entry(change.name.clone())
-                .or_insert_with(|| PerFamily::from_fn(|family| self.planner.compiled(&change.name, family).cloned()));
-            programmed[change.family] = change.before;
+            let planner = &self.planner;
+            let programmed =
+                self.untold.entry(change.name.clone()).or_insert_with_key(|name| Arc::new(programmed(planner, name)));
+            Arc::make_mut(programmed)[change.family] = change.before;
         }
     }
 
     fn commit_plan(&mut self, plan: &mut Plan, report: &mut SyncReport) -> Result<(), CommitError> {
-        let changes_elements = |transaction: &&mut Transaction| {
-            let element = |action: &Action| matches!(action, Action::AddElement(_) | Action::DeleteElement(_));
-            transaction.operations.iter().any(|operation| element(&operation.action))
-        };
-        if plan.unlearn
-            && let Some(first) = plan.transactions.iter_mut().find(changes_elements)
-        {
-            let stale = self.stale_affinity().map_err(CommitError::Netlink)?;
-            first.operations.extend(stale);
+        for (family, unlearn) in plan.unlearn.iter() {
+            self.to_sweep[family] |= *unlearn;
         }
-        for transaction in &mut plan.transactions {
-            self.commit(transaction, report)?;
-        }
-        if plan.unlearn {
-            // A packet may have learned of an endpoint in between.
-            let operations = self.stale_affinity().map_err(CommitError::Netlink)?;
-            self.commit(&mut Transaction { operations }, report)?;
-            self.planner.forgotten();
-        }
-        Ok(())
+        plan.transactions.iter_mut().try_for_each(|transaction| self.commit(transaction, report))
     }
 
     fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
@@ -338,11 +329,12 @@ impl Syncer {
 
     fn remember(&mut self, plan: &Plan) {
         for change in &plan.changed {
+            let planner = &self.planner;
             let good = self
                 .last_good
                 .entry(change.name.clone())
-                .or_insert_with(|| PerFamily::from_fn(|family| self.planner.compiled(&change.name, family).cloned()));
-            good[change.family].clone_from(&change.before);
+                .or_insert_with_key(|name| Arc::new(programmed(planner, name)));
+            Arc::make_mut(good)[change.family].clone_from(&change.before);
         }
     }
 
@@ -367,6 +359,11 @@ impl Syncer {
             }
         }
     }
+}
+
+/// What is programmed for a Service now.
+fn programmed(planner: &Planner, name: &ServiceName) -> Programmed {
+    PerFamily::from_fn(|family| planner.compiled(name, family).cloned())
 }
 
 /// Commits one transaction, without the families that the node lacks.

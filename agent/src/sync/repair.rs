@@ -2,6 +2,7 @@
 //! kernel's state, compare, and send the difference.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmap_proxy_compiler::model::PerFamily;
@@ -12,7 +13,7 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read, look_up};
 use super::report::{Refused, SyncReport};
-use super::{SyncError, Syncer, commit, pipeline};
+use super::{SyncError, Syncer, commit, pipeline, programmed};
 use crate::netlink::{CommitError, Moment};
 
 /// Maximum number of passes with a refusal before a repair is given up.
@@ -72,7 +73,8 @@ impl Syncer {
             match self.pass(met.list_all, report) {
                 Ok(Pass::Done) => {
                     if self.is_settled(moment)? {
-                        return self.finish(report);
+                        self.finish(report);
+                        return Ok(());
                     }
                     tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
@@ -90,9 +92,9 @@ impl Syncer {
     /// once more keeps its current programmed state.
     fn release_quarantined(&mut self) {
         for name in self.planner.release_quarantined() {
-            let programmed = PerFamily::from_fn(|family| self.planner.compiled(&name, family).cloned());
-            self.last_good.insert(name.clone(), programmed);
-            self.remember_programmed(vec![name]);
+            let programmed = Arc::new(programmed(&self.planner, &name));
+            self.untold.entry(name.clone()).or_insert_with(|| programmed.clone());
+            self.last_good.insert(name, programmed);
         }
     }
 
@@ -109,25 +111,12 @@ impl Syncer {
     }
 
     /// The steps after the kernel has the desired state.
-    fn finish(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+    fn finish(&mut self, report: &mut SyncReport) {
         self.initialised = true;
         self.last_good.clear();
         report.changed = self.changes();
         report.contested = self.planner.all_denied();
-        let operations = self.stale_affinity()?;
-        match self.commit(&mut Transaction { operations }, report) {
-            Ok(()) => {
-                self.planner.forgotten();
-                Ok(())
-            }
-            Err(CommitError::Netlink(error)) => Err(error.into()),
-            // It is checked again with the next sync.
-            Err(error @ CommitError::Refused { .. }) => {
-                tracing::debug!("learned affinity entries could not be removed: {error}");
-                self.damaged = true;
-                Ok(())
-            }
-        }
+        self.to_sweep = PerFamily::from_fn(|_| true);
     }
 
     /// Finds the cause of a refusal: other programs that changed our tables
@@ -249,8 +238,7 @@ impl Syncer {
     pub(super) fn remember_programmed(&mut self, names: Vec<ServiceName>) {
         for name in names {
             let planner = &self.planner;
-            let programmed = |name: &ServiceName| PerFamily::from_fn(|family| planner.compiled(name, family).cloned());
-            self.untold.entry(name).or_insert_with_key(programmed);
+            self.untold.entry(name).or_insert_with_key(|name| Arc::new(programmed(planner, name)));
         }
     }
 
@@ -260,7 +248,7 @@ impl Syncer {
         let mut untold: Vec<_> = std::mem::take(&mut self.untold).into_iter().collect();
         untold.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (name, before) in untold {
-            for (family, before) in before {
+            for (family, before) in Arc::unwrap_or_clone(before) {
                 let after = self.planner.compiled(&name, family).cloned();
                 if before != after {
                     changes.push(ServiceChange { name: name.clone(), family, before, after });
@@ -271,7 +259,7 @@ impl Syncer {
     }
 
     fn quarantine(&mut self, name: &ServiceName) {
-        let good = self.last_good.remove(name).unwrap_or_default();
+        let good = self.last_good.remove(name).map(Arc::unwrap_or_clone).unwrap_or_default();
         self.planner.quarantine(name, good);
     }
 }

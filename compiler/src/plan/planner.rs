@@ -63,10 +63,10 @@ pub(super) struct FamilyState {
 pub struct Plan {
     /// To be committed in order, each by itself atomic.
     pub transactions: Vec<Transaction>,
-    /// Whether an endpoint left a frontend with session affinity, so that
-    /// learned entries may be wrong now: see [`Planner::list`] and
+    /// The families in which an endpoint left a frontend with session affinity,
+    /// so that learned entries may be wrong now: see [`Planner::list`] and
     /// [`Planner::forgotten`].
-    pub unlearn: bool,
+    pub unlearn: PerFamily<bool>,
     /// Each changed Service, before and after.
     pub changed: Vec<ServiceChange>,
     /// Frontends that a Service wants and an older one has.
@@ -319,7 +319,7 @@ impl Planner {
                     net.held(family, element, owner);
                 }
             });
-            plan.unlearn |= unlearns(before, after.as_ref());
+            plan.unlearn[family] |= unlearns(before, after.as_ref());
             state.release(before, after.as_ref());
         }
         if let Some(after) = &after {
