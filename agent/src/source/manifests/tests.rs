@@ -400,7 +400,7 @@ async fn a_directory_that_vanishes_keeps_its_objects_until_it_is_back() {
     loop {
         match running.next().await {
             Event::Degraded(reason) => {
-                assert!(reason.contains("what it held stays programmed"), "{reason}");
+                assert!(reason.contains("its earlier content stays programmed"), "{reason}");
                 break;
             }
             Event::Changes(changes) => seen.extend(changes.iter().map(shown)),
