@@ -2,13 +2,14 @@
 # boots in seconds and runs at nearly native speed where the processor can't run a virtual machine. It has Debian's network code, but one
 # CPU, no modules, and our own configuration (user-mode-kernel.config), not Debian's.
 #
-# $scratch/user-mode/VERSION/   linux, config, release (what uname -r prints), missing (options that this kernel does not know)
+# $scratch/user-mode/VERSION/   linux, release (what uname -r prints), wanted and config (the options we asked for, and all of them),
+#                               missing (options that this kernel does not know)
 
 # make_user_mode_kernel VERSION: builds it, once a version. 6.12 means Debian's linux-source-6.12.
 make_user_mode_kernel() {
   local version=$1 to="$scratch/user-mode/$1" source="$scratch/user-mode/source-$1" option lib
   lib="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-  [ ! -e "$to/release" ] || [ "$to/release" -ot "$lib/user-mode-kernel.config" ] || return 0
+  [ -e "$to/release" ] && cmp -s "$to/wanted" "$lib/user-mode-kernel.config" && return 0
   need_packages flex:flex bison:bison bc:bc make:make gcc:gcc xz:xz-utils || return 1
   own_apt_update || { say "no package lists: is the mirror reachable?"; return 1; }
   mkdir -p "$source" "$to"
@@ -38,5 +39,6 @@ make_user_mode_kernel() {
   done >"$to/missing"
   make -s -C "$source" ARCH=um kernelrelease >"$to/release.new"
   make -s -C "$source" ARCH=um mrproper >/dev/null 2>&1 || true
+  cp "$lib/user-mode-kernel.config" "$to/wanted"
   mv "$to/release.new" "$to/release"
 }
