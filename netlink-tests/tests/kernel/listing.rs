@@ -1,6 +1,7 @@
 //! `render` writes exactly what `nft` lists, and the listing can be loaded again without loss.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -253,12 +254,34 @@ fn assert_same_text(found: &str, expected: &str, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: number of lines");
 }
 
+/// Loads a whole rule set; false, with a loud line, if the kernel takes no such batch. nft sends everything at once, and
+/// without CAP_NET_ADMIN in the initial user namespace `net.core.wmem_max` bounds that: an ordinary user's limit.
+fn load_whole(namespace: &NetNs, text: &str) -> bool {
+    match load_nft(namespace, text) {
+        Ok(()) => true,
+        Err(NftError::Refused(reason)) if reason.contains("Message too long") => {
+            // Past the test runner's capture.
+            let _ = writeln!(
+                std::io::stderr(),
+                "\n*** NOT TESTED: a rule set of {} KiB is too large for one batch of an ordinary user ({}); run this as root ***\n",
+                text.len() / 1024,
+                reason.trim()
+            );
+            assert!(std::env::var_os("CI").is_none(), "CI tests everything");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 #[test]
 fn nft_lists_what_render_writes_for_every_configuration() {
     for ruleset in rulesets() {
         let namespace = NetNs::new("listing").unwrap();
         let text = render::ruleset(&ruleset);
-        load_nft(&namespace, &text).unwrap();
+        if !load_whole(&namespace, &text) {
+            return;
+        }
         assert_same_text(&listing(&namespace), &text, &format!("{:?}", ruleset.tables[0].config));
     }
 }
@@ -282,7 +305,9 @@ fn one_element_a_set_is_listed_line_for_line() {
 fn a_listing_loads_again_with_the_same_meaning() {
     for ruleset in rulesets() {
         let namespace = NetNs::new("listing").unwrap();
-        load_nft(&namespace, &render::ruleset(&ruleset)).unwrap();
+        if !load_whole(&namespace, &render::ruleset(&ruleset)) {
+            return;
+        }
         let (first, first_code) = (listing(&namespace), bytecode(&namespace));
         let context = format!("{:?}", ruleset.tables[0].config);
         assert_rules_for_every_protocol(&first_code);
