@@ -4,18 +4,22 @@
 use crate::readback::fixtures::{
     all_chains, all_configs, complete, loadable, operation, sample, simple_config, skeleton,
 };
-use vmap_proxy_agent::netlink::{CommitError, Kernel, TableState};
+use vmap_proxy_agent::netlink::{ChainState, CommitError, Kernel, TableState};
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::{KeyField, Map};
 use vmap_proxy_compiler::ruleset::skeleton::rules;
-use vmap_proxy_compiler::ruleset::table::Table;
 use vmap_proxy_compiler::ruleset::target::Domain;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_testbed::namespaces::in_fresh_namespace;
 use vmap_proxy_testbed::nft::nft;
+use vmap_proxy_wire::message::{Attribute, Attributes};
+use vmap_proxy_wire::uapi::{
+    NFTA_DYNSET_SREG_DATA, NFTA_DYNSET_SREG_KEY, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_IMMEDIATE_DREG, NFTA_META_DREG,
+    NFTA_META_SREG, NFTA_PAYLOAD_DREG,
+};
 
 #[test]
 fn every_chain_and_map_reads_back_as_written() {
@@ -141,15 +145,65 @@ fn everything(kernel: &mut Kernel, family: Family) -> (TableState, Vec<Element>)
 }
 
 /// Versions of nft choose different registers for the rule that learns affinity (1.1.3 others than 1.0.6): the same
-/// rule in other bytes. Such chains are compared as nft lists them.
+/// rule in other bytes.
 fn learns(chain: Chain) -> bool {
     matches!(chain, Chain::LearnFor { .. })
 }
 
-/// The chains that learn, as nft lists them.
-fn listed_learning(table: &Table, family: Family) -> Vec<String> {
-    let list = |chain: &Chain| nft(&["list", "chain", family.keyword(), TABLE, &chain.to_string()], "").unwrap();
-    table.chains.keys().filter(|chain| learns(**chain)).map(list).collect()
+/// An expression: its name, and the type and content of its attributes.
+type Expression = (String, Vec<(u16, Vec<u8>)>);
+
+/// The rules of a chain; for each register of a rule that learns, its place in the key or in the value that is learned.
+/// All else is the kernel's bytes.
+fn with_places(chain: &ChainState) -> Vec<Vec<Expression>> {
+    chain.rules().map(rule_with_places).collect()
+}
+
+fn rule_with_places(rule: Attributes<'_>) -> Vec<Expression> {
+    let learning = rule.map(parts).find(|(name, _)| *name == "dynset").map(|(_, attributes)| attributes);
+    let start = |register| learning.and_then(|attributes| attributes.be32(register)).map(offset).unwrap_or_default();
+    let (key, value) = (start(NFTA_DYNSET_SREG_KEY), start(NFTA_DYNSET_SREG_DATA));
+    rule.map(parts)
+        .map(|(name, attributes)| {
+            let content = |attribute: Attribute<'_>| match is_register(name, attribute.kind) {
+                true => place(offset(attribute.be32().unwrap()), key, value),
+                false => attribute.payload.to_vec(),
+            };
+            (name.to_owned(), attributes.map(|attribute| (attribute.kind, content(attribute))).collect())
+        })
+        .collect()
+}
+
+/// The name and the attributes of an expression.
+fn parts<'a>(expression: Attribute<'a>) -> (&'a str, Attributes<'a>) {
+    let parts = expression.nested();
+    (parts.string(NFTA_EXPR_NAME).unwrap(), parts.get(NFTA_EXPR_DATA).unwrap().nested())
+}
+
+fn is_register(expression: &str, attribute: u16) -> bool {
+    match expression {
+        "payload" => attribute == NFTA_PAYLOAD_DREG,
+        "meta" => [NFTA_META_DREG, NFTA_META_SREG].contains(&attribute),
+        "immediate" => attribute == NFTA_IMMEDIATE_DREG,
+        "dynset" => [NFTA_DYNSET_SREG_KEY, NFTA_DYNSET_SREG_DATA].contains(&attribute),
+        other => panic!("the registers of {other} are not known here"),
+    }
+}
+
+/// Where a register begins in the kernel's registers, in bytes: 1 to 4 are of 16 bytes, from 8 on they are of four
+/// (`enum nft_registers`).
+fn offset(register: u32) -> u32 {
+    match register {
+        1..=4 => (register - 1) * 16,
+        8.. => (register - 8) * 4,
+        _ => panic!("{register} is no register for data"),
+    }
+}
+
+/// Whether it is the key's or the value's, and how far from its beginning.
+fn place(offset: u32, key: u32, value: u32) -> Vec<u8> {
+    let (of_value, from) = if value > key && offset >= value { (1, value) } else { (0, key) };
+    [of_value, u8::try_from(offset - from).unwrap()].to_vec()
 }
 
 /// [`TableState`] keeps the kernel's own bytes of each rule: equal chains are
@@ -163,17 +217,18 @@ fn nft_makes_the_same_bytes_of_the_text() {
                 let table = loadable(config);
                 kernel.commit(&complete(&table)).unwrap();
                 let (ours, our_elements) = everything(&mut kernel, family);
-                let our_learning = listed_learning(&table, family);
                 kernel.delete_table(family).unwrap();
 
                 nft(&["-f", "-"], &render::table(&table)).unwrap();
                 let (theirs, their_elements) = everything(&mut kernel, family);
-                assert_eq!(our_learning, listed_learning(&table, family), "{:?}", table.config);
                 kernel.delete_table(family).unwrap();
 
-                for chain in table.chains.keys().filter(|chain| !learns(**chain)) {
-                    let name = chain.to_string();
-                    assert_eq!(ours.chain(&name), theirs.chain(&name), "{chain} {:?}", table.config);
+                for chain in table.chains.keys() {
+                    let (our, their) = (ours.chain(&chain.to_string()), theirs.chain(&chain.to_string()));
+                    match learns(*chain) {
+                        true => assert_eq!(our.map(with_places), their.map(with_places), "{chain} {:?}", table.config),
+                        false => assert_eq!(our, their, "{chain} {:?}", table.config),
+                    }
                 }
                 assert_maps_as_nft_declares(&theirs, family);
                 assert_eq!(our_elements, their_elements, "{:?}", table.config);
@@ -203,7 +258,6 @@ fn a_listing_of_ours_loads_again() {
                 kernel.commit(&complete(&table)).unwrap();
                 let before = everything(&mut kernel, family);
                 let listing = nft(&["list", "table", family.keyword(), TABLE], "").unwrap();
-                let learning = listed_learning(&table, family);
 
                 // With the sets in place it is refused as a whole, because of the slots' type, and harms nothing.
                 let flush = format!("flush table {} {TABLE}", family.keyword());
@@ -218,10 +272,18 @@ fn a_listing_of_ours_loads_again() {
                 nft(&["-f", "-"], &listing).unwrap();
                 let (state, elements) = everything(&mut kernel, family);
                 assert_eq!(elements, before.1, "{:?}", table.config);
-                for (chain, rules) in table.chains.iter().filter(|(chain, _)| !learns(**chain)) {
-                    assert!(state.chain_matches(*chain, family, rules), "{chain} {:?}", table.config);
+                for (chain, rules) in &table.chains {
+                    let name = chain.to_string();
+                    match learns(*chain) {
+                        true => assert_eq!(
+                            state.chain(&name).map(with_places),
+                            before.0.chain(&name).map(with_places),
+                            "{chain} {:?}",
+                            table.config
+                        ),
+                        false => assert!(state.chain_matches(*chain, family, rules), "{chain} {:?}", table.config),
+                    }
                 }
-                assert_eq!(learning, listed_learning(&table, family), "{:?}", table.config);
                 assert_maps_as_nft_declares(&state, family);
                 kernel.delete_table(family).unwrap();
             }

@@ -59,6 +59,11 @@ impl ChainState {
         self.rules.len()
     }
 
+    /// The expressions of each rule (`NFTA_LIST_ELEM`), in order.
+    pub fn rules(&self) -> impl Iterator<Item = Attributes<'_>> {
+        self.rules.iter().map(|rule| Attributes::new(rule))
+    }
+
     /// The rules' expressions as the kernel encodes them: for comparisons
     /// with other programs' view of the same chain.
     pub fn rule_expressions(&self) -> &[Vec<u8>] {
