@@ -5,9 +5,13 @@
 //! difference: `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test golden`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
-use std::fs;
+#[path = "../../compiler/tests/support/golden.rs"]
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use support::check;
 
 /// Returns the output of `vmap-proxy compile` for these manifests.
 fn compile(manifests: &Path, arguments: &[&str]) -> String {
@@ -22,25 +26,6 @@ fn compile(manifests: &Path, arguments: &[&str]) -> String {
     let complaints: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
     assert!(complaints.is_empty(), "{}: {complaints:?}", manifests.display());
     String::from_utf8(output.stdout).expect("rules are text")
-}
-
-/// Compares with the golden file, or writes it if `UPDATE_GOLDEN` is set.
-fn check(golden: &Path, actual: &str) {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        return fs::write(golden, actual).expect("the golden file can be written");
-    }
-    let expected = fs::read_to_string(golden).unwrap_or_default();
-    let line = expected.lines().zip(actual.lines()).position(|(expected, actual)| expected != actual);
-    let line = line.unwrap_or_else(|| expected.lines().count().min(actual.lines().count()));
-    assert!(
-        expected == actual,
-        "{} differs from line {} on:\n  expected: {}\n  actual:   {}\nIf the change is meant, set UPDATE_GOLDEN=1, run \
-         again, and read the difference.",
-        golden.display(),
-        line + 1,
-        expected.lines().nth(line).unwrap_or("(the end)"),
-        actual.lines().nth(line).unwrap_or("(the end)"),
-    );
 }
 
 fn golden(name: &str) -> PathBuf {

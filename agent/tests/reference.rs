@@ -5,6 +5,9 @@
 //! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test reference`.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+#[path = "../../compiler/tests/support/golden.rs"]
+mod golden;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -22,21 +25,7 @@ use vmap_proxy_compiler::ruleset::Family;
 
 /// Compares a page with the generated text, or writes it if `UPDATE_GOLDEN` is set.
 fn check(page: &str, generated: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        return fs::write(path, generated).unwrap();
-    }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    let line = written.lines().zip(generated.lines()).position(|(written, generated)| written != generated);
-    let line = line.unwrap_or_else(|| written.lines().count().min(generated.lines().count()));
-    assert!(
-        written == generated,
-        "docs/{page} differs from the code from line {} on:\n  page: {}\n  code: {}\nIf the change is meant, set \
-         UPDATE_GOLDEN=1, run again, and read the difference.",
-        line + 1,
-        written.lines().nth(line).unwrap_or("(the end)"),
-        generated.lines().nth(line).unwrap_or("(the end)"),
-    );
+    golden::check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page), generated);
 }
 
 /// A text as a table cell: one line, and no column separators.
