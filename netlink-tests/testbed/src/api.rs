@@ -9,6 +9,7 @@ use vmap_proxy_lab::{LabError, NetNs};
 use crate::PATIENCE;
 use crate::apiserver::{ApiServer, Resource};
 use crate::real_api::RealApi;
+use crate::skip::skipped;
 
 /// Set this, and `KUBECONFIG`, and tests that only use API calls run against a
 /// real API server: see `docs/real-cluster.md`.
@@ -95,7 +96,7 @@ impl Api {
         match self {
             Self::Double(double) => Some(double),
             Self::Real(_) => {
-                eprintln!("SKIPPED against a real API server: this test makes trouble that only the double can");
+                skipped("against a real API server: this test makes trouble that only the double can");
                 None
             }
         }

@@ -8,7 +8,7 @@
 //! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
-//! * [`nft`]: the `nft` program; [`traffic`]: connections all the while.
+//! * [`nft`]: the `nft` program; [`traffic`]: connections all the while; [`skip`]: a test that cannot run here.
 
 pub mod agent_process;
 pub mod api;
@@ -25,6 +25,7 @@ pub mod nft;
 pub mod proxy;
 mod real_api;
 pub mod shop;
+pub mod skip;
 pub mod syncer_thread;
 pub mod traffic;
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::skip::skipped;
 use vmap_proxy_lab::{LabError, NetNs};
 
 /// Moves the whole test binary into namespaces of its own before `main`, and so before any thread: the
@@ -53,7 +54,7 @@ pub fn show_bridged_packets(namespace: &NetNs, shown: bool) -> Result<bool, LabE
         let parameters = ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
         namespace.set_sysctls(&parameters.map(|name| (name, value)))?;
     } else if shown {
-        eprintln!("SKIPPED in part: this kernel has no br_netfilter loaded, so no bridge shows its packets");
+        skipped("in part: this kernel has no br_netfilter loaded, so no bridge shows its packets");
     }
     Ok(has_filter)
 }

@@ -22,6 +22,7 @@ use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::namespaces::cannot_run;
 use vmap_proxy_testbed::nft::load_nft;
+use vmap_proxy_testbed::skip::skipped;
 
 const PATIENT: Duration = Duration::from_millis(900);
 
@@ -189,12 +190,6 @@ fn run(namespace: &NetNs, program: &str, arguments: &[&str], input: &str) -> Res
         true => Ok(String::from_utf8(output.stdout).unwrap()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
-}
-
-/// Prints the message past the test runner's capture.
-fn skipped(why: &str) {
-    let mut stderr = std::io::stderr();
-    writeln!(stderr, "SKIPPED, {why}").unwrap();
 }
 
 /// The rules that kube-proxy 1.36 writes in nftables mode for one Service with one endpoint.
@@ -499,7 +494,7 @@ fn iptables_mode_over_nf_tables_is_taken_over() {
 fn iptables_mode_over_legacy_iptables_is_taken_over() {
     let namespace = NetNs::new("legacy").unwrap();
     if let Err(reason) = run(&namespace, "iptables-legacy", &["-t", "nat", "-S"], "") {
-        skipped(&format!("legacy iptables was not tested, the kernel lacks it: {reason}"));
+        skipped(format_args!("legacy iptables was not tested, the kernel lacks it: {reason}"));
         return;
     }
     iptables_mode_is_taken_over("legacy");
@@ -542,7 +537,7 @@ fn ipvs_mode_is_taken_over() {
         create KUBE-6-CLUSTER-IP hash:ip,port family inet6\ncreate KUBE-NODE-PORT-TCP bitmap:port range 0-65535\n\
         create KUBE-MINE hash:ip\n";
     if let Err(reason) = run(node, "ipset", &["restore"], sets) {
-        skipped(&format!("the ipvs mode was not tested, the kernel lacks ipset: {reason}"));
+        skipped(format_args!("the ipvs mode was not tested, the kernel lacks ipset: {reason}"));
         return;
     }
     if run(node, "ip", &["link", "add", "kube-ipvs0", "type", "dummy"], "").is_err() {
