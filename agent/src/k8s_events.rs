@@ -171,7 +171,6 @@ pub async fn post(client: kube::Client, node_name: &str, mut notices: mpsc::Rece
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

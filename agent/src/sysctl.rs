@@ -251,8 +251,6 @@ fn conntrack_max(conntrack: &Conntrack, cpus: i64) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;

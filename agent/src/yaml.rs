@@ -91,8 +91,6 @@ fn whole(number: f64) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use serde_json::json;
 
     use super::*;

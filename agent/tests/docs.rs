@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmap_proxy_agent::metrics::{Format, Metrics, Operation, SyncKind, TrafficPolicy};
+use vmap_proxy_agent::metrics::{ElementOperation, Format, Metrics, SyncKind, TrafficPolicy};
 use vmap_proxy_compiler::ruleset::Family;
 
 fn repository() -> PathBuf {
@@ -139,7 +139,7 @@ fn dashboards_and_alerts_ask_for_metrics_that_there_are() {
     metrics.sync_failed(Family::Ipv4, SyncKind::Full, Duration::ZERO);
     metrics.network_programmed(Family::Ipv4, Duration::ZERO);
     metrics.set_no_local_endpoints(Family::Ipv4, TrafficPolicy::External, 1);
-    metrics.elements_changed(Operation::Add, 1);
+    metrics.elements_changed(ElementOperation::Add, 1);
     let known = metrics.encode(Format::Prometheus, &[]);
     let known: BTreeSet<&str> = between(&known, "# TYPE ", '\n').filter_map(|line| line.split(' ').next()).collect();
     let mut asked = 0;

@@ -19,7 +19,7 @@ use serde_json::Value;
 use vmap_proxy_agent::cli::{Cli, FLAGS_OF_FIELDS};
 use vmap_proxy_agent::config::KubeProxyConfiguration;
 use vmap_proxy_agent::config::ignored::IGNORED_FIELDS;
-use vmap_proxy_agent::metrics::{Format, Metrics, Operation, ServiceConnections, SyncKind, TrafficPolicy};
+use vmap_proxy_agent::metrics::{ElementOperation, Format, Metrics, ServiceConnections, SyncKind, TrafficPolicy};
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
 
@@ -172,7 +172,7 @@ fn exercised() -> Metrics {
     metrics.healthz_replied(200);
     metrics.livez_replied(200);
     metrics.conntrack_reconciled(family, moment, 1);
-    metrics.elements_changed(Operation::Add, 1);
+    metrics.elements_changed(ElementOperation::Add, 1);
     metrics.foreign_removed("chain", 1);
     metrics.api_answered("GET", "server", Some(200), Some(moment));
     metrics.api_received(Kind::Service);

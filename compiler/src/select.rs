@@ -248,8 +248,6 @@ fn hinted_to_zone(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
     use serde_json::{Value, from_value, json};
 
     use super::*;

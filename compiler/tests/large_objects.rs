@@ -1,6 +1,6 @@
 //! Large objects: work and memory grow with their size and not with its square,
 //! and one that asks for too much costs nothing but itself.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Any sequence of changes, applied as the planner says, leaves the kernel as
 //! a full compile of the end state would, is consistent after every single
 //! transaction, and a restart then sends nothing.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod support;
 

@@ -7,7 +7,7 @@ use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::{LocalCounts, Observer, SyncDone, WithoutLocal};
-use crate::metrics::{Metrics, Operation, TrafficPolicy};
+use crate::metrics::{ElementOperation, Metrics, TrafficPolicy};
 use crate::source::{Event, ObjectChange};
 
 /// Writes [`Metrics`].
@@ -67,8 +67,8 @@ impl SyncMetrics {
         let report = &done.report;
         report.commits.iter().for_each(|took| self.metrics.committed(*took));
         report.lock_holds.iter().for_each(|held| self.metrics.lock_held(*held));
-        self.metrics.elements_changed(Operation::Add, report.added);
-        self.metrics.elements_changed(Operation::Delete, report.removed);
+        self.metrics.elements_changed(ElementOperation::Add, report.added);
+        self.metrics.elements_changed(ElementOperation::Delete, report.removed);
         for cleaned in &report.cleaned {
             self.metrics.foreign_removed(cleaned.kind, cleaned.count);
         }

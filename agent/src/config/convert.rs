@@ -69,8 +69,6 @@ fn not_a_cidr(path: &str, value: &str) -> ConfigError {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use super::*;
 
     fn converted(change: impl FnOnce(&mut KubeProxyConfiguration)) -> ProxyConfig {

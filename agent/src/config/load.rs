@@ -160,8 +160,6 @@ fn nested(path: &str, value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use super::*;
     use crate::config::GoDuration;
 

@@ -129,8 +129,6 @@ async fn read_aside(path: PathBuf) -> Result<String, WatchError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::fs;
     use std::os::unix::fs::symlink;
 

@@ -135,8 +135,6 @@ fn kind(of: FileType) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::fs;
     use std::path::PathBuf;
 

@@ -151,8 +151,6 @@ impl FileWatch {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::fs;
     use std::future::Future;
     use std::time::Duration;

@@ -145,8 +145,6 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::net::Ipv4Addr;
 
     use axum::routing::get;

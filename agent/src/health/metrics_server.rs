@@ -133,8 +133,6 @@ async fn configz(State(served): State<Arc<Served>>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::net::SocketAddr;
     use std::sync::Arc;
 

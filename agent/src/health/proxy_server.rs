@@ -12,7 +12,7 @@ use axum::routing::any;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::state::{HealthState, NodeEligibility, Report};
+use super::state::{HealthReport, HealthState, NodeEligibility};
 use crate::metrics::Metrics;
 
 /// Headers of every reply in JSON.
@@ -74,7 +74,7 @@ struct FamilyBody {
 }
 
 impl Body {
-    fn healthz(report: &Report) -> Self {
+    fn healthz(report: &HealthReport) -> Self {
         let missing = report.trouble.as_ref().is_some_and(|trouble| trouble.rules_missing);
         let not_synced = (!report.synced).then_some("the first sync is not done, rules may be missing");
         let others = not_synced.or(report.node.reason());
@@ -84,12 +84,12 @@ impl Body {
         Self { node_eligible: Some(report.node == NodeEligibility::Eligible), ..Self::new(report, unavailable, reason) }
     }
 
-    fn livez(report: &Report) -> Self {
+    fn livez(report: &HealthReport) -> Self {
         Self::new(report, !report.healthy, explain(report))
     }
 
     /// A reply of 200 counts as an update, as in kube-proxy.
-    fn new(report: &Report, unavailable: bool, reason: Option<String>) -> Self {
+    fn new(report: &HealthReport, unavailable: bool, reason: Option<String>) -> Self {
         let last_updated = if unavailable { report.last_updated() } else { Some(report.now) };
         let family_body = |updated, healthy| FamilyBody { last_updated: rfc3339(updated), healthy };
         Self {
@@ -120,7 +120,7 @@ impl Body {
 }
 
 /// The defect of the rules. With a 200 it is a warning.
-fn explain(report: &Report) -> Option<String> {
+fn explain(report: &HealthReport) -> Option<String> {
     const OVERDUE: &str = "a change has waited too long for its sync";
     match (report.healthy, &report.trouble) {
         (true, trouble) => trouble.as_ref().map(|trouble| trouble.reason.clone()),
@@ -136,8 +136,6 @@ fn rfc3339(time: Option<SystemTime>) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::net::SocketAddr;
     use std::time::Duration;
 

@@ -110,7 +110,7 @@ pub struct TroubleReport {
 
 /// Everything at a time of asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct HealthReport {
     /// The time of asking.
     pub now: SystemTime,
     /// The families that are served; empty before [`HealthState::initialized`].
@@ -125,7 +125,7 @@ pub struct Report {
     pub trouble: Option<TroubleReport>,
 }
 
-impl Report {
+impl HealthReport {
     /// The time of a family's last sync.
     pub fn last_updated(&self) -> Option<SystemTime> {
         self.families.iter().filter_map(|family| family.last_updated).max()
@@ -243,7 +243,7 @@ impl HealthState {
     }
 
     /// Everything, at this moment.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> HealthReport {
         let now = self.clock.now();
         let state = self.lock();
         let families: Vec<FamilyReport> = state
@@ -257,7 +257,7 @@ impl HealthState {
                     .is_none_or(|since| now.instant.saturating_duration_since(since) < self.timeout),
             })
             .collect();
-        Report {
+        HealthReport {
             now: now.wall,
             healthy: families.iter().all(|family| family.healthy),
             synced: !families.is_empty() && families.iter().all(|family| family.last_updated.is_some()),

@@ -1,6 +1,6 @@
 //! Runs a test of a server, and sends it requests.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

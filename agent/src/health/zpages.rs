@@ -76,8 +76,6 @@ fn accepts_text(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use super::*;
     use crate::health::listen::Listen;
     use crate::health::test_client::{get, request, run};

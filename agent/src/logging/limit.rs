@@ -208,8 +208,6 @@ impl Write for Bounded<'_> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use tracing::callsite::Callsite;
 
     use super::*;

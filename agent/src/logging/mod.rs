@@ -93,8 +93,6 @@ fn filter(verbosity: u32, variable: Option<&str>) -> EnvFilter {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 

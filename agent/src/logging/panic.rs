@@ -35,8 +35,6 @@ fn describe(panic: &PanicHookInfo<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::fs::OpenOptions;
     use std::process::{Command, Stdio};
 

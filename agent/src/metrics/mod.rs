@@ -84,7 +84,7 @@ pub enum TrafficPolicy {
 
 /// An operation on elements of sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub enum ElementOperation {
     /// An element was added.
     Add,
     /// An element was deleted.
@@ -427,10 +427,10 @@ impl Metrics {
     }
 
     /// Elements were added or deleted.
-    pub fn elements_changed(&self, operation: Operation, elements: usize) {
+    pub fn elements_changed(&self, operation: ElementOperation, elements: usize) {
         let operation = match operation {
-            Operation::Add => "add",
-            Operation::Delete => "delete",
+            ElementOperation::Add => "add",
+            ElementOperation::Delete => "delete",
         };
         self.elements_changed.get_or_create(&OperationLabel { operation }).inc_by(elements as u64);
     }
@@ -541,8 +541,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.committed(Duration::from_millis(2));
         metrics.lock_held(Duration::from_millis(1));
-        metrics.elements_changed(Operation::Add, 10);
-        metrics.elements_changed(Operation::Delete, 1);
+        metrics.elements_changed(ElementOperation::Add, 10);
+        metrics.elements_changed(ElementOperation::Delete, 1);
         metrics.set_quarantined_services(2);
         metrics.drift_repaired();
         let connections = [ServiceConnections {

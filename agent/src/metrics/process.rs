@@ -89,8 +89,6 @@ impl Collector for Process {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;

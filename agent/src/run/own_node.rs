@@ -403,8 +403,6 @@ fn listed(addresses: &[IpAddr]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use serde_json::json;
     use vmap_proxy_compiler::model::{Change, Object};
 

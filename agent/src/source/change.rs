@@ -129,8 +129,6 @@ impl NodeMarks {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::time::Duration;
 
     use serde_json::{Value, from_value, json};

@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_wire::legacy_table::{LegacyTable, Reduced};
 
-use super::Report;
+use super::Removals;
 use super::names::{IPTABLES_TABLES, is_proxy_chain};
 
 /// `IPT_SO_SET_REPLACE`, `IP6T_SO_SET_REPLACE`; also `..._GET_INFO`.
@@ -48,7 +48,7 @@ struct Counters {
 }
 
 /// Removes the chains and the rules that jump to them.
-pub(super) fn remove_chains(report: &mut Report) {
+pub(super) fn remove_chains(report: &mut Removals) {
     for family in Family::ALL {
         let ip = family.keyword();
         let existing = match existing_tables(family) {

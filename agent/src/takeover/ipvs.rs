@@ -10,7 +10,7 @@ use vmap_proxy_wire::leftovers::{
 };
 use vmap_proxy_wire::uapi::IPSET_ERR_BUSY;
 
-use super::Report;
+use super::Removals;
 use super::names::{IPVS_DEVICE, is_proxy_ipset};
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket};
@@ -24,7 +24,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// The virtual servers are removed only where the device shows that kube-proxy
 /// ran in ipvs mode. Then all of them are removed, as by
 /// `kube-proxy --cleanup`, because nothing distinguishes its own from others.
-pub(super) fn remove_servers_and_device(report: &mut Report) {
+pub(super) fn remove_servers_and_device(report: &mut Removals) {
     if !device_exists() {
         return;
     }
@@ -52,7 +52,7 @@ fn flush_servers() -> Result<(), SocketError> {
 }
 
 /// Destroys the sets. Rules that refer to them must be gone.
-pub(super) fn remove_ipsets(socket: &mut Socket, report: &mut Report) {
+pub(super) fn remove_ipsets(socket: &mut Socket, report: &mut Removals) {
     let kube_proxys = |name: &&str| is_proxy_ipset(name);
     let listed = socket.list(&list_ipsets(), |set| ipset_name(set).filter(kube_proxys).map(str::to_owned));
     let listed = match listed {

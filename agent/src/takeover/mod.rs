@@ -38,14 +38,14 @@ pub struct Leftover {
 /// The leftovers that were found, and the results. If both lists are empty,
 /// kube-proxy left nothing.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Removals {
     /// The removed objects.
     pub removed: Vec<String>,
     /// The objects that could not be removed.
     pub failed: Vec<Leftover>,
 }
 
-impl Report {
+impl Removals {
     /// Logs the report, one line for each object.
     pub fn log(&self) {
         for what in &self.removed {
@@ -85,8 +85,8 @@ impl Report {
 ///
 /// Call it once the rules of vmap-proxy are in place: until then kube-proxy's
 /// serve.
-pub fn remove_kube_proxy() -> Report {
-    let mut report = Report::default();
+pub fn remove_kube_proxy() -> Removals {
+    let mut report = Removals::default();
     match Socket::open_for_batches() {
         Ok(mut socket) => {
             nf_tables::remove_tables(&mut socket, &mut report);

@@ -17,7 +17,7 @@ use vmap_proxy_wire::uapi::{
     NFTA_IMMEDIATE_DATA, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_VERDICT_CHAIN,
 };
 
-use super::Report;
+use super::Removals;
 use super::names::{IPTABLES_TABLES, TABLE, is_proxy_chain};
 use crate::netlink::SocketError;
 use crate::netlink::socket::Socket;
@@ -27,7 +27,7 @@ use crate::netlink::socket::Socket;
 const ORDERS_AT_ONCE: usize = 1000;
 
 /// Removes the tables of the nftables mode.
-pub(super) fn remove_tables(socket: &mut Socket, report: &mut Report) {
+pub(super) fn remove_tables(socket: &mut Socket, report: &mut Removals) {
     for family in Family::ALL {
         let what = format!("nftables table {} {TABLE}", family.keyword());
         let order = request(NFT_MSG_DELTABLE, family, |w| w.string(TABLE_NAME, TABLE));
@@ -36,7 +36,7 @@ pub(super) fn remove_tables(socket: &mut Socket, report: &mut Report) {
 }
 
 /// Removes the chains of the iptables mode, and the rules that jump to them.
-pub(super) fn remove_chains(socket: &mut Socket, report: &mut Report) {
+pub(super) fn remove_chains(socket: &mut Socket, report: &mut Removals) {
     for family in Family::ALL {
         let ip = family.keyword();
         for table in IPTABLES_TABLES {
@@ -54,7 +54,7 @@ fn remove_chains_of(
     socket: &mut Socket,
     family: Family,
     table: &str,
-    report: &mut Report,
+    report: &mut Removals,
 ) -> Result<usize, SocketError> {
     let chains = chains(socket, family, table)?;
     if chains.proxy.is_empty() {
@@ -184,7 +184,7 @@ impl Order<'_> {
 /// Submits operations in bounded transactions. If one is refused, its
 /// operations are submitted one by one, and refused ones are recorded. Returns
 /// the number of successful operations.
-fn submit(socket: &mut Socket, family: Family, table: &str, orders: &[Order<'_>], report: &mut Report) -> usize {
+fn submit(socket: &mut Socket, family: Family, table: &str, orders: &[Order<'_>], report: &mut Removals) -> usize {
     let mut done = 0;
     for some in orders.chunks(ORDERS_AT_ONCE) {
         if transaction(socket, family, table, some).is_ok() {

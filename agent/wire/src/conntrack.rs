@@ -190,8 +190,6 @@ fn decode_protocol(attributes: Attributes<'_>) -> (Option<Protocol>, [Option<u16
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
     use super::*;
     use crate::message::{NFGENMSG, Writer};
 

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
 use std::net::IpAddr;
 
 use super::{Bridge, Evaluator, Host, Outcome, Packet, Remembered, Verdict};

@@ -465,7 +465,6 @@ fn prefixes(texts: &[String], field: &str, problems: &mut Problems) -> Vec<IpNet
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

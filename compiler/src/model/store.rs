@@ -432,8 +432,6 @@ fn has_rules(service: &PerFamily<Option<Arc<Service>>>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
     use serde_json::json;
 
     use super::super::objects::{LABEL_SERVICE_PROXY_NAME, Object};

@@ -158,7 +158,6 @@ pub(super) fn rules(family: Family, length: u8, frontend: &[KeyPart]) -> Vec<Rul
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
     use std::net::IpAddr;
 
     use super::*;

@@ -118,8 +118,6 @@ fn expect(outcome: Outcome) -> Expect {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
-
     use std::path::Path;
 
     use proptest::prelude::*;

@@ -140,8 +140,6 @@ fn object_key(object: &ObjectRef) -> ObjectKey {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
-
     use super::*;
     use crate::{repository_dir, schema};
 

@@ -3,7 +3,7 @@
 //!
 //! With `VMAP_PROXY_TEST_API_SOCKET` and `KUBECONFIG` set they run against a
 //! real API server: docs/real-cluster.md.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod changes;
 mod connection;

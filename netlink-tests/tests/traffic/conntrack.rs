@@ -3,304 +3,19 @@
 //! Every scenario sends a datagram from one and the same client socket before and after, so that it is one flow to the
 //! kernel, and shows first that the flow goes astray without the clean-up.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+mod world;
+
 use std::time::{Duration, Instant};
 
-use nlink::netlink::netfilter::{
-    ConntrackBuilder, ConntrackEntry, ConntrackFilter, ConntrackStatus, ConntrackTuple, IpProtocol,
-};
-use nlink::netlink::{Connection, Netfilter};
-use serde_json::{Value, json};
-use vmap_proxy_agent::conntrack::{CleanReport, Conntrack, StaleFlows};
-use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
-use vmap_proxy_compiler::plan::Planner;
-use vmap_proxy_compiler::render;
-use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_lab::{Identity, Lab, Probe, ProbeResult, Transport};
+use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
+use serde_json::json;
+use vmap_proxy_lab::{Probe, ProbeResult, Transport};
 use vmap_proxy_testbed::nft::load_nft;
-
-const PATIENT: Duration = Duration::from_millis(900);
-const BRIEF: Duration = Duration::from_millis(150);
+use world::{Answer, BOTH, Connected, Flow, NODE_PORT, SERVICE_PORT, V4, World, at, enter_flows, flows_that_reach};
 
 const SCTP: IpProtocol = IpProtocol::Other(132);
-
-const SERVICE_PORT: u16 = 53;
-const NODE_PORT: u16 = 30053;
-const TARGET_PORT: u16 = 5353;
-
-/// The addresses of one family.
-struct Net {
-    family: Family,
-    cluster_ip: &'static str,
-    pod_a: &'static str,
-    pod_b: &'static str,
-    client: &'static str,
-    outside: &'static str,
-    remote: &'static str,
-    node: &'static str,
-    other_node_address: &'static str,
-}
-
-const V4: Net = Net {
-    family: Family::Ipv4,
-    cluster_ip: "10.96.0.10",
-    pod_a: "10.244.1.5",
-    pod_b: "10.244.1.6",
-    client: "10.244.1.7",
-    outside: "198.51.100.23",
-    remote: "203.0.113.9",
-    node: "192.0.2.11",
-    other_node_address: "192.0.2.211",
-};
-
-const V6: Net = Net {
-    family: Family::Ipv6,
-    cluster_ip: "fd00:10:96::10",
-    pod_a: "fd00:10:244:1::5",
-    pod_b: "fd00:10:244:1::6",
-    client: "fd00:10:244:1::7",
-    outside: "2001:db8:2::23",
-    remote: "2001:db8:9::9",
-    node: "2001:db8:1::11",
-    other_node_address: "2001:db8:1::211",
-};
-
-const BOTH: [Net; 2] = [V4, V6];
-
-fn at(address: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(address.parse().unwrap(), port)
-}
-
-impl Net {
-    fn cluster(&self) -> SocketAddr {
-        at(self.cluster_ip, SERVICE_PORT)
-    }
-
-    fn node_port(&self) -> SocketAddr {
-        at(self.node, NODE_PORT)
-    }
-
-    fn a(&self) -> SocketAddr {
-        at(self.pod_a, TARGET_PORT)
-    }
-
-    fn b(&self) -> SocketAddr {
-        at(self.pod_b, TARGET_PORT)
-    }
-
-    /// The name of the Service and its slice.
-    fn name(&self) -> String {
-        format!("dns-{}", self.family.keyword())
-    }
-
-    /// A Service with a NodePort; UDP and TCP have the same numbers.
-    fn service(&self, port: u16, node_port: u16) -> Value {
-        let ports = ["UDP", "TCP", "SCTP"].map(|protocol| {
-            json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": port, "nodePort": node_port})
-        });
-        json!({"kind": "Service", "metadata": {"name": self.name(), "namespace": "kube-system"},
-            "spec": {"type": "NodePort", "clusterIP": self.cluster_ip, "ports": ports}})
-    }
-
-    /// Its endpoints: each an address, and whether it terminates.
-    fn slice(&self, endpoints: &[(&str, bool)]) -> Value {
-        let family = if self.family == Family::Ipv4 { "IPv4" } else { "IPv6" };
-        let endpoints: Vec<Value> = endpoints
-            .iter()
-            .map(|(address, terminating)| {
-                json!({"addresses": [address],
-                    "conditions": {"ready": !terminating, "serving": true, "terminating": terminating}})
-            })
-            .collect();
-        let ports = ["UDP", "TCP", "SCTP"]
-            .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": TARGET_PORT}));
-        json!({"kind": "EndpointSlice", "addressType": family, "endpoints": endpoints, "ports": ports,
-            "metadata": {"name": self.name(), "namespace": "kube-system",
-                "labels": {"kubernetes.io/service-name": self.name()}}})
-    }
-
-    fn objects(&self, endpoints: &[&str]) -> [Value; 2] {
-        let endpoints: Vec<(&str, bool)> = endpoints.iter().map(|address| (*address, false)).collect();
-        [self.service(SERVICE_PORT, NODE_PORT), self.slice(&endpoints)]
-    }
-}
-
-/// A node with its proxy, pods that answer, and clients.
-struct World {
-    lab: Lab,
-    store: Store,
-    planner: Planner,
-    runtime: tokio::runtime::Runtime,
-    conntrack: Conntrack,
-    witness: Connection<Netfilter>,
-}
-
-impl World {
-    fn new() -> Self {
-        let ips = |of: fn(&Net) -> &'static str| BOTH.map(|net| of(&net).parse::<IpAddr>().unwrap());
-        let lab = Lab::builder()
-            .node_addresses([ips(|net| net.node), ips(|net| net.other_node_address)].concat())
-            .host("pod-a", "vetha", ips(|net| net.pod_a))
-            .host("pod-b", "vethb", ips(|net| net.pod_b))
-            .host("client", "vethc", ips(|net| net.client))
-            .uplink("outside", "eth0", [ips(|net| net.outside), ips(|net| net.remote)].concat())
-            .build()
-            .unwrap();
-        for net in BOTH {
-            for transport in [Transport::Udp, Transport::Sctp] {
-                lab.listen(net.a(), transport).unwrap();
-                lab.listen(net.b(), transport).unwrap();
-            }
-            lab.listen(at(net.remote, NODE_PORT), Transport::Udp).unwrap();
-            lab.listen(at(net.pod_a, 8080), Transport::Udp).unwrap();
-        }
-        // The node tracks flows only where a rule asks for it; these two do, as any cluster's rules do.
-        load_nft(
-            lab.node(),
-            "table inet track { chain pre { type filter hook prerouting priority 0; ct state invalid counter; }
-               chain out { type filter hook output priority 0; ct state invalid counter; }; }",
-        )
-        .unwrap();
-        let mut store = Store::new("node-a");
-        let addresses = BOTH.map(|net| json!({"type": "InternalIP", "address": net.node}));
-        let node = json!({"kind": "Node", "metadata": {"name": "node-a"}, "status": {"addresses": addresses}});
-        store.apply(Change::Apply(serde_json::from_value(node).unwrap()));
-        store.set_interface_addresses([ips(|net| net.node), ips(|net| net.other_node_address)].concat());
-        let config = ProxyConfig { node_name: "node-a".to_owned(), ..ProxyConfig::default() };
-        let mut planner = Planner::new(config, store.node());
-        while planner.update(&mut store).is_some() {}
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (conntrack, witness) = lab
-            .node()
-            .run(|| {
-                let _guard = runtime.enter();
-                (Conntrack::open().unwrap(), Connection::<Netfilter>::new().unwrap())
-            })
-            .unwrap();
-        Self { lab, store, planner, runtime, conntrack, witness }
-    }
-
-    /// Programs what the objects say; returns what that makes stale.
-    fn apply(&mut self, objects: &[Value]) -> StaleFlows {
-        for object in objects {
-            let problems = self.store.apply(Change::Apply(serde_json::from_value(object.clone()).unwrap()));
-            assert!(problems.is_empty(), "{problems:?}");
-        }
-        self.commit()
-    }
-
-    fn delete(&mut self, object: &Value) -> StaleFlows {
-        let object: Object = serde_json::from_value(object.clone()).unwrap();
-        self.store.apply(Change::Delete(object.reference()));
-        self.commit()
-    }
-
-    fn commit(&mut self) -> StaleFlows {
-        let plans = std::iter::from_fn(|| self.planner.update(&mut self.store));
-        let changed: Vec<_> = plans.flat_map(|plan| plan.changed).collect();
-        for table in &self.planner.ruleset().tables {
-            let name = format!("{} vmap-proxy", table.config.family.keyword());
-            let text = format!("add table {name}\ndelete table {name}\n{}", render::table(table));
-            load_nft(self.lab.node(), &text).unwrap();
-        }
-        StaleFlows::of_changes(&self.planner, self.store.node(), &changed)
-    }
-
-    fn clean(&mut self, stale: &StaleFlows) -> CleanReport {
-        self.conntrack.clean(stale).unwrap()
-    }
-
-    /// Returns the flows that a start of the proxy would clean.
-    fn clean_at_start(&mut self) -> CleanReport {
-        let stale = StaleFlows::of_start(&self.planner, self.store.node());
-        self.clean(&stale)
-    }
-
-    /// The flows of the node, read by nlink.
-    fn flows(&self) -> Vec<ConntrackEntry> {
-        let both = async {
-            let mut entries = self.witness.get_conntrack().await.unwrap();
-            entries.extend(self.witness.get_conntrack_v6().await.unwrap());
-            entries
-        };
-        self.runtime.block_on(both)
-    }
-
-    /// The identifiers of the flows to this original destination.
-    fn ids(&self, protocol: IpProtocol, to: SocketAddr) -> Vec<u32> {
-        let flows = self.flows();
-        let ours = flows.iter().filter(|flow| {
-            flow.proto == protocol && flow.orig.dst_ip == Some(to.ip()) && flow.orig.dst_port == Some(to.port())
-        });
-        let mut ids: Vec<u32> = ours.map(|flow| flow.id.unwrap()).collect();
-        ids.sort_unstable();
-        ids
-    }
-
-    /// A flow of UDP from this address, and what the first datagram's fate was.
-    fn flow(&self, from: &str, to: SocketAddr) -> Flow {
-        let source: IpAddr = from.parse().unwrap();
-        let socket = self.lab.owner(source).unwrap().run(|| UdpSocket::bind((source, 0)).unwrap()).unwrap();
-        socket.connect(to).unwrap();
-        Flow { socket, to }
-    }
-
-    /// Flows to both kinds of frontend from a pod, from outside, and from the node itself, all of which reach pod A.
-    fn flows_to_a(&self, net: &Net) -> Vec<Flow> {
-        let mut flows = Vec::new();
-        for to in [net.cluster(), net.node_port()] {
-            for from in [net.client, net.outside, net.node] {
-                flows.push(self.flow(from, to));
-            }
-        }
-        for flow in &flows {
-            assert_eq!(flow.ask(), Answer::From(net.a()));
-        }
-        flows
-    }
-}
-
-/// One client socket, so one flow.
-struct Flow {
-    socket: UdpSocket,
-    to: SocketAddr,
-}
-
-/// The fate of a datagram.
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    From(SocketAddr),
-    Refused,
-    Nothing,
-}
-
-impl Flow {
-    fn ask(&self) -> Answer {
-        self.ask_within(PATIENT)
-    }
-
-    /// Sends the next datagram of the flow.
-    fn ask_within(&self, patience: Duration) -> Answer {
-        self.socket.set_read_timeout(Some(patience)).unwrap();
-        let mut buffer = [0; 256];
-        // An ICMP error may have come after the datagram it is about had failed already.
-        let _ = self.socket.take_error();
-        let received = self.socket.send(b"who?").and_then(|_| self.socket.recv(&mut buffer));
-        match received {
-            Ok(length) => {
-                let identity: Identity = std::str::from_utf8(&buffer[..length]).unwrap().parse().unwrap();
-                Answer::From(identity.server)
-            }
-            // A datagram of the node's own that the rules refuse fails at once.
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied) => {
-                Answer::Refused
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Answer::Nothing,
-            Err(error) => panic!("to {}: {error}", self.to),
-        }
-    }
-}
+/// For the one SCTP probe; it must be answered.
+const PATIENT: Duration = Duration::from_secs(20);
 
 #[test]
 fn flows_follow_a_replaced_endpoint() {
@@ -338,7 +53,7 @@ fn nothing_else_is_touched() {
         let before: Vec<_> = unrelated
             .iter()
             .map(|flow| {
-                flow.ask_within(BRIEF);
+                world.begin(flow);
                 let ids = world.ids(IpProtocol::Udp, flow.to);
                 assert_eq!(ids.len(), 1, "{}", flow.to);
                 ids
@@ -362,67 +77,18 @@ fn nothing_else_is_touched() {
     }
 }
 
-/// Flows from a pod to the cluster IP that chance sent to `endpoint`, out of as many as it takes for four.
-fn flows_that_reach(world: &World, net: &Net, endpoint: SocketAddr) -> Vec<Flow> {
-    let mut all = Vec::new();
-    while all.len() < 4 {
-        let flow = world.flow(net.client, net.cluster());
-        if flow.ask() == Answer::From(endpoint) {
-            all.push(flow);
-        }
-    }
-    all
-}
-
-/// A TCP connection through the Service to pod A.
-struct Connected {
-    client: TcpStream,
-    server: TcpStream,
-}
-
-impl Connected {
-    fn through(world: &World, net: &Net) -> Self {
-        let listen = |address: SocketAddr| {
-            let listener = world.lab.owner(address.ip()).unwrap().run(|| TcpListener::bind(address)).unwrap().unwrap();
-            listener.set_nonblocking(true).unwrap();
-            listener
-        };
-        let (listener, _other) = (listen(net.a()), listen(net.b()));
-        let client = world.lab.owner(net.client.parse().unwrap()).unwrap();
-        // Chance decides between the two pods.
-        loop {
-            let connection = client.run(|| TcpStream::connect_timeout(&net.cluster(), PATIENT)).unwrap().unwrap();
-            if let Ok((server, _)) = listener.accept() {
-                server.set_nonblocking(false).unwrap();
-                return Self { client: connection, server };
-            }
-        }
-    }
-
-    fn assert_alive(mut self) {
-        let mut buffer = [0; 5];
-        for stream in [&self.client, &self.server] {
-            stream.set_read_timeout(Some(PATIENT)).unwrap();
-        }
-        self.client.write_all(b"there").unwrap();
-        self.server.read_exact(&mut buffer).unwrap();
-        self.server.write_all(b"again").unwrap();
-        self.client.read_exact(&mut buffer).unwrap();
-        assert_eq!(&buffer, b"again");
-    }
-}
-
 #[test]
 fn flows_made_before_the_rules_find_the_service() {
     let mut world = World::new();
     for net in BOTH {
         let to_cluster_ip = world.flow(net.client, net.cluster());
-        assert_ne!(to_cluster_ip.ask_within(BRIEF), Answer::From(net.a()));
+        world.assert_not_answered_by_a(&to_cluster_ip, &net);
         let to_node_port = world.flow(net.outside, net.node_port());
-        assert_ne!(to_node_port.ask_within(BRIEF), Answer::From(net.a()));
+        world.assert_not_answered_by_a(&to_node_port, &net);
         let stale = world.apply(&net.objects(&[net.pod_a]));
         for flow in [&to_cluster_ip, &to_node_port] {
-            assert_ne!(flow.ask_within(BRIEF), Answer::From(net.a()), "a flow that exists is not translated");
+            // A flow that exists is not translated.
+            world.assert_not_answered_by_a(flow, &net);
         }
         assert_eq!(world.clean(&stale).deleted, 2);
         for flow in [&to_cluster_ip, &to_node_port] {
@@ -462,14 +128,14 @@ fn flows_end_with_their_port_and_with_their_service() {
         let stale = world.apply(&[net.service(SERVICE_PORT + 1, NODE_PORT + 1)]);
         assert_eq!(world.clean(&stale).deleted, flows.len());
         for flow in &flows {
-            assert_ne!(flow.ask_within(BRIEF), Answer::From(net.a()), "to {}", flow.to);
+            world.assert_not_answered_by_a(flow, &net);
         }
         let moved = world.flow(net.client, at(net.cluster_ip, SERVICE_PORT + 1));
         assert_eq!(moved.ask(), Answer::From(net.a()));
         let stale = world.delete(&net.service(0, 0));
         assert_eq!(moved.ask(), Answer::From(net.a()));
         assert_eq!(world.clean(&stale).deleted, 1);
-        assert_ne!(moved.ask_within(BRIEF), Answer::From(net.a()));
+        world.assert_not_answered_by_a(&moved, &net);
     }
 }
 
@@ -536,10 +202,10 @@ fn flows_in_a_zone_are_deleted_in_that_zone() {
     .unwrap();
     for net in BOTH {
         let untranslated = world.flow(net.client, net.cluster());
-        untranslated.ask_within(BRIEF);
+        world.begin(&untranslated);
         world.apply(&net.objects(&[net.pod_a]));
         let flow = world.flow(net.client, net.cluster());
-        flow.ask_within(BRIEF);
+        world.begin(&flow);
         let zones: Vec<_> = world
             .flows()
             .into_iter()
@@ -551,24 +217,6 @@ fn flows_in_a_zone_are_deleted_in_that_zone() {
         let stale = world.apply(&net.objects(&[net.pod_b]));
         assert_eq!(world.clean(&stale).deleted, 1, "the one that was translated");
         assert_eq!(world.ids(IpProtocol::Udp, net.cluster()).len(), 1);
-    }
-}
-
-/// Enters flows into the table from outside, `count` of them to the cluster IP, as if translated to pod A.
-async fn enter_flows(witness: &Connection<Netfilter>, net: &Net, count: u16) {
-    let (IpAddr::V4(client), IpAddr::V4(cluster_ip), IpAddr::V4(pod)) =
-        (net.client.parse().unwrap(), net.cluster_ip.parse().unwrap(), net.pod_a.parse().unwrap())
-    else {
-        panic!("IPv4 only")
-    };
-    for number in 0..count {
-        let port = 10_000 + number;
-        let entry = ConntrackBuilder::new_v4(IpProtocol::Udp)
-            .orig(ConntrackTuple::v4(client, cluster_ip).ports(port, SERVICE_PORT))
-            .reply(ConntrackTuple::v4(pod, client).ports(TARGET_PORT, port))
-            .status(ConntrackStatus::CONFIRMED)
-            .timeout(Duration::from_secs(600));
-        witness.add_conntrack(entry).await.unwrap();
     }
 }
 

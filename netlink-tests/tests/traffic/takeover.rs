@@ -13,7 +13,7 @@ use vmap_proxy_agent::cleanup::cleanup;
 use vmap_proxy_agent::cli::CleanupOptions;
 use vmap_proxy_agent::netlink::Kernel;
 use vmap_proxy_agent::sync::Syncer;
-use vmap_proxy_agent::takeover::{Report, remove_kube_proxy};
+use vmap_proxy_agent::takeover::{Removals, remove_kube_proxy};
 use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_lab::{Flow, Lab, NetNs, Probe, ProbeResult, Transport};
@@ -156,7 +156,7 @@ impl World {
         flows
     }
 
-    fn take_over(&self) -> Report {
+    fn take_over(&self) -> Removals {
         self.lab.node().run(remove_kube_proxy).unwrap()
     }
 
@@ -172,7 +172,7 @@ fn assert_answered(result: ProbeResult, pod: &str, what: &str) {
 }
 
 #[track_caller]
-fn assert_clean(report: &Report) {
+fn assert_clean(report: &Removals) {
     assert!(report.failed.is_empty(), "{:?}", report.failed);
 }
 

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
 use serde_json::{Value, json};
 use vmap_proxy_compiler::model::{Change, Object, ObjectRef, ProxyConfig, Store};
 

@@ -202,8 +202,6 @@ fn explain(path: &Path, error: io::Error) -> ReadError {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
     use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, channel};
 

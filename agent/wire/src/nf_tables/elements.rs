@@ -517,7 +517,6 @@ fn read_key(family: Family, map: Map, bytes: &[u8]) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

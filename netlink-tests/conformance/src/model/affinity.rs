@@ -96,8 +96,6 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
-
     use std::time::Duration;
 
     use super::Memory;

@@ -1,7 +1,5 @@
 //! Behaviour that the conformance vectors leave out.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
-
 use std::path::Path;
 
 use super::*;

@@ -149,7 +149,6 @@ pub(super) fn basic(user: &str, password: &str) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     fn to(server: &'static str, variables: &[(&str, &str)]) -> Result<Option<Proxy>, ProxyError> {

@@ -48,7 +48,6 @@ pub(super) fn server_url(text: &str, has_tls: bool) -> Result<Uri, ServerUrlErro
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]
