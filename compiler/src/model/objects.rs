@@ -86,6 +86,14 @@ pub struct ServiceSpec {
     /// The ports.
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePortObject>,
+    /// The name that a Service of type `ExternalName` stands for, for DNS; the
+    /// proxy ignores it.
+    #[serde(deserialize_with = "or_default")]
+    pub external_name: String,
+    /// Whether endpoints that are not ready have names in DNS; the proxy ignores
+    /// it.
+    #[serde(deserialize_with = "or_default")]
+    pub publish_not_ready_addresses: bool,
     /// Addresses that other systems route to the nodes.
     #[serde(rename = "externalIPs", deserialize_with = "or_default")]
     pub external_ips: Vec<String>,
