@@ -175,7 +175,7 @@ fn exercised() -> Metrics {
     metrics.elements_changed(ElementOperation::Add, 1);
     metrics.foreign_removed("chain", 1);
     metrics.api_answered("GET", "server", Some(200), Some(moment));
-    metrics.api_received(Kind::Service);
+    metrics.api_received(Kind::Service, std::time::SystemTime::now());
     metrics
 }
 

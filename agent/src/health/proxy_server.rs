@@ -1,7 +1,8 @@
 //! `/healthz` and `/livez`: whether the proxy keeps up, and whether load
 //! balancers should use this node.
 
-use std::time::SystemTime;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
@@ -32,7 +33,7 @@ pub fn router(health: HealthState, metrics: Metrics) -> Router {
 /// about to go.
 async fn healthz(State((health, metrics)): State<(HealthState, Metrics)>) -> Response {
     let report = health.report();
-    let body = Body::healthz(&report);
+    let body = Body::healthz(&report, &metrics.api_last_received());
     metrics.healthz_replied(body.status().as_u16());
     body.into_response()
 }
@@ -45,9 +46,10 @@ async fn livez(State((health, metrics)): State<(HealthState, Metrics)>) -> Respo
     body.into_response()
 }
 
-/// kube-proxy's body, plus `reason`. In kube-proxy a body may contain
-/// `healthy: true` under a 503 without an explanation. Under a 200 the reason
-/// is a warning: it does not yet require traffic to go elsewhere.
+/// kube-proxy's body, plus `reason` and, with an API server, `apiLastReceived`.
+/// In kube-proxy a body may contain `healthy: true` under a 503 without an
+/// explanation. Under a 200 the reason is a warning: it does not yet require
+/// traffic to go elsewhere.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -58,13 +60,15 @@ struct Body {
     healthy: bool,
     #[serde(skip_serializing_if = "Families::is_empty")]
     status: Families,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    api_last_received: BTreeMap<&'static str, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip)]
     unavailable: bool,
 }
 
-type Families = std::collections::BTreeMap<String, FamilyBody>;
+type Families = BTreeMap<String, FamilyBody>;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,14 +78,19 @@ struct FamilyBody {
 }
 
 impl Body {
-    fn healthz(report: &HealthReport) -> Self {
+    fn healthz(report: &HealthReport, api_last_received: &BTreeMap<&'static str, SystemTime>) -> Self {
         let missing = report.trouble.as_ref().is_some_and(|trouble| trouble.rules_missing);
         let not_synced = (!report.synced).then_some("the first sync is not done, rules may be missing");
         let others = not_synced.or(report.node.reason());
         let unavailable = !report.healthy || missing || others.is_some();
-        let reasons: Vec<String> = explain(report).into_iter().chain(others.map(str::to_owned)).collect();
+        let stale = stale(report.now, api_last_received);
+        let reasons: Vec<String> = explain(report).into_iter().chain(others.map(str::to_owned)).chain(stale).collect();
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
-        Self { node_eligible: Some(report.node == NodeEligibility::Eligible), ..Self::new(report, unavailable, reason) }
+        Self {
+            node_eligible: Some(report.node == NodeEligibility::Eligible),
+            api_last_received: api_last_received.iter().map(|(name, time)| (*name, rfc3339(Some(*time)))).collect(),
+            ..Self::new(report, unavailable, reason)
+        }
     }
 
     fn livez(report: &HealthReport) -> Self {
@@ -102,6 +111,7 @@ impl Body {
                 .iter()
                 .map(|family| (family.family.to_string(), family_body(family.last_updated, family.healthy)))
                 .collect(),
+            api_last_received: BTreeMap::new(),
             reason,
             unavailable,
         }
@@ -129,6 +139,23 @@ fn explain(report: &HealthReport) -> Option<String> {
     }
 }
 
+/// The API server sends a bookmark at least once a minute for each watch.
+const SILENT: Duration = Duration::from_secs(180);
+
+/// The resources that the API server has been silent about for too long. Rules
+/// go on as they are, so this is a warning, and other nodes are no better off.
+fn stale(now: SystemTime, api_last_received: &BTreeMap<&'static str, SystemTime>) -> Option<String> {
+    let age = |time: &SystemTime| now.duration_since(*time).unwrap_or_default();
+    let silent: Vec<_> = api_last_received.iter().filter(|(_, time)| age(time) > SILENT).collect();
+    let longest = silent.iter().map(|(_, time)| age(time)).max()?;
+    let names: Vec<_> = silent.iter().map(|(name, _)| **name).collect();
+    Some(format!(
+        "the API server has sent nothing about {} for {} s; the rules may be out of date",
+        names.join(", "),
+        longest.as_secs()
+    ))
+}
+
 /// RFC 3339 with as many digits of a second as needed, as Go prints it.
 fn rfc3339(time: Option<SystemTime>) -> String {
     time.and_then(|time| Timestamp::try_from(time).ok()).map_or_else(|| NEVER.to_owned(), |time| time.to_string())
@@ -137,8 +164,9 @@ fn rfc3339(time: Option<SystemTime>) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Duration;
+    use std::time::UNIX_EPOCH;
 
+    use vmap_proxy_compiler::model::objects::Kind;
     use vmap_proxy_compiler::ruleset::Family;
 
     use super::*;
@@ -254,6 +282,31 @@ mod tests {
             assert_eq!(reply.status, 503);
             assert!(reply.body.contains(r#""lastUpdated":"0001-01-01T00:00:00Z""#) && !reply.body.contains("status"));
             assert_eq!(proxy.get("/livez").await.status, 200);
+        });
+    }
+
+    #[test]
+    fn a_silent_api_server_is_a_warning() {
+        run(async {
+            let proxy = Proxy::start().await;
+            proxy.health.initialized(&[Family::Ipv4]);
+            proxy.health.set_node(NodeEligibility::Eligible);
+            proxy.health.updated(Family::Ipv4);
+            proxy.metrics.api_received(Kind::Service, UNIX_EPOCH);
+            let body = async || {
+                let reply = proxy.get("/healthz").await;
+                assert_eq!(reply.status, 200);
+                serde_json::from_str::<serde_json::Value>(&reply.body).unwrap()
+            };
+            proxy.clock.forward(180_000);
+            let fresh = body().await;
+            assert_eq!(fresh["apiLastReceived"], serde_json::json!({"services": "1970-01-01T00:00:00Z"}));
+            assert!(fresh["reason"].is_null());
+            proxy.clock.forward(20_000);
+            proxy.metrics.api_received(Kind::Node, UNIX_EPOCH + Duration::from_secs(199));
+            let reason = body().await["reason"].clone();
+            assert!(reason.as_str().unwrap().contains("nothing about services for 200 s"), "{reason}");
+            assert!(!proxy.get("/livez").await.body.contains("apiLastReceived"));
         });
     }
 

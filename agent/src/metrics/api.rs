@@ -1,7 +1,8 @@
 //! Requests to the API server: client-go's metrics under their names, which
 //! the usual dashboard of kube-proxy draws, and when we last heard of it.
 
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -82,15 +83,28 @@ impl ApiMetrics {
         }
     }
 
-    /// Something about a resource was received.
-    pub(super) fn received(&self, kind: Kind) {
-        let resource = match kind {
-            Kind::Service => "services",
-            Kind::EndpointSlice => "endpointslices",
-            Kind::Node => "nodes",
-            Kind::ServiceCidr => "servicecidrs",
+    /// Something about a resource was received at this time.
+    pub(super) fn received(&self, kind: Kind, time: SystemTime) {
+        self.last_received.get_or_create(&ResourceLabel { resource: resource(kind) }).set(unix_seconds(time));
+    }
+
+    /// The resources of which something was received, and when that was last.
+    pub(super) fn last_received(&self) -> BTreeMap<&'static str, SystemTime> {
+        let last = |kind| {
+            let seconds = self.last_received.get(&ResourceLabel { resource: resource(kind) })?.get();
+            Some((resource(kind), UNIX_EPOCH + Duration::try_from_secs_f64(seconds).ok()?))
         };
-        self.last_received.get_or_create(&ResourceLabel { resource }).set(unix_seconds(SystemTime::now()));
+        [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr].into_iter().filter_map(last).collect()
+    }
+}
+
+/// The name of a kind in requests.
+fn resource(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "services",
+        Kind::EndpointSlice => "endpointslices",
+        Kind::Node => "nodes",
+        Kind::ServiceCidr => "servicecidrs",
     }
 }
 
@@ -107,7 +121,9 @@ mod tests {
         metrics.api_answered("GET", "10.0.0.1:6443", Some(200), Some(Duration::from_millis(20)));
         metrics.api_answered("GET", "10.0.0.1:6443", Some(200), None);
         metrics.api_answered("POST", "10.0.0.1:6443", None, Some(Duration::from_secs(1)));
-        metrics.api_received(Kind::Node);
+        let time = UNIX_EPOCH + Duration::from_millis(1_500);
+        metrics.api_received(Kind::Node, time);
+        assert_eq!(metrics.api_last_received(), BTreeMap::from([("nodes", time)]));
         let text = metrics.encode(Format::Prometheus, &[]);
         for line in [
             "# TYPE rest_client_requests_total counter",
@@ -119,6 +135,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
-        assert!(text.contains(r#"vmap_proxy_api_last_received_timestamp_seconds{resource="nodes"} "#), "{text}");
+        assert!(text.contains(r#"vmap_proxy_api_last_received_timestamp_seconds{resource="nodes"} 1.5"#), "{text}");
     }
 }

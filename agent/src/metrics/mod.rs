@@ -12,6 +12,7 @@ mod connections;
 mod exposition;
 mod process;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -459,9 +460,15 @@ impl Metrics {
         self.api.answered(method, host, code, took);
     }
 
-    /// The API server sent something about a resource.
-    pub fn api_received(&self, kind: Kind) {
-        self.api.received(kind);
+    /// The API server sent something about a resource at this time.
+    pub fn api_received(&self, kind: Kind, time: SystemTime) {
+        self.api.received(kind, time);
+    }
+
+    /// The resources about which the API server sent something, and the last time that it did. Empty without an API
+    /// server.
+    pub fn api_last_received(&self) -> BTreeMap<&'static str, SystemTime> {
+        self.api.last_received()
     }
 
     /// Every metric as text.

@@ -1,7 +1,7 @@
 //! List, then watch, for ever: one resource.
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
 use tokio::sync::oneshot;
@@ -393,7 +393,7 @@ impl Reflector {
                 Ok(None)
             }
             Ok(Ok(chunk)) => {
-                self.metrics.api_received(self.resource.kind);
+                self.metrics.api_received(self.resource.kind, SystemTime::now());
                 Ok(Some(chunk))
             }
             Ok(Err(error)) => {
