@@ -101,6 +101,31 @@ fn every_value_of_the_chart_reaches_this_binary() {
     }
 }
 
+#[test]
+fn the_values_of_every_distribution_run_this_binary_without_a_complaint() {
+    let scratch = Scratch::new("distributions");
+    let mut distributions = BTreeSet::new();
+    for entry in fs::read_dir(deploy().join("distributions")).unwrap() {
+        let directory = entry.unwrap().path();
+        let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
+        let values: Value =
+            serde_saphyr::from_str(&fs::read_to_string(directory.join("values.yaml")).unwrap()).unwrap();
+        // What the chart makes of `config`.
+        let mut config = values["config"].clone();
+        config["apiVersion"] = "kubeproxy.config.k8s.io/v1alpha1".into();
+        config["kind"] = "KubeProxyConfiguration".into();
+        config["clusterCIDR"] = values["clusterCIDR"].clone();
+        let path = scratch.0.join("config.conf");
+        fs::write(&path, config.to_string()).unwrap();
+        let arguments = [format!("--config={}", path.display()), "--hostname-override=node-1".to_owned()];
+        let (configuration, log) = written(&arguments, &scratch);
+        assert_eq!(configuration["clusterCIDR"], values["clusterCIDR"], "{name}");
+        assert!(!log.contains("WARN"), "{name}: {log}");
+        distributions.insert(name);
+    }
+    assert_eq!(distributions, BTreeSet::from(["k3s", "kind", "kops", "talos"].map(str::to_owned)));
+}
+
 /// Fields that kube-proxy no longer has; files that are pasted into the chart still may.
 const GONE: [&str; 3] = ["conntrack.max", "resourceContainer", "udpIdleTimeout"];
 

@@ -262,6 +262,7 @@ mod tests {
             ("kind", include_str!("testdata/kind.yaml")),
             ("kubespray", include_str!("testdata/kubespray.yaml")),
             ("minikube", include_str!("testdata/minikube.yaml")),
+            ("Talos", include_str!("testdata/talos.yaml")),
         ] {
             let (configuration, warnings) = load(text).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(warnings, [], "{name}");
