@@ -7,7 +7,7 @@
 //! model ─┬─> select ──────> limits ──┐
 //!        └─> ruleset ─┬─────┘        ├──> plan ──> compile
 //!                     └─> render ────┘
-//!                           └─────────> evaluate
+//!                           └─────────> evaluate ──> explain (with select, plan)
 //! ```
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
@@ -18,7 +18,8 @@
 //! * [`plan`]: ordered transactions from the programmed state to the desired one;
 //! * [`compile`](mod@compile): all of it in one call;
 //! * [`render`]: the rule set as nft text and as JSON;
-//! * [`evaluate`]: one packet through the rule set.
+//! * [`evaluate`]: one packet through the rule set;
+//! * [`explain`]: why a packet goes where it goes: the objects and fields behind it.
 //!
 //! The law of the project holds here: the number of tables, chains, rules,
 //! sets and maps never depends on the number of Services or endpoints; only
@@ -90,6 +91,7 @@
 
 pub mod compile;
 pub mod evaluate;
+pub mod explain;
 pub mod limits;
 pub mod model;
 pub mod plan;

@@ -5,6 +5,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Family;
 use crate::model::convert::{Slice, SlicePort};
 use crate::model::types::{Service, ServicePort, SliceEndpoint};
@@ -124,12 +126,13 @@ pub fn select(service: &Service, port: &ServicePort, joins: &Joins<'_>, viewpoin
         return Selection::default();
     }
     let mut selection = Selection::default();
+    let policy = Policy::new(&candidates, viewpoint);
     if service.uses_cluster_endpoints(port) {
-        selection.cluster = cluster_endpoints(&candidates, viewpoint);
+        selection.cluster = addresses(&candidates, |endpoint| policy.cluster(endpoint).is_ok());
         selection.any = !selection.cluster.is_empty();
     }
     if service.uses_local_endpoints(port) {
-        selection.local = local_endpoints(&candidates);
+        selection.local = addresses(&candidates, |endpoint| policy.local(endpoint).is_ok());
         selection.any |= candidates.iter().any(|(_, endpoint)| endpoint.ready || is_fallback(endpoint));
     }
     // Both lists are sorted.
@@ -142,6 +145,70 @@ pub fn select(service: &Service, port: &ServicePort, joins: &Joins<'_>, viewpoin
         .map(|(address, _)| *address)
         .collect();
     selection
+}
+
+/// Why an endpoint serves a list of a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Used {
+    /// It is ready, and nothing excludes it.
+    Ready,
+    /// It is ready, and its hints name this node.
+    HintOfNode,
+    /// It is ready, and its hints name this node's zone.
+    HintOfZone,
+    /// It still serves while it terminates, and none is ready.
+    Terminating,
+}
+
+/// Why an endpoint does not serve a list of a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unused {
+    /// It is not ready, and does not serve while it terminates either.
+    NotReady,
+    /// It terminates and still serves, but others are ready.
+    Terminating,
+    /// It is on another node, and the list is that of this node.
+    OtherNode,
+    /// Every ready endpoint has hints of nodes; its own do not name this node.
+    HintOfOtherNode,
+    /// Every ready endpoint has hints of zones; its own do not name this node's
+    /// zone.
+    HintOfOtherZone,
+    /// Another entry of the same address and port counts.
+    Duplicate,
+}
+
+/// One entry of a slice that joins a service port, with the verdict of each list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged<'a> {
+    /// Its address and port.
+    pub address: Endpoint,
+    /// The slice that lists it.
+    pub slice: &'a Slice,
+    /// The entry.
+    pub entry: &'a SliceEndpoint,
+    /// Whether it serves the list of the cluster, [`Selection::cluster`].
+    pub cluster: Result<Used, Unused>,
+    /// Whether it serves the list of this node, [`Selection::local`].
+    pub local: Result<Used, Unused>,
+}
+
+/// Judges every entry that joins a service port, in the order of addresses,
+/// those that count first. [`select()`] keeps the addresses for which this is
+/// `Ok`, as far as the Service uses the list.
+pub fn judge<'a>(port: &ServicePort, joins: &Joins<'a>, viewpoint: Viewpoint<'_>) -> Vec<Judged<'a>> {
+    let candidates = candidates(port, joins);
+    let policy = Policy::new(&candidates, viewpoint);
+    let mut previous = None;
+    let judge = |(address, slice, entry): (Endpoint, &'a Slice, &'a SliceEndpoint)| {
+        let is_first = previous.replace(address) != Some(address);
+        let counts = |verdict| if is_first { verdict } else { Err(Unused::Duplicate) };
+        let (cluster, local) = (counts(policy.cluster(entry)), counts(policy.local(entry)));
+        Judged { address, slice, entry, cluster, local }
+    };
+    ranked(port, joins).into_iter().map(judge).collect()
 }
 
 /// Returns the number of distinct addresses of this node that are ready for any
@@ -172,18 +239,25 @@ pub fn endpoints_keeping_flows(port: &ServicePort, joins: &Joins<'_>) -> Vec<End
     addresses(&candidates(port, joins), keeps)
 }
 
-/// All endpoints that join the service port, each address and port once, in
-/// order. Of several entries for one, one that runs beats one that terminates
-/// (a pod's address can be reused while the old slice still lists it), a ready
-/// one beats one that isn't, then the one in the newest slice counts. (Beyond
-/// the first of these, kube-proxy leaves it to chance.)
-fn candidates<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+/// All entries that join the service port, in the order of addresses. Of several
+/// entries for one address and port the first counts: one that runs beats one
+/// that terminates (a pod's address can be reused while the old slice still lists
+/// it), a ready one beats one that isn't, then the one in the newest slice counts.
+/// (Beyond the first of these, kube-proxy leaves it to chance.)
+fn ranked<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a Slice, &'a SliceEndpoint)> {
     let mut found = Vec::with_capacity(joins.endpoints(port));
     for join in joins.of(port) {
         let address = |entry: &SliceEndpoint| Endpoint { address: entry.address, port: join.port };
-        found.extend(join.slice.endpoints.iter().map(|entry| (address(entry), join.slice.created, entry)));
+        found.extend(join.slice.endpoints.iter().map(|entry| (address(entry), join.slice, entry)));
     }
-    found.sort_by_key(|(address, created, entry)| (*address, entry.terminating, !entry.ready, Reverse(*created)));
+    found.sort_by_key(|(address, slice, entry)| (*address, entry.terminating, !entry.ready, Reverse(slice.created)));
+    found
+}
+
+/// All endpoints that join the service port, each address and port once, in
+/// order.
+fn candidates<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+    let mut found = ranked(port, joins);
     found.dedup_by_key(|(address, ..)| *address);
     found.into_iter().map(|(address, _, entry)| (address, entry)).collect()
 }
@@ -193,24 +267,61 @@ fn is_fallback(endpoint: &SliceEndpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
-/// Ready endpoints that fit the topology; if nothing is ready, those that
-/// still serve while they terminate, wherever they are.
-fn cluster_endpoints(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'_>) -> Vec<Endpoint> {
-    let topology = topology(candidates, viewpoint);
-    let fits = |endpoint: &SliceEndpoint| match topology {
-        Topology::None => true,
-        Topology::SameNode => hinted_to_node(endpoint, viewpoint),
-        Topology::SameZone => hinted_to_zone(endpoint, viewpoint),
-    };
-    let ready = addresses(candidates, |endpoint| endpoint.ready && fits(endpoint));
-    if ready.is_empty() { addresses(candidates, is_fallback) } else { ready }
+/// The rules by which the endpoints of one service port are chosen.
+struct Policy<'v> {
+    viewpoint: Viewpoint<'v>,
+    topology: Topology,
+    /// Whether any endpoint is ready that fits the topology.
+    any_ready: bool,
+    /// Whether any endpoint of this node is ready.
+    any_local_ready: bool,
 }
 
-/// Ready endpoints of this node; if none is ready, those that still serve.
-/// Topology does not matter here.
-fn local_endpoints(candidates: &[(Endpoint, &SliceEndpoint)]) -> Vec<Endpoint> {
-    let ready = addresses(candidates, |endpoint| endpoint.local && endpoint.ready);
-    if ready.is_empty() { addresses(candidates, |endpoint| endpoint.local && is_fallback(endpoint)) } else { ready }
+impl<'v> Policy<'v> {
+    fn new(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'v>) -> Self {
+        let topology = topology(candidates, viewpoint);
+        let mut policy = Self { viewpoint, topology, any_ready: false, any_local_ready: false };
+        let ready = || candidates.iter().map(|(_, endpoint)| *endpoint).filter(|endpoint| endpoint.ready);
+        policy.any_ready = ready().any(|endpoint| policy.fits(endpoint).is_ok());
+        policy.any_local_ready = ready().any(|endpoint| endpoint.local);
+        policy
+    }
+
+    /// Ready endpoints that fit the topology; if nothing is ready, those that
+    /// still serve while they terminate, wherever they are.
+    fn cluster(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+        if endpoint.ready { self.fits(endpoint) } else { fallback(endpoint, self.any_ready) }
+    }
+
+    /// Ready endpoints of this node; if none is ready, those that still serve.
+    /// Topology does not matter here.
+    fn local(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+        match (endpoint.local, endpoint.ready) {
+            (false, _) => Err(Unused::OtherNode),
+            (true, true) => Ok(Used::Ready),
+            (true, false) => fallback(endpoint, self.any_local_ready),
+        }
+    }
+
+    /// Whether the hints of a ready endpoint let it serve this node.
+    fn fits(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+        match self.topology {
+            Topology::None => Ok(Used::Ready),
+            Topology::SameNode if hinted_to_node(endpoint, self.viewpoint) => Ok(Used::HintOfNode),
+            Topology::SameNode => Err(Unused::HintOfOtherNode),
+            Topology::SameZone if hinted_to_zone(endpoint, self.viewpoint) => Ok(Used::HintOfZone),
+            Topology::SameZone => Err(Unused::HintOfOtherZone),
+        }
+    }
+}
+
+/// An endpoint that isn't ready.
+fn fallback(endpoint: &SliceEndpoint, any_ready: bool) -> Result<Used, Unused> {
+    match (is_fallback(endpoint), any_ready) {
+        (true, false) => Ok(Used::Terminating),
+        (true, true) => Err(Unused::Terminating),
+        (false, _) => Err(Unused::NotReady),
+    }
 }
 
 fn addresses(candidates: &[(Endpoint, &SliceEndpoint)], wanted: impl Fn(&SliceEndpoint) -> bool) -> Vec<Endpoint> {

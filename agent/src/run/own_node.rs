@@ -374,7 +374,7 @@ impl<'a> OwnNode<'a> {
         let object = ObjectRef { kind: Kind::Node, namespace: String::new(), name: name.to_owned() };
         let node = NodeInfo { addresses, ..NodeInfo::default() };
         Event::Changes(vec![ObjectChange {
-            checked: CheckedChange { object, content: Content::Node(node) },
+            checked: CheckedChange::of(object, Content::Node(node)),
             origin: Origin::Agent,
             triggered: None,
             node_marks: Some(NodeMarks::default()),

@@ -78,7 +78,7 @@ impl ObjectChange {
 
     /// The object is gone.
     pub fn gone(object: ObjectRef, origin: Origin) -> Self {
-        Self { checked: CheckedChange { object, content: Content::Gone }, origin, triggered: None, node_marks: None }
+        Self { checked: CheckedChange::of(object, Content::Gone), origin, triggered: None, node_marks: None }
     }
 
     /// The identity of the object.

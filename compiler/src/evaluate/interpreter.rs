@@ -6,7 +6,7 @@ use super::index::Field;
 use super::{Host, IndexedTable, Remembered, State, TraceStep};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
-use crate::ruleset::chains::Chain;
+use crate::ruleset::chains::{Chain, Hook};
 use crate::ruleset::element::{Data, Element, Verdict};
 use crate::ruleset::maps::Map;
 use crate::ruleset::rule::{KeyPart, Op, Rule, Side, Statement};
@@ -258,24 +258,31 @@ impl<'e> Walker<'_, 'e, '_> {
 
 /// The rules that matched, each with the element it found, once. A chain may
 /// repeat a rule to draw again; that is no new step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trace<'e> {
-    steps: Vec<(Chain, &'e Rule, Option<&'e Element>)>,
+    /// Where the packet is.
+    pub(super) hook: Hook,
+    steps: Vec<(Hook, Chain, &'e Rule, Option<&'e Element>)>,
 }
 
 impl<'e> Trace<'e> {
+    pub(super) fn new() -> Self {
+        Self { hook: Hook::Prerouting, steps: Vec::new() }
+    }
+
     fn push(&mut self, (chain, rule): (Chain, &'e Rule), element: Option<&'e Element>) {
-        let same = |step: &(Chain, &Rule, Option<&Element>)| {
-            (step.0, step.1) == (chain, rule) && step.2.map(std::ptr::from_ref) == element.map(std::ptr::from_ref)
+        let same = |step: &(Hook, Chain, &Rule, Option<&Element>)| {
+            (step.1, step.2) == (chain, rule) && step.3.map(std::ptr::from_ref) == element.map(std::ptr::from_ref)
         };
         if !self.steps.iter().any(same) {
-            self.steps.push((chain, rule, element));
+            self.steps.push((self.hook, chain, rule, element));
         }
     }
 
     pub(super) fn steps(&self, family: Family) -> Vec<TraceStep> {
-        let step =
-            |(chain, rule, element): &(Chain, &Rule, Option<&Element>)| TraceStep::new(family, *chain, rule, *element);
+        let step = |(hook, chain, rule, element): &(Hook, Chain, &Rule, Option<&Element>)| {
+            TraceStep::new(family, (*hook, *chain, rule), *element)
+        };
         self.steps.iter().map(step).collect()
     }
 }

@@ -33,7 +33,7 @@ use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Hook};
 use crate::ruleset::element::{Element, ListNumber};
-use crate::ruleset::rule::Way;
+use crate::ruleset::rule::{Rule, Way};
 use crate::ruleset::table::{Ruleset, Table};
 use index::Index;
 use interpreter::{End, Trace};
@@ -146,8 +146,14 @@ impl Remembered {
 /// A rule whose tests all held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TraceStep {
+    /// The hook in which the packet met the rule first.
+    #[serde(serialize_with = "hook_keyword")]
+    pub hook: Hook,
     /// The chain of the rule.
     pub chain: Chain,
+    /// The rule.
+    #[serde(skip)]
+    pub rule: Rule,
     /// The rule in nft syntax.
     pub rule_text: String,
     /// The element that its last lookup found, in nft syntax. Of a rule that
@@ -155,6 +161,13 @@ pub struct TraceStep {
     pub element: Option<String>,
     /// The comment of that element, which names its owner.
     pub comment: Option<String>,
+    /// The element itself.
+    #[serde(skip)]
+    pub found: Option<Element>,
+}
+
+fn hook_keyword<S: serde::Serializer>(hook: &Hook, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(hook.keyword())
 }
 
 /// A rule set, ready for many packets.
@@ -185,7 +198,7 @@ impl<'a> Evaluator<'a> {
         let table = self.tables.iter().find(|indexed| indexed.table.family == family);
         let mut journey = match table {
             Some(indexed) if Family::of(packet.source) == family => {
-                Journey { table: indexed, host: &self.host, trace: Trace::default(), arrivals: Vec::new() }
+                Journey { table: indexed, host: &self.host, trace: Trace::new(), arrivals: Vec::new() }
             }
             _ => return Outcome::untouched(),
         };
@@ -300,6 +313,7 @@ impl<'e> Journey<'e, '_> {
             if is_nat && translates_destination && state.destination_settled {
                 continue;
             }
+            self.trace.hook = hook;
             let walk = interpreter::walk(self.table, self.host, *chain, &mut state, &mut self.trace);
             for endpoint in walk.endpoints {
                 self.pass(hook, &chains[position + 1..], state.translated_to(endpoint));
@@ -371,12 +385,15 @@ impl<'e> Journey<'e, '_> {
 }
 
 impl TraceStep {
-    fn new(family: Family, chain: Chain, rule: &crate::ruleset::rule::Rule, element: Option<&Element>) -> Self {
+    fn new(family: Family, (hook, chain, rule): (Hook, Chain, &Rule), element: Option<&Element>) -> Self {
         Self {
+            hook,
             chain,
+            rule: rule.clone(),
             rule_text: crate::render::rule(family, rule),
             element: element.map(crate::render::element),
             comment: element.and_then(|element| element.comment.as_deref().map(str::to_owned)),
+            found: element.cloned(),
         }
     }
 }

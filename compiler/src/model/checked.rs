@@ -10,7 +10,7 @@ use super::objects::{
     Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, Object, ObjectRef,
     ServiceObject,
 };
-use super::types::{Service, ServiceName};
+use super::types::{NotProxied, Service, ServiceName};
 
 /// A checked change of one object, which makes the object itself unnecessary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,27 @@ pub struct CheckedChange {
     pub object: ObjectRef,
     /// The change.
     pub content: Content,
+    /// What is not used of the object, and why.
+    pub left_out: LeftOut,
+}
+
+/// The unused parts of an object. The store keeps them, to answer why something
+/// is not served; nothing else depends on them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The reason why a Service has no rules at all.
+    pub not_proxied: Option<NotProxied>,
+    /// Its first unusable fields, at most [`MAX_PROBLEMS`].
+    pub problems: Box<[Problem]>,
+}
+
+/// Maximum number of unusable fields of one object that are kept.
+pub const MAX_PROBLEMS: usize = 8;
+
+impl LeftOut {
+    fn of(not_proxied: Option<NotProxied>, problems: &[Problem]) -> Self {
+        Self { not_proxied, problems: problems.iter().take(MAX_PROBLEMS).cloned().collect() }
+    }
 }
 
 /// The change of an object.
@@ -49,11 +70,17 @@ impl CheckedChange {
         match change {
             Change::Apply(object) => {
                 let (content, problems) = Content::of(object, node_name);
-                (Self { object: object.reference(), content }, problems)
+                let left_out = LeftOut::of(not_proxied(object, &content), &problems);
+                (Self { object: object.reference(), content, left_out }, problems)
             }
-            Change::Delete(object) => (Self { object: object.clone(), content: Content::Gone }, Vec::new()),
-            Change::Keep(object) => (Self { object: object.clone(), content: Content::Kept }, Vec::new()),
+            Change::Delete(object) => (Self::of(object.clone(), Content::Gone), Vec::new()),
+            Change::Keep(object) => (Self::of(object.clone(), Content::Kept), Vec::new()),
         }
+    }
+
+    /// A change without unusable parts.
+    pub fn of(object: ObjectRef, content: Content) -> Self {
+        Self { object, content, left_out: LeftOut::default() }
     }
 }
 
@@ -71,6 +98,22 @@ impl Content {
                 (Self::ServiceCidr(ranges), problems)
             }
         }
+    }
+}
+
+/// The reason why a Service has no rules, if it has none.
+fn not_proxied(object: &Object, content: &Content) -> Option<NotProxied> {
+    let (Object::Service(object), Content::Service(services)) = (object, content) else { return None };
+    if services.values().any(Option::is_some) {
+        None
+    } else if object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
+        Some(NotProxied::OtherProxy)
+    } else if object.spec.service_type == "ExternalName" {
+        Some(NotProxied::ExternalName)
+    } else if object.spec.cluster_ip == "None" {
+        Some(NotProxied::Headless)
+    } else {
+        Some(NotProxied::NoClusterIp)
     }
 }
 

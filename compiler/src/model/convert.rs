@@ -18,7 +18,7 @@ use super::objects::{
     EndpointObject, EndpointSliceObject, Kind, LABEL_SERVICE_NAME, LABEL_ZONE, NodeObject, ObjectMeta, ObjectRef,
     ServiceCidrObject, ServiceObject, ServicePortObject,
 };
-use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint};
+use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint, index};
 
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -236,7 +236,13 @@ fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Vec<
         }
         numbers.insert((protocol, port));
         names.insert((protocol, object.name.as_str()));
-        ports.push(ServicePort { name: object.name.as_str().into(), protocol, port, node_port });
+        ports.push(ServicePort {
+            name: object.name.as_str().into(),
+            protocol,
+            port,
+            node_port,
+            index: index(position),
+        });
     }
     ports
 }
@@ -337,6 +343,8 @@ pub struct SlicePort {
     pub protocol: Protocol,
     /// The number that connections are translated to.
     pub port: u16,
+    /// Its position in `ports`, to name the field; 65,535 stands for any greater one.
+    pub index: u16,
 }
 
 /// An EndpointSlice of a family we serve.
@@ -385,13 +393,13 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
             problems.add(field("protocol"), format!("{text:?} is not TCP, UDP or SCTP; the port is skipped"));
             continue;
         };
-        ports.push(SlicePort { name: name.as_str().into(), protocol, port: number });
+        ports.push(SlicePort { name: name.as_str().into(), protocol, port: number, index: index(position) });
     }
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
     for (position, endpoint) in object.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else { continue };
         match parse_address(text).filter(|address| Family::of(*address) == family) {
-            Some(address) => endpoints.push(slice_endpoint(endpoint, address, node_name)),
+            Some(address) => endpoints.push(slice_endpoint(endpoint, index(position), address, node_name)),
             None => problems.add(
                 format!("endpoints[{position}].addresses[0]"),
                 format!("{text:?} is not an {family} address; the endpoint is skipped"),
@@ -402,7 +410,7 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
     (Some(Slice { family, created, ports, endpoints }), problems.found)
 }
 
-fn slice_endpoint(object: &EndpointObject, address: IpAddr, node_name: &str) -> SliceEndpoint {
+fn slice_endpoint(object: &EndpointObject, index: u16, address: IpAddr, node_name: &str) -> SliceEndpoint {
     let hints = object.hints.as_ref().map(|hints| Hints {
         zones: hints.for_zones.iter().map(|zone| zone.name.clone()).collect(),
         nodes: hints.for_nodes.iter().map(|node| node.name.clone()).collect(),
@@ -413,6 +421,7 @@ fn slice_endpoint(object: &EndpointObject, address: IpAddr, node_name: &str) -> 
         serving: object.conditions.serving.unwrap_or(true),
         terminating: object.conditions.terminating.unwrap_or(false),
         local: !node_name.is_empty() && object.node_name.as_deref() == Some(node_name),
+        index,
         hints: hints.filter(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()).map(Arc::new),
     }
 }

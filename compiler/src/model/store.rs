@@ -6,16 +6,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::checked::{CheckedChange, Content};
+use super::checked::{CheckedChange, Content, LeftOut};
 use super::config::NodeInfo;
 use super::convert::{Problem, Slice};
 use super::family::PerFamily;
 use super::objects::{Change, Kind, ObjectRef};
-use super::types::{Hints, Service, ServiceName};
+use super::types::{Hints, NotProxied, Service, ServiceName};
 
 /// Maximum number of interned port names.
 const MAX_SHARED_NAMES: usize = 1024;
@@ -27,6 +28,8 @@ struct NamedSlice {
     name: Arc<str>,
     /// Its content.
     slice: Slice,
+    /// Its first unusable fields.
+    problems: Box<[Problem]>,
     list: u32,
 }
 
@@ -39,10 +42,33 @@ pub struct ServiceEntry {
     slices: Vec<NamedSlice>,
     /// Whether the Service object itself exists, with rules or without.
     known: bool,
+    /// The unused parts of the Service object.
+    left_out: LeftOut,
     list: u32,
 }
 
 impl ServiceEntry {
+    /// Returns whether the Service object itself exists, with rules or without.
+    pub fn exists(&self) -> bool {
+        self.known
+    }
+
+    /// The reason why a Service that exists has no rules in any family.
+    pub fn not_proxied(&self) -> Option<NotProxied> {
+        self.left_out.not_proxied
+    }
+
+    /// The first unusable fields of the Service and of its slices.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.left_out.problems.iter().chain(self.slices.iter().flat_map(|named| &named.problems))
+    }
+
+    /// Its slices with their names (`namespace/name`), in the order of the
+    /// names.
+    pub fn named_slices(&self) -> impl Iterator<Item = (&Arc<str>, &Slice)> {
+        self.slices.iter().map(|named| (&named.name, &named.slice))
+    }
+
     /// The content of its slices, in the order of their names.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter().map(|named| &named.slice)
@@ -58,7 +84,8 @@ impl ServiceEntry {
 #[derive(Debug, Default)]
 pub struct Store {
     node_name: String,
-    services: HashMap<ServiceName, ServiceEntry>,
+    /// In the order of names, so that a list can be read in pages.
+    services: BTreeMap<ServiceName, ServiceEntry>,
     /// The Service of each slice, by `namespace/name` of the slice.
     slice_owners: HashMap<Arc<str>, ServiceName>,
     node: NodeInfo,
@@ -96,9 +123,21 @@ impl Store {
         self.services.get(name)
     }
 
-    /// All Services, in no order.
+    /// All Services, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
         self.services.iter()
+    }
+
+    /// The Services behind a name, in the order of their names; from the first
+    /// one on if there is none. To read a long list in pages.
+    pub fn after(&self, name: Option<&ServiceName>) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
+        let begin = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.services.range::<ServiceName, _>((begin, Bound::Unbounded))
+    }
+
+    /// The names of the ServiceCIDRs with their ranges, in the order of the names.
+    pub fn named_service_cidrs(&self) -> impl Iterator<Item = (&str, &[IpNet])> {
+        self.service_cidrs.iter().map(|(name, (_, ranges))| (name.as_str(), ranges.as_slice()))
     }
 
     /// Returns the number of Services with rules in at least one family.
@@ -130,6 +169,11 @@ impl Store {
     /// Returns whether any Service changed and is not planned yet.
     pub fn has_dirty(&self) -> bool {
         !self.dirty.is_empty() || !self.planned_next.is_empty()
+    }
+
+    /// Returns whether a Service changed and is not planned yet.
+    pub fn is_dirty(&self, name: &ServiceName) -> bool {
+        self.dirty.contains(name) || self.planned_next.contains(name)
     }
 
     /// These Services are to be planned again.
@@ -190,10 +234,10 @@ impl Store {
 
     /// Takes one change that was checked for the node of this store.
     pub fn take(&mut self, change: CheckedChange) {
-        let CheckedChange { object, content } = change;
+        let CheckedChange { object, content, left_out } = change;
         match content {
-            Content::Service(service) => self.apply_service(&object, service),
-            Content::EndpointSlice(slice) => self.apply_slice(&object, slice),
+            Content::Service(service) => self.apply_service(&object, service, left_out),
+            Content::EndpointSlice(slice) => self.apply_slice(&object, slice, left_out.problems),
             Content::Node(node) if self.is_used(&object) => self.apply_node(node),
             Content::Node(_) => {}
             Content::ServiceCidr(ranges) => self.apply_service_cidr(&object, ranges),
@@ -254,7 +298,7 @@ impl Store {
         self.lists.get(&kind).copied().unwrap_or(0)
     }
 
-    fn apply_service(&mut self, object: &ObjectRef, mut service: PerFamily<Option<Service>>) {
+    fn apply_service(&mut self, object: &ObjectRef, mut service: PerFamily<Option<Service>>, left_out: LeftOut) {
         let name = self.known_name(ServiceName::new(&object.namespace, &object.name));
         let list = self.list(Kind::Service);
         let ports = service.values_mut().flatten().flat_map(|service| &mut service.ports);
@@ -262,6 +306,7 @@ impl Store {
         let entry = self.services.entry(name.clone()).or_default();
         entry.known = true;
         entry.list = list;
+        entry.left_out = left_out;
         let unchanged = service.as_ref().map(Option::as_ref) == entry.service.as_ref().map(Option::as_deref);
         if !unchanged {
             let service = service.map(|service| service.map(Arc::new));
@@ -275,6 +320,7 @@ impl Store {
     fn remove_service(&mut self, name: &ServiceName) {
         let Some(entry) = self.services.get_mut(name) else { return };
         entry.known = false;
+        entry.left_out = LeftOut::default();
         if has_rules(&entry.service) {
             self.service_count -= 1;
             entry.service = PerFamily::default();
@@ -289,7 +335,7 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, object: &ObjectRef, slice: Option<(ServiceName, Slice)>) {
+    fn apply_slice(&mut self, object: &ObjectRef, slice: Option<(ServiceName, Slice)>, problems: Box<[Problem]>) {
         let slice_name = format!("{}/{}", object.namespace, object.name);
         let Some((owner, mut slice)) = slice else {
             self.remove_slice(&slice_name);
@@ -315,6 +361,7 @@ impl Store {
         match slices.binary_search_by(|slice| slice.name.cmp(&slice_name)) {
             Ok(position) => {
                 slices[position].list = list;
+                slices[position].problems = problems;
                 if slices[position].slice != slice {
                     self.endpoint_count += slice.endpoints.len();
                     self.endpoint_count -= slices[position].slice.endpoints.len();
@@ -327,7 +374,7 @@ impl Store {
                 // Nearly every Service has one slice, so no capacity for four
                 // is allocated.
                 slices.reserve_exact(1);
-                slices.insert(position, NamedSlice { name: slice_name, slice, list });
+                slices.insert(position, NamedSlice { name: slice_name, slice, problems, list });
                 self.dirty.insert(owner);
             }
         }

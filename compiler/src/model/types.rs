@@ -149,6 +149,30 @@ pub struct ServicePort {
     pub port: u16,
     /// The NodePort, if there is one.
     pub node_port: Option<u16>,
+    /// Its position in `spec.ports`, to name the field; 65,535 stands for any greater one.
+    pub index: u16,
+}
+
+/// A position in a list of an object, as the types here keep it: those from
+/// 65,535 on become 65,535. No API server takes a list of that length.
+pub(super) fn index(position: usize) -> u16 {
+    u16::try_from(position).unwrap_or(u16::MAX)
+}
+
+/// The reason why a Service that exists has no rules in any family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotProxied {
+    /// Label `service.kubernetes.io/service-proxy-name`: another proxy serves it.
+    OtherProxy,
+    /// `spec.clusterIP: None`.
+    Headless,
+    /// `spec.type: ExternalName`: a name for DNS alone.
+    ExternalName,
+    /// No usable cluster IP in either family; a [problem] names the field.
+    ///
+    /// [problem]: super::convert::Problem
+    NoClusterIp,
 }
 
 impl Service {
@@ -182,6 +206,9 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// Whether it is on this node.
     pub local: bool,
+    /// Its position in `endpoints`, to name the field. It takes no memory of its
+    /// own: the type has a gap there.
+    pub index: u16,
     /// Topology hints, shared among endpoints; `None`: no hint at all.
     pub hints: Option<Arc<Hints>>,
 }

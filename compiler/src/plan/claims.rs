@@ -95,6 +95,12 @@ impl Claims {
         self.holders.get(claim).map(|holder| &holder.name)
     }
 
+    /// The Services that want the frontend while another one holds it, in the
+    /// order in which they would get it.
+    pub fn waiting(&self, claim: &Claim) -> impl Iterator<Item = &ServiceName> {
+        self.waiting.get(claim).into_iter().flatten().map(|claimant| &claimant.name)
+    }
+
     fn claim(&mut self, claim: Claim, claimant: Claimant, affected: &mut Vec<ServiceName>) {
         let Some(holder) = self.holders.get_mut(&claim) else {
             self.holders.insert(claim, claimant);

@@ -16,13 +16,15 @@
 //! * `net`: the net effect of several Services on one element;
 //! * `pieces`: very many Services, in plans of a bounded size;
 //! * `kernel_state`: the kernel's state;
-//! * `display`: operations as nft commands.
+//! * `display`: operations as nft commands;
+//! * [`excerpt`]: the part of the rule set that decides about one packet.
 
 mod adopt;
 pub mod claims;
 mod compile;
 mod counted;
 mod display;
+pub mod excerpt;
 mod kernel_state;
 mod lists;
 mod net;

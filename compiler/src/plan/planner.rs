@@ -176,7 +176,7 @@ impl Planner {
     }
 
     /// Returns whether the kernel refused this Service.
-    pub(super) fn is_quarantined(&self, name: &ServiceName) -> bool {
+    pub fn is_quarantined(&self, name: &ServiceName) -> bool {
         // Nearly always there is none, and nothing to look up.
         !self.quarantined.is_empty() && self.quarantined.contains(name)
     }

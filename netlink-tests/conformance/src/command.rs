@@ -1,4 +1,4 @@
-//! The command line: every vector of some directories, at three levels.
+//! The command line: every vector of some directories, at four levels.
 #![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 use std::fmt;
@@ -11,7 +11,7 @@ use vmap_proxy_lab::{LabError, SCTP_METHOD};
 
 use crate::library_proxy::LibraryProxy;
 use crate::schema::{self, Vector};
-use crate::{run_compiled, run_model, run_packets};
+use crate::{run_compiled, run_explained, run_model, run_packets};
 
 /// The vectors to run.
 #[derive(Debug, Args)]
@@ -41,6 +41,8 @@ pub enum Level {
     Model,
     /// The compiled rules, evaluated.
     Compiled,
+    /// The explanations of its packets.
+    Explained,
     /// Real packets through a real kernel.
     Packets,
 }
@@ -50,6 +52,7 @@ impl fmt::Display for Level {
         f.pad(match self {
             Level::Model => "model",
             Level::Compiled => "compiled",
+            Level::Explained => "explained",
             Level::Packets => "packets",
         })
     }
@@ -88,7 +91,7 @@ impl Printer {
             println!("{}", serde_json::to_string(&line).unwrap_or_default());
             return;
         }
-        println!("{result} {level:<8} {vector}");
+        println!("{result} {level:<9} {vector}");
         for detail in details {
             println!("  {}", detail.replace('\n', "\n  "));
         }
@@ -142,6 +145,13 @@ pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
             };
             printer.verdict(&vector.name, Level::Compiled, failures);
         }
+    }
+    for vector in vectors.iter().filter(|_| wanted(Level::Explained)) {
+        let failures = match run_explained::run(vector) {
+            Ok(wrong) => wrong.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![error.to_string()],
+        };
+        printer.verdict(&vector.name, Level::Explained, failures);
     }
     if wanted(Level::Packets) {
         packets(&vectors, options.parallel, permitted, &mut printer);

@@ -5,6 +5,7 @@
 //! * [`model`]: the reference model, written from the semantics; it shares no code with the compiler;
 //! * [`run_model`]: a vector against the reference model;
 //! * [`run_compiled`]: a vector against the compiled rules, evaluated;
+//! * [`run_explained`]: a vector against the explanations of its packets;
 //! * [`run_packets`]: a vector against a running proxy, with real packets; [`library_proxy`] is ours;
 //! * [`record`]: a generated scenario as a vector;
 //! * [`command`]: the command line.
@@ -14,6 +15,7 @@ pub mod library_proxy;
 pub mod model;
 pub mod record;
 pub mod run_compiled;
+pub mod run_explained;
 pub mod run_model;
 pub mod run_packets;
 pub mod schema;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmap_proxy_compiler::evaluate::{self, Bridge, Evaluator, Host};
+use vmap_proxy_compiler::explain::{Explanation, Known};
 use vmap_proxy_compiler::model::{Change, Endpoint, PerFamily, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::ruleset::Family;
@@ -139,6 +140,12 @@ impl Compiled {
         }
     }
 
+    /// Explains a packet.
+    pub fn explain(&self, packet: &Packet) -> Explanation {
+        let known = Known { store: &self.store, planner: &self.planner, host: &self.host };
+        known.packet_of_any(&self.packet(packet))
+    }
+
     fn packet(&self, packet: &Packet) -> evaluate::Packet {
         let arrives = !self.host.is_local(packet.from);
         evaluate::Packet {
@@ -169,7 +176,8 @@ fn sticks(compiled: &mut Compiled, packet: &Packet, expected: &Outcome) -> bool 
     !first.is_empty() && first.iter().all(is_expected) && second.len() == 1 && first.is_superset(&second)
 }
 
-fn host(vector: &Vector) -> Host {
+/// The vector's node, as the evaluator wants it.
+pub(crate) fn host(vector: &Vector) -> Host {
     let networks = || vector.node.pod_cidrs.clone();
     let bridges = vector.node.bridge.iter().map(|name| Bridge { name: name.clone(), networks: networks() });
     Host { local_addresses: under_test::interface_addresses(vector), bridges: bridges.collect() }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::model::affinity::Memory;
 use crate::model::{Node, ObjectKey, Outcome, Packet, Protocol, ReferenceModel};
-use crate::schema::{Expect, ObjectRef, Probe, TransportProtocol, Vector, VectorNode, Verdict};
+use crate::schema::{Expect, ObjectRef, Probe, Step, TransportProtocol, Vector, VectorNode, Verdict};
 
 /// A packet whose outcome is not the expected one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +49,7 @@ pub fn run_with(vector: &Vector, mut judge: impl FnMut(&ReferenceModel, &Packet)
     let mut memory = Memory::default();
     for (phase, (step, probes)) in vector.phases().enumerate() {
         if let Some(step) = step {
-            step.delete.iter().for_each(|object| model.delete(&object_key(object)));
-            step.apply.iter().for_each(|manifest| model.apply(manifest.clone()));
+            self::step(&mut model, step);
             memory.forget(&model);
         }
         for (index, probe) in probes.iter().enumerate() {
@@ -92,6 +91,12 @@ pub fn start(vector: &Vector) -> ReferenceModel {
     let mut model = ReferenceModel::new(node(&vector.node), config);
     vector.objects.iter().for_each(|manifest| model.apply(manifest.clone()));
     model
+}
+
+/// One change of the cluster.
+pub fn step(model: &mut ReferenceModel, step: &Step) {
+    step.delete.iter().for_each(|object| model.delete(&object_key(object)));
+    step.apply.iter().for_each(|manifest| model.apply(manifest.clone()));
 }
 
 /// The node as the model wants it.

@@ -1,4 +1,4 @@
-//! Every vector of this repository at each of the three levels, each with a name of its own: `hairpin-several/packets`.
+//! Every vector of this repository at each of the four levels, each with a name of its own: `hairpin-several/packets`.
 //!
 //! `cargo test -p vmap-proxy-conformance hairpin-several` runs one vector, and the filter `/compiled` one level.
 
@@ -10,12 +10,12 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use vmap_proxy_conformance::command::Level;
 use vmap_proxy_conformance::library_proxy::LibraryProxy;
 use vmap_proxy_conformance::schema::{self, Vector, VectorError};
-use vmap_proxy_conformance::{own_dir, repository_dir, run_compiled, run_model, run_packets};
+use vmap_proxy_conformance::{own_dir, repository_dir, run_compiled, run_explained, run_model, run_packets};
 
 /// Vectors at a time, unless told: they mostly wait for answers that must not come, so more than there are processors.
 const PARALLEL: usize = 4;
 
-const LEVELS: [Level; 3] = [Level::Model, Level::Compiled, Level::Packets];
+const LEVELS: [Level; 4] = [Level::Model, Level::Compiled, Level::Explained, Level::Packets];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -49,6 +49,7 @@ fn trial(file: &Path, level: Level, permitted: Result<(), String>) -> Trial {
         match (level, permitted) {
             (Level::Model, _) => judge(&run_model::run(&vector)),
             (Level::Compiled, _) => judge(&run_compiled::run(&vector)?),
+            (Level::Explained, _) => judge(&run_explained::run(&vector)?),
             (Level::Packets, Ok(())) => judge(&packets(&vector)),
             (Level::Packets, Err(error)) if std::env::var_os("CI").is_some() => Err(Failed::from(error)),
             (Level::Packets, Err(error)) => Ok(Completion::ignored_with(error)),

@@ -67,7 +67,7 @@ impl Running {
             Event::Degraded(line) => self.lines.push(line),
             Event::Changes(changes) => {
                 for change in changes {
-                    let CheckedChange { object, content } = change.checked;
+                    let CheckedChange { object, content, .. } = change.checked;
                     match content {
                         Content::Service(_) => self.services.push(object.name),
                         Content::Gone if object.kind == Kind::Service => {

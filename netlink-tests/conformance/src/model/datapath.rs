@@ -100,6 +100,59 @@ impl<'a> State<'a> {
     }
 }
 
+/// What decides, for [`super::deciding`].
+impl State<'_> {
+    pub(super) fn ports(&self) -> &[ServicePort] {
+        &self.ports
+    }
+
+    /// The service port whose source ranges exclude the packet.
+    pub(super) fn blocking(&self, packet: &Packet) -> Option<&ServicePort> {
+        let is_guarded = |port: &ServicePort| port.vips.contains(&packet.to) && !port.source_ranges.is_empty();
+        let is_blocked = self.path(packet)?.is_blocked_by_source_ranges();
+        let claims = |port: &&ServicePort| self.claims_frontend(port, packet) && is_guarded(port);
+        is_blocked.then(|| self.ports.iter().find(claims)).flatten()
+    }
+
+    /// The service port that serves the packet; whether as a node port, and
+    /// whether a policy keeps it on this node.
+    pub(super) fn serving(&self, packet: &Packet) -> Option<(&ServicePort, bool, bool)> {
+        let path = self.path(packet)?;
+        let (found, by_node_port) = match (path.by_service_ip(), path.by_node_port()) {
+            (Some(port), _) => (port, false),
+            (None, found) => (found?, true),
+        };
+        let is_internal = !by_node_port && found.cluster_ip == packet.to;
+        let local_policy = match is_internal {
+            true => found.internal_policy_local,
+            false => found.external_policy_local && !path.is_from_local_pod() && !path.local_source,
+        };
+        // The state outlives the path.
+        let port = self.ports.iter().find(|port| std::ptr::eq(*port, found))?;
+        Some((port, by_node_port, local_policy))
+    }
+
+    /// The service port that has no target for the packet, and whether it is met
+    /// as a node port.
+    pub(super) fn lacking(&self, packet: &Packet) -> Option<(&ServicePort, bool)> {
+        let path = self.path(packet)?;
+        let lacks_target = |port: &ServicePort| match port.cluster_ip == packet.to {
+            true => !port.has_internal(),
+            false => !port.has_external(),
+        };
+        let by_frontend = self.ports.iter().find(|port| self.claims_frontend(port, packet) && lacks_target(port));
+        let as_node_port = || {
+            path.node_port_endpoints_check()?;
+            self.ports.iter().find(|port| path.is_node_port_of(port) && !port.has_external())
+        };
+        by_frontend.map(|port| (port, false)).or_else(|| as_node_port().map(|port| (port, true)))
+    }
+
+    fn claims_frontend(&self, port: &ServicePort, packet: &Packet) -> bool {
+        self.path(packet).is_some_and(|path| path.is_frontend_of(port))
+    }
+}
+
 impl Path<'_> {
     /// `firewall-check`, before translation: load balancer addresses with
     /// source ranges, whether there are endpoints or not.

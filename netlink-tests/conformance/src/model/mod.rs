@@ -15,6 +15,7 @@
 //! | `services` | which service ports exist in a family, with which frontends? |
 //! | `endpoints` | which endpoints may serve a service port from this node? |
 //! | `datapath` | what do the hooks do with one packet? |
+//! | [`deciding`] | which object and field decide about a packet? |
 //! | [`affinity`] | where do clients go that come again? |
 //! | [`generate`] | random cluster states, changes and packets for property tests |
 //!
@@ -37,6 +38,7 @@
 pub mod address;
 pub mod affinity;
 mod datapath;
+pub mod deciding;
 mod endpoints;
 pub mod generate;
 mod json;

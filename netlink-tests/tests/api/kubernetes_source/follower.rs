@@ -131,7 +131,7 @@ impl Follower {
                 assert!((1..=512).contains(&changes.len()));
                 for change in changes {
                     assert_eq!(change.origin, Origin::ApiServer);
-                    let CheckedChange { object, content } = change.checked;
+                    let CheckedChange { object, content, .. } = change.checked;
                     if content == Content::Gone {
                         self.objects.remove(&object);
                         continue;
