@@ -13,16 +13,16 @@ use vmap_proxy_lab::{Lab, Process, patient};
 
 use crate::{DemoError, Options, PODS};
 
-/// The project's examples, as files of a directory.
+/// The project's examples, as files of a directory. `manifests` is a link to them, so that the published crate has them too.
 const EXAMPLES: [(&str, &str); 5] = [
-    ("local.yaml", include_str!("../../../examples/local.yaml")),
-    ("my-service.yaml", include_str!("../../../examples/my-service.yaml")),
-    ("node.yaml", include_str!("../../../examples/node.yaml")),
-    ("sticky.yaml", include_str!("../../../examples/sticky.yaml")),
+    ("local.yaml", include_str!("../manifests/local.yaml")),
+    ("my-service.yaml", include_str!("../manifests/my-service.yaml")),
+    ("node.yaml", include_str!("../manifests/node.yaml")),
+    ("sticky.yaml", include_str!("../manifests/sticky.yaml")),
     (WEB_FILE, WEB),
 ];
 const WEB_FILE: &str = "web.yaml";
-const WEB: &str = include_str!("../../../examples/web.yaml");
+const WEB: &str = include_str!("../manifests/web.yaml");
 
 /// The agent's arguments before the directory. Settings of the machine, as opposed to the namespace, stay unchanged.
 const ARGUMENTS: [&str; 8] = [
