@@ -1,0 +1,31 @@
+//! A DNS server for the Services and pods of a cluster, on every node.
+//!
+//! [`DnsServer::start`] starts a thread that listens, answers names of the
+//! cluster from a [`vmap_proxy_dns_zone::Zone`], and forwards all others. The
+//! caller sends it the changes of objects, and never waits for it: a failure here
+//! costs names, and delays no rule.
+//!
+//! * [`options`]: addresses, upstream servers, clients;
+//! * `server`: the thread, and the changes it applies;
+//! * `udp`, `tcp`: datagrams and connections, bounded;
+//! * `respond`: from the bytes of a question to an answer, or to a question for
+//!   an upstream server;
+//! * `message`: the encoding of answers, and their truncation;
+//! * `forward`: upstream servers and the cache;
+//! * [`metrics`]: CoreDNS' metrics.
+#![forbid(unsafe_code)]
+
+mod clients;
+mod forward;
+mod message;
+pub mod metrics;
+pub mod options;
+mod respond;
+mod server;
+mod tcp;
+mod udp;
+
+pub use clients::Clients;
+pub use metrics::DnsMetrics;
+pub use options::{Options, Upstream};
+pub use server::{DnsServer, Listening, StartError, Update};
