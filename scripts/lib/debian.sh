@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts that work with Debian packages of other releases: kernels, root file systems, nft versions.
 # Nothing here changes the machine: packages, and apt's state and sources, are stored below $scratch.
 #

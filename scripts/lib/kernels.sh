@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154 # debian.sh sets scratch
 # Sourced after debian.sh: Debian's kernels, unpacked and never installed, and what a virtual machine needs to boot one.
 #
 # $scratch/kernels/VERSION/   vmlinuz, initrd, lib/modules/, release (what uname -r prints)

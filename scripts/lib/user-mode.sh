@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154 # debian.sh sets scratch
 # Sourced after debian.sh: kernels of Debian's source packages built as User Mode Linux. Such a kernel is a process of this machine: it
 # boots in seconds and runs at nearly native speed where the processor can't run a virtual machine. It has Debian's network code, but one
 # CPU, no modules, and our own configuration (user-mode-kernel.config), not Debian's.
