@@ -152,3 +152,61 @@ fn the_static_build_installs_or_names_the_compiler_that_is_missing() {
     let message = text(&output);
     assert!(message.contains("musl-tools") && message.contains("--gnu"), "{message}");
 }
+
+/// `scripts/release check`, and what it complains about.
+fn release_check(version: &str) -> (Output, Vec<String>) {
+    let mut command = Command::new("timeout");
+    let output = command.args(["300", &format!("{SCRIPTS}/release"), "check", version]).output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    (output, complaints)
+}
+
+#[test]
+fn every_file_that_names_the_version_names_this_one() {
+    let (output, complaints) = release_check(env!("CARGO_PKG_VERSION"));
+    // The changelog gets its date with the release.
+    let others: Vec<_> = complaints.iter().filter(|line| !line.starts_with("release: CHANGELOG.md ")).collect();
+    assert!(others.is_empty(), "{others:?}");
+    assert!(text(&output).matches("release: ok: ").count() > 8, "{}", text(&output));
+}
+
+#[test]
+fn a_version_that_was_missed_is_named_with_its_file() {
+    let (output, complaints) = release_check("99.0.0");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    for file in
+        ["Cargo.toml", "Cargo.lock", "deploy/chart/vmap-proxy/Chart.yaml", "deploy/daemonset.yaml", "docs/install.md"]
+    {
+        assert!(complaints.iter().any(|line| line.contains(&format!(" {file} names "))), "{file}: {complaints:?}");
+    }
+}
+
+/// The image, from a stand-in for the binary. The bill of materials needs Python, which a fresh machine does not have.
+#[test]
+fn the_same_binary_gives_the_same_image() {
+    let programs = Programs::new();
+    programs.write("readelf", "");
+    programs.write("python3", "echo '{}'");
+    let binary = programs.path().join("binary");
+    fs::write(&binary, "not really").unwrap();
+    let images: Vec<_> = ["first", "second"]
+        .map(|name| {
+            let directory = programs.path().join(name);
+            let output = Command::new("timeout")
+                .args(["300", &format!("{SCRIPTS}/build-image"), "--binary"])
+                .args([&binary, &directory])
+                .env("PATH", format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap()))
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", text(&output));
+            let files = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+            files.filter(|path| path.extension().is_some_and(|end| end == "tar")).collect::<Vec<_>>()
+        })
+        .concat();
+    let [first, second] = images.as_slice() else { panic!("{images:?}") };
+    assert_eq!(fs::read(first).unwrap(), fs::read(second).unwrap());
+    let listing = Command::new("tar").arg("tf").arg(first).output().unwrap();
+    for file in ["./oci-layout", "./index.json", "./blobs/sha256/"] {
+        assert!(text(&listing).contains(file), "no {file} in {}", text(&listing));
+    }
+}
