@@ -4,9 +4,8 @@
 //! them into elements of nftables maps, and `netlink` submits the difference.
 
 pub mod after_sync;
-pub mod cleanup;
 pub mod cli;
-pub mod compile;
+pub mod commands;
 pub mod config;
 pub mod conntrack;
 pub mod files;
@@ -18,6 +17,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod process;
 pub mod program;
+pub mod query;
 pub mod run;
 pub mod source;
 pub mod sync;

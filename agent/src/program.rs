@@ -11,7 +11,7 @@ use crate::cli::{self, Action, Invocation};
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::load;
 use crate::logging::escape::escaped;
-use crate::{cleanup, compile, logging, run};
+use crate::{commands, logging, run};
 
 /// Runs the action of the arguments, the program's name first. Prints the cause
 /// of a failure on standard error.
@@ -25,7 +25,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = act(invocation);
     logging::limit::flush();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             let lines: Vec<_> = error.to_string().lines().map(|line| escaped(line).into_owned()).collect();
             // Standard error may be closed; then nobody can be informed.
@@ -35,7 +35,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
+fn act(invocation: Invocation) -> Result<ExitCode, Box<dyn Error>> {
     let resolved = invocation.resolve()?;
     logging::init(&resolved.logging);
     for warning in &resolved.warnings {
@@ -43,14 +43,15 @@ fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
     }
     match resolved.action {
         Action::Run(options) => run::run(*options)?,
-        Action::Compile(options) => compile::compile(*options)?,
+        Action::Compile(options) => commands::compile::compile(*options)?,
+        Action::Explain(options) => return Ok(commands::explain::explain(*options)?),
         #[cfg(feature = "demo")]
         Action::Demo => {
             let Logging { verbosity, format, .. } = resolved.logging;
             let log_format = Some(format).filter(|format| !format.is_empty());
             vmap_proxy_demo::demo(&vmap_proxy_demo::Options { verbosity, log_format })?;
         }
-        Action::Cleanup(options) => cleanup::cleanup(options)?,
+        Action::Cleanup(options) => commands::cleanup::cleanup(options)?,
         Action::WriteConfiguration { path, configuration } => {
             load::write_file(&configuration, &path)?;
             tracing::info!("the configuration was written to {}", path.display());
@@ -58,5 +59,5 @@ fn act(invocation: Invocation) -> Result<(), Box<dyn Error>> {
         // The reader may be gone.
         Action::PrintVersion => _ = writeln!(io::stdout(), "vmap-proxy {}", env!("CARGO_PKG_VERSION")),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ mod apply;
 mod flag_values;
 pub mod flags;
 mod go_flags;
+mod questions;
 mod resolve;
 
 use std::collections::BTreeMap;
@@ -18,9 +19,10 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
+pub use questions::{ExplainArguments, ReportFormat, StateArguments};
 
 pub use flag_values::FLAGS_OF_FIELDS;
-pub use resolve::{Action, CleanupOptions, CompileOptions, Resolved, RunOptions, Source};
+pub use resolve::{Action, CleanupOptions, CompileOptions, ExplainOptions, Resolved, RunOptions, Source, StateSource};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +34,9 @@ Examples:
 
   Print the rules for these files, without privileges:
     vmap-proxy compile --manifests examples/ --node-name node-1
+
+  Where does a packet go, and why? From the files of a cluster:
+    vmap-proxy explain --from outside --to svc:shop/cart --manifests examples/ --node-name node-1
 
   Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup
@@ -83,6 +88,9 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Print the rule set for manifest files; needs no privileges
     Compile(Box<CompileArguments>),
+    /// Explain where a packet goes, and which object and field decide about it
+    #[command(after_help = questions::EXPLAIN_HELP)]
+    Explain(Box<ExplainArguments>),
     /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
     #[cfg(feature = "demo")]
     Demo(DemoArguments),

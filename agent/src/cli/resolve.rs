@@ -9,7 +9,10 @@ use vmap_proxy_compiler::model::config::ProxyConfig;
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
-use super::{Command, CompileArguments, Given, Invocation, OutputFormat, flag_values};
+use super::{
+    Command, CompileArguments, ExplainArguments, Given, Invocation, OutputFormat, ReportFormat, StateArguments,
+    flag_values,
+};
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
@@ -44,6 +47,8 @@ pub enum Action {
     Run(Box<RunOptions>),
     /// Print the compiled rule set.
     Compile(Box<CompileOptions>),
+    /// Explain a packet or a Service.
+    Explain(Box<ExplainOptions>),
     /// Show the proxy at work.
     #[cfg(feature = "demo")]
     Demo,
@@ -141,6 +146,34 @@ pub struct CompileOptions {
     pub output: OutputFormat,
 }
 
+/// The state that a question is about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StateSource {
+    /// The state that manifest files make.
+    Files {
+        /// Files or directories of manifests.
+        manifests: Vec<PathBuf>,
+        /// The settings that decide the fate of packets, including the node's name.
+        proxy: Box<ProxyConfig>,
+    },
+}
+
+/// Options of `vmap-proxy explain`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExplainOptions {
+    /// The source of the packet, as it was written; absent: a Service is asked
+    /// about.
+    pub from: Option<String>,
+    /// The destination, as it was written.
+    pub to: String,
+    /// The interface on which the packet arrives, if it was given.
+    pub interface: Option<String>,
+    /// Where the answer comes from.
+    pub source: StateSource,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
 /// Options of `vmap-proxy cleanup` and `--cleanup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
@@ -159,6 +192,7 @@ impl Invocation {
             None => resolve_run(&self.cli.flags, Vec::new(), &self.given),
             Some(Command::Run(arguments)) => resolve_run(&arguments.flags, arguments.manifests, &self.given),
             Some(Command::Compile(arguments)) => resolve_compile(*arguments),
+            Some(Command::Explain(arguments)) => resolve_explain(*arguments),
             #[cfg(feature = "demo")]
             Some(Command::Demo(arguments)) => Ok(without_configuration(Action::Demo, &arguments.logging)),
             Some(Command::Cleanup(arguments)) => {
@@ -341,6 +375,35 @@ fn resolve_compile(arguments: CompileArguments) -> Result<Resolved, ConfigError>
         output: arguments.output,
     };
     Ok(Resolved { action: Action::Compile(Box::new(options)), logging: configuration.logging, warnings })
+}
+
+fn resolve_explain(arguments: ExplainArguments) -> Result<Resolved, ConfigError> {
+    let ExplainArguments { from, to, interface, output, state } = arguments;
+    let (source, logging, warnings) = resolve_state(state)?;
+    let options = ExplainOptions { from, to, interface, source, output };
+    Ok(Resolved { action: Action::Explain(Box::new(options)), logging, warnings })
+}
+
+/// Where the state of a question comes from, with the same configuration as an
+/// agent would have.
+fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec<Warning>), ConfigError> {
+    let (mut configuration, mut warnings) = match &arguments.config {
+        Some(path) => load::load_file(path)?,
+        None => (KubeProxyConfiguration::default(), Vec::new()),
+    };
+    if arguments.config.is_none() {
+        apply_traffic(&arguments.traffic, &mut configuration);
+        if arguments.traffic.proxy_mode.is_none() {
+            configuration.mode = "nftables".to_owned();
+        }
+    }
+    apply_logging(&arguments.logging, &mut configuration);
+    validate::validate(&configuration)?;
+    warnings.append(&mut ignored_fields(&configuration)?);
+    let name = arguments.node_name.as_ref().unwrap_or(&configuration.hostname_override);
+    let proxy = Box::new(configuration.to_proxy_config(&node_name(name)?)?);
+    let source = StateSource::Files { manifests: arguments.manifests, proxy };
+    Ok((source, configuration.logging, warnings))
 }
 
 #[cfg(test)]

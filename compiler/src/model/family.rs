@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Index, IndexMut};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The two address families. Each has a separate table, as in kube-proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// `table ip vmap-proxy`
     #[serde(rename = "ip")]

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmap_proxy_agent::cleanup::cleanup;
 use vmap_proxy_agent::cli::CleanupOptions;
+use vmap_proxy_agent::commands::cleanup::cleanup;
 use vmap_proxy_agent::netlink::Kernel;
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::takeover::{Removals, remove_kube_proxy};

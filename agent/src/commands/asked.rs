@@ -1,0 +1,115 @@
+//! Where the answers come from: files, or an agent.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use thiserror::Error;
+use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
+use vmap_proxy_compiler::model::ProxyConfig;
+
+use crate::query::answer::answer;
+use crate::query::offline::Offline;
+use crate::query::protocol::{AddressAnswer, Answer, NodeAnswer, Question};
+use crate::source::manifests::SourceError;
+
+/// The reason why there is no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// The manifests could not be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The answer is to another question.
+    #[error("the answer does not fit the question; are the agent and this program of the same version?")]
+    Unexpected,
+}
+
+/// The source of the answers.
+#[derive(Debug)]
+pub enum Asked {
+    /// The state that files make.
+    Files(Box<Offline>),
+}
+
+impl Asked {
+    /// Reads files.
+    ///
+    /// # Errors
+    /// If a path can't be read.
+    pub fn files(manifests: Vec<PathBuf>, proxy: ProxyConfig) -> Result<Self, AskError> {
+        Ok(Self::Files(Box::new(Offline::read(manifests, proxy)?)))
+    }
+
+    /// Asks one question.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn ask(&mut self, question: &Question) -> Result<Answer, AskError> {
+        match self {
+            Self::Files(offline) => Ok(answer(&offline.state(), question)),
+        }
+    }
+
+    /// The node.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn node(&mut self) -> Result<NodeAnswer, AskError> {
+        match self.ask(&Question::Node)? {
+            Answer::Node(node) => Ok(node),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// A Service.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn service(&mut self, name: &str) -> Result<ServiceAnswer, AskError> {
+        match self.ask(&Question::Service { name: name.to_owned() })? {
+            Answer::Service(answer) => Ok(*answer),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// A packet. If it meets no frontend, the Service that has the destination
+    /// address is looked for, page by page.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn packet(&mut self, packet: &PacketQuestion, about: Option<String>) -> Result<Explanation, AskError> {
+        let answer = self.packet_about(packet, about.clone())?;
+        if answer.service.is_some() || about.is_some() {
+            return Ok(answer);
+        }
+        match self.find_address(packet.destination)? {
+            Some(about) => self.packet_about(packet, Some(about)),
+            None => Ok(answer),
+        }
+    }
+
+    fn packet_about(&mut self, packet: &PacketQuestion, about: Option<String>) -> Result<Explanation, AskError> {
+        match self.ask(&Question::Packet { packet: packet.clone(), about })? {
+            Answer::Packet(answer) => Ok(*answer),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    fn find_address(&mut self, address: IpAddr) -> Result<Option<String>, AskError> {
+        let mut after = None;
+        loop {
+            match self.ask(&Question::FindAddress { address, after })? {
+                Answer::Address(AddressAnswer { found: Some(found), .. }) => return Ok(Some(found)),
+                Answer::Address(AddressAnswer { last: None, .. }) => return Ok(None),
+                Answer::Address(AddressAnswer { last, .. }) => after = last,
+                _ => return Err(AskError::Unexpected),
+            }
+        }
+    }
+
+    /// The address of a Pod, if the files have it. An agent follows no Pods.
+    pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
+        match self {
+            Self::Files(offline) => offline.pod_address(namespace, name),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Sources and destinations as they are written on the command line.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
+use vmap_proxy_compiler::explain::answer::Question as PacketQuestion;
+use vmap_proxy_compiler::model::convert::parse_address;
+use vmap_proxy_compiler::model::{Family, Protocol};
+
+use crate::commands::asked::{AskError, Asked};
+use crate::query::protocol::{Answer, Detector, NodeAnswer, Place, Question};
+
+/// Addresses for documentation (RFC 5737, RFC 3849): a client outside.
+const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(198, 51, 100, 1), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
+
+/// The interface of a packet from elsewhere, where its name does not matter.
+const UPLINK: &str = "eth0";
+
+/// A source or destination that can't be used.
+#[derive(Debug, Error)]
+pub enum PlaceError {
+    /// `--to` is not of a known form.
+    #[error(
+        "--to {0:?}: give ADDRESS:PORT[/PROTOCOL], svc:NAMESPACE/NAME[:PORT], pod:NAMESPACE/NAME:PORT or node:PORT"
+    )]
+    Destination(String),
+    /// `--from` is not of a known form.
+    #[error("--from {0:?}: give an address, pod:NAMESPACE/NAME, node or outside")]
+    Source(String),
+    /// `--from` is missing.
+    #[error(
+        "--from is missing: give an address, pod:NAMESPACE/NAME, node or outside; only svc:NAMESPACE/NAME can be asked about without it"
+    )]
+    NoSource,
+    /// A Pod is not in the files, or an agent is asked.
+    #[error(
+        "the address of Pod {namespace}/{name} is not known here: a proxy follows no Pods; give its address (kubectl \
+         get pod -n {namespace} {name} -o jsonpath={{.status.podIP}})"
+    )]
+    UnknownPod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The node has no address of the family.
+    #[error("this node has no {0} address")]
+    NoNodeAddress(Family),
+    /// Source and destination are of two families.
+    #[error("{source_address} and {destination} are of two address families; no packet goes from one to the other")]
+    TwoFamilies {
+        /// The source.
+        source_address: IpAddr,
+        /// The destination.
+        destination: IpAddr,
+    },
+    /// Nobody answers.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
+/// A destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Destination {
+    Address(Place),
+    Service { name: String, port: Option<String> },
+    Pod { name: String, port: u16, protocol: Protocol },
+    Node { port: u16, protocol: Protocol },
+}
+
+fn pair(text: &str) -> (String, String) {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    (namespace.to_owned(), name.to_owned())
+}
+
+/// Cuts `/TCP`, `/udp` and the like from the end.
+fn without_protocol(text: &str) -> (&str, Option<Protocol>) {
+    let found = text.rsplit_once('/').and_then(|(rest, word)| {
+        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.keyword().eq_ignore_ascii_case(word))?;
+        Some((rest, protocol))
+    });
+    found.map_or((text, None), |(rest, protocol)| (rest, Some(protocol)))
+}
+
+impl Destination {
+    pub(super) fn parse(text: &str) -> Result<Self, PlaceError> {
+        Self::read(text).ok_or_else(|| PlaceError::Destination(text.to_owned()))
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        if let Some(rest) = text.strip_prefix("svc:") {
+            // A Service may be named like a protocol: `svc:shop/udp`.
+            let (head, _) = match without_protocol(rest) {
+                (head, Some(_)) if head.contains(':') => (head, ()),
+                _ => (rest, ()),
+            };
+            let (name, port) = head.split_once(':').map_or((head, None), |(name, port)| (name, Some(port.to_owned())));
+            let (namespace, name) = pair(name);
+            return (!name.is_empty()).then(|| Self::Service { name: format!("{namespace}/{name}"), port });
+        }
+        let (rest, protocol) = without_protocol(text);
+        let protocol = protocol.unwrap_or(Protocol::Tcp);
+        let (host, port) = rest.rsplit_once(':')?;
+        let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
+        if let Some(pod) = host.strip_prefix("pod:") {
+            return Some(Self::Pod { name: pod.to_owned(), port, protocol });
+        }
+        if host == "node" {
+            return Some(Self::Node { port, protocol });
+        }
+        let address = match rest.parse::<SocketAddr>() {
+            Ok(address) => address.ip(),
+            Err(_) => parse_address(host)?,
+        };
+        Some(Self::Address(Place { address, protocol, port }))
+    }
+}
+
+/// The packet of a question; `None` if a Service has no address.
+pub(super) fn packet(
+    asked: &mut Asked,
+    from: &str,
+    to: &Destination,
+    interface: Option<&str>,
+) -> Result<Option<PacketQuestion>, PlaceError> {
+    let node = asked.node()?;
+    let family = parse_address(from).map(Family::of);
+    let Some(place) = destination(asked, &node, to, family)? else { return Ok(None) };
+    let family = Family::of(place.address);
+    let source = source(asked, &node, from, family)?;
+    if Family::of(source) != family {
+        return Err(PlaceError::TwoFamilies { source_address: source, destination: place.address });
+    }
+    let is_own = source.is_loopback() || node.interface_addresses.contains(&source);
+    let interface = match interface {
+        Some(name) => Some(name.to_owned()),
+        None if is_own => None,
+        None => Some(usual_interface(&node, source)),
+    };
+    let Place { address: destination, protocol, port } = place;
+    Ok(Some(PacketQuestion { source, destination, protocol, port, interface }))
+}
+
+fn destination(
+    asked: &mut Asked,
+    node: &NodeAnswer,
+    to: &Destination,
+    family: Option<Family>,
+) -> Result<Option<Place>, PlaceError> {
+    Ok(Some(match to {
+        Destination::Address(place) => *place,
+        Destination::Service { name, port } => {
+            let question = Question::Destination { name: name.clone(), port: port.clone(), family };
+            return match asked.ask(&question)? {
+                Answer::Destination(place) => Ok(place),
+                _ => Err(AskError::Unexpected.into()),
+            };
+        }
+        Destination::Pod { name, port, protocol } => {
+            Place { address: pod(asked, name)?, protocol: *protocol, port: *port }
+        }
+        Destination::Node { port, protocol } => {
+            let family = family.unwrap_or(Family::Ipv4);
+            Place { address: node_address(node, family)?, protocol: *protocol, port: *port }
+        }
+    }))
+}
+
+fn source(asked: &Asked, node: &NodeAnswer, from: &str, family: Family) -> Result<IpAddr, PlaceError> {
+    if let Some(name) = from.strip_prefix("pod:") {
+        return pod(asked, name);
+    }
+    match (from, family) {
+        ("node", family) => node_address(node, family),
+        ("outside", Family::Ipv4) => Ok(OUTSIDE.0.into()),
+        ("outside", Family::Ipv6) => Ok(OUTSIDE.1.into()),
+        _ => parse_address(from).ok_or_else(|| PlaceError::Source(from.to_owned())),
+    }
+}
+
+fn pod(asked: &Asked, name: &str) -> Result<IpAddr, PlaceError> {
+    let (namespace, name) = pair(name);
+    asked.pod_address(&namespace, &name).ok_or(PlaceError::UnknownPod { namespace, name })
+}
+
+fn node_address(node: &NodeAnswer, family: Family) -> Result<IpAddr, PlaceError> {
+    let own = node.addresses.iter().chain(node.interface_addresses.iter().filter(|address| !address.is_loopback()));
+    own.copied().find(|address| Family::of(*address) == family).ok_or(PlaceError::NoNodeAddress(family))
+}
+
+/// The interface that a packet with this source arrives on, where a setting looks
+/// at it: pods of this node are behind the one that the setting names.
+fn usual_interface(node: &NodeAnswer, source: IpAddr) -> String {
+    let rules = node.rules.iter().find(|rules| rules.family == Family::of(source));
+    let is_local_pod = node.pod_cidrs.iter().any(|range| range.contains(&source));
+    match rules.and_then(|rules| rules.detector.as_ref()) {
+        Some(Detector::Interface(name)) if is_local_pod => name.clone(),
+        Some(Detector::InterfacePrefix(prefix)) if is_local_pod => format!("{prefix}0"),
+        _ => UPLINK.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use super::*;
+
+    fn place(address: &str, port: u16, protocol: Protocol) -> Destination {
+        Destination::Address(Place { address: address.parse().unwrap(), protocol, port })
+    }
+
+    #[test]
+    fn destinations_are_read() {
+        let service = |name: &str, port: Option<&str>| Destination::Service {
+            name: name.to_owned(),
+            port: port.map(str::to_owned),
+        };
+        for (text, expected) in [
+            ("10.96.0.10:80", place("10.96.0.10", 80, Protocol::Tcp)),
+            ("10.96.0.10:53/udp", place("10.96.0.10", 53, Protocol::Udp)),
+            ("[fd00::1]:80/SCTP", place("fd00::1", 80, Protocol::Sctp)),
+            ("svc:shop/cart", service("shop/cart", None)),
+            ("svc:cart:http", service("default/cart", Some("http"))),
+            ("svc:shop/cart:80/TCP", service("shop/cart", Some("80"))),
+            ("svc:shop/udp", service("shop/udp", None)),
+            (
+                "pod:shop/cart-0:8080",
+                Destination::Pod { name: "shop/cart-0".to_owned(), port: 8080, protocol: Protocol::Tcp },
+            ),
+            ("node:30080", Destination::Node { port: 30080, protocol: Protocol::Tcp }),
+        ] {
+            assert_eq!(Destination::parse(text).unwrap(), expected, "{text}");
+        }
+        for bad in
+            ["", "10.96.0.10", "10.96.0.10:0", "10.96.0.10:http", "cart:80", "svc:", "10.96.0.10:80/ICMP", "node"]
+        {
+            assert!(Destination::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

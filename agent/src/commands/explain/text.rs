@@ -1,0 +1,170 @@
+//! Explanations for people.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use vmap_proxy_compiler::explain::answer::{
+    Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, FrontendState, PortAnswer, PortName,
+    ServiceAnswer,
+};
+
+use crate::commands::paint::{Paint, columns};
+
+/// Endpoints of a kind that are printed; the JSON form has more.
+const PRINTED: usize = 20;
+
+fn port_name(port: &PortName) -> String {
+    let PortName { namespace, name, port_name, protocol, port } = port;
+    let label = if port_name.is_empty() { String::new() } else { format!(" {port_name}") };
+    format!("Service {namespace}/{name} port{label} {port}/{protocol}")
+}
+
+/// One packet.
+pub(super) fn packet(answer: &Explanation, paint: Paint) -> String {
+    let mut text = String::new();
+    let packet = &answer.packet;
+    let to = SocketAddr::new(packet.destination, packet.port);
+    let way = packet.interface.as_ref().map_or("sent by the node".to_owned(), |name| format!("arrives on {name}"));
+    let line = format!("{} -> {to}/{} on node {}, {way}", packet.source, packet.protocol, answer.node);
+    let _ = writeln!(text, "{}\n", paint.heading(&line));
+
+    let _ = writeln!(text, "Verdict  {}", verdict(answer, paint));
+    push_decision(&mut text, "Because  ", &answer.decision, paint);
+    let others: Vec<&Decision> = answer.decisions.iter().filter(|one| **one != answer.decision).collect();
+    push_decisions(&mut text, "Then", &others, paint);
+    push_endpoints(&mut text, &answer.endpoints, answer.endpoint_count, true);
+    push_unused(&mut text, &answer.unused, answer.unused_count);
+    push_decisions(&mut text, "Notes", &answer.notes.iter().collect::<Vec<_>>(), paint);
+    if !answer.path.is_empty() {
+        let _ = writeln!(text, "\nPath");
+        let rows: Vec<Vec<String>> = answer
+            .path
+            .iter()
+            .map(|step| {
+                let found = match (&step.map, &step.element) {
+                    (Some(map), Some(element)) => format!("{map} {{ {element} }}"),
+                    _ => step.rule.clone(),
+                };
+                vec![step.hook.clone(), step.chain.clone(), found]
+            })
+            .collect();
+        text.push_str(&columns("  ", &rows));
+    }
+    text
+}
+
+fn verdict(answer: &Explanation, paint: Paint) -> String {
+    let service = answer.service.as_ref().map(port_name).unwrap_or_default();
+    match answer.verdict {
+        Fate::Dnat => {
+            let number = match answer.endpoint_count {
+                1 => "the only endpoint".to_owned(),
+                number => format!("one of {number} endpoints"),
+            };
+            paint.good(&format!("reaches {number} of {service}"))
+        }
+        Fate::Drop => paint.bad("dropped, without an answer"),
+        Fate::Reject => paint.bad("refused (port unreachable)"),
+        Fate::Pass => paint.warning("not touched: it goes where it was sent to"),
+        Fate::Inconsistent => paint.bad("depends on chance: the rule set is damaged"),
+    }
+}
+
+fn push_decision(text: &mut String, label: &str, decision: &Decision, paint: Paint) {
+    let indent = " ".repeat(label.len());
+    let _ = writeln!(text, "{label}{}", crate::logging::escape::escaped(&decision.text));
+    for cause in &decision.causes {
+        let _ = writeln!(text, "{indent}  {}", paint.faint(&cause.to_string()));
+    }
+}
+
+fn push_decisions(text: &mut String, heading: &str, decisions: &[&Decision], paint: Paint) {
+    if decisions.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n{heading}");
+    for decision in decisions.iter().take(PRINTED) {
+        push_decision(text, "  ", decision, paint);
+    }
+    push_more(text, decisions.len());
+}
+
+fn push_more(text: &mut String, count: usize) {
+    if let Some(more) = count.checked_sub(PRINTED).filter(|more| *more > 0) {
+        let _ = writeln!(text, "  … and {more} more (-o json)");
+    }
+}
+
+fn push_endpoints(text: &mut String, endpoints: &[EndpointUse], count: usize, with_source: bool) {
+    if endpoints.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\nEndpoints");
+    let row = |one: &EndpointUse| {
+        let mut row = vec![SocketAddr::new(one.address, one.port).to_string(), format!("1 in {}", one.one_in)];
+        row.push(if one.local { "this node" } else { "other node" }.to_owned());
+        if with_source {
+            row.push(if one.masqueraded { "masqueraded" } else { "source kept" }.to_owned());
+        }
+        row.push(one.cause.as_ref().map_or("no slice lists it any more".to_owned(), ToString::to_string));
+        row
+    };
+    text.push_str(&columns("  ", &endpoints.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
+    push_more(text, count);
+}
+
+fn push_unused(text: &mut String, unused: &[EndpointLeftOut], count: usize) {
+    if unused.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\nNot used");
+    let row = |one: &EndpointLeftOut| {
+        vec![SocketAddr::new(one.address, one.port).to_string(), one.text.clone(), one.cause.to_string()]
+    };
+    text.push_str(&columns("  ", &unused.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
+    push_more(text, count);
+}
+
+/// One Service.
+pub(super) fn service(answer: &ServiceAnswer, paint: Paint) -> String {
+    let mut text = String::new();
+    let line = format!("Service {}/{} on node {}", answer.namespace, answer.name, answer.node);
+    let _ = writeln!(text, "{}\n", paint.heading(&line));
+    let programmed = if answer.programmed { paint.good("programmed") } else { paint.bad("not programmed") };
+    let _ = writeln!(text, "State    {programmed}");
+    for reason in &answer.reasons {
+        push_decision(&mut text, "Because  ", reason, paint);
+    }
+    for port in &answer.ports {
+        push_port(&mut text, port, paint);
+    }
+    text
+}
+
+fn push_port(text: &mut String, port: &PortAnswer, paint: Paint) {
+    let _ = writeln!(text, "\n{}", paint.heading(&port_name(&port.port)));
+    let row = |one: &FrontendAnswer| {
+        let address = one.address.map_or_else(
+            || format!("node port {}", one.port),
+            |address| SocketAddr::new(address, one.port).to_string(),
+        );
+        let local = one.local_endpoints.map(|number| format!(", {number} on this node")).unwrap_or_default();
+        let endpoints = format!("{} endpoints{local}", one.cluster_endpoints);
+        vec![format!("{address}/{}", one.protocol), state(one.state).to_owned(), endpoints, one.cause.to_string()]
+    };
+    text.push_str(&columns("  ", &port.frontends.iter().map(row).collect::<Vec<_>>()));
+    push_endpoints(text, &port.endpoints, port.endpoint_count, false);
+    push_unused(text, &port.unused, port.unused_count);
+    push_decisions(text, "Notes", &port.notes.iter().collect::<Vec<_>>(), paint);
+}
+
+pub(crate) fn state(state: FrontendState) -> &'static str {
+    match state {
+        FrontendState::Serves => "serves",
+        FrontendState::ServesLocalClients => "serves local clients only",
+        FrontendState::Rejects => "refuses: no endpoint",
+        FrontendState::Drops => "drops: no endpoint on this node",
+        FrontendState::Denied => "belongs to another Service",
+        FrontendState::NotProgrammed => "not programmed",
+    }
+}

@@ -1,0 +1,7 @@
+//! The subcommands, one file each. `cli` has their flags; `run` is the agent.
+
+pub mod asked;
+pub mod cleanup;
+pub mod compile;
+pub mod explain;
+pub mod paint;

@@ -1,0 +1,116 @@
+//! Text for a terminal or a pipe: colour where it is wanted, columns that align,
+//! and foreign names escaped.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::logging::escape::escaped;
+
+/// Whether and how text is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paint {
+    colour: bool,
+}
+
+impl Paint {
+    /// Colour on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.
+    pub fn of_terminal() -> Self {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { colour: io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb }
+    }
+
+    /// No colour.
+    pub fn plain() -> Self {
+        Self { colour: false }
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        let text = escaped(text);
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.into_owned() }
+    }
+
+    /// A heading.
+    pub fn heading(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    /// Good news.
+    pub fn good(self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    /// Bad news.
+    pub fn bad(self, text: &str) -> String {
+        self.with("31", text)
+    }
+
+    /// Something to look at.
+    pub fn warning(self, text: &str) -> String {
+        self.with("33", text)
+    }
+
+    /// Something in the background.
+    pub fn faint(self, text: &str) -> String {
+        self.with("2", text)
+    }
+}
+
+/// Prints to standard output. A reader that has closed the pipe is no error.
+///
+/// # Errors
+/// If standard output can't be written.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| {
+        if !text.ends_with('\n') {
+            out.write_all(b"\n")?;
+        }
+        out.flush()
+    });
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// Lines of cells, in columns that are as wide as their widest cell. Cells are
+/// escaped; the last one of a line is not padded.
+pub fn columns(indent: &str, rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| escaped(cell).into_owned()).collect()).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter(|row| row.len() > column + 1).filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = indent.to_owned();
+        for (position, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            line.push_str(cell);
+            if position + 1 < row.len() {
+                line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_escape() {
+        let rows = [vec!["a\u{1b}[2J".to_owned(), "b".to_owned()], vec!["cc".to_owned(), "dd".to_owned()]];
+        assert_eq!(columns("  ", &rows), "  a\\u{1b}[2J  b\n  cc          dd\n");
+    }
+
+    #[test]
+    fn no_colour_without_a_terminal() {
+        assert_eq!(Paint::plain().bad("x\ny"), "x\\ny");
+        assert_eq!(Paint { colour: true }.bad("x"), "\u{1b}[31mx\u{1b}[0m");
+    }
+}

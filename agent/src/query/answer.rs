@@ -1,0 +1,143 @@
+//! Answers from the store and the planner.
+
+use std::collections::VecDeque;
+
+use vmap_proxy_compiler::evaluate::{Host, Packet};
+use vmap_proxy_compiler::explain::Known;
+use vmap_proxy_compiler::explain::answer::Question as PacketQuestion;
+use vmap_proxy_compiler::model::Store;
+use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::plan::Planner;
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::target::Target;
+
+use super::protocol::{
+    AddressAnswer, Answer, NodeAnswer, PAGE, Place, Question, RulesOf, ServicesAnswer, StatusAnswer, SyncLine,
+};
+
+/// Endpoints in one page of Services, at which a page ends early: a Service may
+/// have thousands.
+const PAGE_ENDPOINTS: usize = 4096;
+
+/// The state that a question is about.
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
+    /// The objects.
+    pub store: &'a Store,
+    /// The programmed state.
+    pub planner: &'a Planner,
+    /// Whether everything has been programmed once.
+    pub ready: bool,
+    /// Whether a change waits to be programmed.
+    pub pending: bool,
+    /// The last syncs, the newest first.
+    pub syncs: &'a VecDeque<SyncLine>,
+}
+
+/// Answers one question. The work depends on the Services that it is about, or on
+/// [`PAGE`], and never on the number of all Services.
+pub fn answer(state: &State<'_>, question: &Question) -> Answer {
+    let store = state.store;
+    let host = Host { local_addresses: store.node().interface_addresses.clone(), bridges: Vec::new() };
+    let known = Known { store, planner: state.planner, host: &host };
+    match question {
+        Question::Node => Answer::Node(node(state)),
+        Question::Packet { packet, about } => {
+            let about = about.as_deref().map(service_name);
+            Answer::Packet(Box::new(known.packet(&first_packet(packet), about.as_ref())))
+        }
+        Question::Service { name } => Answer::Service(Box::new(known.service(&service_name(name)))),
+        Question::Destination { name, port, family } => {
+            Answer::Destination(known.destination(&service_name(name), port.as_deref(), *family).map(place))
+        }
+        Question::FindAddress { address, after } => {
+            let page = known.find_address(*address, after.as_deref().map(service_name).as_ref(), PAGE);
+            let text = |name: ServiceName| name.to_string();
+            Answer::Address(AddressAnswer { found: page.found.map(text), last: page.last.map(text) })
+        }
+        Question::Services { namespace, after } => Answer::Services(services(&known, namespace.as_deref(), after)),
+        Question::Status => Answer::Status(Box::new(status(state))),
+    }
+}
+
+/// `namespace/name`; a name alone is in the namespace `default`.
+pub fn service_name(text: &str) -> ServiceName {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    ServiceName::new(namespace, name)
+}
+
+/// The packet of a question, as the evaluator wants it.
+pub fn first_packet(question: &PacketQuestion) -> Packet {
+    Packet {
+        source: question.source,
+        destination: question.destination,
+        protocol: question.protocol,
+        port: question.port,
+        input_interface: question.interface.clone(),
+    }
+}
+
+fn place(target: Target) -> Place {
+    match target {
+        Target::Frontend(key) => Place { address: key.address, protocol: key.protocol, port: key.port },
+        // The cluster IP is asked for, which is a frontend.
+        Target::NodePort(key) => {
+            Place { address: std::net::Ipv4Addr::UNSPECIFIED.into(), protocol: key.protocol, port: key.port }
+        }
+    }
+}
+
+fn node(state: &State<'_>) -> NodeAnswer {
+    let node = state.store.node();
+    NodeAnswer {
+        name: state.planner.config().node_name.clone(),
+        addresses: node.addresses.clone(),
+        interface_addresses: node.interface_addresses.clone(),
+        pod_cidrs: node.pod_cidrs.clone(),
+        rules: Family::ALL.iter().map(|family| RulesOf::from(&state.planner.skeleton(node, *family))).collect(),
+    }
+}
+
+fn services(known: &Known<'_>, namespace: Option<&str>, after: &Option<String>) -> ServicesAnswer {
+    let after = match (after, namespace) {
+        (Some(after), _) => Some(service_name(after)),
+        // The empty name comes before all others.
+        (None, Some(namespace)) => Some(ServiceName::new(namespace, "")),
+        (None, None) => None,
+    };
+    let mut page = ServicesAnswer { services: Vec::new(), last: None };
+    let mut endpoints = 0;
+    for (seen, (name, entry)) in known.store.after(after.as_ref()).enumerate() {
+        if namespace.is_some_and(|namespace| name.namespace() != namespace) {
+            page.last = None;
+            return page;
+        }
+        if seen == PAGE || endpoints >= PAGE_ENDPOINTS {
+            return page;
+        }
+        page.last = Some(name.to_string());
+        if entry.exists() {
+            let answer = known.service(name);
+            endpoints += answer.ports.iter().map(|port| port.endpoints.len() + port.unused.len()).sum::<usize>();
+            page.services.push(answer);
+        }
+    }
+    page.last = None;
+    page
+}
+
+fn status(state: &State<'_>) -> StatusAnswer {
+    let mut quarantined: Vec<String> = state.planner.quarantined().take(PAGE).map(ToString::to_string).collect();
+    quarantined.sort_unstable();
+    StatusAnswer {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        node: state.planner.config().node_name.clone(),
+        ready: state.ready,
+        pending: state.pending,
+        services: state.store.service_count(),
+        endpoints: state.store.endpoint_count(),
+        quarantined,
+        too_large: state.planner.too_large(),
+        syncs: state.syncs.iter().cloned().collect(),
+    }
+}

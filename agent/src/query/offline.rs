@@ -1,0 +1,99 @@
+//! The state that manifest files make, without an agent and without the kernel:
+//! the addresses on the node's interfaces are assumed to be those of its Node
+//! object.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use vmap_proxy_compiler::model::convert::parse_address;
+use vmap_proxy_compiler::model::{PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::Planner;
+
+use super::answer::State;
+use super::protocol::SyncLine;
+use crate::files::read;
+use crate::source::manifests::{ManifestSource, SourceError};
+use crate::yaml;
+
+/// The state that manifests make.
+#[derive(Debug)]
+pub struct Offline {
+    store: Store,
+    planner: Planner,
+    syncs: VecDeque<SyncLine>,
+    manifests: Vec<PathBuf>,
+}
+
+impl Offline {
+    /// Reads and compiles the manifests. What cannot be used of them is logged.
+    ///
+    /// # Errors
+    /// If a path can't be read.
+    pub fn read(manifests: Vec<PathBuf>, proxy: ProxyConfig) -> Result<Self, SourceError> {
+        let (changes, problems) = ManifestSource::new(manifests.clone(), &proxy.node_name).read_once()?;
+        for problem in problems {
+            tracing::warn!("{problem}");
+        }
+        let mut store = Store::new(proxy.node_name.clone());
+        changes.into_iter().for_each(|change| store.take(change.checked));
+        store.set_interface_addresses(store.node().addresses.clone());
+        let mut planner = Planner::new(proxy, store.node());
+        planner.resync(&mut store, PerFamily::default()).for_each(drop);
+        Ok(Self { store, planner, syncs: VecDeque::new(), manifests })
+    }
+
+    /// The state, to be asked.
+    pub fn state(&self) -> State<'_> {
+        State { store: &self.store, planner: &self.planner, ready: true, pending: false, syncs: &self.syncs }
+    }
+
+    /// The address of a Pod, from a Pod object or from a slice that refers to
+    /// it. The objects that a proxy follows do not hold it, so the files are read
+    /// once more.
+    pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
+        self.manifests.iter().flat_map(|path| files(path)).find_map(|file| {
+            let (_, text) = read::read(&file).ok()?;
+            let documents = yaml::split(&text);
+            documents.into_iter().find_map(|document| {
+                let value: Value = serde_saphyr::from_str_with_options(&text[document.range], yaml::options()).ok()?;
+                address_in(&value, namespace, name)
+            })
+        })
+    }
+}
+
+fn files(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return vec![path.to_owned()] };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| {
+        file.extension()
+            .and_then(|ending| ending.to_str())
+            .is_some_and(|ending| ["yaml", "yml", "json"].contains(&ending))
+    });
+    files.sort();
+    files
+}
+
+/// The address of a Pod in one object, or in the items of a list.
+fn address_in(object: &Value, namespace: &str, name: &str) -> Option<IpAddr> {
+    let text = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    if let Some(items) = object.get("items").and_then(Value::as_array) {
+        return items.iter().find_map(|item| address_in(item, namespace, name));
+    }
+    if text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned()) != namespace {
+        return None;
+    }
+    match text(object, "/kind")?.as_str() {
+        "Pod" if text(object, "/metadata/name").as_deref() == Some(name) => {
+            text(object, "/status/podIP").and_then(|text| parse_address(&text))
+        }
+        "EndpointSlice" => object.get("endpoints")?.as_array()?.iter().find_map(|endpoint| {
+            let is_it = text(endpoint, "/targetRef/kind").as_deref() == Some("Pod")
+                && text(endpoint, "/targetRef/name").as_deref() == Some(name);
+            is_it.then(|| text(endpoint, "/addresses/0").and_then(|text| parse_address(&text))).flatten()
+        }),
+        _ => None,
+    }
+}

@@ -1,0 +1,271 @@
+//! The questions and answers, as one line of JSON each.
+//!
+//! A question is `{"version":1,"question":{"ask":"service","name":"shop/cart"}}`,
+//! the reply `{"version":1,"answer":{"service":{…}}}` or
+//! `{"version":1,"error":"…"}`. New questions and new fields may come at any time
+//! and do not change the version.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
+use vmap_proxy_compiler::model::{Family, Protocol};
+use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
+
+/// The version of the protocol.
+pub const VERSION: u32 = 1;
+
+/// Services that one question looks at, at most: a search or a list is asked page
+/// by page, so that no question delays a sync.
+pub const PAGE: usize = 256;
+
+/// A question with its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// [`VERSION`]
+    pub version: u32,
+    /// The question.
+    pub question: Question,
+}
+
+/// One question. Services are named `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum Question {
+    /// The node, and the parameters of the rules.
+    Node,
+    /// The fate of a packet.
+    Packet {
+        /// The packet.
+        packet: PacketQuestion,
+        /// A Service that may have its destination.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        about: Option<String>,
+    },
+    /// A Service.
+    Service {
+        /// Its name.
+        name: String,
+    },
+    /// The cluster IP and port of a Service.
+    Destination {
+        /// The Service.
+        name: String,
+        /// The name or number of a port; absent: the first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<String>,
+        /// The family; absent: IPv4 if the Service has it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        family: Option<Family>,
+    },
+    /// The Service that has an address, among the next [`PAGE`] Services.
+    FindAddress {
+        /// The address.
+        address: IpAddr,
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
+    /// Services in the order of their names, with frontends and endpoints.
+    Services {
+        /// Only those of this namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
+    /// The state of the agent.
+    Status,
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// [`VERSION`]
+    pub version: u32,
+    /// The answer, or why there is none.
+    #[serde(flatten)]
+    pub result: Outcome,
+}
+
+/// An answer, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The answer.
+    Answer(Answer),
+    /// The reason, for people.
+    Error(String),
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Question::Node`].
+    Node(NodeAnswer),
+    /// To [`Question::Packet`].
+    Packet(Box<Explanation>),
+    /// To [`Question::Service`].
+    Service(Box<ServiceAnswer>),
+    /// To [`Question::Destination`]; `None` if the Service has none.
+    Destination(Option<Place>),
+    /// To [`Question::FindAddress`].
+    Address(AddressAnswer),
+    /// To [`Question::Services`].
+    Services(ServicesAnswer),
+    /// To [`Question::Status`].
+    Status(Box<StatusAnswer>),
+}
+
+/// An address and a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The address.
+    pub address: IpAddr,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+}
+
+/// The node, and the parameters of the rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeAnswer {
+    /// Its name.
+    pub name: String,
+    /// The addresses of its Node object.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses on its interfaces.
+    pub interface_addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs` of its Node object.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The parameters of the rules of each family.
+    pub rules: Vec<RulesOf>,
+}
+
+/// The parameters of the rules of one family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RulesOf {
+    /// The family.
+    pub family: Family,
+    /// How local pods are recognized; absent: not at all.
+    pub detector: Option<Detector>,
+    /// `nftables.masqueradeAll`
+    pub masquerade_all: bool,
+    /// Whether NodePorts are served on every local address.
+    pub node_ports_on_all_addresses: bool,
+}
+
+/// How local pods are recognized.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detector {
+    /// By source address.
+    Source(IpNet),
+    /// By the name of the interface.
+    Interface(String),
+    /// By the prefix of that name.
+    InterfacePrefix(String),
+}
+
+/// The result of a search for an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressAnswer {
+    /// The Service that has it.
+    pub found: Option<String>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
+/// One page of Services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesAnswer {
+    /// The Services.
+    pub services: Vec<ServiceAnswer>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
+/// The state of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusAnswer {
+    /// The version of the program.
+    pub program: String,
+    /// The name of the node.
+    pub node: String,
+    /// Whether everything has been programmed once.
+    pub ready: bool,
+    /// Whether a change waits to be programmed.
+    pub pending: bool,
+    /// The number of Services with rules.
+    pub services: usize,
+    /// The number of endpoints in the slices.
+    pub endpoints: usize,
+    /// Services that the kernel refused, sorted, at most [`PAGE`].
+    pub quarantined: Vec<String>,
+    /// The number of Services that are too large, counted per family.
+    pub too_large: usize,
+    /// The last syncs, the newest first.
+    pub syncs: Vec<SyncLine>,
+}
+
+/// One sync.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncLine {
+    /// When it ended, in milliseconds since 1970.
+    pub ended: u64,
+    /// Its duration in microseconds.
+    pub microseconds: u64,
+    /// Added elements.
+    pub added: usize,
+    /// Removed elements.
+    pub removed: usize,
+    /// Commits.
+    pub commits: usize,
+    /// Whether the kernel was read and compared.
+    pub repaired: bool,
+    /// The Services that changed, at most 3 of them.
+    pub changed: Vec<String>,
+    /// The cause, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl From<&SkeletonConfig> for RulesOf {
+    fn from(config: &SkeletonConfig) -> Self {
+        let detector = config.detector.clone().map(|detector| match detector {
+            LocalDetector::Source(range) => Detector::Source(range),
+            LocalDetector::Interface(name) => Detector::Interface(name),
+            LocalDetector::InterfacePrefix(prefix) => Detector::InterfacePrefix(prefix),
+        });
+        Self {
+            family: config.family,
+            detector,
+            masquerade_all: config.masquerade_all,
+            node_ports_on_all_addresses: config.nodeports_on_all_addresses,
+        }
+    }
+}
+
+impl From<&RulesOf> for SkeletonConfig {
+    fn from(rules: &RulesOf) -> Self {
+        let detector = rules.detector.clone().map(|detector| match detector {
+            Detector::Source(range) => LocalDetector::Source(range),
+            Detector::Interface(name) => LocalDetector::Interface(name),
+            Detector::InterfacePrefix(prefix) => LocalDetector::InterfacePrefix(prefix),
+        });
+        Self {
+            family: rules.family,
+            detector,
+            masquerade_all: rules.masquerade_all,
+            nodeports_on_all_addresses: rules.node_ports_on_all_addresses,
+        }
+    }
+}
