@@ -2,11 +2,11 @@
 //! kube-proxy if requested.
 
 use thiserror::Error;
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::ruleset::Family;
 
 use crate::cli::CleanupOptions;
 use crate::instance::{self, InstanceError};
-use crate::netlink::{Kernel, NetlinkError};
+use crate::netlink::{Kernel, NetlinkError, OwnTable};
 use crate::takeover;
 
 /// The cause.
@@ -47,11 +47,14 @@ fn kube_proxy() -> Result<(), Error> {
 fn own_tables() -> Result<(), Error> {
     let mut kernel = Kernel::open()?;
     for family in Family::ALL {
-        let table = format!("table {} {TABLE}", family.keyword());
-        if kernel.delete_table(family)? {
-            tracing::info!("{table} was removed");
-        } else {
-            tracing::info!("{table} was not there");
+        for own in OwnTable::ALL {
+            let table = format!("table {} {}", family.keyword(), own.name());
+            match (kernel.delete_table(own, family)?, own) {
+                (true, _) => tracing::info!("{table} was removed"),
+                (false, OwnTable::Main) => tracing::info!("{table} was not there"),
+                // It exists only after an upgrade that was interrupted.
+                (false, OwnTable::StandIn) => {}
+            }
         }
     }
     Ok(())

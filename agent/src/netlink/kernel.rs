@@ -7,10 +7,11 @@ mod reading;
 use std::time::{Duration, Instant};
 
 use nlink::netlink::nftables::connection::kernel_has_destroy;
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_wire::answer::{Answer, Answers};
-use vmap_proxy_wire::nf_tables::Batch;
 use vmap_proxy_wire::nf_tables::batch::MessageSpan;
+use vmap_proxy_wire::nf_tables::{Batch, OwnTable};
 
 use super::error::{CommitError, NetlinkError, Refusal, SocketError};
 use super::socket::{Socket, StopFlag};
@@ -94,6 +95,12 @@ impl Kernel {
     /// otherwise the kernel bounds it by `net.core.wmem_max`.
     pub fn max_batch_bytes(&self) -> usize {
         self.socket.send_limit()
+    }
+
+    /// Directs all further commits on each family to one of our tables; the main
+    /// one is the default. Everything else goes to the table that it names.
+    pub fn direct_to(&mut self, tables: PerFamily<OwnTable>) {
+        self.batch.direct_to(tables);
     }
 
     /// The socket's address in netlink: the sender of everything we commit.

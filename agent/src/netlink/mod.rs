@@ -8,20 +8,23 @@
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
+//! * [`packets`]: the wait for packets in the kernel's hooks;
 //! * [`error`]: the errors.
 
 mod addresses;
 mod error;
 mod kernel;
 mod monitor;
+mod packets;
 pub(crate) mod socket;
 
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use error::{CommitError, NetlinkError, Refusal, SocketError};
 pub use kernel::{CommitReport, Kernel, Moment};
 pub use monitor::{ForeignChange, Monitor, Observed};
+pub use packets::await_packets;
 pub use socket::StopFlag;
 pub use vmap_proxy_wire::nf_tables::elements::{Counter, ElementState, ForeignElement};
-pub use vmap_proxy_wire::nf_tables::encode;
 pub use vmap_proxy_wire::nf_tables::foreign::{ForeignKind, ForeignObject};
 pub use vmap_proxy_wire::nf_tables::table_state::{ChainState, MapState, TableState};
+pub use vmap_proxy_wire::nf_tables::{OwnTable, encode};

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use nlink::netlink::nftables::events::NFNLGRP_NFTABLES;
 use nlink::netlink::{NetlinkSocket, Protocol};
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_wire::message::{Attributes, Messages};
-use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_family, message_type};
+use vmap_proxy_wire::nf_tables::{OwnTable, TABLE_NAME, message_family, message_type};
 use vmap_proxy_wire::uapi::{
     NFT_MSG_NEWCHAIN, NFT_MSG_NEWGEN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
     NFTA_CHAIN_NAME, NFTA_GEN_ID, NFTA_GEN_PROC_NAME, NFTA_GEN_PROC_PID,
@@ -222,7 +222,7 @@ impl Follower {
                 }
             } else if is_of_kube_proxy(message.kind, attributes) {
                 self.rival.writes = true;
-            } else if attributes.string(TABLE_NAME) == Some(TABLE)
+            } else if attributes.string(TABLE_NAME).and_then(OwnTable::of_name).is_some()
                 && let Some(family) = message_family(family)
                 && !self.touched.contains(&family)
             {
@@ -264,6 +264,7 @@ fn all_but(port: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::ruleset::TABLE;
     use vmap_proxy_wire::message::Writer;
     use vmap_proxy_wire::nf_tables::family_number;
     use vmap_proxy_wire::uapi::NFT_MSG_DELTABLE;

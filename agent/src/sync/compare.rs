@@ -11,12 +11,13 @@ use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::rules;
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::ruleset::{Family, LAYOUT, TABLE};
 
 use super::affinity::learned_of;
+use super::replace::Carry;
 use super::report::{Cleaned, SyncReport};
 use super::{SyncError, Syncer};
-use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, TableState};
+use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, OwnTable, TableState};
 
 /// A map with more elements than this is looked up element by element instead
 /// of being listed. The time of a listing grows with the square of their number
@@ -39,6 +40,12 @@ pub(super) struct Read {
     pub(super) looked_up: LookedUp,
     /// Objects to remove when our own rules are correct again.
     pub(super) foreign: PerFamily<Vec<ForeignObject>>,
+    /// Whether a table is there that can't be changed in place.
+    pub(super) outdated: PerFamily<bool>,
+    /// Whether there is a stand-in.
+    pub(super) stand_ins: PerFamily<bool>,
+    /// The learned entries of a table that is being replaced.
+    pub(super) carry: Carry,
 }
 
 impl Syncer {
@@ -62,20 +69,24 @@ impl Syncer {
         read: &mut Read,
         report: &mut SyncReport,
     ) -> Result<(), SyncError> {
-        let Some(table) = self.kernel.read_table(family)? else { return Ok(()) };
-        if let Some(port) = table.owner().filter(|owner| *owner != self.kernel.port()) {
+        let stand_in = self.kernel.read_table(OwnTable::StandIn, family)?;
+        let table = self.kernel.read_table(OwnTable::Main, family)?;
+        let owners = [&table, &stand_in].into_iter().flatten().filter_map(TableState::owner);
+        if let Some(port) = { owners }.find(|owner| *owner != self.kernel.port()) {
             return Err(SyncError::Owned { family, owner: owner(port) });
         }
-        if let Some(what) = incompatible(&table, family) {
-            // Hooks and key types can't be changed in place.
-            tracing::warn!(
-                "{what} of table {} {TABLE} is of another version of vmap-proxy, or somebody changed it: the table is \
-                 recreated",
-                family.keyword()
-            );
-            self.kernel.delete_table(family)?;
-            return Ok(());
+        read.stand_ins[family] = stand_in.is_some();
+        if let Some(table) = &table
+            && let Some(what) = incompatible(table, family)
+        {
+            note_outdated(family, table, &what, report);
+            read.outdated[family] = true;
+            return self.read_earlier(OwnTable::Main, table, family, read);
         }
+        if let Some(stand_in) = &stand_in {
+            self.read_earlier(OwnTable::StandIn, stand_in, family, read)?;
+        }
+        let Some(table) = table else { return Ok(()) };
         self.clean_objects(family, &table, report)?;
         read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
@@ -206,8 +217,25 @@ fn is_always_listed(map: Map) -> bool {
         )
 }
 
-/// A map or base chain that exists and differs from the desired one.
+/// Logs that a table is to be replaced. If it is of our layout, another program
+/// has changed it, which is counted.
+fn note_outdated(family: Family, table: &TableState, what: &str, report: &mut SyncReport) {
+    if table.layout_matches() {
+        report.cleaned(family, "table", 1, &format!("table with a foreign change ({what}), replaced"));
+    }
+    tracing::warn!(
+        "table {} {TABLE} is of another version of vmap-proxy, or somebody changed it ({what}): it is replaced, and \
+         serves until its replacement does",
+        family.keyword()
+    );
+}
+
+/// The difference that can't be put right in place: the layout number, or a map
+/// or base chain that exists and differs from the desired one.
 fn incompatible(table: &TableState, family: Family) -> Option<String> {
+    if !table.layout_matches() {
+        return Some(format!("{}, this version makes {LAYOUT}", table.layout()));
+    }
     let map = table.map_names().filter_map(Map::parse).find(|map| !table.map_matches(*map, family));
     if let Some(map) = map {
         return Some(format!("map {map}"));

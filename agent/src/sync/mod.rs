@@ -5,6 +5,7 @@
 //! * [`report`]: the report of a sync;
 //! * `repair`: the start, and the repair after a refusal or a foreign change;
 //! * `compare`: reads the kernel's tables, and removes foreign objects from them;
+//! * `replace`: replaces a table that can't be changed in place;
 //! * `foreign`: concurrent foreign changes;
 //! * `pipeline`: planning on one thread while another commits.
 
@@ -13,6 +14,7 @@ mod compare;
 mod foreign;
 mod pipeline;
 mod repair;
+mod replace;
 pub mod report;
 
 use std::collections::HashMap;

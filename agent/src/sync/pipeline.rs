@@ -7,6 +7,7 @@ use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Resync, Transaction};
 
 use super::commit;
+use super::replace::Carry;
 use super::report::SyncReport;
 use crate::netlink::{CommitError, Kernel};
 
@@ -34,11 +35,12 @@ pub(super) fn run(
     resync: &mut Resync<'_>,
     kernel: &mut Kernel,
     enabled: PerFamily<bool>,
+    carry: &mut Carry,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     let (sender, receiver) = sync_channel(WAITING);
     let outcome = thread::scope(|scope| {
-        let work = || commit_all(receiver, kernel, enabled, report);
+        let work = || commit_all(receiver, kernel, enabled, carry, report);
         let committer = thread::Builder::new().name("commit".to_owned()).spawn_scoped(scope, work).ok()?;
         let mut wanted = true;
         while wanted && !resync.is_finished() {
@@ -53,17 +55,20 @@ pub(super) fn run(
         return outcome;
     }
     tracing::warn!("no thread could be created for commits: planning and committing alternate, which takes longer");
-    commit_all(resync, kernel, enabled, report)
+    commit_all(resync, kernel, enabled, carry, report)
 }
 
 fn commit_all(
     transactions: impl IntoIterator<Item = Transaction>,
     kernel: &mut Kernel,
     enabled: PerFamily<bool>,
+    carry: &mut Carry,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     for mut transaction in transactions {
-        commit(kernel, enabled, &mut transaction, report).map_err(|error| (transaction, error))?;
+        let copied = carry.before(&transaction, kernel).map_err(CommitError::from);
+        let committed = copied.and_then(|()| commit(kernel, enabled, &mut transaction, report));
+        committed.map_err(|error| (transaction, error))?;
     }
     Ok(())
 }

@@ -12,9 +12,10 @@ use vmap_proxy_compiler::plan::{KernelState, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read, look_up};
+use super::replace::Carry;
 use super::report::{Refused, SyncReport};
 use super::{SyncError, Syncer, commit, pipeline, programmed};
-use crate::netlink::{CommitError, Moment};
+use crate::netlink::{CommitError, Moment, OwnTable};
 
 /// Maximum number of passes with a refusal before a repair is given up.
 const MAX_REFUSALS: usize = 64;
@@ -32,13 +33,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const SERVICES_AT_ONCE: usize = 512;
 
 /// The result of a pass through the kernel.
-enum Pass {
+pub(super) enum Pass {
     /// It has the desired state.
     Done,
     /// A map that was looked up has more elements than were found: list it.
     Leftovers,
     /// It refused a transaction.
     Refused(Transaction, CommitError),
+    /// Stand-ins have taken the place of tables that could not be changed in
+    /// place: make these anew.
+    Replaced,
 }
 
 /// The results of the passes of one repair so far.
@@ -46,6 +50,8 @@ enum Pass {
 struct Met {
     refusals: usize,
     disturbed: u32,
+    /// The number of passes that ended with stand-ins.
+    replaced: u32,
     list_all: bool,
     last: String,
 }
@@ -57,6 +63,12 @@ impl Syncer {
     /// A refusal counts only if nobody else changed our tables between their
     /// reading and the refusal. Otherwise it is tried again.
     pub(super) fn repair(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
+        let outcome = self.repair_all(report);
+        self.kernel.direct_to(PerFamily::default());
+        outcome
+    }
+
+    fn repair_all(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
         report.repaired = true;
         // Changes that came at the same time are reported like any other. At
         // the start there is no earlier state.
@@ -79,6 +91,7 @@ impl Syncer {
                     tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
                 Ok(Pass::Leftovers) => met.list_all = true,
+                Ok(Pass::Replaced) => met.replace()?,
                 Ok(Pass::Refused(transaction, error)) => {
                     self.judge(moment, transaction, error, &mut met, report)?;
                 }
@@ -100,12 +113,19 @@ impl Syncer {
 
     /// One reading of the kernel's state, and the commits of the difference.
     fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
-        let Read { states, looked_up, foreign } = self.read_kernel(list_all, report)?;
-        let pass = self.send_difference(states, &looked_up, report)?;
+        // After a refusal in a stand-in the culprits are sought there.
+        self.kernel.direct_to(PerFamily::default());
+        let read = self.read_kernel(list_all, report)?;
+        if read.outdated.values().any(|outdated| *outdated) {
+            return self.replace(read, report);
+        }
+        let Read { states, looked_up, foreign, stand_ins, mut carry, .. } = read;
+        let pass = self.send_difference(states, &looked_up, &mut carry, report)?;
         if let Pass::Done = pass {
             for (family, foreign) in foreign {
                 self.kernel.remove_foreign(family, &foreign)?;
             }
+            self.hand_over(stand_ins, OwnTable::StandIn, &carry)?;
         }
         Ok(pass)
     }
@@ -187,15 +207,16 @@ impl Syncer {
     }
 
     /// Commits the missing transactions, up to one that is refused.
-    fn send_difference(
+    pub(super) fn send_difference(
         &mut self,
         kernel: PerFamily<KernelState>,
         looked_up: &LookedUp,
+        carry: &mut Carry,
         report: &mut SyncReport,
     ) -> Result<Pass, SyncError> {
         let mut resync = self.planner.resync(&mut self.store, kernel);
         if looked_up.values().all(HashMap::is_empty) {
-            let sent = pipeline::run(&mut resync, &mut self.kernel, self.enabled, report);
+            let sent = pipeline::run(&mut resync, &mut self.kernel, self.enabled, carry, report);
             let left_out = resync.take_left_out();
             self.plan_again(left_out);
             return Ok(match sent {
@@ -212,6 +233,7 @@ impl Syncer {
                 resync.supply(element.0, element.1);
             }
             for mut transaction in resync.next_chunk(SERVICES_AT_ONCE) {
+                carry.before(&transaction, &mut self.kernel)?;
                 if let Err(error) = commit(&mut self.kernel, self.enabled, &mut transaction, report) {
                     return Ok(Pass::Refused(transaction, error));
                 }
@@ -261,6 +283,19 @@ impl Syncer {
     fn quarantine(&mut self, name: &ServiceName) {
         let good = self.last_good.remove(name).map(Arc::unwrap_or_clone).unwrap_or_default();
         self.planner.quarantine(name, good);
+    }
+}
+
+impl Met {
+    /// Counts a pass that ended with stand-ins. One is enough, unless another
+    /// program changes the new table again.
+    fn replace(&mut self) -> Result<(), SyncError> {
+        self.replaced += 1;
+        if self.replaced < MAX_DISTURBED {
+            return Ok(());
+        }
+        let last = "a table that was just made was changed so that it had to be replaced again".to_owned();
+        Err(SyncError::Disturbed { attempts: MAX_DISTURBED as usize, last })
     }
 }
 

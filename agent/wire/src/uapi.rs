@@ -196,6 +196,8 @@ numbers! {
     u16 {
         NFTA_TABLE_NAME = 1,
         NFTA_TABLE_FLAGS = 2,
+        // Since Linux 5.10.
+        NFTA_TABLE_USERDATA = 6,
         // Since Linux 5.12.
         NFTA_TABLE_OWNER = 7,
     }

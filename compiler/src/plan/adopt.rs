@@ -20,11 +20,12 @@ struct Held {
 
 /// Puts the endpoints into the slots that the kernel holds for each port, as
 /// the first frontend that the Service holds has them, and gives the lists the
-/// numbers that they have there.
+/// numbers that they have there, or in an earlier table.
 pub(super) fn adopt(
     name: &ServiceName,
     compiled: &mut CompiledService,
     kernel: &KernelElements,
+    earlier: &KernelElements,
     state: &mut FamilyState,
 ) {
     let service = compiled.service.clone();
@@ -45,8 +46,10 @@ pub(super) fn adopt(
             if held.slots.is_empty() {
                 held.slots = kernel.slots(Map::Endpoints(domain, pool), target);
             }
-            let number = || kernel.list_number(Map::AffinityLists(domain, pool), target, &owners[list]);
-            held.number = held.number.or_else(number);
+            let number = |elements: &KernelElements| {
+                elements.list_number(Map::AffinityLists(domain, pool), target, &owners[list])
+            };
+            held.number = held.number.or_else(|| number(kernel)).or_else(|| number(earlier));
         }
     }
     for (endpoints, [cluster, local]) in compiled.ports.iter_mut().zip(held) {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{Action, Operation, Transaction};
 use crate::render;
-use crate::ruleset::TABLE;
+use crate::ruleset::{LAYOUT, TABLE};
 
 impl fmt::Display for Operation {
     /// One command, without the line's end:
@@ -13,7 +13,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let table = format!("{} {TABLE}", self.family.keyword());
         match &self.action {
-            Action::AddTable => write!(f, "add table {table}"),
+            Action::AddTable => write!(f, "add table {table} {{ comment \"{LAYOUT}\"; }}"),
             Action::AddMap(map) => {
                 write!(f, "add {} {table} {map} {{ {}; ", render::kind(*map), render::declaration(self.family, *map))?;
                 render::properties(*map).iter().try_for_each(|property| write!(f, "{property}; "))?;

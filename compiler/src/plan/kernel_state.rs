@@ -24,6 +24,10 @@ pub struct KernelState {
     pub elements: KernelElements,
     /// The numbers of lists under which clients are remembered.
     pub learned: HashSet<ListNumber>,
+    /// The elements of an earlier table that this one replaces, as far as they
+    /// give numbers to lists: `affinity-timeouts` and the maps of lists. Clients
+    /// are remembered there under these numbers. None of them is in this table.
+    pub earlier: KernelElements,
 }
 
 /// The elements of one table as the kernel holds them, without `affinity`:

@@ -213,11 +213,11 @@ impl<'a> Resync<'a> {
 
     /// One Service: whatever the kernel does not hold as it should.
     fn service(&mut self, name: &ServiceName, family: Family) {
-        let kernel = &mut self.kernel[family].elements;
+        let KernelState { elements: kernel, earlier, .. } = &mut self.kernel[family];
         let state = &mut self.planner.families[family];
         let Some(mut compiled) = state.services.remove(name) else { return };
-        if state.slots_unknown && !kernel.is_empty() {
-            adopt(name, &mut compiled, kernel, state);
+        if state.slots_unknown && !(kernel.is_empty() && earlier.is_empty()) {
+            adopt(name, &mut compiled, kernel, earlier, state);
         }
         state.number(name, &mut compiled);
         elements(name, &compiled, &mut |element| {
@@ -308,7 +308,8 @@ impl Planner {
         state.claims = Claims::default();
         state.shared = SharedElements::default();
         state.chains = CountedChains::default();
-        let found = kernel.elements.list_numbers().chain(kernel.learned.iter().copied());
+        let found = kernel.elements.list_numbers().chain(kernel.earlier.list_numbers());
+        let found = found.chain(kernel.learned.iter().copied());
         state.lists = ListNumbers::reset(state.services.iter(), found);
         for chain in kernel.chains.keys() {
             state.chains.adopt(*chain);

@@ -9,7 +9,7 @@ use crate::ruleset::element::Element;
 use crate::ruleset::maps::Map;
 use crate::ruleset::rule::Rule;
 use crate::ruleset::table::{Ruleset, Table};
-use crate::ruleset::{Family, TABLE};
+use crate::ruleset::{Family, LAYOUT, TABLE};
 
 /// The rule set as indented JSON, elements sorted by key.
 ///
@@ -30,6 +30,7 @@ struct RulesetView<'a> {
 struct TableView<'a> {
     family: Family,
     name: &'static str,
+    comment: &'static str,
     maps: Vec<MapView<'a>>,
     chains: Vec<ChainView<'a>>,
 }
@@ -87,6 +88,7 @@ fn table_view(table: &Table) -> TableView<'_> {
     TableView {
         family: table.family,
         name: TABLE,
+        comment: LAYOUT,
         maps: Map::all().map(|map| map_view(table.family, map, elements.remove(&map).unwrap_or_default())).collect(),
         chains: table.chains.keys().map(|chain| chain_view(table, *chain)).collect(),
     }

@@ -11,7 +11,7 @@ use crate::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
 use crate::ruleset::rule::Rule;
 use crate::ruleset::table::{Ruleset, Table};
 use crate::ruleset::target::{FrontendKey, Target};
-use crate::ruleset::{Family, TABLE};
+use crate::ruleset::{Family, LAYOUT, TABLE};
 
 /// The indentation of an element that begins a line, in nft's layout.
 const NEXT_LINE: &str = "\n\t\t\t     ";
@@ -28,7 +28,7 @@ pub fn table(table: &Table) -> String {
     let maps = Map::all().map(|map| self::map(table.family, map, of_map(map)));
     let chains = table.chains.iter().map(|(chain, rules)| self::chain(table.family, *chain, rules));
     let blocks: Vec<String> = maps.chain(chains).collect();
-    format!("table {} {TABLE} {{\n{}}}\n", table.family.keyword(), blocks.join("\n"))
+    format!("table {} {TABLE} {{\n\tcomment \"{LAYOUT}\"\n{}}}\n", table.family.keyword(), blocks.join("\n"))
 }
 
 /// The elements of each map, sorted by key.

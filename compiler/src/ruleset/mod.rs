@@ -25,7 +25,17 @@ pub mod spread;
 pub mod table;
 pub mod target;
 
-/// The name of our table in each family. Nothing else is ever touched.
+/// The name of our table in each family. Nothing else is ever touched, except
+/// for the [`STAND_IN`].
 pub const TABLE: &str = "vmap-proxy";
+
+/// The name of the table that serves while [`TABLE`] is replaced by one of
+/// another layout. It exists for no longer than that.
+pub const STAND_IN: &str = "vmap-proxy-stand-in";
+
+/// The version of the layout, as the comment of the table names it. It changes
+/// when a table of the older version must not be changed in place, although the
+/// declarations of all sets, maps and base chains are the same (decision 70).
+pub const LAYOUT: &str = "layout 1";
 
 pub use crate::model::Family;

@@ -118,6 +118,7 @@ impl FakeKernel {
                 maps: table.maps.iter().copied().collect(),
                 elements,
                 learned: HashSet::new(),
+                earlier: KernelElements::default(),
             }
         })
     }

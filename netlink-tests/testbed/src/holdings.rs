@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use vmap_proxy_agent::netlink::{Kernel, NetlinkError};
+use vmap_proxy_agent::netlink::{Kernel, NetlinkError, OwnTable};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Data, Key, ListNumber, Verdict};
@@ -48,7 +48,7 @@ impl Holdings {
         try_in_namespace(namespace, |kernel| {
             let mut both = <[Holdings; 2]>::default();
             for (holdings, family) in both.iter_mut().zip(Family::ALL) {
-                let Some(table) = kernel.read_table(family)? else { continue };
+                let Some(table) = kernel.read_table(OwnTable::Main, family)? else { continue };
                 for (name, chain) in table.chain_names().filter_map(|name| Some((name, table.chain(name)?))) {
                     holdings.chains.insert(name.to_owned(), chain.rule_expressions().to_vec());
                 }
@@ -57,6 +57,12 @@ impl Holdings {
                 holdings.foreign = table.foreign().iter().map(ToString::to_string).collect();
                 if table.is_dormant() {
                     holdings.foreign.insert("flag dormant".to_owned());
+                }
+                if !table.layout_matches() {
+                    holdings.foreign.insert(table.layout());
+                }
+                if kernel.read_table(OwnTable::StandIn, family)?.is_some() {
+                    holdings.foreign.insert("a stand-in".to_owned());
                 }
                 holdings.foreign.extend(table.wrong_policies().iter().map(|chain| format!("policy of {chain}")));
                 for map in maps {

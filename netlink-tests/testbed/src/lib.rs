@@ -8,13 +8,14 @@
 //! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
-//! * [`nft`]: the `nft` program; [`traffic`]: connections all the while; [`skip`]: a test that cannot run here.
+//! * [`nft`]: the `nft` program; [`traffic`] and [`continuous`]: connections all the while; [`skip`]: a test that cannot run here.
 
 pub mod agent_process;
 pub mod api;
 pub mod api_objects;
 pub mod apiserver;
 pub mod cluster;
+pub mod continuous;
 pub mod end_to_end;
 pub mod generation;
 pub mod holdings;

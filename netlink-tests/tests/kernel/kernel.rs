@@ -4,7 +4,7 @@
 use crate::readback::fixtures::{
     all_chains, all_configs, complete, loadable, operation, sample, simple_config, skeleton,
 };
-use vmap_proxy_agent::netlink::{ChainState, CommitError, Kernel, TableState};
+use vmap_proxy_agent::netlink::{ChainState, CommitError, Kernel, OwnTable, TableState};
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::chains::Chain;
@@ -26,10 +26,10 @@ fn every_chain_and_map_reads_back_as_written() {
     in_fresh_namespace(async || {
         let mut kernel = Kernel::open().unwrap();
         for family in Family::ALL {
-            assert!(kernel.read_table(family).unwrap().is_none());
+            assert!(kernel.read_table(OwnTable::Main, family).unwrap().is_none());
             for config in all_configs(family) {
                 kernel.commit(&skeleton(&config)).unwrap_or_else(|error| panic!("{config:?}: {error}"));
-                let state = kernel.read_table(family).unwrap().unwrap();
+                let state = kernel.read_table(OwnTable::Main, family).unwrap().unwrap();
                 for chain in all_chains(family) {
                     assert!(state.chain_matches(chain, family, &rules(&config, chain)), "{chain} {config:?}");
                 }
@@ -37,8 +37,8 @@ fn every_chain_and_map_reads_back_as_written() {
                     assert!(state.map_matches(map, family), "{map} {family}");
                 }
             }
-            assert!(kernel.delete_table(family).unwrap());
-            assert!(!kernel.delete_table(family).unwrap());
+            assert!(kernel.delete_table(OwnTable::Main, family).unwrap());
+            assert!(!kernel.delete_table(OwnTable::Main, family).unwrap());
         }
     });
 }
@@ -134,7 +134,7 @@ fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
 
 /// All that the kernel holds of a table: objects and elements.
 fn everything(kernel: &mut Kernel, family: Family) -> (TableState, Vec<Element>) {
-    let state = kernel.read_table(family).unwrap().unwrap();
+    let state = kernel.read_table(OwnTable::Main, family).unwrap().unwrap();
     let mut elements = Vec::new();
     for map in Map::all() {
         let (known, foreign) = kernel.read_contents(family, map).unwrap();
@@ -217,11 +217,11 @@ fn nft_makes_the_same_bytes_of_the_text() {
                 let table = loadable(config);
                 kernel.commit(&complete(&table)).unwrap();
                 let (ours, our_elements) = everything(&mut kernel, family);
-                kernel.delete_table(family).unwrap();
+                kernel.delete_table(OwnTable::Main, family).unwrap();
 
                 nft(&["-f", "-"], &render::table(&table)).unwrap();
                 let (theirs, their_elements) = everything(&mut kernel, family);
-                kernel.delete_table(family).unwrap();
+                kernel.delete_table(OwnTable::Main, family).unwrap();
 
                 for chain in table.chains.keys() {
                     let (our, their) = (ours.chain(&chain.to_string()), theirs.chain(&chain.to_string()));
@@ -268,7 +268,7 @@ fn a_listing_of_ours_loads_again() {
                 let delete = format!("delete table {} {TABLE}", family.keyword());
                 nft(&["-f", "-"], &format!("{delete}\n{listing}")).unwrap();
                 assert_eq!(everything(&mut kernel, family).1, before.1, "{:?}", table.config);
-                kernel.delete_table(family).unwrap();
+                kernel.delete_table(OwnTable::Main, family).unwrap();
                 nft(&["-f", "-"], &listing).unwrap();
                 let (state, elements) = everything(&mut kernel, family);
                 assert_eq!(elements, before.1, "{:?}", table.config);
@@ -285,7 +285,7 @@ fn a_listing_of_ours_loads_again() {
                     }
                 }
                 assert_maps_as_nft_declares(&state, family);
-                kernel.delete_table(family).unwrap();
+                kernel.delete_table(OwnTable::Main, family).unwrap();
             }
         }
     });
@@ -322,14 +322,14 @@ fn a_changed_chain_does_not_match() {
             ("chain ip vmap-proxy filter-input { policy drop; }", Chain::FilterInput),
         ];
         for (text, chain) in changes {
-            let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
+            let state = kernel.read_table(OwnTable::Main, Family::Ipv4).unwrap().unwrap();
             assert!(state.chain_matches(chain, Family::Ipv4, &rules(&config, chain)), "before {text}");
             nft(&["-f", "-"], text).unwrap();
-            let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
+            let state = kernel.read_table(OwnTable::Main, Family::Ipv4).unwrap().unwrap();
             assert!(!state.chain_matches(chain, Family::Ipv4, &rules(&config, chain)), "after {text}");
         }
         nft(&["-f", "-"], "table ip vmap-proxy { chain other {}\n set sticky-other { type ipv4_addr; }\n }").unwrap();
-        let state = kernel.read_table(Family::Ipv4).unwrap().unwrap();
+        let state = kernel.read_table(OwnTable::Main, Family::Ipv4).unwrap().unwrap();
         assert!(state.chain_names().any(|name| name == "other"));
         assert!(state.map_names().any(|name| name == "sticky-other"));
     });

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use vmap_proxy_agent::netlink::{AddressWatcher, Kernel, Monitor, Observed, local_addresses};
+use vmap_proxy_agent::netlink::{AddressWatcher, Kernel, Monitor, Observed, OwnTable, local_addresses};
 use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
@@ -53,7 +53,7 @@ fn foreign_changes_to_our_table_are_seen_and_ours_are_not() {
             panic!("no foreign change seen");
         };
         assert_eq!(flush.genid, change.genid + 2, "one commit of ours lies between the two");
-        assert!(kernel.read_table(Family::Ipv4).unwrap().is_none());
+        assert!(kernel.read_table(OwnTable::Main, Family::Ipv4).unwrap().is_none());
     });
 }
 

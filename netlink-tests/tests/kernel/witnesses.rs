@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::readback::fixtures::{complete, loadable, simple_config};
 use crate::readback::view::View;
 use crate::readback::{json, libnftnl};
-use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_agent::netlink::{Kernel, OwnTable};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_testbed::namespaces::in_fresh_namespace;
@@ -63,7 +63,7 @@ fn rustables_reports_our_tables_chains_and_sets() {
             };
             rustables::query::list_objects_with_data(libc::NFT_MSG_GETSET as u16, &collect, None, &mut names).unwrap();
             assert_eq!(names, expected.sets.into_keys().collect());
-            kernel.delete_table(family).unwrap();
+            kernel.delete_table(OwnTable::Main, family).unwrap();
         }
     });
 }

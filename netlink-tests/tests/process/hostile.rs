@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmap_proxy_agent::netlink::Kernel;
+use vmap_proxy_agent::netlink::{Kernel, OwnTable};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_lab::Transport::Tcp;
@@ -358,7 +358,7 @@ fn fight(namespace: &NetNs, done: &AtomicBool) -> usize {
         let mut count = 0;
         while !done.load(Ordering::Acquire) {
             for family in Family::ALL {
-                count += usize::from(kernel.delete_table(family).unwrap_or(false));
+                count += usize::from(kernel.delete_table(OwnTable::Main, family).unwrap_or(false));
             }
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -1,17 +1,17 @@
 //! Connections while Services and their endpoints change: what is open stays open, what is new finds who serves now.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmap_proxy_lab::Transport::{Tcp, Udp};
-use vmap_proxy_lab::{Flow, Probe, ProbeResult, Transport};
+use vmap_proxy_lab::{Flow, ProbeResult};
 use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::cluster::{
     CLIENT, Cluster, LOCAL, NODE, POD, REMOTE, answerer, at, ip, node_object, proxy_config,
 };
+use vmap_proxy_testbed::continuous::none_fails_while;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::manifests::{ServiceManifest, SliceManifest, service, slice};
 use vmap_proxy_testbed::proxy::Proxy;
@@ -58,32 +58,6 @@ fn open_connections_stay_up_while_all_endpoints_are_replaced() {
             cluster.assert_served(POD[family], at(VIP[family], 80), Tcp, ready);
         }
     }
-}
-
-/// Connects over and over, all ways at once, while `change` runs; all must be answered. How many were there?
-fn none_fails_while(cluster: &Cluster, ways: &[(&str, SocketAddr, Transport)], change: impl FnOnce()) -> usize {
-    let timeout = Duration::from_millis(950);
-    let probe = |(source, target, transport): &(&str, SocketAddr, Transport)| {
-        [Probe { source: ip(source), target: *target, transport: *transport, timeout }; 2]
-    };
-    let probes: Vec<Probe> = ways.iter().flat_map(probe).collect();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            let mut connections = 0;
-            while !done.load(Ordering::Acquire) {
-                for (probe, result) in probes.iter().zip(cluster.lab().probe_all(&probes).unwrap()) {
-                    let what = format!("connection {connections}, {probe:?}");
-                    answerer(result, &what);
-                    connections += 1;
-                }
-            }
-            connections
-        });
-        change();
-        done.store(true, Ordering::Release);
-        client.join().unwrap()
-    })
 }
 
 /// Subsets of four, never empty: the same ones in every run.

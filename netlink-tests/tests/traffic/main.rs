@@ -8,5 +8,6 @@ mod harness;
 mod invalid_packets;
 mod takeover;
 mod traffic;
+mod upgrade;
 
 vmap_proxy_testbed::in_own_namespaces!();

@@ -1,39 +1,78 @@
 //! Removes foreign objects from our tables, and undoes changes that other
 //! programs can make in place.
 
+use std::collections::HashSet;
+
+use vmap_proxy_compiler::plan::MAX_OPERATIONS;
 use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_wire::message::Request;
 use vmap_proxy_wire::nf_tables::batch::write_chain;
-use vmap_proxy_wire::nf_tables::elements::{ForeignElement, write_foreign};
+use vmap_proxy_wire::nf_tables::elements::{ElementState, ForeignElement, write_expiring, write_foreign};
 use vmap_proxy_wire::nf_tables::foreign::{ForeignObject, disarm, removal};
-use vmap_proxy_wire::nf_tables::request;
 use vmap_proxy_wire::nf_tables::table_state::TableState;
+use vmap_proxy_wire::nf_tables::{OwnTable, request};
 use vmap_proxy_wire::uapi::{
-    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWTABLE, NFTA_SET_ELEM_LIST_ELEMENTS,
-    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
+    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
 };
 
 use super::Kernel;
 use crate::netlink::error::{NetlinkError, SocketError};
+use crate::netlink::socket::until_undisturbed;
 
 /// 100 elements of at most 200 bytes fit one attribute.
 const ELEMENTS_AT_ONCE: usize = 100;
 
 impl Kernel {
-    /// Removes our table of a family with all it holds. `false`: it was not
-    /// there.
+    /// Removes one of our tables of a family with all it holds. `false`: it was
+    /// not there.
     ///
     /// # Errors
     ///
     /// Any [`NetlinkError`].
-    pub fn delete_table(&mut self, family: Family) -> Result<bool, NetlinkError> {
-        match self.submit_requests(&[request(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, TABLE))]) {
+    pub fn delete_table(&mut self, table: OwnTable, family: Family) -> Result<bool, NetlinkError> {
+        let name = table.name();
+        match self.submit_requests(&[request(NFT_MSG_DELTABLE, family, |w| w.string(NFTA_TABLE_NAME, name))]) {
             Ok(()) => Ok(true),
             Err(SocketError::Refused(libc::ENOENT)) => Ok(false),
-            Err(error) => Err(NetlinkError::of(format!("delete table {} {TABLE}", family.keyword()), error)),
+            Err(error) => Err(NetlinkError::of(format!("delete table {} {name}", family.keyword()), error)),
         }
+    }
+
+    /// Adds learned entries to the map `affinity` of a table, with the rest of
+    /// their lives, except for those whose key it has already.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`]; [`SocketError::Interrupted`] if packets add the
+    /// same keys meanwhile, again and again.
+    pub fn add_learned(
+        &mut self,
+        table: OwnTable,
+        family: Family,
+        learned: &[ElementState],
+    ) -> Result<(), NetlinkError> {
+        until_undisturbed(|| {
+            let (known, _) = self.read_contents_of(table, family, Map::Affinity)?;
+            let known: HashSet<Key> = known.into_iter().map(|state| state.element.key).collect();
+            let missing: Vec<&ElementState> =
+                learned.iter().filter(|state| !known.contains(&state.element.key)).collect();
+            for some in missing.chunks(MAX_OPERATIONS) {
+                match self.submit_requests(&additions(table, family, some)) {
+                    Ok(()) => {}
+                    // A packet was faster.
+                    Err(SocketError::Refused(libc::EBUSY | libc::EEXIST)) => return Ok(None),
+                    Err(error) => {
+                        let what = format!("add elements to {} {}", table.name(), Map::Affinity);
+                        return Err(NetlinkError::of(what, error));
+                    }
+                }
+            }
+            Ok(Some(()))
+        })
     }
 
     /// Switches on a table that another program has made dormant, which hooks
@@ -56,7 +95,7 @@ impl Kernel {
     ///
     /// Any [`NetlinkError`]; `ENOENT` if one is gone meanwhile.
     pub fn restore_policies(&mut self, family: Family, chains: &[Chain]) -> Result<(), NetlinkError> {
-        let restore = |chain: &Chain| request(NFT_MSG_NEWCHAIN, family, |w| write_chain(w, *chain));
+        let restore = |chain: &Chain| request(NFT_MSG_NEWCHAIN, family, |w| write_chain(w, TABLE, *chain));
         let messages: Vec<Request> = chains.iter().map(restore).collect();
         self.must(family, "restore the policy of chains", &messages)
     }
@@ -109,7 +148,7 @@ impl Kernel {
         outcome.map_err(|error| NetlinkError::of(format!("{what} in {} {TABLE}", family.keyword()), error))
     }
 
-    /// Submits messages as one batch.
+    /// Submits messages as one batch, which goes to the tables that they name.
     fn submit_requests(&mut self, requests: &[Request]) -> Result<(), SocketError> {
         if requests.is_empty() {
             return Ok(());
@@ -118,4 +157,24 @@ impl Kernel {
         self.commits = self.commits.wrapping_add(1);
         Ok(())
     }
+}
+
+/// The messages that add learned entries. Entries that are about to expire are
+/// left out.
+fn additions(table: OwnTable, family: Family, learned: &[&ElementState]) -> Vec<Request> {
+    let living = |state: &&ElementState| state.timeout.zip(state.expires).filter(|(_, expires)| *expires > 0);
+    let add = |some: &[&ElementState]| {
+        request(NFT_MSG_NEWSETELEM, family, |w| {
+            w.string(NFTA_SET_ELEM_LIST_TABLE, table.name());
+            w.string(NFTA_SET_ELEM_LIST_SET, Map::Affinity.name());
+            w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                for state in some {
+                    if let Some((timeout, expires)) = living(state) {
+                        write_expiring(w, &state.element, timeout, expires.min(timeout));
+                    }
+                }
+            });
+        })
+    };
+    learned.chunks(ELEMENTS_AT_ONCE).map(add).collect()
 }

@@ -4,16 +4,16 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tracing::{debug, warn};
+use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_wire::answer::DumpEnd;
 use vmap_proxy_wire::message::{Attributes, Message, Request, Writer};
 use vmap_proxy_wire::nf_tables::elements::{
     Contents, Counter, ElementState, ForeignElement, Reader, write_element_key,
 };
 use vmap_proxy_wire::nf_tables::table_state::TableState;
-use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_type, request};
+use vmap_proxy_wire::nf_tables::{OwnTable, TABLE_NAME, message_type, request};
 use vmap_proxy_wire::uapi::{
     NFT_MSG_GETCHAIN, NFT_MSG_GETFLOWTABLE, NFT_MSG_GETGEN, NFT_MSG_GETOBJ, NFT_MSG_GETRULE, NFT_MSG_GETSET,
     NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFTA_GEN_ID, NFTA_SET_ELEM_LIST_ELEMENTS,
@@ -35,34 +35,34 @@ const LOOKUP_KEYS: usize = 256;
 type ReadObject = fn(&mut TableState, Attributes<'_>);
 
 /// Asks for elements of a map: for all of them, unless `rest` names some.
-fn elements_of(family: Family, map: Map, rest: impl FnOnce(&mut Writer)) -> Request {
+fn elements_of(table: OwnTable, family: Family, map: Map, rest: impl FnOnce(&mut Writer)) -> Request {
     request(NFT_MSG_GETSETELEM, family, |w| {
-        w.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        w.string(NFTA_SET_ELEM_LIST_TABLE, table.name());
         w.string(NFTA_SET_ELEM_LIST_SET, map.name());
         rest(w);
     })
 }
 
 impl Kernel {
-    /// Reads our table of a family: chains, rules, and the declarations of sets
-    /// and maps. `None` if there is no such table.
+    /// Reads one of our tables of a family: chains, rules, and the declarations
+    /// of sets and maps. `None` if there is no such table.
     ///
     /// # Errors
     ///
     /// [`SocketError::Interrupted`] if the rule set keeps changing.
-    pub fn read_table(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
+    pub fn read_table(&mut self, table: OwnTable, family: Family) -> Result<Option<TableState>, NetlinkError> {
         until_undisturbed(|| {
             let generation = self.generation()?;
-            let state = self.read_objects(family)?;
+            let state = self.read_objects(table, family)?;
             Ok((self.generation()? == generation).then_some(state))
         })
     }
 
-    fn read_objects(&mut self, family: Family) -> Result<Option<TableState>, NetlinkError> {
-        let tables = self.list(family, NFT_MSG_GETTABLE)?;
-        let Some(table) = tables.first() else { return Ok(None) };
+    fn read_objects(&mut self, table: OwnTable, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        let tables = self.list(table, family, NFT_MSG_GETTABLE)?;
+        let Some(listed) = tables.first() else { return Ok(None) };
         let mut state = TableState::default();
-        state.read_table(Attributes::new(table));
+        state.read_table(Attributes::new(listed));
         let kinds: [(u8, ReadObject); 5] = [
             (NFT_MSG_GETCHAIN, |state, one| state.read_chain(one)),
             (NFT_MSG_GETRULE, |state, one| state.read_rule(one)),
@@ -71,7 +71,7 @@ impl Kernel {
             (NFT_MSG_GETFLOWTABLE, |state, one| state.read_flowtable(one)),
         ];
         for (kind, read) in kinds {
-            for object in self.list(family, kind)? {
+            for object in self.list(table, family, kind)? {
                 read(&mut state, Attributes::new(&object));
             }
         }
@@ -125,7 +125,21 @@ impl Kernel {
         family: Family,
         map: Map,
     ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
-        let question = elements_of(family, map, |_| {});
+        self.read_contents_of(OwnTable::Main, family, map)
+    }
+
+    /// The same in either table.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read_elements`].
+    pub fn read_contents_of(
+        &mut self,
+        table: OwnTable,
+        family: Family,
+        map: Map,
+    ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
+        let question = elements_of(table, family, map, |_| {});
         let outcome = until_undisturbed(|| {
             let mut reader = Reader::new(family, map);
             let end = self.socket.dump(&question, &mut |entries| {
@@ -163,7 +177,7 @@ impl Kernel {
     ) -> Result<(), NetlinkError> {
         let mut reader = Reader::new(family, map);
         let mut seen = HashSet::new();
-        let end = self.socket.dump(&elements_of(family, map, |_| {}), &mut |entries| {
+        let end = self.socket.dump(&elements_of(OwnTable::Main, family, map, |_| {}), &mut |entries| {
             entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
             for state in reader.take_elements() {
                 if let Some(counter) = state.counter
@@ -226,7 +240,7 @@ impl Kernel {
     /// One question. Whether one of the keys, the one behind those that were
     /// found, is missing.
     fn look_up_some(&mut self, family: Family, map: Map, keys: &[Key]) -> Result<(Contents, bool), NetlinkError> {
-        let question = elements_of(family, map, |w| {
+        let question = elements_of(OwnTable::Main, family, map, |w| {
             w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| keys.iter().for_each(|key| write_element_key(w, key)));
         });
         let mut reader = Reader::new(family, map);
@@ -243,18 +257,19 @@ impl Kernel {
         Ok((reader.finish().unwrap_or_default(), missing))
     }
 
-    /// The attributes of our table's objects of one kind. Not every kernel
-    /// leaves out those of other tables by itself.
-    fn list(&mut self, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        let question = request(kind, family, |w| w.string(TABLE_NAME, TABLE));
+    /// The attributes of a table's objects of one kind. Not every kernel leaves
+    /// out those of other tables by itself.
+    fn list(&mut self, table: OwnTable, family: Family, kind: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let name = table.name();
+        let question = request(kind, family, |w| w.string(TABLE_NAME, name));
         let listed = self.socket.list(&question, |entry| {
             let (_, attributes) = entry.body()?;
-            (attributes.string(TABLE_NAME) == Some(TABLE)).then(|| attributes.bytes().to_vec())
+            (attributes.string(TABLE_NAME) == Some(name)).then(|| attributes.bytes().to_vec())
         });
         match listed {
             // A kernel that looks for the table first.
             Err(SocketError::Refused(libc::ENOENT)) => Ok(Vec::new()),
-            other => other.map_err(|error| NetlinkError::of(format!("listing of {} {TABLE}", family.keyword()), error)),
+            other => other.map_err(|error| NetlinkError::of(format!("listing of {} {name}", family.keyword()), error)),
         }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
 
-use super::elements::{MAX_ELEMENT, write_element, write_element_key};
+use super::elements::{MAX_ELEMENT, write_comment_entry, write_element, write_element_key};
 use super::expressions::{write_chain_name, write_rule};
 use super::sets::write_set;
-use super::{POLICY_ACCEPT, family_number, message_type};
+use super::{OwnTable, POLICY_ACCEPT, family_number, message_type};
 use crate::answer::Sequences;
 use crate::message::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Request, Writer};
 use crate::uapi::*;
@@ -38,6 +39,10 @@ pub struct Batch {
     /// that the kernel means.
     starts: Vec<usize>,
     open: Option<OpenList>,
+    /// The table that operations on a family are for.
+    tables: PerFamily<OwnTable>,
+    /// The flags of new tables, `NFT_TABLE_F_*`.
+    table_flags: u32,
 }
 
 /// A message that takes further elements.
@@ -58,6 +63,17 @@ struct Target {
 }
 
 impl Batch {
+    /// Directs the operations on each family to one of our tables; the main one
+    /// is the default.
+    pub fn direct_to(&mut self, tables: PerFamily<OwnTable>) {
+        self.tables = tables;
+    }
+
+    /// Makes new tables with these flags, `NFT_TABLE_F_*`; none is the default.
+    pub fn set_table_flags(&mut self, flags: u32) {
+        self.table_flags = flags;
+    }
+
     /// Encodes all operations, in order. `destroy`: whether the kernel has
     /// `NFT_MSG_DESTROYSETELEM`.
     pub fn encode(&mut self, operations: &[Operation], destroy: bool, mut sequence: impl FnMut() -> u32) {
@@ -161,7 +177,11 @@ impl Batch {
                 let open = self.begin(index, kind, flags, family, sequence());
                 self.starts.push(self.writer.position());
                 let id = self.messages.len() as u32;
-                write_action(&mut self.writer, action, family, id);
+                let table = self.tables[family].name();
+                match action {
+                    Action::AddTable => write_table(&mut self.writer, table, self.table_flags),
+                    action => write_action(&mut self.writer, table, action, family, id),
+                }
                 self.writer.end_message(open);
             }
         }
@@ -188,7 +208,7 @@ impl Batch {
             self.close();
             let message = self.begin(index, target.kind, flags, target.family, sequence());
             let writer = &mut self.writer;
-            writer.string(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            writer.string(NFTA_SET_ELEM_LIST_TABLE, self.tables[target.family].name());
             writer.string(NFTA_SET_ELEM_LIST_SET, target.map.name());
             let list_start = writer.position();
             let list = writer.begin_nest(NFTA_SET_ELEM_LIST_ELEMENTS);
@@ -241,39 +261,45 @@ fn message_of(action: &Action) -> (u8, u16) {
     }
 }
 
-fn write_action(writer: &mut Writer, action: &Action, family: Family, id: u32) {
+/// Writes the attributes of a `NFT_MSG_NEWTABLE`. Comment and flags of a table
+/// that exists can't be changed, but for some flags.
+fn write_table(writer: &mut Writer, table: &str, flags: u32) {
+    writer.string(NFTA_TABLE_NAME, table);
+    writer.be32(NFTA_TABLE_FLAGS, flags);
+    let userdata = writer.begin_attribute(NFTA_TABLE_USERDATA);
+    write_comment_entry(writer, LAYOUT);
+    writer.end(userdata);
+}
+
+fn write_action(writer: &mut Writer, table: &str, action: &Action, family: Family, id: u32) {
     match action {
-        Action::AddTable => {
-            writer.string(NFTA_TABLE_NAME, TABLE);
-            writer.be32(NFTA_TABLE_FLAGS, 0);
-        }
-        Action::AddMap(map) => write_set(writer, family, *map, id),
+        Action::AddMap(map) => write_set(writer, table, family, *map, id),
         Action::DeleteMap(map) => {
-            writer.string(NFTA_SET_TABLE, TABLE);
+            writer.string(NFTA_SET_TABLE, table);
             writer.string(NFTA_SET_NAME, map.name());
         }
-        Action::AddChain(chain) => write_chain(writer, *chain),
+        Action::AddChain(chain) => write_chain(writer, table, *chain),
         Action::DeleteChain(chain) => {
-            writer.string(NFTA_CHAIN_TABLE, TABLE);
+            writer.string(NFTA_CHAIN_TABLE, table);
             write_chain_name(writer, NFTA_CHAIN_NAME, *chain);
         }
         // Without a handle: every rule of the chain.
         Action::FlushChain(chain) => {
-            writer.string(NFTA_RULE_TABLE, TABLE);
+            writer.string(NFTA_RULE_TABLE, table);
             write_chain_name(writer, NFTA_RULE_CHAIN, *chain);
         }
         Action::AddRule(chain, rule) => {
-            writer.string(NFTA_RULE_TABLE, TABLE);
+            writer.string(NFTA_RULE_TABLE, table);
             write_chain_name(writer, NFTA_RULE_CHAIN, *chain);
             writer.nest(NFTA_RULE_EXPRESSIONS, |w| write_rule(w, family, rule));
         }
-        Action::AddElement(_) | Action::DeleteElement(_) => {}
+        Action::AddTable | Action::AddElement(_) | Action::DeleteElement(_) => {}
     }
 }
 
 /// Writes the attributes of a `NFT_MSG_NEWCHAIN`.
-pub fn write_chain(writer: &mut Writer, chain: Chain) {
-    writer.string(NFTA_CHAIN_TABLE, TABLE);
+pub fn write_chain(writer: &mut Writer, table: &str, chain: Chain) {
+    writer.string(NFTA_CHAIN_TABLE, table);
     write_chain_name(writer, NFTA_CHAIN_NAME, chain);
     if let Some(base) = chain.base() {
         writer.string(NFTA_CHAIN_TYPE, if base.nat { "nat" } else { "filter" });

@@ -34,7 +34,13 @@ pub fn write_element(writer: &mut Writer, element: &Element) {
     }
     let open = writer.begin_nest(NFTA_LIST_ELEM);
     write_key(writer, &element.key);
-    match &element.data {
+    write_data(writer, &element.data);
+    write_comment(writer, element.comment.as_deref());
+    writer.end(open);
+}
+
+fn write_data(writer: &mut Writer, data: &Data) {
+    match data {
         Data::Nothing => {}
         Data::Verdict(verdict) => writer.nest(NFTA_SET_ELEM_DATA, |w| match verdict {
             Verdict::Goto(chain) => write_verdict(w, NFT_GOTO, Some(*chain)),
@@ -50,7 +56,16 @@ pub fn write_element(writer: &mut Writer, element: &Element) {
             writer.nest(NFTA_SET_ELEM_DATA, |w| w.attribute(NFTA_DATA_VALUE, &number.priority().to_ne_bytes()));
         }
     }
-    write_comment(writer, element.comment.as_deref());
+}
+
+/// Writes one element of a `NFT_MSG_NEWSETELEM` with the rest of its life, for a
+/// map whose elements expire.
+pub fn write_expiring(writer: &mut Writer, element: &Element, timeout: u64, expires: u64) {
+    let open = writer.begin_nest(NFTA_LIST_ELEM);
+    write_key(writer, &element.key);
+    write_data(writer, &element.data);
+    writer.be64(NFTA_SET_ELEM_TIMEOUT, timeout);
+    writer.be64(NFTA_SET_ELEM_EXPIRATION, expires);
     writer.end(open);
 }
 
@@ -170,8 +185,9 @@ fn write_comment(writer: &mut Writer, comment: Option<&str>) {
 }
 
 /// Type, length, and the text with its terminating zero. The compiler has
-/// shortened comments to `MAX_COMMENT`; the kernel refuses longer ones.
-fn write_comment_entry(writer: &mut Writer, comment: &str) {
+/// shortened comments to `MAX_COMMENT`; the kernel refuses longer ones. nft's
+/// comments of tables have the same form (`NFTNL_UDATA_TABLE_COMMENT` is 0, too).
+pub(super) fn write_comment_entry(writer: &mut Writer, comment: &str) {
     let length = comment.len().min(usize::from(u8::MAX) - 1);
     writer.raw(&[NFTNL_UDATA_SET_ELEM_COMMENT, length as u8 + 1]);
     writer.raw(&comment.as_bytes()[..length]);
@@ -398,7 +414,11 @@ fn prefix(start: IpAddr, after: Option<IpAddr>) -> Option<IpNet> {
 }
 
 fn comment(attributes: Attributes<'_>) -> Option<String> {
-    let userdata = attributes.get(NFTA_SET_ELEM_USERDATA)?.payload;
+    comment_in(attributes.get(NFTA_SET_ELEM_USERDATA)?.payload)
+}
+
+/// The comment in the userdata of an element or a table.
+pub(super) fn comment_in(userdata: &[u8]) -> Option<String> {
     let text = super::sets::userdata::find(userdata, NFTNL_UDATA_SET_ELEM_COMMENT)?;
     Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
 }

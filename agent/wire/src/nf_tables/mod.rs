@@ -21,12 +21,40 @@ pub mod foreign;
 pub mod sets;
 pub mod table_state;
 
-use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::{Family, STAND_IN, TABLE};
 
 use crate::message::{Request, Writer};
 use crate::uapi::*;
 
 pub use batch::{Batch, encode};
+
+/// One of the two tables that we may have in each family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OwnTable {
+    /// The table that serves.
+    #[default]
+    Main,
+    /// The one that serves while the main table is replaced.
+    StandIn,
+}
+
+impl OwnTable {
+    /// Both of them.
+    pub const ALL: [OwnTable; 2] = [OwnTable::Main, OwnTable::StandIn];
+
+    /// Its name in the kernel.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Main => TABLE,
+            Self::StandIn => STAND_IN,
+        }
+    }
+
+    /// The table of this name, if it is one of ours.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+}
 
 /// The policy of our base chains.
 const POLICY_ACCEPT: u32 = NF_ACCEPT as u32;

@@ -5,8 +5,8 @@
 //! `nft list` shows our maps and its output can be loaded again. But for one
 //! type: the slot's, see [`TYPE_MARK`].
 
+use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::maps::{AFFINITY_SIZE, DataKind, KeyField, Map};
-use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use crate::message::Writer;
 use crate::uapi::*;
@@ -132,9 +132,9 @@ pub(super) fn declaration(family: Family, map: Map) -> Declaration {
 
 /// Writes the attributes of a `NFT_MSG_NEWSET`. `id` is any number that is
 /// unique in the batch: the kernel demands one.
-pub(super) fn write_set(writer: &mut Writer, family: Family, map: Map, id: u32) {
+pub(super) fn write_set(writer: &mut Writer, table: &str, family: Family, map: Map, id: u32) {
     let set = declaration(family, map);
-    writer.string(NFTA_SET_TABLE, TABLE);
+    writer.string(NFTA_SET_TABLE, table);
     writer.string(NFTA_SET_NAME, map.name());
     writer.be32(NFTA_SET_FLAGS, set.flags);
     writer.be32(NFTA_SET_KEY_TYPE, set.key_type);

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::Rule;
+use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
 
 use super::POLICY_ACCEPT;
+use super::elements::comment_in;
 use super::expressions::write_rule;
 use super::foreign::{ForeignKind, ForeignObject};
 use super::sets::{Declaration, declaration, userdata};
@@ -18,8 +19,10 @@ use crate::uapi::*;
 /// declarations of sets and maps, but not their elements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableState {
-    /// `NFT_TABLE_F_*`; ours has none.
+    /// `NFT_TABLE_F_*`.
     flags: u32,
+    /// The comment of the table.
+    comment: Option<String>,
     /// The netlink address of the socket that owns the table, if one does.
     owner: Option<u32>,
     chains: HashMap<String, ChainState>,
@@ -112,9 +115,28 @@ impl TableState {
         self.flags & NFT_TABLE_F_DORMANT != 0
     }
 
-    /// The flags that can't be taken from an existing table.
+    /// Returns whether the table survives the process that owned it (`flags
+    /// persist`). The flag can neither be given to an existing table nor taken
+    /// from it.
+    pub fn is_persistent(&self) -> bool {
+        self.flags & NFT_TABLE_F_PERSIST != 0
+    }
+
+    /// The flags that an update of the table must repeat: the kernel refuses to
+    /// change them.
     pub fn lasting_flags(&self) -> u32 {
-        self.flags & NFT_TABLE_F_PERSIST
+        self.flags & (NFT_TABLE_F_PERSIST | NFT_TABLE_F_OWNER)
+    }
+
+    /// Returns whether the table has the layout of this version, by its comment.
+    /// The tables of versions before there were layout numbers have none.
+    pub fn layout_matches(&self) -> bool {
+        self.comment.as_deref() == Some(LAYOUT)
+    }
+
+    /// The comment of the table, unprintable characters escaped, for messages.
+    pub fn layout(&self) -> String {
+        self.comment.as_ref().map_or_else(|| "no layout number".to_owned(), |text| text.escape_debug().to_string())
     }
 
     /// The netlink address of the socket that owns the table (`flags owner`):
@@ -167,6 +189,7 @@ impl TableState {
     /// Reads the `NFT_MSG_NEWTABLE` of our table.
     pub fn read_table(&mut self, attributes: Attributes<'_>) {
         self.flags = attributes.be32(NFTA_TABLE_FLAGS).unwrap_or_default();
+        self.comment = attributes.get(NFTA_TABLE_USERDATA).and_then(|userdata| comment_in(userdata.payload));
         self.owner = attributes.be32(NFTA_TABLE_OWNER).filter(|_| self.flags & NFT_TABLE_F_OWNER != 0);
     }
 

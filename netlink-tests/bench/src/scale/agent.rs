@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
-use vmap_proxy_agent::netlink::{Kernel, local_addresses};
+use vmap_proxy_agent::netlink::{Kernel, OwnTable, local_addresses};
 use vmap_proxy_agent::source::{ObjectChange, Origin};
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::sync::report::SyncReport;
@@ -195,7 +195,7 @@ impl Agent {
     pub fn objects(&mut self) -> Result<Objects, Failure> {
         let mut objects = Objects::default();
         for family in Family::ALL {
-            let Some(table) = self.syncer.kernel().read_table(family)? else { continue };
+            let Some(table) = self.syncer.kernel().read_table(OwnTable::Main, family)? else { continue };
             objects.tables += 1;
             objects.maps += table.map_names().count();
             for name in table.chain_names() {

@@ -1,0 +1,138 @@
+//! A table of another layout is replaced: no connection notices it, and clients stay where they were if the maps that
+//! remember them have the same shape.
+
+use serde_json::Value;
+use vmap_proxy_agent::netlink::await_packets;
+use vmap_proxy_compiler::ruleset::{Family, LAYOUT, STAND_IN, TABLE};
+use vmap_proxy_lab::Transport::{Tcp, Udp};
+use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, node_object, proxy_config};
+use vmap_proxy_testbed::continuous::none_fails_while;
+use vmap_proxy_testbed::holdings::{Holdings, learned};
+use vmap_proxy_testbed::manifests::{service, slice};
+use vmap_proxy_testbed::nft::{load_nft, nft_in};
+use vmap_proxy_testbed::proxy::Proxy;
+
+const AFFINITY_BY_FRONTEND: &str = include_str!("layouts/affinity-by-frontend.nft");
+
+/// A Service with affinity in IPv4, as the stored layout has it, and one without in IPv6: nft 1.0.6 can't load the rule
+/// of IPv6 that learns affinity.
+fn objects() -> Vec<Value> {
+    let cart = service("shop/cart").cluster_ip("10.96.0.10").port(Tcp, 80).named("http").node_port(30080);
+    let pods = slice("shop/cart", "v4").port(Tcp, POD_PORT.into()).named("http");
+    let web = service("shop/web").cluster_ip("fd00:10:96::10").port(Tcp, 80).port(Udp, 80);
+    let more_pods = slice("shop/web", "v6").port(Tcp, POD_PORT.into()).port(Udp, POD_PORT.into());
+    vec![
+        node_object(),
+        cart.affinity(600).build(),
+        pods.endpoints([LOCAL[0][0], REMOTE[0][0], REMOTE[0][1]]).build(),
+        web.build(),
+        more_pods.address_type("IPv6").endpoints([LOCAL[1][0], REMOTE[1][0]]).build(),
+    ]
+}
+
+fn tables() -> [String; 2] {
+    Family::ALL.map(|family| format!("table {} {TABLE}", family.keyword()))
+}
+
+/// Both tables as nft lists them: they can be loaded again.
+fn listing(cluster: &Cluster) -> String {
+    let list = |family: Family| nft_in(cluster.node(), &["list", "table", family.keyword(), TABLE], "");
+    Family::ALL.map(|family| list(family).unwrap_or_else(|error| panic!("{error}"))).concat()
+}
+
+/// The layout of a version to come: another number, and sets and hooks that can't be changed in place. The maps of
+/// affinity are the same.
+fn of_another_version(listing: &str) -> String {
+    let changes = [
+        (LAYOUT, "layout 4711"),
+        ("set cluster-ips {", "set cluster-ips {\n\t\tsize 4096"),
+        ("hook prerouting priority dstnat;", "hook prerouting priority dstnat + 1;"),
+    ];
+    changes.into_iter().fold(listing.to_owned(), |text, (ours, theirs)| {
+        assert!(text.contains(ours), "no {ours} in {text}");
+        text.replace(ours, theirs)
+    })
+}
+
+/// Puts a rule set in the place of our tables as another version would have left it; copies of ours serve meanwhile.
+fn install(cluster: &Cluster, layout: &str, ours: &str) {
+    let load = |text: &str| load_nft(cluster.node(), text).unwrap_or_else(|error| panic!("{error}"));
+    load(&ours.replace(&format!(" {TABLE} {{"), &format!(" {STAND_IN} {{")));
+    await_packets();
+    let deletions = tables().map(|table| format!("delete {table}\n")).concat();
+    load(&format!("{deletions}{layout}"));
+    await_packets();
+    load(&tables().map(|table| format!("delete {}\n", table.replace(TABLE, STAND_IN))).concat());
+}
+
+#[test]
+fn no_connection_fails_while_the_layout_changes() {
+    let cluster = Cluster::new();
+    let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
+    let expected = Holdings::read(cluster.node());
+    let ours = listing(&cluster);
+    drop(proxy);
+    let layouts = [AFFINITY_BY_FRONTEND, &of_another_version(&ours)];
+    let ways = [
+        (POD[0], at("10.96.0.10", 80), Tcp),
+        (NODE[0], at("10.96.0.10", 80), Tcp),
+        (REMOTE[0][3], at("10.96.0.10", 80), Tcp),
+        (CLIENT[0], at(NODE[0], 30080), Tcp),
+    ];
+    // The stored layout has no Service of IPv6.
+    let ways_of_both = [&ways[..], &[(POD[1], at("fd00:10:96::10", 80), Udp)]].concat();
+    for (layout, ways) in layouts.into_iter().zip([&ways[..], &ways_of_both]) {
+        let connections = none_fails_while(&cluster, ways, || {
+            for round in 0..5 {
+                install(&cluster, layout, &ours);
+                let (_proxy, report) = Proxy::start(cluster.node(), proxy_config(), &objects());
+                assert!(report.refused.is_empty() && report.objects > 0, "{report:?}");
+                for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
+                    assert_eq!(now.differences(expected), [String::new(); 0], "round {round}");
+                }
+            }
+        });
+        assert!(connections > 100, "{connections}");
+    }
+}
+
+#[test]
+fn clients_stay_where_they_are_if_the_maps_that_remember_them_do() {
+    let cluster = Cluster::new();
+    let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
+    let ways = [POD[0], NODE[0], CLIENT[0], REMOTE[0][3]].map(|client| (client, at("10.96.0.10", 80)));
+    let went = ways.map(|(client, frontend)| cluster.answers(client, frontend, Tcp, 1));
+    let known = learned(cluster.node(), Family::Ipv4);
+    assert_eq!(known.len(), ways.len());
+    drop(proxy);
+    install(&cluster, &of_another_version(&listing(&cluster)), &listing(&cluster));
+    assert_eq!(learned(cluster.node(), Family::Ipv4), known, "nft has loaded them");
+    let (_proxy, report) = Proxy::start(cluster.node(), proxy_config(), &objects());
+    assert!(report.objects > 0, "{report:?}");
+    assert_eq!(learned(cluster.node(), Family::Ipv4), known);
+    assert_eq!(ways.map(|(client, frontend)| cluster.answers(client, frontend, Tcp, 5)), went);
+}
+
+/// What an agent leaves that is killed while it replaces a table: the next one goes on with it.
+#[test]
+fn a_stand_in_that_was_left_over_is_removed() {
+    let cluster = Cluster::new();
+    let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
+    let expected = Holdings::read(cluster.node());
+    cluster.answers(CLIENT[0], at("10.96.0.10", 80), Tcp, 1);
+    let known = learned(cluster.node(), Family::Ipv4);
+    let ours = listing(&cluster);
+    drop(proxy);
+    let stand_in = ours.replace(&format!(" {TABLE} {{"), &format!(" {STAND_IN} {{"));
+    let delete = tables().map(|table| format!("delete {table}\n")).concat();
+    // Before the old table is deleted, when it is gone, and when the new one is there.
+    for left in [format!("{delete}{}", of_another_version(&ours)), delete, String::new()] {
+        load_nft(cluster.node(), &stand_in).unwrap();
+        load_nft(cluster.node(), &left).unwrap();
+        let (_proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
+        for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
+            assert_eq!(now.differences(expected), [String::new(); 0], "{left}");
+        }
+        assert_eq!(learned(cluster.node(), Family::Ipv4), known, "{left}");
+    }
+}
