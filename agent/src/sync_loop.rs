@@ -7,6 +7,7 @@
 //! than rules are handled by [observers](crate::after_sync).
 
 mod culprits;
+mod ownership;
 mod pace;
 mod retrial;
 
@@ -26,6 +27,7 @@ use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
 use culprits::Culprits;
+use ownership::Ownership;
 pub use pace::MIN_GAP;
 use pace::{Blame, Pace};
 use retrial::Retrial;
@@ -90,6 +92,7 @@ pub async fn run_sync_loop<O: Observer>(
         culprits: Culprits::default(),
         failures: Failures::default(),
         retrial: Retrial::default(),
+        ownership: Ownership::default(),
         listed: false,
         foreign: false,
         news: false,
@@ -97,7 +100,7 @@ pub async fn run_sync_loop<O: Observer>(
     let mut idle = Instant::now() + IDLE;
     let mut addresses_open = true;
     loop {
-        let wake = state.due().or(state.pace.truce()).or(state.retrial.next());
+        let wake = state.due().or(state.pace.truce()).or(state.ownership.next()).or(state.retrial.next());
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -116,6 +119,7 @@ pub async fn run_sync_loop<O: Observer>(
             () = state.syncer.foreign_change() => state.note_foreign_changes(),
             () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => {
                 state.make_truce();
+                state.look_for_free_tables();
                 state.retry_quarantined();
             }
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
@@ -138,6 +142,7 @@ struct Loop<'a, O> {
     culprits: Culprits,
     failures: Failures,
     retrial: Retrial,
+    ownership: Ownership,
     listed: bool,
     /// Whether another program changed our table since the last sync.
     foreign: bool,
@@ -207,7 +212,9 @@ impl<O: Observer> Loop<'_, O> {
         if self.pace.truce().is_some_and(|truce| truce <= Instant::now()) {
             self.pace.make_truce();
             tracing::info!("nobody has changed the table vmap-proxy for a while; all rules are in place");
-            self.observer.on_recovery();
+            if !self.ownership.is_lost() {
+                self.observer.on_recovery();
+            }
         }
     }
 
@@ -260,8 +267,33 @@ impl<O: Observer> Loop<'_, O> {
         let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
         self.retrial.note(done.quarantined > 0, Instant::now());
         self.observer.on_sync(&done);
-        if !self.pace.is_fight() {
+        self.note_owned_tables();
+        if !self.pace.is_fight() && !self.ownership.is_lost() {
             self.observer.on_recovery();
+        }
+    }
+
+    /// Another process owns one of our tables: what does not concern it is
+    /// programmed.
+    fn note_owned_tables(&mut self) {
+        let owned = self.syncer.owned_tables();
+        let reasons: Vec<String> = owned.iter().map(ToString::to_string).collect();
+        let reason = reasons.join("; ");
+        if let Some(line) = self.ownership.note(&reason, Instant::now()) {
+            tracing::error!("{line}");
+        }
+        if self.ownership.is_lost() {
+            self.observer.on_trouble(&Trouble { reason, rules_missing: true });
+        }
+    }
+
+    fn look_for_free_tables(&mut self) {
+        if !self.ownership.take_due(Instant::now()) {
+            return;
+        }
+        if let Err(error) = self.syncer.look_for_free_tables() {
+            tracing::debug!("whether our tables are free again is not known: {error}");
+            self.syncer.mark_damaged();
         }
     }
 

@@ -95,6 +95,7 @@ fn apply_servers(flags: &ServerFlags, configuration: &mut KubeProxyConfiguration
 
 fn apply_kernel(flags: &KernelFlags, configuration: &mut KubeProxyConfiguration) {
     set(&mut configuration.oom_score_adj, &flags.oom_score_adj);
+    set(&mut configuration.nftables.flush_proof, &flags.nftables_flush_proof);
     let conntrack = &mut configuration.conntrack;
     set(&mut conntrack.max_per_core, &flags.conntrack_max_per_core);
     set(&mut conntrack.min, &flags.conntrack_min);

@@ -43,6 +43,7 @@ pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("logging-format", "/logging/format"),
     ("masquerade-all", "/nftables/masqueradeAll"),
     ("metrics-bind-address", "/metricsBindAddress"),
+    ("nftables-flush-proof", "/nftables/flushProof"),
     ("oom-score-adj", "/oomScoreAdj"),
     ("pod-bridge-interface", "/detectLocal/bridgeInterface"),
     ("pod-interface-name-prefix", "/detectLocal/interfaceNamePrefix"),

@@ -147,6 +147,12 @@ pub struct KernelFlags {
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
     pub oom_score_adj: Option<i32>,
 
+    /// Keep other programs from flushing or changing the tables, by the table flags owner and persist of Linux 6.9; an
+    /// older kernel gets a warning [default: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
+          value_name = "BOOL")]
+    pub nftables_flush_proof: Option<bool>,
+
     /// Maximum number of tracked connections per CPU; 0 keeps the kernel's limit [default: 32768]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_max_per_core: Option<i32>,

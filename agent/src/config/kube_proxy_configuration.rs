@@ -168,6 +168,9 @@ pub struct Nftables {
     pub sync_period: GoDuration,
     /// Shortest time between two syncs.
     pub min_sync_period: GoDuration,
+    /// Keep other programs from flushing or changing the tables, where the
+    /// kernel can (6.9). kube-proxy has no such field.
+    pub flush_proof: bool,
 }
 
 /// `winkernel`
@@ -320,6 +323,7 @@ impl Default for Nftables {
             masquerade_all: false,
             sync_period: DEFAULT_SYNC_PERIOD,
             min_sync_period: DEFAULT_MIN_SYNC_PERIOD,
+            flush_proof: false,
         }
     }
 }

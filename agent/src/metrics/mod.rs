@@ -118,6 +118,7 @@ pub struct Metrics {
     lock_hold: Histogram,
     elements_changed: MetricFamily<OperationLabel, Counter>,
     quarantined_services: Gauge,
+    flush_proof: Gauge,
     drift_repairs: Counter,
     foreign_removed: MetricFamily<KindLabel, Counter>,
 }
@@ -197,6 +198,7 @@ impl Metrics {
             lock_hold: commit_histogram(),
             elements_changed: MetricFamily::default(),
             quarantined_services: Gauge::default(),
+            flush_proof: Gauge::default(),
             drift_repairs: Counter::default(),
             foreign_removed: MetricFamily::default(),
         };
@@ -312,6 +314,11 @@ impl Metrics {
             "quarantined_services",
             "Services that are not programmed because the kernel or the compiler refused them",
             self.quarantined_services.clone(),
+        );
+        registry.register(
+            "flush_proof",
+            "1 if the kernel keeps other programs from flushing or changing our tables, else 0",
+            self.flush_proof.clone(),
         );
         registry.register(
             "drift_repairs",
@@ -440,6 +447,11 @@ impl Metrics {
     /// in them.
     pub fn set_quarantined_services(&self, services: usize) {
         self.quarantined_services.set(gauge_value(services));
+    }
+
+    /// Sets whether the kernel keeps other programs from flushing our tables.
+    pub fn set_flush_proof(&self, flush_proof: bool) {
+        self.flush_proof.set(flush_proof.into());
     }
 
     /// Records that a foreign change to our tables was undone.

@@ -1,7 +1,9 @@
 //! Submits transactions to the kernel. [`reading`] reads its tables, and
-//! [`cleaning`] removes foreign objects from them.
+//! [`cleaning`] removes foreign objects from them,
+//! and [`ownership`] keeps other programs away from them.
 
 mod cleaning;
+mod ownership;
 mod reading;
 
 use std::time::{Duration, Instant};
@@ -28,6 +30,8 @@ pub struct Kernel {
     destroy: bool,
     /// The number of our batches that the kernel has accepted.
     commits: u32,
+    /// Whether new tables get the flags `owner` and `persist`.
+    flush_proof: bool,
     refuse: Option<fn(&Operation) -> bool>,
 }
 
@@ -78,7 +82,8 @@ impl Kernel {
             other => other.into(),
         })?;
         let destroy = kernel_has_destroy();
-        let mut kernel = Kernel { socket, batch: Batch::default(), destroy, commits: 0, refuse: None };
+        let mut kernel =
+            Kernel { socket, batch: Batch::default(), destroy, commits: 0, flush_proof: false, refuse: None };
         // Every later question would fail the same way, but less plainly.
         kernel.generation().map_err(|error| match error {
             // nfnetlink does not know the subsystem.

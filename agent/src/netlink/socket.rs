@@ -248,6 +248,18 @@ impl Socket {
         must_be_done(&self.transact(&batch)?.0)
     }
 
+    /// Has messages for a [`Self::transaction`] checked by the kernel; nothing
+    /// is carried out.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Refused`] with the first refusal.
+    pub(crate) fn check(&mut self, requests: &[Request]) -> Result<(), SocketError> {
+        let mut batch = Batch::default();
+        batch.encode_check(requests, || self.next_sequence());
+        must_be_done(&self.transact(&batch)?.0)
+    }
+
     /// Sends, and collects everything that is queued when that returns.
     fn exchange(
         &mut self,

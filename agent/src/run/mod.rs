@@ -141,6 +141,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
+        flush_proof: options.configuration.nftables.flush_proof,
+        metrics: metrics.clone(),
         families,
         addresses: own_addresses,
         events: received,

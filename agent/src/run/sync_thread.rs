@@ -12,7 +12,8 @@ use vmap_proxy_compiler::ruleset::Family;
 
 use super::Error;
 use crate::after_sync::Observers;
-use crate::netlink::{Kernel, StopFlag};
+use crate::metrics::Metrics;
+use crate::netlink::{Kernel, NetlinkError, StopFlag};
 use crate::source::Event;
 use crate::sync::Syncer;
 use crate::sync_loop::{Status, SyncLoopOptions, run_sync_loop};
@@ -24,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The inputs of the loop.
 pub(super) struct Work {
     pub(super) config: ProxyConfig,
+    /// Whether other programs are to be kept away from the tables.
+    pub(super) flush_proof: bool,
+    pub(super) metrics: Metrics,
     pub(super) families: Vec<Family>,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) events: mpsc::Receiver<Event>,
@@ -83,8 +87,13 @@ impl SyncThread {
 fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<()>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Work { config, families, addresses, events, changes_of_addresses, status, mut observers, options } = work;
-        let mut syncer = Syncer::new(config, Kernel::open()?, &families);
+        let Work { config, flush_proof, metrics, families, addresses, events, .. } = work;
+        let Work { changes_of_addresses, status, mut observers, options, .. } = work;
+        let mut kernel = Kernel::open()?;
+        if flush_proof {
+            metrics.set_flush_proof(make_flush_proof(&mut kernel)?);
+        }
+        let mut syncer = Syncer::new(config, kernel, &families);
         syncer.set_interface_addresses(addresses);
         // The caller waits for it.
         let _ = opened.send(syncer.stop_flag());
@@ -94,4 +103,23 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         run_sync_loop(&mut syncer, events, changes_of_addresses, &status, &mut observers, &options, shutdown).await?;
         Ok(())
     })
+}
+
+/// Keeps other programs away from the tables, if the kernel can. Returns whether
+/// it can.
+fn make_flush_proof(kernel: &mut Kernel) -> Result<bool, NetlinkError> {
+    let is_known = kernel.knows_flush_proof_tables()?;
+    kernel.make_flush_proof(is_known);
+    if is_known {
+        tracing::info!(
+            "flush-proof: while this agent runs, the kernel lets no other program flush or change its tables (flags \
+             owner and persist)"
+        );
+    } else {
+        tracing::warn!(
+            "nftables.flushProof has no effect: this kernel does not know the table flags owner and persist, which Linux \
+             6.9 has; if another program flushes the tables, they are repaired as before"
+        );
+    }
+    Ok(is_known)
 }

@@ -38,7 +38,7 @@ impl Syncer {
     fn sweep_families(&mut self, report: &mut SyncReport) -> Result<(), CommitError> {
         let mut operations = Vec::new();
         for family in Family::ALL {
-            if self.to_sweep[family] && self.enabled[family] {
+            if self.to_sweep[family] && self.writable()[family] {
                 operations.extend(self.stale_affinity(family)?);
             }
         }

@@ -42,6 +42,8 @@ pub(super) struct Read {
     pub(super) foreign: PerFamily<Vec<ForeignObject>>,
     /// Whether a table is there that can't be changed in place.
     pub(super) outdated: PerFamily<bool>,
+    /// The processes that own tables of ours, which nobody else can change.
+    pub(super) owned: PerFamily<Option<String>>,
     /// Whether there is a stand-in.
     pub(super) stand_ins: PerFamily<bool>,
     /// The learned entries of a table that is being replaced.
@@ -49,7 +51,8 @@ pub(super) struct Read {
 }
 
 impl Syncer {
-    /// Reads both tables. Large maps are left out, to be looked up, unless all
+    /// Reads both tables. One that another process owns is left out, as long as
+    /// there is another. Large maps are left out, to be looked up, unless all
     /// are to be listed or the kernel does not report their size.
     pub(super) fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
         let mut read = Read::default();
@@ -59,7 +62,14 @@ impl Syncer {
                 self.read_table(family, largest, &mut read, report)?;
             }
         }
-        Ok(read)
+        self.owned = read.owned.clone();
+        if self.writable().values().any(|writable| *writable) {
+            return Ok(read);
+        }
+        match self.owned_tables().pop() {
+            Some(error) => Err(error),
+            None => Ok(read),
+        }
     }
 
     fn read_table(
@@ -73,11 +83,12 @@ impl Syncer {
         let table = self.kernel.read_table(OwnTable::Main, family)?;
         let owners = [&table, &stand_in].into_iter().flatten().filter_map(TableState::owner);
         if let Some(port) = { owners }.find(|owner| *owner != self.kernel.port()) {
-            return Err(SyncError::Owned { family, owner: owner(port) });
+            read.owned[family] = Some(owner(port));
+            return Ok(());
         }
         read.stand_ins[family] = stand_in.is_some();
         if let Some(table) = &table
-            && let Some(what) = incompatible(table, family)
+            && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof())
         {
             note_outdated(family, table, &what, report);
             read.outdated[family] = true;
@@ -88,6 +99,9 @@ impl Syncer {
         }
         let Some(table) = table else { return Ok(()) };
         self.clean_objects(family, &table, report)?;
+        if table.is_orphan() {
+            self.kernel.adopt_table(family)?;
+        }
         read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
         let state = &mut read.states[family];
@@ -230,9 +244,13 @@ fn note_outdated(family: Family, table: &TableState, what: &str, report: &mut Sy
     );
 }
 
-/// The difference that can't be put right in place: the layout number, or a map
-/// or base chain that exists and differs from the desired one.
-fn incompatible(table: &TableState, family: Family) -> Option<String> {
+/// The difference that can't be put right in place: the layout number, the flag
+/// `persist`, or a map or base chain that exists and differs from the desired one.
+fn incompatible(table: &TableState, family: Family, flush_proof: bool) -> Option<String> {
+    if table.is_persistent() != flush_proof {
+        let which = if flush_proof { "lacks" } else { "has" };
+        return Some(format!("it {which} the flag persist, see nftables.flushProof"));
+    }
     if !table.layout_matches() {
         return Some(format!("{}, this version makes {LAYOUT}", table.layout()));
     }

@@ -49,7 +49,7 @@ pub enum SyncError {
     /// Another process owns one of our tables, and only the owner may change it.
     #[error(
         "table {} {TABLE} belongs to {owner}, and the kernel lets nobody else change it (flag owner): no Service can be \
-         programmed until that process ends or deletes the table",
+         programmed for {family} until that process ends or deletes the table",
         family.keyword()
     )]
     Owned {
@@ -97,6 +97,8 @@ pub struct Syncer {
     planner: Planner,
     kernel: Kernel,
     enabled: PerFamily<bool>,
+    /// The processes that owned our tables when these were read last.
+    owned: PerFamily<Option<String>>,
     initialised: bool,
     /// The programmed state of Services whose change the kernel refused.
     last_good: HashMap<ServiceName, Arc<Programmed>>,
@@ -155,6 +157,7 @@ impl Syncer {
             planner,
             kernel,
             enabled,
+            owned: PerFamily::default(),
             initialised: false,
             last_good: HashMap::new(),
             to_sweep: PerFamily::default(),
@@ -212,6 +215,32 @@ impl Syncer {
     /// The families that the node has.
     pub fn families(&self) -> Vec<Family> {
         Family::ALL.into_iter().filter(|family| self.enabled[*family]).collect()
+    }
+
+    /// The families whose tables can be changed.
+    fn writable(&self) -> PerFamily<bool> {
+        self.enabled.zip(self.owned.as_ref()).map(|(enabled, owner)| enabled && owner.is_none())
+    }
+
+    /// Returns an error for each table that another process owns. Everything
+    /// else is programmed.
+    pub fn owned_tables(&self) -> Vec<SyncError> {
+        let owned = self.owned.iter().filter_map(|(family, owner)| Some((family, owner.clone()?)));
+        owned.map(|(family, owner)| SyncError::Owned { family, owner }).collect()
+    }
+
+    /// Looks whether another process still owns tables of ours. If one is free,
+    /// the next sync compares and programs it.
+    ///
+    /// # Errors
+    /// If the kernel can't be spoken to.
+    pub fn look_for_free_tables(&mut self) -> Result<(), SyncError> {
+        for family in Family::ALL {
+            if self.owned[family].is_some() && !self.kernel.is_owned_by_another(family)? {
+                self.damaged = true;
+            }
+        }
+        Ok(())
     }
 
     /// Returns whether something waits to be programmed.
@@ -326,7 +355,8 @@ impl Syncer {
     }
 
     fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
-        commit(&mut self.kernel, self.enabled, transaction, report)
+        let writable = self.writable();
+        commit(&mut self.kernel, writable, transaction, report)
     }
 
     fn remember(&mut self, plan: &Plan) {
@@ -368,15 +398,16 @@ fn programmed(planner: &Planner, name: &ServiceName) -> Programmed {
     PerFamily::from_fn(|family| planner.compiled(name, family).cloned())
 }
 
-/// Commits one transaction, without the families that the node lacks.
+/// Commits one transaction, without the families that the node lacks and those
+/// whose table another process owns.
 fn commit(
     kernel: &mut Kernel,
-    enabled: PerFamily<bool>,
+    writable: PerFamily<bool>,
     transaction: &mut Transaction,
     report: &mut SyncReport,
 ) -> Result<(), CommitError> {
-    if enabled.values().any(|enabled| !enabled) {
-        transaction.operations.retain(|operation| enabled[operation.family]);
+    if writable.values().any(|writable| !writable) {
+        transaction.operations.retain(|operation| writable[operation.family]);
     }
     if transaction.operations.is_empty() {
         return Ok(());

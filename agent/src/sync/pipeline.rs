@@ -34,13 +34,13 @@ pub(super) type Failed = (Transaction, CommitError);
 pub(super) fn run(
     resync: &mut Resync<'_>,
     kernel: &mut Kernel,
-    enabled: PerFamily<bool>,
+    writable: PerFamily<bool>,
     carry: &mut Carry,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     let (sender, receiver) = sync_channel(WAITING);
     let outcome = thread::scope(|scope| {
-        let work = || commit_all(receiver, kernel, enabled, carry, report);
+        let work = || commit_all(receiver, kernel, writable, carry, report);
         let committer = thread::Builder::new().name("commit".to_owned()).spawn_scoped(scope, work).ok()?;
         let mut wanted = true;
         while wanted && !resync.is_finished() {
@@ -55,19 +55,19 @@ pub(super) fn run(
         return outcome;
     }
     tracing::warn!("no thread could be created for commits: planning and committing alternate, which takes longer");
-    commit_all(resync, kernel, enabled, carry, report)
+    commit_all(resync, kernel, writable, carry, report)
 }
 
 fn commit_all(
     transactions: impl IntoIterator<Item = Transaction>,
     kernel: &mut Kernel,
-    enabled: PerFamily<bool>,
+    writable: PerFamily<bool>,
     carry: &mut Carry,
     report: &mut SyncReport,
 ) -> Result<(), Failed> {
     for mut transaction in transactions {
         let copied = carry.before(&transaction, kernel).map_err(CommitError::from);
-        let committed = copied.and_then(|()| commit(kernel, enabled, &mut transaction, report));
+        let committed = copied.and_then(|()| commit(kernel, writable, &mut transaction, report));
         committed.map_err(|error| (transaction, error))?;
     }
     Ok(())

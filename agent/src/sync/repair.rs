@@ -214,9 +214,10 @@ impl Syncer {
         carry: &mut Carry,
         report: &mut SyncReport,
     ) -> Result<Pass, SyncError> {
+        let writable = self.writable();
         let mut resync = self.planner.resync(&mut self.store, kernel);
         if looked_up.values().all(HashMap::is_empty) {
-            let sent = pipeline::run(&mut resync, &mut self.kernel, self.enabled, carry, report);
+            let sent = pipeline::run(&mut resync, &mut self.kernel, writable, carry, report);
             let left_out = resync.take_left_out();
             self.plan_again(left_out);
             return Ok(match sent {
@@ -234,7 +235,7 @@ impl Syncer {
             }
             for mut transaction in resync.next_chunk(SERVICES_AT_ONCE) {
                 carry.before(&transaction, &mut self.kernel)?;
-                if let Err(error) = commit(&mut self.kernel, self.enabled, &mut transaction, report) {
+                if let Err(error) = commit(&mut self.kernel, writable, &mut transaction, report) {
                     return Ok(Pass::Refused(transaction, error));
                 }
             }

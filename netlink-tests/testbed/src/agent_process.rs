@@ -94,6 +94,11 @@ impl AgentProcess {
         self.wait_for_lines(text, 1)
     }
 
+    /// Waits for a line that contains `text`, or the end of the agent. Returns whether the line came.
+    pub fn comes_to(&self, text: &str) -> bool {
+        self.process.wait_for_line(0, PATIENCE, |line| line.contains(text)).is_ok()
+    }
+
     /// Waits for the n-th line that contains `text`, and returns it.
     ///
     /// # Panics
@@ -241,8 +246,8 @@ impl Drop for AgentProcess {
     }
 }
 
-/// `vmap-proxy run --manifests`, with a line for each sync.
-fn on_manifests(program: &str, manifests: &ManifestDirectory, flags: &[&str]) -> Command {
+/// The command `vmap-proxy run --manifests`, with a line for each sync.
+pub fn on_manifests(program: &str, manifests: &ManifestDirectory, flags: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(["run", "--node-name", NODE_NAME, "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/56"]);
     // Tests wait for the line of each sync.

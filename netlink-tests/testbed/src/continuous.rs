@@ -14,6 +14,15 @@ const TIMEOUT: Duration = Duration::from_millis(950);
 /// A client's address, and the address and port that it connects to.
 pub type Way<'a> = (&'a str, SocketAddr, Transport);
 
+/// Sets a flag when it goes, also by a failed assertion: the client must not go on for ever.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Connects over and over, all ways at once, while `change` runs; all must be answered. Returns how many there were.
 ///
 /// # Panics
@@ -38,8 +47,9 @@ pub fn none_fails_while(cluster: &Cluster, ways: &[Way<'_>], change: impl FnOnce
             }
             connections
         });
+        let end = SetAtEnd(&done);
         change();
-        done.store(true, Ordering::Release);
+        drop(end);
         client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -6,6 +6,7 @@
 //! * [`agent_process`]: the agent as a process of its own, on manifests or an API server, and its log;
 //! * [`syncer_thread`] and [`proxy`]: the agent's syncer in a namespace, step by step;
 //! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
+//! * [`crash`]: an agent that is killed at a call to the kernel;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
 //! * [`nft`]: the `nft` program; [`traffic`] and [`continuous`]: connections all the while; [`skip`]: a test that cannot run here.
@@ -16,6 +17,7 @@ pub mod api_objects;
 pub mod apiserver;
 pub mod cluster;
 pub mod continuous;
+pub mod crash;
 pub mod end_to_end;
 pub mod generation;
 pub mod holdings;

@@ -10,6 +10,7 @@ mod hostile;
 mod idle;
 mod lab_crash;
 mod log;
+mod ownership;
 mod scripts;
 mod servers;
 mod threads;

@@ -3,6 +3,7 @@
 
 mod bridge;
 mod conntrack;
+mod crash;
 mod disruption;
 mod harness;
 mod invalid_packets;

@@ -143,7 +143,7 @@ impl Kernel {
         self.must(family, &format!("delete foreign elements of {map}"), &messages)
     }
 
-    fn must(&mut self, family: Family, what: &str, requests: &[Request]) -> Result<(), NetlinkError> {
+    pub(super) fn must(&mut self, family: Family, what: &str, requests: &[Request]) -> Result<(), NetlinkError> {
         let outcome = self.submit_requests(requests);
         outcome.map_err(|error| NetlinkError::of(format!("{what} in {} {TABLE}", family.keyword()), error))
     }

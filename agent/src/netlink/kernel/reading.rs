@@ -59,10 +59,7 @@ impl Kernel {
     }
 
     fn read_objects(&mut self, table: OwnTable, family: Family) -> Result<Option<TableState>, NetlinkError> {
-        let tables = self.list(table, family, NFT_MSG_GETTABLE)?;
-        let Some(listed) = tables.first() else { return Ok(None) };
-        let mut state = TableState::default();
-        state.read_table(Attributes::new(listed));
+        let Some(mut state) = self.read_flags(table, family)? else { return Ok(None) };
         let kinds: [(u8, ReadObject); 5] = [
             (NFT_MSG_GETCHAIN, |state, one| state.read_chain(one)),
             (NFT_MSG_GETRULE, |state, one| state.read_rule(one)),
@@ -76,6 +73,16 @@ impl Kernel {
             }
         }
         Ok(Some(state))
+    }
+
+    /// Reads a table alone, without the objects in it.
+    pub(super) fn read_flags(&mut self, table: OwnTable, family: Family) -> Result<Option<TableState>, NetlinkError> {
+        let tables = self.list(table, family, NFT_MSG_GETTABLE)?;
+        Ok(tables.first().map(|listed| {
+            let mut state = TableState::default();
+            state.read_table(Attributes::new(listed));
+            state
+        }))
     }
 
     /// The generation of the rule set: it grows with every commit of any

@@ -91,6 +91,14 @@ impl Batch {
 
     /// Encodes messages that are not operations of a transaction.
     pub fn encode_requests(&mut self, requests: &[Request], mut sequence: impl FnMut() -> u32) {
+        self.encode_check(requests, &mut sequence);
+        let end = sequence();
+        self.mark(NFNL_MSG_BATCH_END, end);
+    }
+
+    /// The same without an end mark: the kernel checks the messages, answers
+    /// them, and carries none of them out, as for `nft --check`.
+    pub fn encode_check(&mut self, requests: &[Request], mut sequence: impl FnMut() -> u32) {
         self.clear();
         self.begin_sequence = sequence();
         self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
@@ -101,8 +109,6 @@ impl Batch {
             request.write(&mut self.writer, 0, sequence);
         }
         self.ask_for_answers();
-        let end = sequence();
-        self.mark(NFNL_MSG_BATCH_END, end);
     }
 
     fn clear(&mut self) {

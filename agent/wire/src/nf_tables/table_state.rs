@@ -122,6 +122,12 @@ impl TableState {
         self.flags & NFT_TABLE_F_PERSIST != 0
     }
 
+    /// Returns whether the table is left over from a process that owned it, so
+    /// that another one may take it over.
+    pub fn is_orphan(&self) -> bool {
+        self.is_persistent() && self.owner.is_none()
+    }
+
     /// The flags that an update of the table must repeat: the kernel refuses to
     /// change them.
     pub fn lasting_flags(&self) -> u32 {
