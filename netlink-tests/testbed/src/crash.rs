@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// The number under which the process holds the filter's listener until the test has it.
-const LISTENER: libc::c_int = 100;
+const LISTENER: libc::c_int = 1000;
 
 /// Reports all calls of a command, from its start on, to [`CallWatch::begin`], which must follow: until then the first
 /// call waits.
@@ -49,8 +49,11 @@ fn install_filter() -> io::Result<()> {
         }
         let mode = libc::SECCOMP_SET_MODE_FILTER;
         let listener = libc::syscall(libc::SYS_seccomp, mode, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-        // The copy is not closed by exec.
-        if listener < 0 || libc::dup2(listener as libc::c_int, LISTENER) < 0 {
+        // The copy is not closed by exec, even if it is the original.
+        if listener < 0
+            || libc::dup2(listener as libc::c_int, LISTENER) < 0
+            || libc::fcntl(LISTENER, libc::F_SETFD, 0) < 0
+        {
             return Err(io::Error::last_os_error());
         }
     }

@@ -88,7 +88,7 @@ fn no_connection_fails_while_the_layout_changes() {
                 let (_proxy, report) = Proxy::start(cluster.node(), proxy_config(), &objects());
                 assert!(report.refused.is_empty() && report.objects > 0, "{report:?}");
                 for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
-                    assert_eq!(now.differences(expected), [String::new(); 0], "round {round}");
+                    assert_eq!(now.differences(expected), [] as [String; 0], "round {round}");
                 }
             }
         });
@@ -131,7 +131,7 @@ fn a_stand_in_that_was_left_over_is_removed() {
         load_nft(cluster.node(), &left).unwrap();
         let (_proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
         for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
-            assert_eq!(now.differences(expected), [String::new(); 0], "{left}");
+            assert_eq!(now.differences(expected), [] as [String; 0], "{left}");
         }
         assert_eq!(learned(cluster.node(), Family::Ipv4), known, "{left}");
     }
