@@ -87,6 +87,11 @@ impl Syncer {
             return Ok(());
         }
         read.stand_ins[family] = stand_in.is_some();
+        let table = table.filter(|table| !(table.is_dormant() && stand_in.is_some()));
+        if table.is_none() && stand_in.is_some() {
+            // An agent has been killed between switching the old table off and deleting it.
+            self.kernel.delete_table(OwnTable::Main, family)?;
+        }
         if let Some(table) = &table
             && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof())
         {

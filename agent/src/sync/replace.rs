@@ -6,7 +6,8 @@
 //! one serves. Then the old one is deleted and made anew under its name, while
 //! the stand-in serves. Finally the stand-in is deleted. An agent that is killed
 //! at any point leaves at least one complete table, and the next one goes on
-//! from there (decision 70).
+//! from there (decision 70). A table is switched off before it is deleted; a main
+//! table that is switched off beside a stand-in has been replaced already.
 //!
 //! While two tables serve, a new connection is translated by the one that was
 //! made later, since its chains come first on each hook. It learned of the same
@@ -121,7 +122,7 @@ impl Syncer {
         for family in Family::ALL {
             // The outdated table still serves: what is in the stand-in does not matter.
             if outdated[family] && stand_ins[family] {
-                self.kernel.delete_table(OwnTable::StandIn, family)?;
+                self.kernel.retire_table(OwnTable::StandIn, family)?;
             }
         }
         let directed = outdated.map(|outdated| if outdated { OwnTable::StandIn } else { OwnTable::Main });
@@ -150,7 +151,7 @@ impl Syncer {
         for (family, is_replaced) in families {
             if is_replaced {
                 carry.copy(family, &mut self.kernel)?;
-                self.kernel.delete_table(from, family)?;
+                self.kernel.retire_table(from, family)?;
                 tracing::info!("table {} {} was replaced, and is gone", family.keyword(), from.name());
             }
         }

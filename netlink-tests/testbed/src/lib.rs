@@ -9,7 +9,8 @@
 //! * [`crash`]: an agent that is killed at a call to the kernel;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
-//! * [`nft`]: the `nft` program; [`traffic`] and [`continuous`]: connections all the while; [`skip`]: a test that cannot run here.
+//! * [`nft`]: the `nft` program; [`other_layout`]: the tables of another version;
+//! * [`traffic`] and [`continuous`]: connections all the while; [`skip`]: a test that cannot run here.
 
 pub mod agent_process;
 pub mod api;
@@ -25,6 +26,7 @@ pub mod manifest_directory;
 pub mod manifests;
 pub mod namespaces;
 pub mod nft;
+pub mod other_layout;
 pub mod proxy;
 mod real_api;
 pub mod shop;

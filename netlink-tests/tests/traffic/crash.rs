@@ -7,8 +7,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use vmap_proxy_agent::netlink::await_packets;
-use vmap_proxy_compiler::ruleset::{Family, LAYOUT, STAND_IN, TABLE};
+use vmap_proxy_compiler::ruleset::LAYOUT;
 use vmap_proxy_lab::Transport::{Tcp, Udp};
 use vmap_proxy_testbed::agent_process::{AgentProcess, on_manifests};
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, REMOTE, at, node_object, proxy_config};
@@ -17,7 +16,7 @@ use vmap_proxy_testbed::crash::{CallWatch, report_calls};
 use vmap_proxy_testbed::holdings::Holdings;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::manifests::{service, service_cidr};
-use vmap_proxy_testbed::nft::{load_nft, nft_in};
+use vmap_proxy_testbed::other_layout::{install, listing};
 use vmap_proxy_testbed::proxy::Proxy;
 use vmap_proxy_testbed::shop::{VIP, slices, web};
 
@@ -154,10 +153,6 @@ fn points(calls: u32) -> Vec<u32> {
     }
 }
 
-fn tables(name: &str) -> [String; 2] {
-    Family::ALL.map(|family| format!("table {} {name}", family.keyword()))
-}
-
 /// While the agent starts over what another one left.
 #[test]
 fn a_crash_at_a_start_costs_nothing() {
@@ -202,18 +197,9 @@ fn a_crash_at_a_change_costs_nothing() {
 #[test]
 fn a_crash_at_an_upgrade_costs_nothing() {
     let scene = Scene::new();
-    let list = |family: Family| nft_in(scene.cluster.node(), &["list", "table", family.keyword(), TABLE], "");
-    let ours = Family::ALL.map(|family| list(family).unwrap()).concat();
+    let ours = listing(scene.cluster.node());
     let others = ours.replace(LAYOUT, "layout 4711").replace("priority dstnat;", "priority dstnat + 1;");
-    let load = |text: &str| load_nft(scene.cluster.node(), text).unwrap_or_else(|error| panic!("{error}"));
-    // As another version leaves it; copies of ours serve meanwhile.
-    let downgrade = || {
-        load(&ours.replace(&format!(" {TABLE} {{"), &format!(" {STAND_IN} {{")));
-        await_packets();
-        load(&format!("{}{others}", tables(TABLE).map(|table| format!("delete {table}\n")).concat()));
-        await_packets();
-        load(&tables(STAND_IN).map(|table| format!("delete {table}\n")).concat());
-    };
+    let downgrade = || install(scene.cluster.node(), &others);
     let mut crashes = 0;
     let connections = none_fails_while(&scene.cluster, &ways(), || {
         downgrade();

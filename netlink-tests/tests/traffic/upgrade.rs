@@ -2,14 +2,14 @@
 //! remember them have the same shape.
 
 use serde_json::Value;
-use vmap_proxy_agent::netlink::await_packets;
-use vmap_proxy_compiler::ruleset::{Family, LAYOUT, STAND_IN, TABLE};
+use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
 use vmap_proxy_lab::Transport::{Tcp, Udp};
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, node_object, proxy_config};
 use vmap_proxy_testbed::continuous::none_fails_while;
 use vmap_proxy_testbed::holdings::{Holdings, learned};
 use vmap_proxy_testbed::manifests::{service, slice};
-use vmap_proxy_testbed::nft::{load_nft, nft_in};
+use vmap_proxy_testbed::nft::load_nft;
+use vmap_proxy_testbed::other_layout::{as_stand_in, install, listing};
 use vmap_proxy_testbed::proxy::Proxy;
 
 const AFFINITY_BY_FRONTEND: &str = include_str!("layouts/affinity-by-frontend.nft");
@@ -30,16 +30,6 @@ fn objects() -> Vec<Value> {
     ]
 }
 
-fn tables() -> [String; 2] {
-    Family::ALL.map(|family| format!("table {} {TABLE}", family.keyword()))
-}
-
-/// Both tables as nft lists them: they can be loaded again.
-fn listing(cluster: &Cluster) -> String {
-    let list = |family: Family| nft_in(cluster.node(), &["list", "table", family.keyword(), TABLE], "");
-    Family::ALL.map(|family| list(family).unwrap_or_else(|error| panic!("{error}"))).concat()
-}
-
 /// The layout of a version to come: another number, and sets and hooks that can't be changed in place. The maps of
 /// affinity are the same.
 fn of_another_version(listing: &str) -> String {
@@ -54,23 +44,12 @@ fn of_another_version(listing: &str) -> String {
     })
 }
 
-/// Puts a rule set in the place of our tables as another version would have left it; copies of ours serve meanwhile.
-fn install(cluster: &Cluster, layout: &str, ours: &str) {
-    let load = |text: &str| load_nft(cluster.node(), text).unwrap_or_else(|error| panic!("{error}"));
-    load(&ours.replace(&format!(" {TABLE} {{"), &format!(" {STAND_IN} {{")));
-    await_packets();
-    let deletions = tables().map(|table| format!("delete {table}\n")).concat();
-    load(&format!("{deletions}{layout}"));
-    await_packets();
-    load(&tables().map(|table| format!("delete {}\n", table.replace(TABLE, STAND_IN))).concat());
-}
-
 #[test]
 fn no_connection_fails_while_the_layout_changes() {
     let cluster = Cluster::new();
     let (proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());
     let expected = Holdings::read(cluster.node());
-    let ours = listing(&cluster);
+    let ours = listing(cluster.node());
     drop(proxy);
     let layouts = [AFFINITY_BY_FRONTEND, &of_another_version(&ours)];
     let ways = [
@@ -84,7 +63,7 @@ fn no_connection_fails_while_the_layout_changes() {
     for (layout, ways) in layouts.into_iter().zip([&ways[..], &ways_of_both]) {
         let connections = none_fails_while(&cluster, ways, || {
             for round in 0..5 {
-                install(&cluster, layout, &ours);
+                install(cluster.node(), layout);
                 let (_proxy, report) = Proxy::start(cluster.node(), proxy_config(), &objects());
                 assert!(report.refused.is_empty() && report.objects > 0, "{report:?}");
                 for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
@@ -105,7 +84,7 @@ fn clients_stay_where_they_are_if_the_maps_that_remember_them_do() {
     let known = learned(cluster.node(), Family::Ipv4);
     assert_eq!(known.len(), ways.len());
     drop(proxy);
-    install(&cluster, &of_another_version(&listing(&cluster)), &listing(&cluster));
+    install(cluster.node(), &of_another_version(&listing(cluster.node())));
     assert_eq!(learned(cluster.node(), Family::Ipv4), known, "nft has loaded them");
     let (_proxy, report) = Proxy::start(cluster.node(), proxy_config(), &objects());
     assert!(report.objects > 0, "{report:?}");
@@ -121,12 +100,14 @@ fn a_stand_in_that_was_left_over_is_removed() {
     let expected = Holdings::read(cluster.node());
     cluster.answers(CLIENT[0], at("10.96.0.10", 80), Tcp, 1);
     let known = learned(cluster.node(), Family::Ipv4);
-    let ours = listing(&cluster);
+    let ours = listing(cluster.node());
     drop(proxy);
-    let stand_in = ours.replace(&format!(" {TABLE} {{"), &format!(" {STAND_IN} {{"));
-    let delete = tables().map(|table| format!("delete {table}\n")).concat();
-    // Before the old table is deleted, when it is gone, and when the new one is there.
-    for left in [format!("{delete}{}", of_another_version(&ours)), delete, String::new()] {
+    let stand_in = as_stand_in(&ours);
+    let delete = "delete table ip vmap-proxy; delete table ip6 vmap-proxy;\n".to_owned();
+    let switched_off = "add table ip vmap-proxy { flags dormant; }; add table ip6 vmap-proxy { flags dormant; }";
+    let old = format!("{delete}{}", of_another_version(&ours));
+    // Before the old table is switched off, before it is deleted, when it is gone, and when the new one is there.
+    for left in [old.clone(), format!("{old}{switched_off}"), delete, String::new()] {
         load_nft(cluster.node(), &stand_in).unwrap();
         load_nft(cluster.node(), &left).unwrap();
         let (_proxy, _) = Proxy::start(cluster.node(), proxy_config(), &objects());

@@ -15,12 +15,13 @@ use vmap_proxy_wire::nf_tables::foreign::{ForeignObject, disarm, removal};
 use vmap_proxy_wire::nf_tables::table_state::TableState;
 use vmap_proxy_wire::nf_tables::{OwnTable, request};
 use vmap_proxy_wire::uapi::{
-    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
+    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_TABLE_F_DORMANT,
     NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
 };
 
 use super::Kernel;
 use crate::netlink::error::{NetlinkError, SocketError};
+use crate::netlink::packets::await_packets;
 use crate::netlink::socket::until_undisturbed;
 
 /// 100 elements of at most 200 bytes fit one attribute.
@@ -40,6 +41,28 @@ impl Kernel {
             Err(SocketError::Refused(libc::ENOENT)) => Ok(false),
             Err(error) => Err(NetlinkError::of(format!("delete table {} {name}", family.keyword()), error)),
         }
+    }
+
+    /// Removes one of our tables while another one serves, so that no packet
+    /// meets a part of it: takes it from the hooks (flag `dormant`), waits for
+    /// the packets that are in its chains, and deletes it. `false`: it was not
+    /// there.
+    ///
+    /// A packet that is between two lookups when the elements go would reach the
+    /// `drop` at the end of a balancing chain.
+    ///
+    /// # Errors
+    ///
+    /// Any [`NetlinkError`].
+    pub fn retire_table(&mut self, table: OwnTable, family: Family) -> Result<bool, NetlinkError> {
+        let Some(state) = self.read_flags(table, family)? else { return Ok(false) };
+        let sleep = request(NFT_MSG_NEWTABLE, family, |w| {
+            w.string(NFTA_TABLE_NAME, table.name());
+            w.be32(NFTA_TABLE_FLAGS, state.lasting_flags() | NFT_TABLE_F_DORMANT);
+        });
+        self.must(family, "switch off the replaced table", &[sleep])?;
+        await_packets();
+        self.delete_table(table, family)
     }
 
     /// Adds learned entries to the map `affinity` of a table, with the rest of
