@@ -22,6 +22,7 @@ use vmap_proxy_agent::config::ignored::IGNORED_FIELDS;
 use vmap_proxy_agent::metrics::{ElementOperation, Format, Metrics, ServiceConnections, SyncKind, TrafficPolicy};
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_dns::DnsMetrics;
 
 /// Compares a page with the generated text, or writes it if `UPDATE_GOLDEN` is set.
 fn check(page: &str, generated: &str) {
@@ -160,7 +161,9 @@ fn configuration() {
 
 /// Metrics in which every family with labels has a value; others are not shown.
 fn exercised() -> Metrics {
-    let metrics = Metrics::new();
+    let dns = DnsMetrics::new("cluster.local");
+    dns.count_examples();
+    let metrics = Metrics::new().with_dns(dns);
     let (family, moment) = (Family::Ipv4, Duration::from_millis(1));
     metrics.sync_queued(family, UNIX_EPOCH);
     metrics.sync_succeeded(family, SyncKind::Full, moment, UNIX_EPOCH);

@@ -25,11 +25,12 @@ const WEB_FILE: &str = "web.yaml";
 const WEB: &str = include_str!("../manifests/web.yaml");
 
 /// The agent's arguments before the directory. Settings of the machine, as opposed to the namespace, stay unchanged.
-const ARGUMENTS: [&str; 8] = [
+const ARGUMENTS: [&str; 9] = [
     "run",
     "--node-name=node-1",
     "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
     "--nodeport-addresses=primary",
+    "--dns-bind-address=169.254.20.10",
     "--conntrack-max-per-core=0",
     "--conntrack-min=0",
     "--oom-score-adj=0",

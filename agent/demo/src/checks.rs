@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::{DemoError, POD_PORT, PODS};
-use vmap_proxy_lab::{Lab, LabError, Probe, ProbeResult, Transport};
+use vmap_proxy_lab::{Lab, LabError, PodResolver, Probe, ProbeResult, ResolveError, Transport};
 
 /// One line of the table: some connections from one place to one address.
 #[derive(Debug, Clone)]
@@ -99,6 +99,67 @@ pub(crate) fn web() -> Vec<Check> {
         check("NodePort from outside, IPv6", CLIENT6, "[2001:db8:1::11]:30080", Tcp, MANY, all(Node)),
     ];
     checks.into_iter().flatten().collect()
+}
+
+/// A name, and the connections to the addresses that a pod's own resolver finds for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByName {
+    pub(crate) name: &'static str,
+    /// The pod that asks, by its address of the family that counts.
+    from: &'static str,
+    port: u16,
+    connections: usize,
+    /// The pods that may answer, each at least once.
+    pods: &'static [&'static str],
+}
+
+/// Names from inside of `my-sts-1`, and of a pod without names.
+pub(crate) const NAMES: [ByName; 5] = [
+    ByName {
+        name: "my-sts-0.my-service.default.svc",
+        from: PODS[1].1,
+        port: POD_PORT,
+        connections: 1,
+        pods: &["my-sts-0"],
+    },
+    ByName {
+        name: "my-sts-0.my-service.default.svc",
+        from: PODS[1].2,
+        port: POD_PORT,
+        connections: 1,
+        pods: &["my-sts-0"],
+    },
+    ByName { name: "my-service", from: POD, port: POD_PORT, connections: 1, pods: &ALL },
+    ByName { name: "web.default", from: POD, port: 80, connections: MANY, pods: &ALL },
+    ByName { name: "web.default", from: POD6, port: 80, connections: MANY, pods: &ALL },
+];
+
+impl ByName {
+    /// Resolves the name where the client is: one check for all of its addresses of the client's family.
+    pub(crate) fn resolve(&self, lab: &Lab, resolver: &PodResolver) -> Result<Vec<Check>, ResolveError> {
+        let Ok(from) = self.from.parse::<IpAddr>() else { return Ok(Vec::new()) };
+        let found = resolver.lookup(lab.owner(from)?, self.name)?;
+        let of_family: Vec<IpAddr> = found.into_iter().filter(|found| found.is_ipv4() == from.is_ipv4()).collect();
+        // One address leads to any of the pods, several lead to one each.
+        let every_pod = of_family.len() == 1;
+        let target = |(index, address)| Check {
+            what: self.name,
+            from,
+            target: SocketAddr::new(address, self.port),
+            transport: Transport::Tcp,
+            connections: self.connections,
+            expected: match self.pods.get(index) {
+                Some(pod) if !every_pod => Expected::OneOf(vec![*pod], Source::Kept),
+                _ => Expected::AllOf(self.pods.to_vec(), Source::Kept),
+            },
+        };
+        Ok(of_family.into_iter().enumerate().map(target).collect())
+    }
+
+    /// The number of checks that the name should lead to.
+    pub(crate) fn expected_checks(&self) -> usize {
+        if self.connections == 1 { self.pods.len() } else { 1 }
+    }
 }
 
 /// Affinity, `externalTrafficPolicy: Local`, no endpoints.

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 use agent::DemoAgent;
 use report::Report;
-use vmap_proxy_lab::{Lab, LabError, Transport};
+use vmap_proxy_lab::{Lab, LabError, PodResolver, Transport};
 
 /// The reason why the demo could not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,9 @@ pub(crate) const PODS: [(&str, &str, &str); 3] = [
 ];
 const POD_PORT: u16 = 8080;
 
+/// The address of the node on which the agent answers names, as NodeLocal DNSCache has it.
+const DNS: &str = "169.254.20.10";
+
 /// Runs the demo and prints its table.
 ///
 /// Call it before any thread exists: it enters a user namespace if need be.
@@ -85,6 +88,10 @@ pub fn demo(options: &Options) -> Result<(), DemoError> {
     let mut report = Report::new(names());
     report.section("headless Service my-service and StatefulSet my-sts: no rules, every pod under its own address");
     report.run(&lab, &checks::headless())?;
+    report.section(
+        "the same pods and Service web by name: pods ask the agent, with the resolv.conf that the kubelet writes",
+    );
+    report.run_names(&lab, &PodResolver::new(&addresses(&[DNS]), "default", "cluster.local")?, &checks::NAMES)?;
     report.section("Service web: one address for the same pods");
     report.run(&lab, &checks::web())?;
     report.section("Services sticky, local and empty: affinity, traffic policy, no endpoints");
@@ -102,7 +109,7 @@ pub fn demo(options: &Options) -> Result<(), DemoError> {
 
 fn build_lab() -> Result<Lab, LabError> {
     let mut builder = Lab::builder()
-        .node_addresses(addresses(&["192.0.2.11", "2001:db8:1::11"]))
+        .node_addresses(addresses(&["192.0.2.11", "2001:db8:1::11", DNS]))
         .uplink("client", "eth0", addresses(&["198.51.100.23", "2001:db8:2::23"]))
         .host("client-pod", "pod-client", addresses(&["10.244.1.77", "fd00:10:244:1::77"]));
     for (name, v4, v6) in PODS {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::DemoError;
-use crate::checks::{Check, Expected, Flow, Source};
-use vmap_proxy_lab::{Lab, LabError, ProbeResult};
+use crate::checks::{ByName, Check, Expected, Flow, Source};
+use vmap_proxy_lab::{Lab, LabError, PodResolver, ProbeResult, ResolveError};
 
 /// Prints a line for every check and counts unexpected results.
 pub(crate) struct Report {
@@ -31,6 +31,12 @@ impl Report {
     }
 
     pub(crate) fn run(&mut self, lab: &Lab, checks: &[Check]) -> Result<(), LabError> {
+        self.run_checks(lab, checks)?;
+        say!("");
+        Ok(())
+    }
+
+    fn run_checks(&mut self, lab: &Lab, checks: &[Check]) -> Result<(), LabError> {
         for check in checks {
             let results = check.run(lab)?;
             let right = self.is_expected(check, &results);
@@ -39,8 +45,32 @@ impl Report {
             let (who, from) = (self.answers(&results), self.sources(&results));
             say!("  {:<40} {:<27} {who:<38} {from:<22} {verdict}", check.what, check.target.to_string());
         }
+        Ok(())
+    }
+
+    /// Looks names up, and connects to the addresses. A name without the expected number of addresses is a line, too.
+    pub(crate) fn run_names(&mut self, lab: &Lab, resolver: &PodResolver, names: &[ByName]) -> Result<(), LabError> {
+        for name in names {
+            let checks = match name.resolve(lab, resolver) {
+                Ok(checks) => checks,
+                Err(ResolveError::Lab(error)) => return Err(error),
+                Err(ResolveError::NotFound { source, .. }) => {
+                    self.missing(name, &source.to_string());
+                    continue;
+                }
+            };
+            if checks.len() != name.expected_checks() {
+                self.missing(name, &format!("{} addresses in place of {}", checks.len(), name.expected_checks()));
+            }
+            self.run_checks(lab, &checks)?;
+        }
         say!("");
         Ok(())
+    }
+
+    fn missing(&mut self, name: &ByName, why: &str) {
+        self.count(false);
+        say!("  {:<40} {why:<89} NO", name.name);
     }
 
     pub(crate) fn flow(&mut self, flow: &Flow) {

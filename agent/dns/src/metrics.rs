@@ -171,6 +171,23 @@ impl DnsMetrics {
         }
     }
 
+    /// Counts one of each kind, so that each metric shows its labels: for the
+    /// reference page.
+    #[doc(hidden)]
+    pub fn count_examples(&self) {
+        self.cache_asked(Some(false));
+        self.cache_asked(None);
+        self.forwarded(ResponseCode::NoError, Duration::ZERO);
+        let seen = Seen {
+            record_type: RecordType::A,
+            zone: ZoneLabel::Cluster,
+            code: ResponseCode::NoError,
+            plugin: Plugin::Kubernetes,
+        };
+        let listener = self.listener(SocketAddr::from(([127, 0, 0, 1], 53)));
+        listener.note(&seen, Transport::Udp, true, Duration::ZERO);
+    }
+
     /// A name was looked up in the cache; `found`: whether its answer was
     /// negative.
     pub(crate) fn cache_asked(&self, found: Option<bool>) {

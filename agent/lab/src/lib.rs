@@ -15,7 +15,7 @@
 //! [`Lab::listen`] starts echo servers that report their own address and the source address that they see,
 //! [`Lab::probe_all`] opens new connections to them and distinguishes an answer, a TCP reset, an ICMP error and
 //! silence apart. [`Lab::open_flow`] keeps one connection open. [`Process`] runs a program in a namespace and follows
-//! its log; [`http`] asks its servers.
+//! its log; [`http`] asks its servers. [`PodResolver`] looks names up as a pod does.
 //!
 //! # Privileges
 //!
@@ -37,6 +37,7 @@ mod namespace;
 mod pace;
 mod probe;
 mod process;
+mod resolver;
 mod sctp;
 mod server;
 mod topology;
@@ -47,6 +48,7 @@ pub use namespace::{NetNs, enter_user_namespace};
 pub use pace::patient;
 pub use probe::{Probe, ProbeResult, Transport};
 pub use process::{NoLine, Process};
+pub use resolver::{PodResolver, ResolveError};
 pub use sctp::METHOD as SCTP_METHOD;
 pub use server::{EchoServer, Identity, NotAnIdentity};
 pub use topology::{HostSpec, Lab, LabBuilder};

@@ -1,7 +1,7 @@
 //! Writes given flags into the configuration's fields.
 
 use super::flags::{
-    ApiFlags, InertFlags, KernelFlags, LoggingFlags, ProxyFlags, ServerFlags, TimingFlags, TrafficFlags,
+    ApiFlags, DnsFlags, InertFlags, KernelFlags, LoggingFlags, ProxyFlags, ServerFlags, TimingFlags, TrafficFlags,
 };
 use crate::config::addresses::{ADDRESS_OFF, HEALTHZ_PORT, METRICS_PORT, with_port};
 use crate::config::kube_proxy_configuration::KubeProxyConfiguration;
@@ -22,6 +22,7 @@ fn set<T: Clone>(field: &mut T, given: &Option<T>) {
 pub(super) fn apply_flags(flags: &ProxyFlags, configuration: &mut KubeProxyConfiguration) -> Result<(), ConfigError> {
     apply_api(&flags.api, configuration);
     apply_traffic(&flags.traffic, configuration);
+    apply_dns(&flags.dns, configuration);
     apply_kernel(&flags.kernel, configuration);
     apply_timing(&flags.timing, configuration);
     apply_inert(&flags.inert, configuration)?;
@@ -91,6 +92,16 @@ fn apply_servers(flags: &ServerFlags, configuration: &mut KubeProxyConfiguration
             (None, None) => String::new(),
         };
     }
+}
+
+fn apply_dns(flags: &DnsFlags, configuration: &mut KubeProxyConfiguration) {
+    let dns = &mut configuration.dns;
+    set(&mut dns.bind_addresses, &without_empty(&flags.dns_bind_address));
+    set(&mut dns.domain, &flags.dns_domain);
+    set(&mut dns.upstream, &without_empty(&flags.dns_upstream));
+    set(&mut dns.ttl_seconds, &flags.dns_ttl);
+    set(&mut dns.pod_names, &flags.dns_pod_names);
+    set(&mut dns.client_cidrs, &without_empty(&flags.dns_client_cidrs));
 }
 
 fn apply_kernel(flags: &KernelFlags, configuration: &mut KubeProxyConfiguration) {

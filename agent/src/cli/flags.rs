@@ -139,6 +139,38 @@ pub struct ServerFlags {
     pub metrics_port: Option<u16>,
 }
 
+/// The DNS server of the node.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "DNS")]
+pub struct DnsFlags {
+    /// Addresses on which names of Services and pods are answered, UDP and TCP; the port defaults to 53; none switches
+    /// the server off [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "IP[:PORT],...")]
+    pub dns_bind_address: Option<Vec<String>>,
+
+    /// The cluster's domain [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_domain: Option<String>,
+
+    /// The servers that all other names are forwarded to [default: those of /etc/resolv.conf]
+    #[arg(long, value_delimiter = ',', value_name = "IP[:PORT],...")]
+    pub dns_upstream: Option<Vec<String>>,
+
+    /// TTL of the cluster's records in seconds, 0 to 3600 [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    pub dns_ttl: Option<u32>,
+
+    /// Answer a-b-c-d.NAMESPACE.pod.DOMAIN with the address a.b.c.d [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
+          value_name = "BOOL")]
+    pub dns_pod_names: Option<bool>,
+
+    /// Ranges of clients that are answered besides this node and its pods (--cluster-cidr, and spec.podCIDRs of the
+    /// Node) [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    pub dns_client_cidrs: Option<Vec<String>>,
+}
+
 /// Kernel settings other than rules.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Kernel settings")]
@@ -337,6 +369,9 @@ pub struct ProxyFlags {
     /// See [`ServerFlags`].
     #[command(flatten)]
     pub servers: ServerFlags,
+    /// See [`DnsFlags`].
+    #[command(flatten)]
+    pub dns: DnsFlags,
     /// See [`KernelFlags`].
     #[command(flatten)]
     pub kernel: KernelFlags,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmap_proxy_compiler::model::config::ProxyConfig;
+use vmap_proxy_compiler::model::config::{DetectLocal, ProxyConfig};
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
@@ -16,6 +16,7 @@ use super::{
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
+use crate::config::validate::parse_cidrs;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
 use crate::sync_loop::MIN_GAP;
 
@@ -118,6 +119,8 @@ pub struct RunOptions {
     pub min_sync_period: Duration,
     /// Whether `/metrics` has the connections of each service port.
     pub service_metrics: bool,
+    /// The DNS server; `None` if it is off.
+    pub dns: Option<vmap_proxy_dns::Options>,
     /// kube-proxy's flags and their values, for `/flagz`.
     pub flags: BTreeMap<String, String>,
     /// Set sysctls and exit (`--init-only`).
@@ -285,10 +288,17 @@ fn run_options(
         Some(timeout) => timeout.to_duration(),
         None => sync_period * 2,
     };
+    let proxy = configuration.to_proxy_config(&node_name)?;
+    let cluster_ranges = match &proxy.detect_local {
+        DetectLocal::ClusterCidr(ranges) => ranges.clone(),
+        // The range is of no use for packets then, but it is that of the pods all the same.
+        _ => parse_cidrs(&configuration.cluster_cidr).unwrap_or_default(),
+    };
     Ok(RunOptions {
         source: source(flags, manifests, &configuration),
         configuration_file: flags.configuration.config.clone(),
-        proxy: configuration.to_proxy_config(&node_name)?,
+        dns: configuration.dns.options(&cluster_ranges).map_err(ConfigError::Invalid)?,
+        proxy,
         healthz_address: address("healthzBindAddress", &configuration.healthz_bind_address)?,
         metrics_address: address("metricsBindAddress", &configuration.metrics_bind_address)?,
         bind_address_hard_fail: configuration.bind_address_hard_fail,

@@ -82,6 +82,8 @@ pub struct KubeProxyConfiguration {
     pub port_range: String,
     /// Whether kube-proxy runs as a service of Windows.
     pub windows_run_as_service: bool,
+    /// The DNS server, which kube-proxy does not have.
+    pub dns: Dns,
 }
 
 /// `clientConnection`
@@ -220,6 +222,25 @@ pub struct Conntrack {
     pub udp_stream_timeout: GoDuration,
 }
 
+/// `dns`: a section of vmap-proxy alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Dns {
+    /// Addresses and ports to listen on; none: the server is off.
+    pub bind_addresses: Vec<String>,
+    /// The cluster's domain.
+    pub domain: String,
+    /// The servers for other names; none: those of `/etc/resolv.conf`.
+    pub upstream: Vec<String>,
+    /// The TTL of the cluster's records, in seconds.
+    pub ttl_seconds: u32,
+    /// Whether `a-b-c-d.namespace.pod` is answered.
+    pub pod_names: bool,
+    /// Further ranges of clients.
+    #[serde(rename = "clientCIDRs")]
+    pub client_cidrs: Vec<String>,
+}
+
 const DEFAULT_CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const DEFAULT_BIND_ADDRESS: &str = "0.0.0.0";
 const DEFAULT_QPS: f32 = 5.0;
@@ -259,9 +280,23 @@ impl Default for KubeProxyConfiguration {
             config_sync_period: DEFAULT_CONFIG_SYNC_PERIOD,
             port_range: String::new(),
             windows_run_as_service: false,
+            dns: Dns::default(),
         };
         configuration.set_defaults();
         configuration
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            bind_addresses: Vec::new(),
+            domain: super::dns::DEFAULT_DOMAIN.to_owned(),
+            upstream: Vec::new(),
+            ttl_seconds: vmap_proxy_dns::options::DEFAULT_TTL,
+            pod_names: true,
+            client_cidrs: Vec::new(),
+        }
     }
 }
 
@@ -394,6 +429,7 @@ impl KubeProxyConfiguration {
             client.burst = DEFAULT_BURST;
         }
         set_if_empty(&mut self.logging.format, "text");
+        set_if_empty(&mut self.dns.domain, super::dns::DEFAULT_DOMAIN);
     }
 }
 

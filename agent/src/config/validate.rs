@@ -39,6 +39,9 @@ pub fn validate(configuration: &KubeProxyConfiguration) -> Result<(), ConfigErro
     check_detect_local(configuration, &mut check);
     check.node_port_addresses(&configuration.node_port_addresses);
     check_logging(configuration, &mut check);
+    if let Err(mut invalid) = configuration.dns.options(&[]) {
+        check.invalid.append(&mut invalid);
+    }
     if check.invalid.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(check.invalid)) }
 }
 
@@ -224,7 +227,7 @@ mod tests {
     #[test]
     fn each_check_names_its_field() {
         type Change = fn(&mut KubeProxyConfiguration);
-        let cases: [(&str, Change); 21] = [
+        let cases: [(&str, Change); 26] = [
             ("iptables.masqueradeBit", |c| c.iptables.masquerade_bit = 32),
             ("nftables.masqueradeBit", |c| c.nftables.masquerade_bit = -1),
             ("oomScoreAdj", |c| c.oom_score_adj = 1001),
@@ -247,6 +250,11 @@ mod tests {
             }),
             ("nodePortAddresses[0]", |c| c.node_port_addresses = vec!["10.0.0.1".to_owned()]),
             ("logging.format", |c| c.logging.format = "xml".to_owned()),
+            ("dns.bindAddresses[1]", |c| c.dns.bind_addresses = vec!["10.0.0.1".to_owned(), "x".to_owned()]),
+            ("dns.domain", |c| c.dns.domain = "a..b".to_owned()),
+            ("dns.upstream[0]", |c| c.dns.upstream = vec!["resolver.example".to_owned()]),
+            ("dns.ttlSeconds", |c| c.dns.ttl_seconds = 3601),
+            ("dns.clientCIDRs[0]", |c| c.dns.client_cidrs = vec!["10.0.0.1".to_owned()]),
             ("nftables.minSyncPeriod", |c| c.nftables.min_sync_period = GoDuration::from_seconds(-1)),
         ];
         for (path, change) in cases {

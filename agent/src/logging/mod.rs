@@ -28,7 +28,18 @@ use output::StandardError;
 pub const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 
 /// Libraries whose lines are useful only at the highest verbosity.
-const QUIET_LIBRARIES: [&str; 7] = ["h2", "hyper", "hyper_util", "kube_client", "kube_runtime", "rustls", "tower"];
+const QUIET_LIBRARIES: [&str; 10] = [
+    "h2",
+    "hickory_net",
+    "hickory_proto",
+    "hickory_resolver",
+    "hyper",
+    "hyper_util",
+    "kube_client",
+    "kube_runtime",
+    "rustls",
+    "tower",
+];
 
 /// The target of the line for each sync, which kube-proxy has from `-v 2` on.
 pub const SYNCS: &str = "vmap_proxy_agent::sync_loop::syncs";

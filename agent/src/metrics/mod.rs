@@ -27,6 +27,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_dns::DnsMetrics;
 
 pub use connections::{ConnectionSource, ServiceConnections};
 pub use exposition::Format;
@@ -121,6 +122,7 @@ pub struct Metrics {
     flush_proof: Gauge,
     drift_repairs: Counter,
     foreign_removed: MetricFamily<KindLabel, Counter>,
+    dns: Option<DnsMetrics>,
 }
 
 /// Buckets of kube-proxy's durations: 1 ms to 16.384 s, doubling.
@@ -201,6 +203,7 @@ impl Metrics {
             flush_proof: Gauge::default(),
             drift_repairs: Counter::default(),
             foreign_removed: MetricFamily::default(),
+            dns: None,
         };
         metrics.register_kube_proxy(&mut registry);
         metrics.register_own(&mut registry);
@@ -208,6 +211,12 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process::new(proc)));
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// Serves the metrics of the DNS server as well.
+    #[must_use]
+    pub fn with_dns(self, dns: DnsMetrics) -> Self {
+        Self { dns: Some(dns), ..self }
     }
 
     /// Counters are registered without their `_total`, which the library adds.
@@ -491,6 +500,9 @@ impl Metrics {
         // Writing into a String doesn't fail.
         if text::encode_registry(&mut openmetrics, &self.registry).is_err() {
             tracing::error!("metrics could not be encoded");
+        }
+        if let Some(dns) = &self.dns {
+            dns.encode(&mut openmetrics);
         }
         connections::encode(connections, &mut openmetrics);
         openmetrics.push_str("# EOF\n");

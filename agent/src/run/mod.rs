@@ -2,6 +2,7 @@
 //! together: a source, the sync loop, and their observers.
 
 mod connections;
+mod names;
 mod node;
 mod own_node;
 mod sync_thread;
@@ -119,7 +120,10 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let families = families();
     let own_addresses = local_addresses().await?;
 
-    let metrics = Metrics::new();
+    let (names, metrics) = names::Names::start(options.dns.as_ref(), Metrics::new());
+    if let Some(names) = &names {
+        names.set_addresses(&own_addresses);
+    }
     let health = HealthState::new(Clock::system(), options.health_timeout);
     if matches!(options.source, Source::Manifests(_)) {
         // Without a cluster the node counts as eligible.
@@ -130,6 +134,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let observers = observers(&metrics, &health, &families, &recorder);
 
     let (events, listed) = mpsc::channel(EVENT_QUEUE);
+    let (listed, follow_names) = names::follow(names.as_ref(), listed);
     let (passed, received) = mpsc::channel(EVENT_QUEUE);
     let node_source = match options.source {
         Source::Manifests(_) => NodeSource::Manifests,
@@ -162,7 +167,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
         failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
-        () = node::watch(addresses, changed_addresses) => Ok(()),
+        () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
+        () = follow_names => Ok(()),
         () = hangups => Ok(()),
         () = logging::limit::report() => Ok(()),
         changed = configuration_changed(&options) => Err(changed),
@@ -207,7 +213,8 @@ async fn run_source(
     match &options.source {
         Source::Manifests(paths) => {
             drop(notices);
-            ManifestSource::new(paths.clone(), &options.proxy.node_name).run(events).await?;
+            let source = ManifestSource::new(paths.clone(), &options.proxy.node_name);
+            source.with_names(options.dns.is_some()).run(events).await?;
         }
         Source::Kubernetes { kubeconfig, master } => {
             let source = KubernetesSource::connect(KubernetesOptions {
@@ -217,7 +224,7 @@ async fn run_source(
                 timing: Timing::default(),
                 metrics: metrics.clone(),
             });
-            let source = source.await?;
+            let source = source.await?.with_names(options.dns.is_some());
             let post = k8s_events::post(source.client(), &options.proxy.node_name, notices);
             tokio::join!(source.run(events), post);
         }

@@ -378,6 +378,7 @@ impl<'a> OwnNode<'a> {
             origin: Origin::Agent,
             triggered: None,
             node_marks: Some(NodeMarks::default()),
+            names: None,
         }])
     }
 

@@ -11,6 +11,7 @@ use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::objects::{ANNOTATION_TRIGGER_TIME, Change, EndpointSliceObject, NodeObject, Object};
 use vmap_proxy_compiler::model::{NodeInfo, ObjectRef};
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_dns_zone::NameContent;
 
 /// A checked change of one object, with all parts of the object that are read
 /// for purposes other than rules. Only the source sees the object itself.
@@ -25,6 +26,8 @@ pub struct ObjectChange {
     pub triggered: Option<SystemTime>,
     /// The announced future of a Node; Nodes only.
     pub node_marks: Option<NodeMarks>,
+    /// The names of the object, if the source was told to read them.
+    pub names: Option<Box<NameContent>>,
 }
 
 /// The place where an object was read.
@@ -73,12 +76,35 @@ impl ObjectChange {
             Change::Apply(Object::Node(node)) => (None, Some(NodeMarks::of(node))),
             Change::Apply(_) | Change::Delete(_) | Change::Keep(_) => (None, None),
         };
-        (Self { checked, origin, triggered, node_marks }, problems)
+        (Self { checked, origin, triggered, node_marks, names: None }, problems)
+    }
+
+    /// Like [`read`](Self::read), and reads the object's names for DNS as well.
+    pub fn read_with_names(change: &Change, node_name: &str, origin: Origin) -> (Self, Vec<Problem>) {
+        let (mut read, mut problems) = Self::read(change, node_name, origin);
+        if let Change::Apply(_) = change {
+            let (names, more) = NameContent::read(change);
+            read.names = Some(Box::new(names));
+            problems.extend(more);
+        }
+        (read, problems)
+    }
+
+    /// Takes the names of the object out: what there is for DNS to do.
+    pub fn take_names(&mut self) -> Option<NameContent> {
+        if self.is_gone() {
+            return Some(NameContent::Gone);
+        }
+        if self.is_kept() {
+            return Some(NameContent::Kept);
+        }
+        self.names.take().map(|names| *names)
     }
 
     /// The object is gone.
     pub fn gone(object: ObjectRef, origin: Origin) -> Self {
-        Self { checked: CheckedChange::of(object, Content::Gone), origin, triggered: None, node_marks: None }
+        let checked = CheckedChange::of(object, Content::Gone);
+        Self { checked, origin, triggered: None, node_marks: None, names: None }
     }
 
     /// The identity of the object.

@@ -98,6 +98,7 @@ impl Default for Timing {
 pub struct KubernetesSource {
     client: kube::Client,
     options: KubernetesOptions,
+    with_names: bool,
 }
 
 impl KubernetesSource {
@@ -110,7 +111,14 @@ impl KubernetesSource {
     /// remedy.
     pub async fn connect(options: KubernetesOptions) -> Result<Self, ConnectError> {
         let client = connect::client(&options).await?;
-        Ok(Self { client, options })
+        Ok(Self { client, options, with_names: false })
+    }
+
+    /// Reads the names for DNS as well. Headless Services and their slices are
+    /// followed then, which a proxy leaves out.
+    #[must_use]
+    pub fn with_names(self, with_names: bool) -> Self {
+        Self { with_names, ..self }
     }
 
     /// The client, for what else is to be asked or told.
@@ -128,7 +136,7 @@ impl KubernetesSource {
     pub async fn run(self, events: EventSender) {
         let mut reflectors = Vec::new();
         let mut firsts = Vec::new();
-        for resource in Resource::all(&self.options.node_name) {
+        for resource in Resource::all(&self.options.node_name, self.with_names) {
             let (listed, first) = oneshot::channel();
             firsts.push(wait_for_first(first, resource.patience(&self.options.timing)));
             reflectors.push(Reflector::new(&self, resource, events.clone(), listed).run());

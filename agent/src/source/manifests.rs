@@ -44,6 +44,7 @@ const KINDS: [Kind; 4] = [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::En
 pub struct ManifestSource {
     paths: Vec<PathBuf>,
     node_name: String,
+    with_names: bool,
 }
 
 /// The reason why manifests cannot be read at all. An unusable document is a
@@ -162,7 +163,13 @@ impl ManifestSource {
     /// Reads `paths` in this order, for the node of this name; nothing happens
     /// yet.
     pub fn new(paths: Vec<PathBuf>, node_name: &str) -> Self {
-        Self { paths, node_name: node_name.to_owned() }
+        Self { paths, node_name: node_name.to_owned(), with_names: false }
+    }
+
+    /// Reads the names for DNS as well.
+    #[must_use]
+    pub fn with_names(self, with_names: bool) -> Self {
+        Self { with_names, ..self }
     }
 
     /// Reads everything once. Returns the valid objects, each once in path
@@ -184,7 +191,7 @@ impl ManifestSource {
     }
 
     fn catalog(&self) -> Catalog {
-        Catalog::new(self.paths.clone(), &self.node_name)
+        Catalog::new(self.paths.clone(), &self.node_name, self.with_names)
     }
 
     /// Sends the content of the manifests, then [`Event::Synced`], then every

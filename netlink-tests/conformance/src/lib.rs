@@ -7,12 +7,14 @@
 //! * [`run_compiled`]: a vector against the compiled rules, evaluated;
 //! * [`run_explained`]: a vector against the explanations of its packets;
 //! * [`run_packets`]: a vector against a running proxy, with real packets; [`library_proxy`] is ours;
+//! * [`names`]: vectors for DNS, in `netlink-tests/name-vectors`;
 //! * [`record`]: a generated scenario as a vector;
 //! * [`command`]: the command line.
 
 pub mod command;
 pub mod library_proxy;
 pub mod model;
+pub mod names;
 pub mod record;
 pub mod run_compiled;
 pub mod run_explained;
@@ -31,6 +33,11 @@ pub fn repository_dir() -> PathBuf {
 /// The folder of the vectors that this project added.
 pub fn own_dir() -> PathBuf {
     beside("own-vectors")
+}
+
+/// The folder of the vectors for names.
+pub fn name_dir() -> PathBuf {
+    beside("name-vectors")
 }
 
 fn beside(name: &str) -> PathBuf {

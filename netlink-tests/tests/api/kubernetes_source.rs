@@ -10,12 +10,15 @@ use follower::{
     Follower, LIMIT, all_watched, lists, node, options, requests_for, server_with_one_of_each, service, slice, timing,
 };
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
+use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource};
 
 use vmap_proxy_compiler::model::checked::Content;
 use vmap_proxy_compiler::model::objects::Kind;
+use vmap_proxy_dns_zone::{Answer, QuestionType, Records, Zone, ZoneConfig};
 use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
 
 async fn sync_and_follow(streaming: bool) {
@@ -67,6 +70,45 @@ async fn streaming_lists_sync_and_follow() {
 #[tokio::test]
 async fn paged_lists_sync_and_follow() {
     sync_and_follow(false).await;
+}
+
+/// A DNS server needs what a proxy leaves out: headless Services and their slices.
+#[tokio::test]
+async fn with_names_headless_services_are_followed() {
+    let server = server_with_one_of_each().await;
+    let mut headless = service("headless", "None");
+    headless["spec"]["clusterIP"] = json!("None");
+    let mut headless_slice = slice("headless-1", "headless", 1);
+    headless_slice["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    headless_slice["endpoints"][0]["hostname"] = json!("pod-0");
+    server.apply_all([headless, headless_slice]);
+
+    let source = KubernetesSource::connect(options(&server)).await.unwrap().with_names(true);
+    let (sender, mut events) = mpsc::channel(8);
+    let task = tokio::spawn(source.run(sender));
+    let mut zone = Zone::new(ZoneConfig::default());
+    while !zone.is_complete() {
+        match timeout(LIMIT, events.recv()).await.unwrap().unwrap() {
+            Event::Changes(changes) => {
+                for mut change in changes {
+                    let names = change.take_names().unwrap();
+                    zone.apply(change.object(), names);
+                }
+            }
+            Event::Synced => zone.set_complete(),
+            _ => {}
+        }
+    }
+    let ask = |name: &str| {
+        let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+        match zone.answer(&labels, QuestionType::A) {
+            Answer::Records(Records::A(addresses)) => addresses.iter().map(ToString::to_string).collect(),
+            other => vec![format!("{other:?}")],
+        }
+    };
+    assert_eq!(ask("pod-0.headless.shop.svc.cluster.local"), ["10.1.0.0"]);
+    assert_eq!(ask("cart.shop.svc.cluster.local"), ["10.0.0.1"]);
+    task.abort();
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod hostile;
 mod idle;
 mod lab_crash;
 mod log;
+mod names;
 mod ownership;
 mod scripts;
 mod servers;

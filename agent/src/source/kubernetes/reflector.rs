@@ -60,6 +60,8 @@ pub(super) struct Reflector {
     batch: Vec<ObjectChange>,
     /// The node that objects are checked for.
     node_name: String,
+    /// Whether the names of objects are read as well.
+    with_names: bool,
     /// The failure that was reported last, if nothing was received since.
     degraded: Option<String>,
     notices: Notices,
@@ -78,6 +80,7 @@ impl Reflector {
         Self {
             client: source.client(),
             node_name,
+            with_names: source.with_names,
             resource,
             events,
             backoff: Backoff::new(timing.shortest_retry, timing.longest_retry),
@@ -467,7 +470,8 @@ impl Reflector {
     }
 
     async fn push(&mut self, change: &Change) -> Result<(), Failure> {
-        let (change, problems) = ObjectChange::read(change, &self.node_name, Origin::ApiServer);
+        let read = if self.with_names { ObjectChange::read_with_names } else { ObjectChange::read };
+        let (change, problems) = read(change, &self.node_name, Origin::ApiServer);
         for problem in problems {
             tracing::warn!("{problem}");
         }

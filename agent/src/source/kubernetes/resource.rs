@@ -23,12 +23,17 @@ pub(super) struct Resource {
     plural: &'static str,
     label_selector: Option<String>,
     field_selector: Option<String>,
+    /// Whether it is followed for DNS as well.
+    with_names: bool,
 }
 
 impl Resource {
     /// Everything a proxy on `node_name` follows. The small ones first: the
     /// Services are then compiled with the right Node from the start.
-    pub(super) fn all(node_name: &str) -> [Self; 4] {
+    ///
+    /// `with_names`: headless Services and those of other proxies as well, since
+    /// they have names.
+    pub(super) fn all(node_name: &str, with_names: bool) -> [Self; 4] {
         let new = |kind, group, version, plural| Self {
             kind,
             group,
@@ -36,17 +41,19 @@ impl Resource {
             plural,
             label_selector: None,
             field_selector: None,
+            with_names,
         };
+        let unless_names = |selector: String| (!with_names).then_some(selector);
         [
             Self { field_selector: Some(format!("metadata.name={node_name}")), ..new(Kind::Node, "", "v1", "nodes") },
             new(Kind::ServiceCidr, "networking.k8s.io", "v1", "servicecidrs"),
             Self {
-                label_selector: Some(format!("!{LABEL_SERVICE_PROXY_NAME}")),
-                field_selector: Some(format!("{CLUSTER_IP}!=None")),
+                label_selector: unless_names(format!("!{LABEL_SERVICE_PROXY_NAME}")),
+                field_selector: unless_names(format!("{CLUSTER_IP}!=None")),
                 ..new(Kind::Service, "", "v1", "services")
             },
             Self {
-                label_selector: Some(format!("!{LABEL_HEADLESS}")),
+                label_selector: unless_names(format!("!{LABEL_HEADLESS}")),
                 ..new(Kind::EndpointSlice, "discovery.k8s.io", "v1", "endpointslices")
             },
         ]
@@ -77,7 +84,7 @@ impl Resource {
 
     /// Returns whether the selectors of kube-proxy leave this object out.
     pub(super) fn leaves_out(&self, object: &Object) -> bool {
-        matches!(object, Object::Service(service) if service.spec.cluster_ip == "None")
+        !self.with_names && matches!(object, Object::Service(service) if service.spec.cluster_ip == "None")
     }
 
     /// A page of the list; the next one with the token of the one before.

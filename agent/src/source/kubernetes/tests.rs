@@ -101,7 +101,7 @@ fn what_cannot_be_read_is_named() {
 
 #[test]
 fn requests_carry_kube_proxys_selectors() {
-    let paths: Vec<_> = Resource::all("n1").iter().map(|resource| resource.page(Some("a=b"))).collect();
+    let paths: Vec<_> = Resource::all("n1", false).iter().map(|resource| resource.page(Some("a=b"))).collect();
     assert_eq!(
         paths,
         [
@@ -112,6 +112,19 @@ fn requests_carry_kube_proxys_selectors() {
             "/apis/discovery.k8s.io/v1/endpointslices?labelSelector=%21service.kubernetes.io%2Fheadless&limit=500&continue=a%3Db",
         ]
     );
+}
+
+/// Headless Services have names, and so have those of other proxies.
+#[test]
+fn with_names_everything_is_followed() {
+    let paths: Vec<_> = Resource::all("n1", true).iter().map(|resource| resource.page(None)).collect();
+    assert_eq!(paths[2..], ["/api/v1/services?limit=500", "/apis/discovery.k8s.io/v1/endpointslices?limit=500"]);
+    let headless = serde_json::json!({
+        "kind": "Service", "metadata": {"name": "s", "namespace": "n"}, "spec": {"clusterIP": "None"},
+    });
+    let headless: Object = serde_json::from_value(headless).unwrap();
+    assert!(!Resource::all("n1", true)[2].leaves_out(&headless));
+    assert!(Resource::all("n1", false)[2].leaves_out(&headless));
 }
 
 #[test]

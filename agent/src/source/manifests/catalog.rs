@@ -22,6 +22,8 @@ use crate::source::{ObjectChange, Origin};
 pub(super) struct Catalog {
     /// The node that objects are checked for.
     node_name: String,
+    /// Whether the names of objects are read as well.
+    with_names: bool,
     roots: Vec<Root>,
     /// Every file once, in the order in which they count.
     order: Vec<PathBuf>,
@@ -91,9 +93,10 @@ type Parsed = HashMap<(usize, ObjectRef), ObjectChange>;
 
 impl Catalog {
     /// Nothing read yet.
-    pub(super) fn new(paths: Vec<PathBuf>, node_name: &str) -> Self {
+    pub(super) fn new(paths: Vec<PathBuf>, node_name: &str, with_names: bool) -> Self {
         Self {
             node_name: node_name.to_owned(),
+            with_names,
             roots: paths
                 .into_iter()
                 .map(|path| Root {
@@ -302,6 +305,7 @@ impl Catalog {
                     document: index + 1,
                     line: document.line,
                     node_name: &self.node_name,
+                    with_names: self.with_names,
                 };
                 take_in(contents, fingerprint, &position, findings, parsed)
             });
@@ -428,6 +432,7 @@ struct Position<'a> {
     document: usize,
     line: usize,
     node_name: &'a str,
+    with_names: bool,
 }
 
 /// Hands a document's objects on and remembers its content.
@@ -456,7 +461,8 @@ fn take_in(
     for object in contents.objects {
         let hash = fingerprint(&object);
         let origin = Origin::File { path: position.path.clone(), line: position.line };
-        let (change, problems) = ObjectChange::read(&Change::Apply(object), position.node_name, origin);
+        let read = if position.with_names { ObjectChange::read_with_names } else { ObjectChange::read };
+        let (change, problems) = read(&Change::Apply(object), position.node_name, origin);
         findings.problems.extend(problems.into_iter().map(|problem| ManifestProblem {
             path: position.path.to_path_buf(),
             document: Some(position.document),
