@@ -95,7 +95,7 @@ impl Syncer {
         if let Some(table) = &table
             && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof())
         {
-            note_outdated(family, table, &what, report);
+            note_outdated(family, table, &what, self.kernel.is_flush_proof(), report);
             read.outdated[family] = true;
             return self.read_earlier(OwnTable::Main, table, family, read);
         }
@@ -238,8 +238,9 @@ fn is_always_listed(map: Map) -> bool {
 
 /// Logs that a table is to be replaced. If it is of our layout, another program
 /// has changed it, which is counted.
-fn note_outdated(family: Family, table: &TableState, what: &str, report: &mut SyncReport) {
-    if table.layout_matches() {
+fn note_outdated(family: Family, table: &TableState, what: &str, flush_proof: bool, report: &mut SyncReport) {
+    // Our own configuration decides about the flag persist.
+    if table.layout_matches() && table.is_persistent() == flush_proof {
         report.cleaned(family, "table", 1, &format!("table with a foreign change ({what}), replaced"));
     }
     tracing::warn!(

@@ -15,9 +15,9 @@
 
 use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Action, KernelElements, Transaction};
-use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
+use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
 use super::affinity::learned_of;
 use super::compare::Read;
@@ -152,7 +152,12 @@ impl Syncer {
             if is_replaced {
                 carry.copy(family, &mut self.kernel)?;
                 self.kernel.retire_table(from, family)?;
-                tracing::info!("table {} {} was replaced, and is gone", family.keyword(), from.name());
+                match from {
+                    OwnTable::Main => {
+                        tracing::info!("table {} {TABLE} was replaced: the new one follows", family.keyword())
+                    }
+                    OwnTable::StandIn => tracing::info!("table {} {TABLE} is complete again", family.keyword()),
+                }
             }
         }
         Ok(())

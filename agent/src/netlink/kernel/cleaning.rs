@@ -15,8 +15,9 @@ use vmap_proxy_wire::nf_tables::foreign::{ForeignObject, disarm, removal};
 use vmap_proxy_wire::nf_tables::table_state::TableState;
 use vmap_proxy_wire::nf_tables::{OwnTable, request};
 use vmap_proxy_wire::uapi::{
-    NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_TABLE_F_DORMANT,
-    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+    NFT_MSG_DELRULE, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE,
+    NFT_TABLE_F_DORMANT, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
 };
 
 use super::Kernel;
@@ -46,7 +47,8 @@ impl Kernel {
     /// Removes one of our tables while another one serves, so that no packet
     /// meets a part of it: takes it from the hooks (flag `dormant`), waits for
     /// the packets that are in its chains, and deletes it. `false`: it was not
-    /// there.
+    /// there. The kernel does not change the flags of a table that we own; then
+    /// its base chains lose their rules instead.
     ///
     /// A packet that is between two lookups when the elements go would reach the
     /// `drop` at the end of a balancing chain.
@@ -55,12 +57,15 @@ impl Kernel {
     ///
     /// Any [`NetlinkError`].
     pub fn retire_table(&mut self, table: OwnTable, family: Family) -> Result<bool, NetlinkError> {
-        let Some(state) = self.read_flags(table, family)? else { return Ok(false) };
-        let sleep = request(NFT_MSG_NEWTABLE, family, |w| {
-            w.string(NFTA_TABLE_NAME, table.name());
-            w.be32(NFTA_TABLE_FLAGS, state.lasting_flags() | NFT_TABLE_F_DORMANT);
-        });
-        self.must(family, "switch off the replaced table", &[sleep])?;
+        let Some(state) = self.read_table(table, family)? else { return Ok(false) };
+        let switch_off = match state.owner() {
+            Some(_) => state.base_chain_names().map(|chain| flush(table, family, chain)).collect(),
+            None => vec![request(NFT_MSG_NEWTABLE, family, |w| {
+                w.string(NFTA_TABLE_NAME, table.name());
+                w.be32(NFTA_TABLE_FLAGS, state.lasting_flags() | NFT_TABLE_F_DORMANT);
+            })],
+        };
+        self.must(family, "switch off the replaced table", &switch_off)?;
         await_packets();
         self.delete_table(table, family)
     }
@@ -180,6 +185,14 @@ impl Kernel {
         self.commits = self.commits.wrapping_add(1);
         Ok(())
     }
+}
+
+/// The message that takes all rules out of a chain.
+fn flush(table: OwnTable, family: Family, chain: &str) -> Request {
+    request(NFT_MSG_DELRULE, family, |w| {
+        w.string(NFTA_RULE_TABLE, table.name());
+        w.string(NFTA_RULE_CHAIN, chain);
+    })
 }
 
 /// The messages that add learned entries. Entries that are about to expire are

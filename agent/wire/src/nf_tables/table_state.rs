@@ -182,6 +182,11 @@ impl TableState {
         self.chains.keys().map(String::as_str)
     }
 
+    /// The base chains, ours and others, in no order.
+    pub fn base_chain_names(&self) -> impl Iterator<Item = &str> {
+        self.chains.iter().filter(|(_, state)| state.base.is_some()).map(|(name, _)| name.as_str())
+    }
+
     /// The sets and maps, ours and others, in no order.
     pub fn map_names(&self) -> impl Iterator<Item = &str> {
         self.maps.keys().map(String::as_str)
