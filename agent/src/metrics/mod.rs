@@ -7,6 +7,7 @@
 //! mode, and so are those of the Go runtime.
 
 mod api;
+mod buckets;
 mod component_base;
 mod connections;
 mod exposition;
@@ -23,12 +24,13 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as MetricFamily;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_dns::DnsMetrics;
 
+use buckets::{commit_histogram, network_programming_histogram, sync_histogram};
 pub use connections::{ConnectionSource, ServiceConnections};
 pub use exposition::Format;
 
@@ -123,23 +125,6 @@ pub struct Metrics {
     drift_repairs: Counter,
     foreign_removed: MetricFamily<KindLabel, Counter>,
     dns: Option<DnsMetrics>,
-}
-
-/// Buckets of kube-proxy's durations: 1 ms to 16.384 s, doubling.
-fn sync_histogram() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 15))
-}
-
-/// Commits are short, and one that holds the kernel's lock for 50 ms is long.
-fn commit_histogram() -> Histogram {
-    Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
-}
-
-/// kube-proxy's: 0, 0.25 s, 0.5 s, each second to 59 s, then every 5 s to 115 s
-/// and every 30 s to 5 minutes.
-fn network_programming_histogram() -> Histogram {
-    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
-    Histogram::new([0.0, 0.25, 0.5].into_iter().chain(seconds))
 }
 
 fn by_family(family: Family) -> FamilyLabel {
