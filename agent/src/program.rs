@@ -44,6 +44,9 @@ fn act(invocation: Invocation) -> Result<ExitCode, Box<dyn Error>> {
     match resolved.action {
         Action::Run(options) => run::run(*options)?,
         Action::Compile(options) => commands::compile::compile(*options)?,
+        Action::Get(options) => return Ok(commands::get::get(*options)?),
+        Action::Status(options) => return Ok(commands::status::status(&options)?),
+        Action::Verify(options) => return Ok(commands::verify::verify(&options)?),
         Action::Explain(options) => return Ok(commands::explain::explain(*options)?),
         #[cfg(feature = "demo")]
         Action::Demo => {

@@ -23,6 +23,9 @@ use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_compiler::plan::TooLarge;
 
 use crate::after_sync::{Observer, SyncDone, Trouble};
+use crate::query::answer::{State, answer};
+use crate::query::history::History;
+use crate::query::server::Asked;
 use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
@@ -67,23 +70,33 @@ pub struct SyncLoopOptions {
     pub min_gap: Duration,
 }
 
-/// Follows `events` until the source ends or `shutdown` resolves. What is
-/// programmed stays. `addresses` gets all addresses of the node's interfaces after
-/// each change of them.
+/// The inputs of the loop.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The events of the source.
+    pub events: mpsc::Receiver<Event>,
+    /// All addresses of the node's interfaces, after each change of them.
+    pub addresses: mpsc::Receiver<Vec<IpAddr>>,
+    /// Questions about the state. One is answered between two syncs.
+    pub questions: mpsc::Receiver<Asked>,
+}
+
+/// Follows the events until the source ends or `shutdown` resolves. What is
+/// programmed stays.
 ///
 /// # Errors
 /// If the first sync fails because the kernel lacks something, or the agent
 /// lacks the permission: waiting would not help. Later failures are retried.
 pub async fn run_sync_loop<O: Observer>(
     syncer: &mut Syncer,
-    mut events: mpsc::Receiver<Event>,
-    mut addresses: mpsc::Receiver<Vec<IpAddr>>,
+    inputs: Inputs,
     status: &watch::Sender<Status>,
     observer: &mut O,
     options: &SyncLoopOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SyncError> {
     let mut shutdown = std::pin::pin!(shutdown);
+    let Inputs { mut events, mut addresses, mut questions } = inputs;
     let mut state = Loop {
         syncer,
         status,
@@ -96,9 +109,10 @@ pub async fn run_sync_loop<O: Observer>(
         listed: false,
         foreign: false,
         news: false,
+        history: History::default(),
     };
     let mut idle = Instant::now() + IDLE;
-    let mut addresses_open = true;
+    let (mut addresses_open, mut questions_open) = (true, true);
     loop {
         let wake = state.due().or(state.pace.truce()).or(state.ownership.next()).or(state.retrial.next());
         tokio::select! {
@@ -125,6 +139,14 @@ pub async fn run_sync_loop<O: Observer>(
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy();
             }
+            // Last, so that questions never keep changes waiting. They are no activity either.
+            asked = questions.recv(), if questions_open => {
+                match asked {
+                    Some(asked) => state.answer(asked),
+                    None => questions_open = false,
+                }
+                continue;
+            }
         }
         let is_due = state.due().is_some_and(|due| due <= Instant::now());
         if is_due && state.sync().await?.is_break() {
@@ -148,6 +170,8 @@ struct Loop<'a, O> {
     foreign: bool,
     /// Whether the sources sent anything since the last sync.
     news: bool,
+    /// The last syncs.
+    history: History,
 }
 
 /// The log lines about a series of failed syncs.
@@ -174,6 +198,19 @@ impl<O: Observer> Loop<'_, O> {
             self.news = true;
             self.observer.on_queued();
         }
+    }
+
+    /// Answers a question; its work is bounded.
+    fn answer(&self, asked: Asked) {
+        let state = State {
+            store: self.syncer.store(),
+            planner: self.syncer.planner(),
+            ready: self.status.borrow().ready,
+            pending: self.syncer.is_pending(),
+            syncs: self.history.syncs(),
+        };
+        // The client may be gone.
+        let _ = asked.reply.send(answer(&state, &asked.question));
     }
 
     /// Returns the time of the next sync, if anything waits.
@@ -264,6 +301,9 @@ impl<O: Observer> Loop<'_, O> {
         let first = !self.status.borrow().ready;
         self.failures.recovered();
         self.publish(&report, first);
+        if !report.is_empty() {
+            self.history.add(&report, None);
+        }
         let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
         self.retrial.note(done.quarantined > 0, Instant::now());
         self.observer.on_sync(&done);
@@ -300,6 +340,7 @@ impl<O: Observer> Loop<'_, O> {
     fn failed(&mut self, report: SyncReport, error: &SyncError) {
         self.failures.log(error, self.pace.next(Instant::now(), false));
         report.too_large.iter().for_each(log_too_large);
+        self.history.add(&report, Some(error.to_string()));
         self.observer.on_sync(&SyncDone::failed(self.syncer, report, error));
         self.observer.on_queued();
         let rules_missing = self.foreign || matches!(error, SyncError::Owned { .. });

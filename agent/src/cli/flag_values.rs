@@ -78,6 +78,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("master", ""),
     ("metrics-port", "10249"),
     ("nodeport-addresses", ""),
+    ("query-socket", "/run/vmap-proxy/agent.sock"),
     ("service-metrics", "true"),
     ("version", "false"),
     ("vmodule", ""),

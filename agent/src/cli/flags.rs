@@ -130,6 +130,11 @@ pub struct ServerFlags {
           value_name = "BOOL")]
     pub service_metrics: Option<bool>,
 
+    /// The Unix socket at which this agent answers `vmap-proxy explain` and the like; only its owner may open it; an
+    /// empty value switches it off [default: /run/vmap-proxy/agent.sock; with --manifests: off]
+    #[arg(long, value_name = "PATH")]
+    pub query_socket: Option<String>,
+
     /// Deprecated: port of /healthz; 0 switches the server off; use --healthz-bind-address
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,

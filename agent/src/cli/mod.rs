@@ -19,10 +19,15 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
-pub use questions::{ExplainArguments, ReportFormat, StateArguments};
+pub use questions::{
+    ExplainArguments, GetArguments, GetFormat, Listed, ReportFormat, StateArguments, StatusArguments, VerifyArguments,
+};
 
 pub use flag_values::FLAGS_OF_FIELDS;
-pub use resolve::{Action, CleanupOptions, CompileOptions, ExplainOptions, Resolved, RunOptions, Source, StateSource};
+pub use resolve::{
+    Action, CleanupOptions, CompileOptions, ExplainOptions, GetOptions, Resolved, RunOptions, Source, StateSource,
+    StatusOptions, VerifyOptions,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +40,9 @@ Examples:
   Print the rules for these files, without privileges:
     vmap-proxy compile --manifests examples/ --node-name node-1
 
-  Where does a packet go, and why? From the files of a cluster:
-    vmap-proxy explain --from outside --to svc:shop/cart --manifests examples/ --node-name node-1
+  Where does a packet go, and why? On this node, or from files:
+    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
+    vmap-proxy explain --from outside --to svc:default/web --manifests examples/ --node-name node-1
 
   Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup
@@ -91,6 +97,15 @@ pub enum Command {
     /// Explain where a packet goes, and which object and field decide about it
     #[command(after_help = questions::EXPLAIN_HELP)]
     Explain(Box<ExplainArguments>),
+    /// List Services, frontends or endpoints as the agent of this node, or files, have them
+    #[command(after_help = questions::GET_HELP)]
+    Get(Box<GetArguments>),
+    /// Show the state of the agent of this node
+    #[command(after_help = questions::STATUS_HELP)]
+    Status(StatusArguments),
+    /// Compare the kernel with what the agent has programmed; changes nothing
+    #[command(after_help = questions::VERIFY_HELP)]
+    Verify(VerifyArguments),
     /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
     #[cfg(feature = "demo")]
     Demo(DemoArguments),

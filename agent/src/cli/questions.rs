@@ -21,7 +21,14 @@ Destinations (--to):
   pod:shop/web-0:8080   a Pod
   node:30080            this node's address, for NodePorts
 
+Without --manifests the agent of this node is asked, over its Unix socket, and the kernel's elements are read and
+compared with its answer. Without an agent the kernel alone answers.
+
 Examples:
+  Where does this pod's packet go on this node?
+    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
+    kubectl -n kube-system exec POD -- /vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
+
   Why does a client outside not reach the load balancer?
     vmap-proxy explain --from outside --to 203.0.113.80:443 --manifests cluster/ --node-name node-1
 
@@ -32,7 +39,119 @@ Examples:
     vmap-proxy explain --to svc:shop/cart --manifests cluster/ --node-name node-1
 
 Exit status: 0 the packet reaches an endpoint (or every frontend of the Service serves), 1 failure, 2 wrong usage,
-3 dropped or refused (or the Service is not served), 4 no frontend: the packet goes where it was sent to.";
+3 dropped or refused (or the Service is not served), 4 no frontend: the packet goes where it was sent to, 5 the kernel
+differs from the agent.";
+
+/// Examples and exit status of `vmap-proxy get`.
+pub(super) const GET_HELP: &str = "\
+Examples:
+  vmap-proxy get services
+  vmap-proxy get frontends -n shop
+  vmap-proxy get endpoints -n shop cart -o wide
+  vmap-proxy get services --manifests cluster/ --node-name node-1 -o json
+
+Exit status: 0 success, 1 failure (no agent, or no such Service), 2 wrong usage.";
+
+/// Examples and exit status of `vmap-proxy status`.
+pub(super) const STATUS_HELP: &str = "\
+Examples:
+  vmap-proxy status
+  vmap-proxy status --wait 60 && echo everything is programmed
+
+Exit status: 0 everything is programmed, 1 failure (no agent), 2 wrong usage, 3 a change waits or the last sync failed.";
+
+/// Examples and exit status of `vmap-proxy verify`.
+pub(super) const VERIFY_HELP: &str = "\
+Every element is looked up and every rule compared. The digest is the same for the same elements, whatever their order.
+
+Examples:
+  vmap-proxy verify
+  vmap-proxy verify -o json
+
+Exit status: 0 the kernel has exactly what the agent wants, 1 it differs, or failure (with a message on standard error),
+2 wrong usage.";
+
+/// `vmap-proxy get`
+#[derive(Debug, Clone, Args)]
+pub struct GetArguments {
+    /// The list
+    #[arg(value_enum)]
+    pub listed: Listed,
+
+    /// Only this Service
+    pub name: Option<String>,
+
+    /// Only this namespace; of a Service without it: default
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: GetFormat,
+
+    /// The state that is asked about.
+    #[command(flatten)]
+    pub state: StateArguments,
+}
+
+/// What `vmap-proxy get` lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// One line for each Service.
+    Services,
+    /// One line for each address and port, or NodePort.
+    Frontends,
+    /// One line for each endpoint of each port.
+    Endpoints,
+}
+
+/// The format of a list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum GetFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// With the field that decides.
+    Wide,
+    /// For programs.
+    Json,
+}
+
+/// `vmap-proxy status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArguments {
+    /// Wait up to this many seconds until everything is programmed
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
+
+    /// The Unix socket of the agent on this node
+    #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ReportFormat,
+
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
+
+/// `vmap-proxy verify`
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArguments {
+    /// The Unix socket of the agent on this node
+    #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ReportFormat,
+
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
 
 /// `vmap-proxy explain`
 #[derive(Debug, Clone, Args)]
@@ -62,9 +181,13 @@ pub struct ExplainArguments {
 /// The state that a question is about.
 #[derive(Debug, Clone, Args)]
 pub struct StateArguments {
-    /// Files or directories of Kubernetes YAML or JSON: ask about the state that they make
-    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    /// Files or directories of Kubernetes YAML or JSON: ask about the state that they make, instead of this node
+    #[arg(long, num_args = 1.., value_name = "PATH")]
     pub manifests: Vec<PathBuf>,
+
+    /// The Unix socket of the agent on this node
+    #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
+    pub socket: PathBuf,
 
     /// The node to answer for [default: the host's name]
     #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]

@@ -10,20 +10,22 @@ use vmap_proxy_compiler::model::config::{DetectLocal, ProxyConfig};
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
 use super::{
-    Command, CompileArguments, ExplainArguments, Given, Invocation, OutputFormat, ReportFormat, StateArguments,
-    flag_values,
+    Command, CompileArguments, ExplainArguments, GetArguments, GetFormat, Given, Invocation, Listed, OutputFormat,
+    ReportFormat, StateArguments, StatusArguments, VerifyArguments, flag_values,
 };
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::validate::parse_cidrs;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
+use crate::query::server;
 use crate::sync_loop::MIN_GAP;
 
 /// Flags that apply together with `--config`. All others set fields of the file
 /// and are ignored then. `--health-timeout` and `--cleanup-kube-proxy` exist
 /// only here and have no field.
-const FLAGS_BESIDE_A_FILE: [&str; 15] = [
+const FLAGS_BESIDE_A_FILE: [&str; 16] = [
+    "query-socket",
     "service-metrics",
     "config",
     "write-config-to",
@@ -50,6 +52,12 @@ pub enum Action {
     Compile(Box<CompileOptions>),
     /// Explain a packet or a Service.
     Explain(Box<ExplainOptions>),
+    /// List Services, frontends or endpoints.
+    Get(Box<GetOptions>),
+    /// Show the state of the agent.
+    Status(StatusOptions),
+    /// Compare the kernel with the agent.
+    Verify(VerifyOptions),
     /// Show the proxy at work.
     #[cfg(feature = "demo")]
     Demo,
@@ -121,6 +129,8 @@ pub struct RunOptions {
     pub service_metrics: bool,
     /// The DNS server; `None` if it is off.
     pub dns: Option<vmap_proxy_dns::Options>,
+    /// The Unix socket at which questions are answered; `None` if it is off.
+    pub query_socket: Option<PathBuf>,
     /// kube-proxy's flags and their values, for `/flagz`.
     pub flags: BTreeMap<String, String>,
     /// Set sysctls and exit (`--init-only`).
@@ -159,6 +169,13 @@ pub enum StateSource {
         /// The settings that decide the fate of packets, including the node's name.
         proxy: Box<ProxyConfig>,
     },
+    /// The agent of this node, and its kernel.
+    Node {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// The settings, for an answer without an agent.
+        proxy: Box<ProxyConfig>,
+    },
 }
 
 /// Options of `vmap-proxy explain`.
@@ -173,6 +190,41 @@ pub struct ExplainOptions {
     pub interface: Option<String>,
     /// Where the answer comes from.
     pub source: StateSource,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy get`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GetOptions {
+    /// The list.
+    pub listed: Listed,
+    /// Only this Service.
+    pub name: Option<String>,
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Where the answer comes from.
+    pub source: StateSource,
+    /// The format.
+    pub output: GetFormat,
+}
+
+/// Options of `vmap-proxy status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusOptions {
+    /// Longest wait in seconds until everything is programmed.
+    pub wait: Option<u64>,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy verify`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// The agent's socket.
+    pub socket: PathBuf,
     /// Text or JSON.
     pub output: ReportFormat,
 }
@@ -196,6 +248,13 @@ impl Invocation {
             Some(Command::Run(arguments)) => resolve_run(&arguments.flags, arguments.manifests, &self.given),
             Some(Command::Compile(arguments)) => resolve_compile(*arguments),
             Some(Command::Explain(arguments)) => resolve_explain(*arguments),
+            Some(Command::Get(arguments)) => resolve_get(*arguments),
+            Some(Command::Status(StatusArguments { wait, socket, output, logging })) => {
+                Ok(without_configuration(Action::Status(StatusOptions { wait, socket, output }), &logging))
+            }
+            Some(Command::Verify(VerifyArguments { socket, output, logging })) => {
+                Ok(without_configuration(Action::Verify(VerifyOptions { socket, output }), &logging))
+            }
             #[cfg(feature = "demo")]
             Some(Command::Demo(arguments)) => Ok(without_configuration(Action::Demo, &arguments.logging)),
             Some(Command::Cleanup(arguments)) => {
@@ -280,6 +339,7 @@ fn run_options(
     configuration: KubeProxyConfiguration,
 ) -> Result<RunOptions, ConfigError> {
     let node_name = node_name(&configuration.hostname_override)?;
+    let is_on_manifests = !manifests.is_empty();
     let sync_period = configuration.nftables.sync_period.to_duration();
     let health_timeout = match flags.servers.health_timeout {
         Some(timeout) if timeout.is_zero() || timeout.is_negative() => {
@@ -306,6 +366,7 @@ fn run_options(
         sync_period,
         min_sync_period: min_sync_period(&configuration),
         service_metrics: flags.servers.service_metrics != Some(false),
+        query_socket: query_socket(flags, is_on_manifests),
         flags: BTreeMap::new(),
         init_only: flags.configuration.init_only == Some(true),
         cleanup_kube_proxy: flags.configuration.cleanup_kube_proxy == Some(true),
@@ -319,6 +380,16 @@ fn min_sync_period(configuration: &KubeProxyConfiguration) -> Duration {
     let given = configuration.nftables.min_sync_period;
     let default = KubeProxyConfiguration::default().nftables.min_sync_period;
     if given == default { MIN_GAP } else { given.to_duration().max(MIN_GAP) }
+}
+
+/// With manifests several agents may run on one machine, each in a network
+/// namespace, and the machine may not be a node: no socket unless it is asked for.
+fn query_socket(flags: &ProxyFlags, is_on_manifests: bool) -> Option<PathBuf> {
+    match flags.servers.query_socket.as_deref() {
+        Some("") => None,
+        Some(path) => Some(path.into()),
+        None => (!is_on_manifests).then(|| server::DEFAULT_PATH.into()),
+    }
 }
 
 fn source(flags: &ProxyFlags, manifests: Vec<PathBuf>, configuration: &KubeProxyConfiguration) -> Source {
@@ -394,6 +465,13 @@ fn resolve_explain(arguments: ExplainArguments) -> Result<Resolved, ConfigError>
     Ok(Resolved { action: Action::Explain(Box::new(options)), logging, warnings })
 }
 
+fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
+    let GetArguments { listed, name, namespace, output, state } = arguments;
+    let (source, logging, warnings) = resolve_state(state)?;
+    let options = GetOptions { listed, name, namespace, source, output };
+    Ok(Resolved { action: Action::Get(Box::new(options)), logging, warnings })
+}
+
 /// Where the state of a question comes from, with the same configuration as an
 /// agent would have.
 fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec<Warning>), ConfigError> {
@@ -412,7 +490,10 @@ fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec
     warnings.append(&mut ignored_fields(&configuration)?);
     let name = arguments.node_name.as_ref().unwrap_or(&configuration.hostname_override);
     let proxy = Box::new(configuration.to_proxy_config(&node_name(name)?)?);
-    let source = StateSource::Files { manifests: arguments.manifests, proxy };
+    let source = match arguments.manifests.is_empty() {
+        true => StateSource::Node { socket: arguments.socket, proxy },
+        false => StateSource::Files { manifests: arguments.manifests, proxy },
+    };
     Ok((source, configuration.logging, warnings))
 }
 

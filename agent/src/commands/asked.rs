@@ -1,15 +1,17 @@
 //! Where the answers come from: files, or an agent.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
 
+use crate::cli::StateSource;
 use crate::query::answer::answer;
+use crate::query::client::{Client, ClientError};
 use crate::query::offline::Offline;
-use crate::query::protocol::{AddressAnswer, Answer, NodeAnswer, Question};
+use crate::query::protocol::{AddressAnswer, Answer, ElementsAnswer, NodeAnswer, Question, StatusAnswer};
 use crate::source::manifests::SourceError;
 
 /// The reason why there is no answer.
@@ -18,6 +20,9 @@ pub enum AskError {
     /// The manifests could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The agent does not answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The answer is to another question.
     #[error("the answer does not fit the question; are the agent and this program of the same version?")]
     Unexpected,
@@ -28,6 +33,8 @@ pub enum AskError {
 pub enum Asked {
     /// The state that files make.
     Files(Box<Offline>),
+    /// A running agent.
+    Agent(Client),
 }
 
 impl Asked {
@@ -39,6 +46,25 @@ impl Asked {
         Ok(Self::Files(Box::new(Offline::read(manifests, proxy)?)))
     }
 
+    /// Connects to an agent.
+    ///
+    /// # Errors
+    /// If none answers.
+    pub fn agent(socket: &Path) -> Result<Self, AskError> {
+        Ok(Self::Agent(Client::connect(socket)?))
+    }
+
+    /// Opens the source that the command line names.
+    ///
+    /// # Errors
+    /// If files can't be read, or no agent answers.
+    pub fn open(source: StateSource) -> Result<Self, AskError> {
+        match source {
+            StateSource::Files { manifests, proxy } => Self::files(manifests, *proxy),
+            StateSource::Node { socket, .. } => Self::agent(&socket),
+        }
+    }
+
     /// Asks one question.
     ///
     /// # Errors
@@ -46,6 +72,7 @@ impl Asked {
     pub fn ask(&mut self, question: &Question) -> Result<Answer, AskError> {
         match self {
             Self::Files(offline) => Ok(answer(&offline.state(), question)),
+            Self::Agent(client) => Ok(client.ask(question)?),
         }
     }
 
@@ -106,10 +133,55 @@ impl Asked {
         }
     }
 
+    /// The state of the agent.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn status(&mut self) -> Result<StatusAnswer, AskError> {
+        match self.ask(&Question::Status)? {
+            Answer::Status(answer) => Ok(*answer),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Calls `each` with every Service, or those of a namespace, in the order of
+    /// their names.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn each_service(
+        &mut self,
+        namespace: Option<&str>,
+        mut each: impl FnMut(ServiceAnswer),
+    ) -> Result<(), AskError> {
+        let mut after = None;
+        loop {
+            let question = Question::Services { namespace: namespace.map(str::to_owned), after };
+            let Answer::Services(page) = self.ask(&question)? else { return Err(AskError::Unexpected) };
+            page.services.into_iter().for_each(&mut each);
+            match page.last {
+                Some(last) => after = Some(last),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// A page of the programmed elements, or those of one Service.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn elements(&mut self, only: Option<&str>, after: Option<String>) -> Result<ElementsAnswer, AskError> {
+        match self.ask(&Question::Elements { only: only.map(str::to_owned), after })? {
+            Answer::Elements(page) => Ok(page),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
     /// The address of a Pod, if the files have it. An agent follows no Pods.
     pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
         match self {
             Self::Files(offline) => offline.pod_address(namespace, name),
+            Self::Agent(_) => None,
         }
     }
 }

@@ -4,4 +4,7 @@ pub mod asked;
 pub mod cleanup;
 pub mod compile;
 pub mod explain;
+pub mod get;
 pub mod paint;
+pub mod status;
+pub mod verify;

@@ -8,16 +8,22 @@ use vmap_proxy_compiler::explain::answer::Question as PacketQuestion;
 use vmap_proxy_compiler::model::Store;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::Planner;
+use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::target::Target;
 
 use super::protocol::{
-    AddressAnswer, Answer, NodeAnswer, PAGE, Place, Question, RulesOf, ServicesAnswer, StatusAnswer, SyncLine,
+    AddressAnswer, Answer, ElementLine, ElementsAnswer, NodeAnswer, PAGE, Place, Question, RulesOf, ServicesAnswer,
+    StatusAnswer, SyncLine,
 };
 
 /// Endpoints in one page of Services, at which a page ends early: a Service may
 /// have thousands.
 const PAGE_ENDPOINTS: usize = 4096;
+
+/// Elements in one page, at which a page ends early.
+const PAGE_ELEMENTS: usize = 4096;
 
 /// The state that a question is about.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +62,7 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
             Answer::Address(AddressAnswer { found: page.found.map(text), last: page.last.map(text) })
         }
         Question::Services { namespace, after } => Answer::Services(services(&known, namespace.as_deref(), after)),
+        Question::Elements { only, after } => Answer::Elements(elements(state, only.as_deref(), after.as_deref())),
         Question::Status => Answer::Status(Box::new(status(state))),
     }
 }
@@ -124,6 +131,41 @@ fn services(known: &Known<'_>, namespace: Option<&str>, after: &Option<String>) 
     }
     page.last = None;
     page
+}
+
+fn elements(state: &State<'_>, only: Option<&str>, after: Option<&str>) -> ElementsAnswer {
+    let mut page = ElementsAnswer { elements: Vec::new(), last: None };
+    if let Some(only) = only {
+        add_elements(state, &service_name(only), &mut page.elements);
+        return page;
+    }
+    if after.is_none() {
+        for family in Family::ALL {
+            let of_node = state.planner.elements_of_node(family).iter();
+            page.elements.extend(of_node.map(|element| line(family, "node", element)));
+        }
+    }
+    for (seen, (name, _)) in state.store.after(after.map(service_name).as_ref()).enumerate() {
+        if seen == PAGE || page.elements.len() >= PAGE_ELEMENTS {
+            return page;
+        }
+        page.last = Some(name.to_string());
+        add_elements(state, name, &mut page.elements);
+    }
+    page.last = None;
+    page
+}
+
+fn add_elements(state: &State<'_>, name: &ServiceName, found: &mut Vec<ElementLine>) {
+    for family in Family::ALL {
+        let elements = state.planner.elements_of(name, family);
+        found.extend(elements.iter().map(|element| line(family, name.text(), element)));
+    }
+}
+
+fn line(family: Family, owner: &str, element: &Element) -> ElementLine {
+    let (map, text) = (element.map.name().to_owned(), render::element(element));
+    ElementLine { family, owner: owner.to_owned(), map, key: element.key, text }
 }
 
 fn status(state: &State<'_>) -> StatusAnswer {

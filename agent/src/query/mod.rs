@@ -3,8 +3,15 @@
 //! * [`protocol`]: the questions and answers, as JSON lines;
 //! * [`answer`](mod@answer): an answer from the store and the planner: the same
 //!   function answers for an agent and for files;
-//! * [`offline`]: the state that files make.
+//! * [`offline`]: the state that files make;
+//! * [`server`]: the Unix socket of an agent; [`client`]: asks it;
+//! * [`kernel`]: the elements of one frontend as the kernel has them;
+//! * [`history`]: the last syncs.
 
 pub mod answer;
+pub mod client;
+pub mod history;
+pub mod kernel;
 pub mod offline;
 pub mod protocol;
+pub mod server;

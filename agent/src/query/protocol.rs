@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::{Family, Protocol};
+use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 
 /// The version of the protocol.
@@ -76,6 +77,16 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
+    /// The programmed elements of the next Services, and on the first page those
+    /// of the node.
+    Elements {
+        /// Only this Service.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        only: Option<String>,
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// The state of the agent.
     Status,
 }
@@ -116,6 +127,8 @@ pub enum Answer {
     Address(AddressAnswer),
     /// To [`Question::Services`].
     Services(ServicesAnswer),
+    /// To [`Question::Elements`].
+    Elements(ElementsAnswer),
     /// To [`Question::Status`].
     Status(Box<StatusAnswer>),
 }
@@ -189,6 +202,30 @@ pub struct ServicesAnswer {
     pub services: Vec<ServiceAnswer>,
     /// Where the next page begins; absent at the end.
     pub last: Option<String>,
+}
+
+/// One page of programmed elements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementsAnswer {
+    /// The elements.
+    pub elements: Vec<ElementLine>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
+/// One programmed element.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementLine {
+    /// The table.
+    pub family: Family,
+    /// The Service, or `node`.
+    pub owner: String,
+    /// The set or map.
+    pub map: String,
+    /// The key.
+    pub key: Key,
+    /// The element in nft syntax.
+    pub text: String,
 }
 
 /// The state of the agent.

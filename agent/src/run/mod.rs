@@ -35,11 +35,12 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
 use crate::process;
+use crate::query::server;
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::SyncError;
-use crate::sync_loop::{Status, SyncLoopOptions};
+use crate::sync_loop::{Inputs, Status, SyncLoopOptions};
 use crate::sysctl::{SysctlError, Sysctls};
 pub use own_node::NodeError;
 use own_node::NodeSource;
@@ -141,6 +142,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         Source::Kubernetes { .. } => NodeSource::Cluster,
     };
     let (changed_addresses, changes_of_addresses) = mpsc::channel(EVENT_QUEUE);
+    let (questions, asked) = server::channel();
     let (status, watched) = watch::channel(Status::default());
     let metrics_of_source = metrics.clone();
     let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period };
@@ -150,8 +152,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         metrics: metrics.clone(),
         families,
         addresses: own_addresses,
-        events: received,
-        changes_of_addresses,
+        inputs: Inputs { events: received, addresses: changes_of_addresses, questions: asked },
         status,
         observers,
         options: follow_options,
@@ -166,6 +167,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         }
         failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
         failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
+        never = server::serve(options.query_socket.clone(), questions) => match never {},
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
         () = follow_names => Ok(()),

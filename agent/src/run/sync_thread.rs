@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_compiler::ruleset::Family;
 
@@ -14,9 +14,8 @@ use super::Error;
 use crate::after_sync::Observers;
 use crate::metrics::Metrics;
 use crate::netlink::{Kernel, NetlinkError, StopFlag};
-use crate::source::Event;
 use crate::sync::Syncer;
-use crate::sync_loop::{Status, SyncLoopOptions, run_sync_loop};
+use crate::sync_loop::{Inputs, Status, SyncLoopOptions, run_sync_loop};
 
 /// Longest time for the thread to end. It ends after its current commit, which
 /// takes 50 ms, or longer on a machine under load.
@@ -30,8 +29,7 @@ pub(super) struct Work {
     pub(super) metrics: Metrics,
     pub(super) families: Vec<Family>,
     pub(super) addresses: Vec<IpAddr>,
-    pub(super) events: mpsc::Receiver<Event>,
-    pub(super) changes_of_addresses: mpsc::Receiver<Vec<IpAddr>>,
+    pub(super) inputs: Inputs,
     pub(super) status: watch::Sender<Status>,
     pub(super) observers: Observers,
     pub(super) options: SyncLoopOptions,
@@ -87,8 +85,8 @@ impl SyncThread {
 fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<()>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Work { config, flush_proof, metrics, families, addresses, events, .. } = work;
-        let Work { changes_of_addresses, status, mut observers, options, .. } = work;
+        let Work { config, flush_proof, metrics, families, addresses, inputs, .. } = work;
+        let Work { status, mut observers, options, .. } = work;
         let mut kernel = Kernel::open()?;
         if flush_proof {
             metrics.set_flush_proof(make_flush_proof(&mut kernel)?);
@@ -100,7 +98,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         let shutdown = async {
             let _ = asked.await;
         };
-        run_sync_loop(&mut syncer, events, changes_of_addresses, &status, &mut observers, &options, shutdown).await?;
+        run_sync_loop(&mut syncer, inputs, &status, &mut observers, &options, shutdown).await?;
         Ok(())
     })
 }

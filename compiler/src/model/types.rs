@@ -60,7 +60,7 @@ impl fmt::Display for Protocol {
 }
 
 /// Address and port of an endpoint: where a connection is translated to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The pod's (or, with host network, the node's) address.
     pub address: IpAddr,

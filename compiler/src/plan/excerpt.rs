@@ -72,6 +72,21 @@ impl Planner {
         Ruleset { tables: vec![Table::new(state.skeleton.clone(), found)] }
     }
 
+    /// The programmed elements of one Service in a family. Shared elements are
+    /// among them, whoever else contributes them.
+    pub fn elements_of(&self, name: &ServiceName, family: Family) -> Vec<Element> {
+        let mut found = Vec::new();
+        if let Some(compiled) = self.families[family].services.get(name) {
+            elements(name, compiled, &mut |element| found.push(element));
+        }
+        found
+    }
+
+    /// The programmed elements that belong to the node itself.
+    pub fn elements_of_node(&self, family: Family) -> &[Element] {
+        &self.families[family].node_elements
+    }
+
     /// The Services that want a frontend while another one holds it.
     pub fn waiting(&self, family: Family, claim: &Claim) -> impl Iterator<Item = &ServiceName> {
         self.families[family].claims.waiting(claim)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::chains::Chain;
 use super::maps::Map;
@@ -17,7 +18,7 @@ use crate::model::{Endpoint, Protocol};
 /// Within one hook it travels in `meta priority`, from the balancing chain to
 /// the one that learns. The numbers are `7600:0001` to `76ff:ffff` as nft
 /// writes them: other programs are unlikely to set one of these priorities.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListNumber(u32);
 
 impl ListNumber {
@@ -56,7 +57,7 @@ impl ListNumber {
 }
 
 /// The key of an element; its shape follows from the map (see [`Map::key`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
     /// `cluster-ips`, `nodeport-ips`
     Address(IpAddr),

@@ -6,10 +6,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Protocol;
 
 /// A frontend as the kernel knows it: where a client connects to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FrontendKey {
     /// A cluster IP, external IP or load balancer address.
     pub address: IpAddr,
@@ -20,7 +22,7 @@ pub struct FrontendKey {
 }
 
 /// A NodePort as the kernel knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodePortKey {
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
@@ -40,7 +42,7 @@ pub struct NodePortKey {
 /// // The map in which it is looked up.
 /// assert_eq!(Map::Frontends(target.domain()).name(), "nodeports");
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Target {
     /// A frontend by address.
     Frontend(FrontendKey),

@@ -130,7 +130,8 @@ impl EndToEnd {
     #[track_caller]
     pub fn agent_by(&self, arguments: &[&str]) -> AgentProcess {
         let mut command = Command::new(&self.program);
-        command.arg("-v=2").args(arguments);
+        // The usual path belongs to all namespaces of this machine.
+        command.arg("-v=2").arg("--query-socket=").args(arguments);
         AgentProcess::spawn(self.node(), command)
     }
 
@@ -141,7 +142,7 @@ impl EndToEnd {
     #[track_caller]
     pub fn agent_in_environment(&self, arguments: &[String], variables: &[(&str, &str)]) -> AgentProcess {
         let mut command = Command::new(&self.program);
-        command.args(arguments).envs(variables.iter().copied());
+        command.arg("--query-socket=").args(arguments).envs(variables.iter().copied());
         AgentProcess::spawn(self.node(), command)
     }
 

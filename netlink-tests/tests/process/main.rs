@@ -5,6 +5,7 @@
 mod bad_input;
 mod demo;
 mod descriptors;
+mod explain;
 mod files;
 mod hostile;
 mod idle;
@@ -12,6 +13,7 @@ mod lab_crash;
 mod log;
 mod names;
 mod ownership;
+mod questions;
 mod scripts;
 mod servers;
 mod threads;

@@ -1,6 +1,7 @@
 //! `vmap-proxy explain`: where a packet goes, and why; or why a Service is not
 //! served.
 
+mod live;
 mod place;
 mod text;
 
@@ -8,17 +9,22 @@ use std::io;
 use std::process::ExitCode;
 
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, Question, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Fate, FrontendState, Question, ServiceAnswer};
+use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
 use super::paint::{Paint, print};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
+use crate::netlink::NetlinkError;
+use live::{KernelAlone, Live};
 use place::{Destination, PlaceError};
 
 /// The packet is dropped or refused, or the Service is not served.
 const NOT_SERVED: u8 = 3;
 /// The packet meets no frontend, and goes where it was sent to.
 const NOT_A_FRONTEND: u8 = 4;
+/// The kernel differs from the agent.
+const KERNEL_DIFFERS: u8 = 5;
 
 /// The reason why there is no explanation.
 #[derive(Debug, Error)]
@@ -29,6 +35,15 @@ pub enum Error {
     /// The question can't be understood.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The kernel can't be read.
+    #[error("the kernel's elements can't be read: {0}")]
+    Kernel(#[from] NetlinkError),
+    /// The agent's answer lacks the rules of a family.
+    #[error("the agent's answer lacks the rules of this address family")]
+    NoRules,
+    /// The addresses of this machine can't be read.
+    #[error("the addresses of this machine can't be read: {0}")]
+    Runtime(#[source] io::Error),
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Print(#[from] io::Error),
@@ -37,14 +52,28 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
+/// The state of a frontend in words.
+pub(super) fn state_text(state: FrontendState) -> &'static str {
+    text::state(state)
+}
+
 /// Explains a packet, or with no source a Service.
 ///
 /// # Errors
 /// If the question can't be understood, or there is no answer.
 pub fn explain(options: ExplainOptions) -> Result<ExitCode, Error> {
     let destination = Destination::parse(&options.to)?;
-    let mut asked = match options.source {
-        StateSource::Files { manifests, proxy } => Asked::files(manifests, *proxy)?,
+    let (is_live, proxy) = match &options.source {
+        StateSource::Files { .. } => (false, None),
+        StateSource::Node { proxy, .. } => (true, Some(proxy.clone())),
+    };
+    let mut asked = match (Asked::open(options.source), proxy) {
+        (Err(AskError::Client(error)), Some(proxy)) if error.is_no_agent() && options.from.is_some() => {
+            let from = options.from.as_deref().unwrap_or_default();
+            eprintln!("{error}; the kernel alone answers");
+            return kernel_alone(&proxy, from, &destination, options.interface.as_deref(), options.output);
+        }
+        (asked, _) => asked?,
     };
     let Some(from) = &options.from else {
         let Destination::Service { name, .. } = &destination else { return Err(PlaceError::NoSource.into()) };
@@ -59,25 +88,54 @@ pub fn explain(options: ExplainOptions) -> Result<ExitCode, Error> {
         Destination::Service { name, .. } => Some(name.clone()),
         _ => None,
     };
-    packet_answer(&mut asked, &packet, about, options.output)
+    packet_answer(&mut asked, &packet, about, is_live, options.output)
 }
 
 fn packet_answer(
     asked: &mut Asked,
     packet: &Question,
     about: Option<String>,
+    is_live: bool,
     output: ReportFormat,
 ) -> Result<ExitCode, Error> {
     let answer = asked.packet(packet, about)?;
-    match output {
-        ReportFormat::Text => print(&text::packet(&answer, Paint::of_terminal()))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&answer)?)?,
+    let paint = Paint::of_terminal();
+    if !is_live {
+        match output {
+            ReportFormat::Text => print(&text::packet(&answer, paint))?,
+            ReportFormat::Json => print(&serde_json::to_string_pretty(&answer)?)?,
+        }
+        return Ok(status_of(answer.verdict));
     }
-    Ok(status_of(&answer))
+    let mut kernel = live::read(&asked.node()?, packet)?;
+    kernel.compare(&answer);
+    match output {
+        ReportFormat::Text => print(&(text::packet(&answer, paint) + &text::kernel(&kernel, true, paint)))?,
+        ReportFormat::Json => print(&serde_json::to_string_pretty(&Live { agent: &answer, kernel: &kernel })?)?,
+    }
+    Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
 }
 
-fn status_of(answer: &Explanation) -> ExitCode {
-    match answer.verdict {
+/// An answer without an agent: from the elements that the kernel has.
+fn kernel_alone(
+    proxy: &ProxyConfig,
+    from: &str,
+    destination: &Destination,
+    interface: Option<&str>,
+    output: ReportFormat,
+) -> Result<ExitCode, Error> {
+    let node = live::node_without_agent(proxy)?;
+    let packet = place::packet_without_agent(&node, from, destination, interface)?;
+    let kernel = live::read(&node, &packet)?;
+    match output {
+        ReportFormat::Text => print(&text::kernel_alone(&packet, &kernel, Paint::of_terminal()))?,
+        ReportFormat::Json => print(&serde_json::to_string_pretty(&KernelAlone::new(&packet, &kernel))?)?,
+    }
+    Ok(status_of(kernel.verdict))
+}
+
+fn status_of(verdict: Fate) -> ExitCode {
+    match verdict {
         Fate::Dnat => ExitCode::SUCCESS,
         Fate::Drop | Fate::Reject | Fate::Inconsistent => ExitCode::from(NOT_SERVED),
         Fate::Pass => ExitCode::from(NOT_A_FRONTEND),

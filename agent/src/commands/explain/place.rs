@@ -55,6 +55,9 @@ pub enum PlaceError {
         /// The destination.
         destination: IpAddr,
     },
+    /// Without an agent names mean nothing.
+    #[error("without an agent only addresses and `node` are known: give the address in place of {0:?}")]
+    NoAgent(String),
     /// Nobody answers.
     #[error(transparent)]
     Ask(#[from] AskError),
@@ -127,8 +130,43 @@ pub(super) fn packet(
     let node = asked.node()?;
     let family = parse_address(from).map(Family::of);
     let Some(place) = destination(asked, &node, to, family)? else { return Ok(None) };
+    let source = match from.strip_prefix("pod:") {
+        Some(name) => pod(asked, name)?,
+        None => source(&node, from, Family::of(place.address))?,
+    };
+    Ok(Some(question(&node, source, place, interface)?))
+}
+
+/// The packet of a question, where no agent answers.
+pub(super) fn packet_without_agent(
+    node: &NodeAnswer,
+    from: &str,
+    to: &Destination,
+    interface: Option<&str>,
+) -> Result<PacketQuestion, PlaceError> {
+    let place = match to {
+        Destination::Address(place) => *place,
+        Destination::Node { port, protocol } => {
+            let family = parse_address(from).map_or(Family::Ipv4, Family::of);
+            Place { address: node_address(node, family)?, protocol: *protocol, port: *port }
+        }
+        Destination::Service { name, .. } | Destination::Pod { name, .. } => {
+            return Err(PlaceError::NoAgent(name.clone()));
+        }
+    };
+    if from.starts_with("pod:") {
+        return Err(PlaceError::NoAgent(from.to_owned()));
+    }
+    question(node, source(node, from, Family::of(place.address))?, place, interface)
+}
+
+fn question(
+    node: &NodeAnswer,
+    source: IpAddr,
+    place: Place,
+    interface: Option<&str>,
+) -> Result<PacketQuestion, PlaceError> {
     let family = Family::of(place.address);
-    let source = source(asked, &node, from, family)?;
     if Family::of(source) != family {
         return Err(PlaceError::TwoFamilies { source_address: source, destination: place.address });
     }
@@ -136,10 +174,10 @@ pub(super) fn packet(
     let interface = match interface {
         Some(name) => Some(name.to_owned()),
         None if is_own => None,
-        None => Some(usual_interface(&node, source)),
+        None => Some(usual_interface(node, source)),
     };
     let Place { address: destination, protocol, port } = place;
-    Ok(Some(PacketQuestion { source, destination, protocol, port, interface }))
+    Ok(PacketQuestion { source, destination, protocol, port, interface })
 }
 
 fn destination(
@@ -167,10 +205,7 @@ fn destination(
     }))
 }
 
-fn source(asked: &Asked, node: &NodeAnswer, from: &str, family: Family) -> Result<IpAddr, PlaceError> {
-    if let Some(name) = from.strip_prefix("pod:") {
-        return pod(asked, name);
-    }
+fn source(node: &NodeAnswer, from: &str, family: Family) -> Result<IpAddr, PlaceError> {
     match (from, family) {
         ("node", family) => node_address(node, family),
         ("outside", Family::Ipv4) => Ok(OUTSIDE.0.into()),

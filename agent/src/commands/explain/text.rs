@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 
 use vmap_proxy_compiler::explain::answer::{
     Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, FrontendState, PortAnswer, PortName,
-    ServiceAnswer,
+    Question, ServiceAnswer,
 };
 
 use crate::commands::paint::{Paint, columns};
+use crate::query::kernel::KernelAnswer;
 
 /// Endpoints of a kind that are printed; the JSON form has more.
 const PRINTED: usize = 20;
@@ -123,6 +124,52 @@ fn push_unused(text: &mut String, unused: &[EndpointLeftOut], count: usize) {
     };
     text.push_str(&columns("  ", &unused.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
     push_more(text, count);
+}
+
+/// What the kernel does, under an agent's answer or alone.
+pub(super) fn kernel(answer: &KernelAnswer, with_agent: bool, paint: Paint) -> String {
+    let mut text = String::from("\n");
+    let agrees = answer.differences.is_empty();
+    let line = match (agrees, with_agent) {
+        (true, true) => paint.good("Kernel   has the same"),
+        (true, false) => paint.good("Kernel   has the rules of this configuration"),
+        (false, _) => paint.bad("Kernel   differs"),
+    };
+    let _ = writeln!(text, "{line}");
+    for difference in &answer.differences {
+        let _ = writeln!(text, "  {}", paint.warning(difference));
+    }
+    if let Some(endpoint) = answer.remembered {
+        let _ = writeln!(text, "  this client is remembered, and goes to {endpoint}");
+    }
+    text
+}
+
+/// The answer of the kernel alone.
+pub(super) fn kernel_alone(packet: &Question, answer: &KernelAnswer, paint: Paint) -> String {
+    let mut text = String::new();
+    let to = SocketAddr::new(packet.destination, packet.port);
+    let line = format!("{} -> {to}/{} by the kernel's elements", packet.source, packet.protocol);
+    let _ = writeln!(text, "{}\n", paint.heading(&line));
+    let owner = answer.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
+    let verdict = match answer.verdict {
+        Fate::Dnat => paint.good(&format!("reaches one of {} endpoints{owner}", answer.endpoints.len())),
+        Fate::Drop => paint.bad(&format!("dropped, without an answer{owner}")),
+        Fate::Reject => paint.bad(&format!("refused (port unreachable){owner}")),
+        Fate::Pass => paint.warning("not touched: it goes where it was sent to"),
+        Fate::Inconsistent => paint.bad("depends on chance: the elements are damaged"),
+    };
+    let _ = writeln!(text, "Verdict  {verdict}");
+    let row = |endpoint: &SocketAddr| {
+        let source = if answer.masqueraded.contains(endpoint) { "masqueraded" } else { "source kept" };
+        vec![endpoint.to_string(), source.to_owned()]
+    };
+    if !answer.endpoints.is_empty() {
+        let _ = writeln!(text, "\nEndpoints");
+        text.push_str(&columns("  ", &answer.endpoints.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
+        push_more(&mut text, answer.endpoints.len());
+    }
+    text + &kernel(answer, false, paint)
 }
 
 /// One Service.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 use vmap_proxy_agent::after_sync::{Observer, SyncDone};
+use vmap_proxy_agent::query::server;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::sync_loop::{MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_agent::sync_loop::{Inputs, MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
@@ -268,8 +269,9 @@ pub fn burst(agent: &mut Agent, cluster: Workload, count: u32) -> Result<Burst, 
         Ok::<_, mpsc::error::SendError<Event>>(())
     };
     let limit = tokio::time::Duration::from_secs(60);
-    let following =
-        run_sync_loop(&mut agent.syncer, received, changed_addresses, &status, &mut counter, &options, done.notified());
+    let (_questions, questions) = server::channel();
+    let inputs = Inputs { events: received, addresses: changed_addresses, questions };
+    let following = run_sync_loop(&mut agent.syncer, inputs, &status, &mut counter, &options, done.notified());
     let outcome =
         agent.runtime.block_on(async { tokio::time::timeout(limit, async { tokio::join!(following, sender) }).await });
     let (followed, sent) = outcome.map_err(|_| "the burst was not live after a minute")?;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 use vmap_proxy_agent::after_sync::{Observer, SyncDone};
+use vmap_proxy_agent::query::server;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::sync_loop::{MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_agent::sync_loop::{Inputs, MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
@@ -112,8 +113,9 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
         // A source that has told everything waits; one that ends would end the loop.
         Ok::<_, mpsc::error::SendError<Event>>(events)
     };
-    let following =
-        run_sync_loop(&mut agent.syncer, received, changed_addresses, &status, &mut counter, &options, done.notified());
+    let (_questions, questions) = server::channel();
+    let inputs = Inputs { events: received, addresses: changed_addresses, questions };
+    let following = run_sync_loop(&mut agent.syncer, inputs, &status, &mut counter, &options, done.notified());
     let both = async { tokio::time::timeout(PATIENCE, async { tokio::join!(following, sender) }).await };
     let (followed, sent) = agent.runtime.block_on(both).map_err(|_| "not everything was live after ten minutes")?;
     followed?;

@@ -1,0 +1,66 @@
+//! The kernel's part of an answer on a running node.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use vmap_proxy_compiler::explain::answer::{Explanation, Question, VERSION};
+use vmap_proxy_compiler::model::{Family, NodeInfo, ProxyConfig};
+use vmap_proxy_compiler::plan::Planner;
+use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
+
+use super::Error;
+use crate::netlink::{Kernel, default_addresses, local_addresses};
+use crate::process;
+use crate::query::answer::first_packet;
+use crate::query::kernel::{self, KernelAnswer};
+use crate::query::protocol::{NodeAnswer, RulesOf};
+
+/// The answer of an agent and of the kernel.
+#[derive(Debug, Serialize)]
+pub(super) struct Live<'a> {
+    #[serde(flatten)]
+    pub(super) agent: &'a Explanation,
+    pub(super) kernel: &'a KernelAnswer,
+}
+
+/// The answer of the kernel alone.
+#[derive(Debug, Serialize)]
+pub(super) struct KernelAlone<'a> {
+    pub(super) version: u32,
+    pub(super) packet: &'a Question,
+    pub(super) kernel: &'a KernelAnswer,
+}
+
+impl<'a> KernelAlone<'a> {
+    pub(super) fn new(packet: &'a Question, kernel: &'a KernelAnswer) -> Self {
+        Self { version: VERSION, packet, kernel }
+    }
+}
+
+/// Reads what the kernel does with the packet.
+pub(super) fn read(node: &NodeAnswer, packet: &Question) -> Result<KernelAnswer, Error> {
+    let family = Family::of(packet.destination);
+    let rules = node.rules.iter().find(|rules| rules.family == family).ok_or(Error::NoRules)?;
+    let mut kernel = Kernel::open()?;
+    Ok(kernel::read(
+        &mut kernel,
+        &SkeletonConfig::from(rules),
+        &first_packet(packet),
+        node.interface_addresses.clone(),
+    )?)
+}
+
+/// The node as the machine itself shows it, where no agent answers.
+pub(super) fn node_without_agent(proxy: &ProxyConfig) -> Result<NodeAnswer, Error> {
+    let runtime = process::event_loop().map_err(Error::Runtime)?;
+    let (interface_addresses, addresses): (Vec<IpAddr>, Vec<IpAddr>) =
+        runtime.block_on(async { Ok::<_, Error>((local_addresses().await?, default_addresses().await?)) })?;
+    let info = NodeInfo {
+        addresses: addresses.clone(),
+        interface_addresses: interface_addresses.clone(),
+        ..NodeInfo::default()
+    };
+    let planner = Planner::new(proxy.clone(), &info);
+    let rules = Family::ALL.iter().map(|family| RulesOf::from(&planner.skeleton(&info, *family))).collect();
+    Ok(NodeAnswer { name: proxy.node_name.clone(), addresses, interface_addresses, pod_cidrs: Vec::new(), rules })
+}

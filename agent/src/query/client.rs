@@ -1,0 +1,112 @@
+//! Asks a running agent.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
+
+/// Longest wait for an answer. A first sync of a large cluster takes seconds, and
+/// questions wait for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Maximum length of an answer in bytes.
+const ANSWER_BYTES: u64 = 64 * 1024 * 1024;
+
+/// The agent does not answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody serves the socket.
+    #[error(
+        "no agent answers at {}: {source}; does it run in this container or on this node (--query-socket), or is \
+         another path set (--socket)?",
+        path.display()
+    )]
+    NoAgent {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The socket may not be opened.
+    #[error("the agent's socket {} may not be opened: {source}; run this as the agent's user (root)", path.display())]
+    Permission {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The connection failed.
+    #[error("the agent at {} did not answer: {source}", path.display())]
+    Lost {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The answer makes no sense.
+    #[error("the agent's answer can't be read: {0}; are the agent and this program of the same version?")]
+    Unreadable(#[from] serde_json::Error),
+    /// The agent refused to answer.
+    #[error("the agent does not answer this: {0}")]
+    Refused(String),
+}
+
+impl ClientError {
+    /// Returns whether there is no agent at all.
+    pub fn is_no_agent(&self) -> bool {
+        matches!(self, Self::NoAgent { .. })
+    }
+}
+
+/// A connection to an agent.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::NoAgent`] and [`ClientError::Permission`].
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let path = path.to_owned();
+        let connected = UnixStream::connect(&path).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        match connected {
+            Ok(stream) => Ok(Self { path, stream: BufReader::new(stream) }),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(ClientError::Permission { path, source })
+            }
+            Err(source) => Err(ClientError::NoAgent { path, source }),
+        }
+    }
+
+    /// Asks one question, and waits for the answer.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn ask(&mut self, question: &Question) -> Result<Answer, ClientError> {
+        let mut text = serde_json::to_vec(&Ask { version: VERSION, question: question.clone() })?;
+        text.push(b'\n');
+        let mut line = Vec::new();
+        let exchanged = self.stream.get_mut().write_all(&text).and_then(|()| {
+            (&mut self.stream).take(ANSWER_BYTES).read_until(b'\n', &mut line)?;
+            if line.last() == Some(&b'\n') { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        });
+        exchanged.map_err(|source| ClientError::Lost { path: self.path.clone(), source })?;
+        let reply: Reply = serde_json::from_slice(&line)?;
+        match reply.result {
+            Outcome::Answer(answer) => Ok(answer),
+            Outcome::Error(why) => Err(ClientError::Refused(why)),
+        }
+    }
+}

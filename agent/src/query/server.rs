@@ -1,0 +1,293 @@
+//! The server of questions: a Unix socket that only its owner can open.
+//!
+//! Everything is bounded: connections, the length of a question, the time for
+//! reading and writing, and the work of an answer ([`PAGE`](super::protocol::PAGE)).
+//! The sync thread answers one question between two syncs, so a question waits
+//! for a sync, and a sync for one question at most.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
+
+/// Where the socket is unless the operator says otherwise.
+pub const DEFAULT_PATH: &str = "/run/vmap-proxy/agent.sock";
+
+/// Maximum number of connections; others wait to be accepted.
+const CONNECTIONS: usize = 8;
+
+/// Maximum length of a question in bytes.
+const QUESTION_BYTES: u64 = 16 * 1024;
+
+/// Longest time for a client to send its next question, or to take an answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time between attempts to listen.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Questions that wait for the sync thread, at most.
+const WAITING: usize = 4;
+
+/// A question that waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Takes the answer; the client may be gone.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// The way of questions to the sync thread.
+pub fn channel() -> (mpsc::Sender<Asked>, mpsc::Receiver<Asked>) {
+    mpsc::channel(WAITING)
+}
+
+/// Serves questions for ever; if it can't listen, it tries again. Without a path
+/// nothing is served.
+pub async fn serve(path: Option<PathBuf>, questions: mpsc::Sender<Asked>) -> Infallible {
+    let Some(path) = path else { return std::future::pending().await };
+    let mut reported = None;
+    loop {
+        match listen(&path) {
+            Ok(listening) => {
+                reported = None;
+                tracing::debug!("questions are answered at {}", path.display());
+                accept(&listening.listener, &questions).await;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if reported.as_ref() != Some(&text) {
+                    tracing::warn!(
+                        "vmap-proxy explain and the like get no answer from this agent: {} can't be served: {text}; \
+                         trying again every {RETRY:?}. Another path: --query-socket",
+                        path.display()
+                    );
+                    reported = Some(text);
+                }
+            }
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// The socket; its file goes away with it.
+struct Listening {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Another agent may have taken the path meanwhile.
+        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Takes the path. The socket gets its mode before it gets its name, so nobody
+/// can open it in between.
+fn listen(path: &Path) -> io::Result<Listening> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    check_free(path)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let _ = std::fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary)?;
+    let named = std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| inode(&temporary))
+        .and_then(|inode| std::fs::rename(&temporary, path).map(|()| inode));
+    if named.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    Ok(Listening { listener, path: path.to_owned(), inode: named? })
+}
+
+/// A socket that nobody serves any more is replaced, and nothing else.
+fn check_free(path: &Path) -> io::Result<()> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves it")),
+        Err(_) => Ok(()),
+    }
+}
+
+async fn accept(listener: &UnixListener, questions: &mpsc::Sender<Asked>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let questions = questions.clone();
+                tokio::spawn(async move {
+                    converse(stream, &questions).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("a client of the query socket could not be accepted: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Answers the questions of one client until it hangs up or is silent.
+async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>) {
+    let (reading, mut writing) = stream.into_split();
+    let mut reading = BufReader::new(reading);
+    loop {
+        let mut line = Vec::new();
+        let mut limited = (&mut reading).take(QUESTION_BYTES);
+        match timeout(CLIENT_PATIENCE, limited.read_until(b'\n', &mut line)).await {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => return,
+        }
+        let is_complete = line.last() == Some(&b'\n');
+        let result = match is_complete {
+            true => answer(&line, questions).await,
+            false => Outcome::Error(format!("a question is one line of at most {QUESTION_BYTES} bytes")),
+        };
+        let Ok(mut text) = serde_json::to_vec(&Reply { version: VERSION, result }) else { return };
+        text.push(b'\n');
+        match timeout(CLIENT_PATIENCE, writing.write_all(&text)).await {
+            Ok(Ok(())) if is_complete => {}
+            _ => return,
+        }
+    }
+}
+
+async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>) -> Outcome {
+    let ask: Ask = match serde_json::from_slice(line) {
+        Ok(ask) => ask,
+        Err(error) => return Outcome::Error(format!("this is no question that this agent knows: {error}")),
+    };
+    if ask.version != VERSION {
+        let wanted = ask.version;
+        return Outcome::Error(format!("this agent speaks version {VERSION} of the protocol, not {wanted}"));
+    }
+    let (reply, answered) = oneshot::channel();
+    if questions.send(Asked { question: ask.question, reply }).await.is_err() {
+        return Outcome::Error("the agent is ending".to_owned());
+    }
+    match answered.await {
+        Ok(answer) => Outcome::Answer(answer),
+        Err(_) => Outcome::Error("the agent is ending".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Client;
+
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("vmap-proxy-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        path
+    }
+
+    /// Serves in a thread whose runtime ends with the sender, and answers every
+    /// question with a name.
+    fn with_server(name: &str, test: impl FnOnce(&Path)) {
+        let directory = directory(name);
+        let path = directory.join("agent.sock");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (questions, mut asked) = channel();
+        runtime.spawn(serve(Some(path.clone()), questions));
+        runtime.spawn(async move {
+            while let Some(Asked { reply, .. }) = asked.recv().await {
+                let _ = reply.send(Answer::Destination(None));
+            }
+        });
+        while Client::connect(&path).is_err() {
+            std::thread::yield_now();
+        }
+        test(&path);
+        drop(runtime);
+        assert!(!path.exists(), "the socket stays behind");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    fn ask(path: &Path, line: &[u8]) -> String {
+        let mut client = Client::connect(path).unwrap();
+        // A question that is too long is refused before all of it is read.
+        let _ = client.write_all(line);
+        let _ = client.shutdown(std::net::Shutdown::Write);
+        let mut text = String::new();
+        let _ = client.read_to_string(&mut text);
+        text
+    }
+
+    #[test]
+    fn only_the_owner_may_ask_and_questions_are_bounded() {
+        with_server("server", |path| {
+            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+            let question = br#"{"version":1,"question":{"ask":"node"}}"#;
+            let known = [&question[..], b"\n"].concat();
+            assert_eq!(ask(path, &known), "{\"version\":1,\"answer\":{\"destination\":null}}\n");
+            assert!(ask(path, b"{\"version\":2,\"question\":{\"ask\":\"node\"}}\n").contains("speaks version 1"));
+            assert!(ask(path, b"hello\n").contains("no question that this agent knows"));
+            let long = vec![b' '; 20_000];
+            assert!(ask(path, &long).contains("at most 16384 bytes"));
+            // One client may ask again and again.
+            assert_eq!(ask(path, &known.repeat(3)).lines().count(), 3);
+        });
+    }
+
+    #[test]
+    fn more_clients_than_places_wait() {
+        with_server("places", |path| {
+            let silent: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect(path).unwrap()).collect();
+            let waiting = std::thread::spawn({
+                let path = path.to_owned();
+                move || ask(&path, b"{\"version\":1,\"question\":{\"ask\":\"node\"}}\n")
+            });
+            drop(silent);
+            assert!(waiting.join().unwrap().contains("answer"));
+        });
+    }
+
+    #[test]
+    fn only_a_dead_socket_is_replaced() {
+        let directory = directory("path");
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("agent.sock");
+        std::fs::write(&path, "file").unwrap();
+        assert_eq!(check_free(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        std::fs::remove_file(&path).unwrap();
+        let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(check_free(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(living);
+        assert!(path.exists());
+        check_free(&path).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -1,0 +1,106 @@
+//! `vmap-proxy verify`, `status` and `get` on a node.
+
+use std::path::Path;
+
+use serde_json::Value;
+use vmap_proxy_lab::NetNs;
+use vmap_proxy_testbed::cluster::{LOCAL, REMOTE, node_object};
+use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
+use vmap_proxy_testbed::shop::{slices, web};
+
+use crate::{Agent, Scratch, cluster, run_manifests, vmap_proxy};
+
+/// The exit status, the answer and the errors.
+fn ask(namespace: &NetNs, socket: &Path, command: &[&str]) -> (i32, String, String) {
+    let mut process = vmap_proxy(command);
+    process.arg("--socket").arg(socket);
+    let output = namespace.run(|| process.output()).unwrap().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// `shop/web`, with another Service or without.
+fn shop(with_other: bool) -> ManifestDirectory {
+    let manifests = ManifestDirectory::new();
+    let mut objects = vec![node_object(), web().build()];
+    objects.extend(slices("shop/web", |family| vec![LOCAL[family][0], REMOTE[family][0]]));
+    objects.extend(with_other.then(|| crate::web(99)));
+    manifests.write_objects("web.json", &objects);
+    manifests
+}
+
+#[test]
+fn an_agent_in_step_is_verified_listed_and_reported() {
+    let (cluster, manifests, socket) = (cluster(), shop(true), Scratch::new("agent.sock"));
+    let path = socket.0.to_str().unwrap();
+    let agent = Agent::start(cluster.node(), run_manifests(&manifests, &["--query-socket", path]));
+    // It waits for the agent, too.
+    let (status, text, error) = ask(cluster.node(), &socket.0, &["status", "--wait", "60"]);
+    assert_eq!(status, 0, "{text}{error}");
+    assert!(text.contains("everything is programmed") && text.contains("Services   2"), "{text}");
+
+    let (status, text, error) = ask(cluster.node(), &socket.0, &["verify"]);
+    assert_eq!(status, 0, "{text}{error}");
+    let (_, text, _) = ask(cluster.node(), &socket.0, &["verify", "-o", "json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert!(report["elements"].as_u64().unwrap() > 20, "{report}");
+    assert_eq!(report["digest"], report["kernelDigest"], "{report}");
+
+    let (status, text, error) = ask(cluster.node(), &socket.0, &["get", "services"]);
+    assert_eq!(status, 0, "{error}");
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAMESPACE", "NAME", "FRONTENDS", "ENDPOINTS", "STATE"]);
+    // Two protocols in two families: cluster IP and NodePort.
+    assert_eq!(lines[1], ["shop", "web", "8", "8", "serves"]);
+    assert_eq!(lines[2][..4], ["shop", "web-99", "1", "0"]);
+    let (_, text, _) = ask(cluster.node(), &socket.0, &["get", "endpoints", "-n", "shop", "web", "-o", "wide"]);
+    assert!(text.contains(LOCAL[0][0]) && text.contains("conditions.ready=true"), "{text}");
+    let (_, text, _) = ask(cluster.node(), &socket.0, &["get", "frontends", "-n", "shop", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2, "{text}");
+    let (status, text, _) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "other"]);
+    assert_eq!((status, text.lines().count()), (0, 1), "{text}");
+    let (status, _, error) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "shop", "none"]);
+    assert_eq!((status, error.contains("there is no Service shop/none")), (1, true), "{error}");
+    assert!(agent.stop().success());
+    let (status, _, error) = ask(cluster.node(), &socket.0, &["status"]);
+    assert_eq!((status, error.contains("no agent answers at")), (1, true), "{error}");
+}
+
+#[test]
+fn a_kernel_that_differs_is_named_by_service() {
+    let (cluster, manifests, socket) = (cluster(), shop(true), Scratch::new("agent.sock"));
+    let path = socket.0.to_str().unwrap();
+    let agent = Agent::start(cluster.node(), run_manifests(&manifests, &["--query-socket", path]));
+    let (status, _, error) = ask(cluster.node(), &socket.0, &["status", "--wait", "60"]);
+    assert_eq!(status, 0, "{error}");
+    // The kernel of another namespace, programmed by another agent, which lacks one Service and has other rules.
+    let (other, fewer, other_socket) = (crate::cluster(), shop(false), Scratch::new("other.sock"));
+    let flags = ["--query-socket", other_socket.0.to_str().unwrap(), "--masquerade-all"];
+    let second = Agent::start(other.node(), run_manifests(&fewer, &flags));
+    let (status, _, error) = ask(other.node(), &other_socket.0, &["status", "--wait", "60"]);
+    assert_eq!(status, 0, "{error}");
+    assert_eq!(ask(other.node(), &other_socket.0, &["verify"]).0, 0);
+    let (status, text, error) = ask(other.node(), &socket.0, &["verify"]);
+    assert_eq!(status, 1, "{text}{error}");
+    let missing = "shop/web-99: table ip: no-endpoint-services lacks 10.96.0.99 . tcp . 80";
+    assert!(text.contains(missing), "{text}");
+    assert!(text.contains("rules: table ip: chain masquerading has other rules"), "{text}");
+    let (status, text, _) = ask(cluster.node(), &other_socket.0, &["verify"]);
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("nobody: table ip: no-endpoint-services has 10.96.0.99 . tcp . 80"), "{text}");
+    assert!(agent.stop().success() && second.stop().success());
+}
+
+#[test]
+fn a_missing_table_is_a_difference() {
+    let (cluster, manifests, socket) = (cluster(), shop(false), Scratch::new("agent.sock"));
+    let path = socket.0.to_str().unwrap();
+    let agent = Agent::start(cluster.node(), run_manifests(&manifests, &["--query-socket", path]));
+    let (status, _, error) = ask(cluster.node(), &socket.0, &["status", "--wait", "60"]);
+    assert_eq!(status, 0, "{error}");
+    let unprogrammed = crate::cluster();
+    let (status, text, error) = ask(unprogrammed.node(), &socket.0, &["verify"]);
+    assert_eq!(status, 1, "{text}{error}");
+    assert!(text.contains("rules: table ip: there is no table vmap-proxy"), "{text}");
+    assert!(agent.stop().success());
+}
