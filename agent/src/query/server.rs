@@ -219,19 +219,32 @@ mod tests {
     fn with_server(name: &str, test: impl FnOnce(&Path)) {
         let directory = directory(name);
         let path = directory.join("agent.sock");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (questions, mut asked) = channel();
-        runtime.spawn(serve(Some(path.clone()), questions));
-        runtime.spawn(async move {
-            while let Some(Asked { reply, .. }) = asked.recv().await {
-                let _ = reply.send(Answer::Destination(None));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let (questions, mut asked) = channel();
+                let answering = async {
+                    while let Some(Asked { reply, .. }) = asked.recv().await {
+                        let _ = reply.send(Answer::Destination(None));
+                    }
+                };
+                runtime.block_on(async {
+                    tokio::select! {
+                        never = serve(Some(path), questions) => match never {},
+                        () = answering => {}
+                        _ = stopped => {}
+                    }
+                });
             }
         });
         while Client::connect(&path).is_err() {
             std::thread::yield_now();
         }
         test(&path);
-        drop(runtime);
+        drop(stop);
+        server.join().unwrap();
         assert!(!path.exists(), "the socket stays behind");
         std::fs::remove_dir_all(directory).unwrap();
     }
