@@ -14,6 +14,7 @@ use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
+use vmap_proxy_wire::nf_tables::OwnTable;
 
 use super::asked::{AskError, Asked};
 use super::paint::{Paint, print};
@@ -139,7 +140,7 @@ impl Comparison {
         let families = crate::run::families();
         for of_family in &node.rules {
             let family = of_family.family;
-            let Some(table) = self.kernel.read_table(family)? else {
+            let Some(table) = self.kernel.read_table(OwnTable::Main, family)? else {
                 // The node may lack a family.
                 if families.contains(&family) {
                     self.differ(family, "rules", "there is no table vmap-proxy".to_owned());

@@ -21,6 +21,7 @@ use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
 use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Pool, Target};
+use vmap_proxy_wire::nf_tables::OwnTable;
 
 use crate::netlink::{Kernel, NetlinkError};
 
@@ -58,7 +59,7 @@ pub fn read(
     local_addresses: Vec<IpAddr>,
 ) -> Result<KernelAnswer, NetlinkError> {
     let family = Family::of(packet.destination);
-    let Some(table) = kernel.read_table(family)? else { return Ok(without_table(family)) };
+    let Some(table) = kernel.read_table(OwnTable::Main, family)? else { return Ok(without_table(family)) };
     let differences = Chain::FIXED
         .into_iter()
         .filter(|chain| !table.chain_matches(*chain, family, &self::rules(rules, *chain)))
