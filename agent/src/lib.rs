@@ -8,6 +8,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod conntrack;
+pub mod doctor;
 pub mod files;
 pub mod health;
 pub mod instance;

@@ -16,7 +16,7 @@
 
 mod iptables_legacy;
 mod ipvs;
-mod names;
+pub(crate) mod names;
 mod nf_tables;
 
 use std::io;

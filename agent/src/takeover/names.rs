@@ -2,13 +2,13 @@
 //! tables and its prefix.
 
 /// The nftables table of kube-proxy's nftables mode, in both families.
-pub(super) const TABLE: &str = "kube-proxy";
+pub(crate) const TABLE: &str = "kube-proxy";
 
 /// The dummy device that holds the cluster IPs in ipvs mode.
-pub(super) const IPVS_DEVICE: &str = "kube-ipvs0";
+pub(crate) const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// The tables in which its iptables and ipvs modes have chains.
-pub(super) const IPTABLES_TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+pub(crate) const IPTABLES_TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
 /// Its chains with fixed names (`pkg/proxy/iptables/proxier.go`,
 /// `pkg/proxy/ipvs/proxier.go`, `pkg/proxy/ipvs/ipset.go`).
@@ -61,12 +61,12 @@ const MAX_IPSET_NAME: usize = 31;
 /// `KUBE-MARK-MASQ`, `KUBE-MARK-DROP`, `KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`
 /// and `KUBE-IPTABLES-HINT` are, or were, the kubelet's: `kube-proxy --cleanup`
 /// leaves them as well. They do nothing unless a rule jumps to them.
-pub(super) fn is_proxy_chain(name: &str) -> bool {
+pub(crate) fn is_proxy_chain(name: &str) -> bool {
     CHAINS.contains(&name) || CHAIN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns whether kube-proxy creates ipsets of this name.
-pub(super) fn is_proxy_ipset(name: &str) -> bool {
+pub(crate) fn is_proxy_ipset(name: &str) -> bool {
     let matches = |prefix: &str| {
         let Some(rest) = name.strip_prefix(prefix) else { return false };
         // kube-proxy shortens names that are too long with the prefix of IPv6.

@@ -14,6 +14,7 @@
 //! Only our own tables are ever decoded, because the content of other programs'
 //! tables has crashed readers before.
 
+pub mod all_chains;
 pub mod batch;
 pub mod elements;
 pub mod expressions;

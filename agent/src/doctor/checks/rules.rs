@@ -1,0 +1,62 @@
+//! The kernel takes the rules of both families.
+
+use crate::doctor::facts::Facts;
+use crate::doctor::probe::ProbeFailure;
+use crate::doctor::{Finding, Severity};
+
+/// The options of a kernel that our rules need, for whoever builds or trims one.
+const OPTIONS: &str = "CONFIG_NF_TABLES_IPV4, _IPV6, CONFIG_NFT_CT, _NAT, _MASQ, _REJECT, _FIB_IPV4, _FIB_IPV6, _NUMGEN, \
+                       _HASH and CONFIG_NF_CONNTRACK";
+
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let subject = "kernel";
+    match &facts.rules.failed {
+        Some(ProbeFailure::NfTables(error)) => vec![Finding::new(
+            Severity::Error,
+            subject,
+            format!("nf_tables can't be used: {error}"),
+            "load the module nf_tables; a container needs the capability NET_ADMIN",
+        )],
+        Some(ProbeFailure::Namespace(error)) => vec![Finding::new(
+            Severity::Note,
+            subject,
+            format!("not checked whether it takes the rules, because no network namespace could be made: {error}"),
+            "run doctor as root, in a container with the capability SYS_ADMIN",
+        )],
+        None => facts
+            .rules
+            .refused
+            .iter()
+            .map(|(family, error)| {
+                Finding::new(
+                    Severity::Error,
+                    format!("kernel, {family}"),
+                    format!("it refuses the rules of {family}: {error}"),
+                    format!(
+                        "load the modules that the kernel has for nf_tables (modprobe nft_ct nft_nat nft_masq \
+                         nft_reject nft_fib nft_numgen); a kernel of your own needs {OPTIONS}"
+                    ),
+                )
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmap_proxy_compiler::ruleset::Family;
+
+    use super::*;
+    use crate::doctor::probe::Probed;
+
+    #[test]
+    fn a_refused_family_is_an_error_and_a_missing_namespace_is_none() {
+        let with = |rules| check(&Facts { rules, ..Facts::default() });
+        assert_eq!(with(Probed::default()), []);
+        let refused = with(Probed { refused: vec![(Family::Ipv6, "no fib".to_owned())], failed: None });
+        assert!(refused[0].severity == Severity::Error && refused[0].finding.contains("no fib"), "{refused:?}");
+        let failed = |failure| with(Probed { refused: Vec::new(), failed: Some(failure) });
+        assert_eq!(failed(ProbeFailure::Namespace("denied".to_owned()))[0].severity, Severity::Note);
+        assert_eq!(failed(ProbeFailure::NfTables("absent".to_owned()))[0].severity, Severity::Error);
+    }
+}

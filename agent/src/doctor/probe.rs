@@ -1,0 +1,156 @@
+//! Whether the kernel takes our rules: they are loaded in a network namespace
+//! of their own, which ends with the thread that made it. The node's own tables
+//! are not touched.
+
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, from_value, json};
+use vmap_proxy_compiler::model::config::DetectLocal;
+use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::plan::{Operation, Planner, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+
+use crate::netlink::Kernel;
+
+/// The result.
+#[derive(Debug, Default)]
+pub struct Probed {
+    /// The families whose rules the kernel refuses, and its reasons.
+    pub refused: Vec<(Family, String)>,
+    /// Why the kernel could not be asked, or has no nf_tables at all.
+    pub failed: Option<ProbeFailure>,
+}
+
+/// No answer.
+#[derive(Debug)]
+pub enum ProbeFailure {
+    /// No network namespace could be made.
+    Namespace(String),
+    /// The kernel has no nf_tables, or does not let us use it.
+    NfTables(String),
+}
+
+/// Loads the rules of every kind of Service.
+pub(super) fn rules() -> Probed {
+    // The thread alone enters the new namespace.
+    match thread::Builder::new().name("probe".to_owned()).spawn(in_own_namespace).map(thread::JoinHandle::join) {
+        Ok(Ok(probed)) => probed,
+        Ok(Err(_)) => Probed::failed(ProbeFailure::Namespace("the probe ended early".to_owned())),
+        Err(error) => Probed::failed(ProbeFailure::Namespace(error.to_string())),
+    }
+}
+
+impl Probed {
+    fn failed(failure: ProbeFailure) -> Self {
+        Self { failed: Some(failure), ..Self::default() }
+    }
+}
+
+fn in_own_namespace() -> Probed {
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+        return Probed::failed(ProbeFailure::Namespace(errno.desc().to_owned()));
+    }
+    Kernel::open().map_or_else(
+        |error| Probed::failed(ProbeFailure::NfTables(error.to_string())),
+        |mut kernel| Probed { refused: load(&mut kernel), failed: None },
+    )
+}
+
+/// Returns the families that were refused.
+fn load(kernel: &mut Kernel) -> Vec<(Family, String)> {
+    let transactions = every_kind();
+    let mut refused = Vec::new();
+    for family in Family::ALL {
+        let of_family = |transaction: &Transaction| {
+            let operations: Vec<Operation> =
+                transaction.operations.iter().filter(|operation| operation.family == family).cloned().collect();
+            Transaction { operations }
+        };
+        let outcome = transactions.iter().map(of_family).try_for_each(|part| kernel.commit(&part).map(drop));
+        if let Err(error) = outcome {
+            refused.push((family, error.to_string()));
+        }
+    }
+    refused
+}
+
+/// The transactions for a Service that needs every kind of chain, map and rule.
+fn every_kind() -> Vec<Transaction> {
+    let config = ProxyConfig {
+        node_name: NODE.to_owned(),
+        detect_local: DetectLocal::ClusterCidr(
+            ["10.244.0.0/16", "fd00:10:244::/48"].into_iter().filter_map(|r| r.parse().ok()).collect(),
+        ),
+        ..ProxyConfig::default()
+    };
+    let mut store = Store::new(NODE);
+    for object in objects() {
+        if let Ok(object) = from_value(object) {
+            store.apply(Change::Apply(object));
+        }
+    }
+    let mut planner = Planner::new(config, store.node());
+    planner.resync(&mut store, PerFamily::default()).collect()
+}
+
+const NODE: &str = "probe";
+
+fn objects() -> Vec<Value> {
+    let ports: Vec<Value> = ["TCP", "UDP", "SCTP"]
+        .into_iter()
+        .zip(30001..)
+        .map(|(protocol, node_port)| {
+            json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": 80, "nodePort": node_port})
+        })
+        .collect();
+    let target_ports: Vec<Value> = ["TCP", "UDP", "SCTP"]
+        .into_iter()
+        .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": 8080}))
+        .collect();
+    let slice = |family: &str, addresses: [&str; 2]| {
+        let endpoints: Vec<Value> =
+            addresses.into_iter().map(|address| json!({"addresses": [address], "nodeName": NODE})).collect();
+        json!({"kind": "EndpointSlice", "addressType": family, "endpoints": endpoints, "ports": target_ports,
+            "metadata": {"namespace": "probe", "name": family.to_lowercase(),
+                "labels": {"kubernetes.io/service-name": "full"}}})
+    };
+    let service = |name: &str, number: u8, spec: Value| {
+        let mut service = json!({"kind": "Service", "metadata": {"namespace": "probe", "name": name}, "spec": spec});
+        let addresses = [format!("10.96.0.{number}"), format!("fd00:10:96::{number}")];
+        service["spec"]["clusterIP"] = json!(addresses[0]);
+        service["spec"]["clusterIPs"] = json!(addresses);
+        service
+    };
+    vec![
+        json!({"kind": "Node", "metadata": {"name": NODE}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "2001:db8::1"}]}}),
+        json!({"kind": "ServiceCIDR", "metadata": {"name": "probe"}, "spec": {"cidrs": ["10.96.0.0/24", "fd00:10:96::/112"]}}),
+        service(
+            "full",
+            1,
+            json!({"type": "LoadBalancer", "ports": ports, "sessionAffinity": "ClientIP",
+            "externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1", "2001:db8:1::1"],
+            "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:2::/64"]}),
+        ),
+        service("empty", 2, json!({"type": "ClusterIP", "ports": [{"port": 80}]})),
+        slice("IPv4", ["10.244.0.1", "10.244.0.2"]),
+        slice("IPv6", ["fd00:10:244::1", "fd00:10:244::2"]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_has_every_fixed_chain_and_both_families() {
+        let text: String = every_kind().iter().map(ToString::to_string).collect();
+        for family in ["ip", "ip6"] {
+            for map in ["endpoints", "affinity-lists", "hairpin-connections", "firewall-ips", "no-endpoint-services"] {
+                assert!(text.contains(&format!("add element {family} vmap-proxy {map} ")), "{family} {map}\n{text}");
+            }
+        }
+        assert!(text.contains(". sctp ."), "{text}");
+    }
+}

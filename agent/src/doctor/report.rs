@@ -1,0 +1,58 @@
+//! Findings as text for people, and as JSON for programs.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::{Finding, Severity};
+use crate::logging::escape::escaped;
+
+/// The findings for people, the worst first, and a last line that counts them.
+pub fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { severity, subject, finding, remedy } in findings {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{:<8} {}", severity.to_string(), escaped(subject));
+        let _ = writeln!(text, "         {}", escaped(finding));
+        if !remedy.is_empty() {
+            let _ = writeln!(text, "         remedy: {}", escaped(remedy));
+        }
+    }
+    if !findings.is_empty() {
+        text.push('\n');
+    }
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
+    let _ = writeln!(text, "{errors} errors, {warnings} warnings, {notes} notes");
+    text
+}
+
+/// `{"version": 1, "findings": [{"severity", "subject", "finding", "remedy"}]}`;
+/// `remedy` is absent if there is nothing to do.
+pub fn json(findings: &[Finding]) -> String {
+    json!({"version": 1, "findings": findings}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::exit_status;
+
+    #[test]
+    fn findings_are_printed_without_harm() {
+        let findings = [
+            Finding::new(Severity::Error, "chain ip a\u{1b}[2Jb c", "bad", "mend it"),
+            Finding::new(Severity::Note, "nft", "old", ""),
+        ];
+        let text = text(&findings);
+        assert_eq!(
+            text,
+            "error    chain ip a\\u{1b}[2Jb c\n         bad\n         remedy: mend it\nnote     nft\n         old\n\n\
+             1 errors, 0 warnings, 1 notes\n"
+        );
+        let parsed: serde_json::Value = serde_json::from_str(&json(&findings)).unwrap();
+        assert_eq!(parsed["findings"][0]["severity"], "error");
+        assert!(parsed["findings"][1].get("remedy").is_none());
+        assert_eq!((exit_status(&findings), exit_status(&findings[1..]), exit_status(&[])), (1, 0, 0));
+    }
+}
