@@ -1,20 +1,13 @@
 //! Whatever bytes arrive, decoding neither panics nor runs for ever: bytes at random, and well-formed messages with some
 //! bytes changed, which get further.
 
-use proptest::prelude::*;
-use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::Chain;
-use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_wire::answer::{Answers, DumpReader, Sequences};
-use vmap_proxy_wire::conntrack::Flow;
-use vmap_proxy_wire::leftovers::{ipset_name, ipvs_number};
-use vmap_proxy_wire::legacy_table::LegacyTable;
-use vmap_proxy_wire::message::{Attributes, Messages, Request, Writer};
-use vmap_proxy_wire::nf_tables::elements::Reader;
-use vmap_proxy_wire::nf_tables::table_state::TableState;
+#[path = "support/decode.rs"]
+mod decode;
 
-/// The number of the request that everything answers.
-const SEQUENCE: u32 = 7;
+use decode::{SEQUENCE, decode, reduce};
+use proptest::prelude::*;
+use vmap_proxy_wire::legacy_table::LegacyTable;
+use vmap_proxy_wire::message::{Request, Writer};
 
 /// An attribute: its type, and bytes or more attributes.
 #[derive(Debug, Clone)]
@@ -65,44 +58,6 @@ fn datagrams() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Everything that decodes, on the same bytes.
-fn decode(datagram: &[u8]) {
-    let mut answers = Answers::default();
-    answers.read(datagram, Sequences { first: SEQUENCE, last: SEQUENCE }, &mut |_| {});
-    let mut reader = DumpReader::new(SEQUENCE);
-    reader.read(datagram, &mut |entries| entries.for_each(|message| assert!(message.payload.len() <= datagram.len())));
-    for message in Messages::new(datagram) {
-        if let Some(flow) = Flow::decode(&message) {
-            flow.deletion();
-        }
-        ipvs_number(&message);
-        ipset_name(&message);
-        let Some((_, attributes)) = message.body() else { continue };
-        decode_tables(attributes);
-    }
-    decode_tables(Attributes::new(datagram));
-}
-
-/// The attributes as every kind of object of a table.
-fn decode_tables(attributes: Attributes<'_>) {
-    for family in Family::ALL {
-        let mut state = TableState::default();
-        state.read_table(attributes);
-        state.read_chain(attributes);
-        state.read_rule(attributes);
-        state.read_set(attributes);
-        state.read_object(attributes);
-        state.read_flowtable(attributes);
-        state.chain_names().filter_map(Chain::parse).count();
-        for map in Map::all() {
-            state.map_matches(map, family);
-            let mut reader = Reader::new(family, map);
-            reader.read(attributes);
-            reader.finish();
-        }
-    }
-}
-
 /// A size that an entry of a legacy table may have, or an absurd one.
 fn sizes() -> impl Strategy<Value = Vec<(prop::sample::Index, u16)>> {
     let size = prop::sample::select(vec![112_u16, 152, 168, 176, 208, 0, u16::MAX]);
@@ -139,11 +94,6 @@ proptest! {
             underflow: underflow.map(u32::from),
             valid_hooks,
         };
-        for family in Family::ALL {
-            if let Some(reduced) = table.without(family, |_| true) {
-                prop_assert!(reduced.table.entries.len() <= table.entries.len());
-                prop_assert_eq!(reduced.kept.len(), reduced.table.count);
-            }
-        }
+        reduce(&table);
     }
 }
