@@ -48,6 +48,8 @@ fn act(invocation: Invocation) -> Result<ExitCode, Box<dyn Error>> {
         Action::Status(options) => return Ok(commands::status::status(&options)?),
         Action::Verify(options) => return Ok(commands::verify::verify(&options)?),
         Action::Explain(options) => return Ok(commands::explain::explain(*options)?),
+        Action::Doctor(options) => return Ok(commands::doctor::doctor(options)?),
+        Action::PrintCompletion(shell) => commands::completion::completion(shell)?,
         #[cfg(feature = "demo")]
         Action::Demo => {
             let Logging { verbosity, format, .. } = resolved.logging;

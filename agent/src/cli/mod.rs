@@ -20,13 +20,14 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 pub use questions::{
-    ExplainArguments, GetArguments, GetFormat, Listed, ReportFormat, StateArguments, StatusArguments, VerifyArguments,
+    CompletionArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Listed, ReportFormat, Shell,
+    StateArguments, StatusArguments, VerifyArguments,
 };
 
 pub use flag_values::FLAGS_OF_FIELDS;
 pub use resolve::{
-    Action, CleanupOptions, CompileOptions, ExplainOptions, GetOptions, Resolved, RunOptions, Source, StateSource,
-    StatusOptions, VerifyOptions,
+    Action, CleanupOptions, CompileOptions, DoctorOptions, ExplainOptions, GetOptions, Resolved, RunOptions, Source,
+    StateSource, StatusOptions, VerifyOptions,
 };
 
 const EXAMPLES: &str = "\
@@ -43,6 +44,9 @@ Examples:
   Where does a packet go, and why? On this node, or from files:
     vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
     vmap-proxy explain --from outside --to svc:default/web --manifests examples/ --node-name node-1
+
+  What stands in the way of Service traffic on this node?
+    vmap-proxy doctor
 
   Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup
@@ -106,6 +110,12 @@ pub enum Command {
     /// Compare the kernel with what the agent has programmed; changes nothing
     #[command(after_help = questions::VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Examine this node for whatever stands in the way of Service traffic; changes nothing
+    #[command(after_help = questions::DOCTOR_HELP)]
+    Doctor(DoctorArguments),
+    /// Print a script that completes the command line in a shell
+    #[command(after_help = questions::COMPLETION_HELP)]
+    Completion(CompletionArguments),
     /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
     #[cfg(feature = "demo")]
     Demo(DemoArguments),

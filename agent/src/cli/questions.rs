@@ -206,6 +206,78 @@ pub struct StateArguments {
     pub logging: LoggingFlags,
 }
 
+/// Examples and exit status of `vmap-proxy doctor`.
+pub(super) const DOCTOR_HELP: &str = "\
+It examines the kernel (it loads the rules of every kind of Service in a network namespace of its own), the settings of
+forwarding, bridges and connection tracking, the base chains of other tables, other programs that write rules, and whatever
+kube-proxy left. It changes nothing, needs no agent, and names the remedy of each finding.
+
+Examples:
+  On a node, or in the agent's container:
+    vmap-proxy doctor --config /var/lib/kube-proxy/config.conf
+
+  For a script:
+    vmap-proxy doctor -o json
+
+Exit status: 0 nothing worse than a note, 1 an error was found (or a failure), 2 wrong usage, 3 a warning was found.";
+
+/// `vmap-proxy doctor`
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArguments {
+    /// The configuration file (KubeProxyConfiguration) of the agent
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The ranges of pods, if there is no --config: a comma-separated list
+    #[arg(long, value_name = "CIDRS", conflicts_with = "config")]
+    pub cluster_cidr: Option<String>,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ReportFormat,
+
+    /// Flags about logging.
+    #[command(flatten)]
+    pub logging: LoggingFlags,
+}
+
+/// Examples of `vmap-proxy completion`.
+pub(super) const COMPLETION_HELP: &str = "\
+Examples:
+  vmap-proxy completion bash > /etc/bash_completion.d/vmap-proxy
+  vmap-proxy completion zsh > \"${fpath[1]}/_vmap-proxy\"
+  vmap-proxy completion fish > ~/.config/fish/completions/vmap-proxy.fish";
+
+/// `vmap-proxy completion`
+#[derive(Debug, Clone, Args)]
+pub struct CompletionArguments {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// A shell with completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+impl Shell {
+    /// The writer of the script.
+    pub(crate) fn generator(self) -> clap_complete::Shell {
+        match self {
+            Self::Bash => clap_complete::Shell::Bash,
+            Self::Zsh => clap_complete::Shell::Zsh,
+            Self::Fish => clap_complete::Shell::Fish,
+        }
+    }
+}
+
 /// The format of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ReportFormat {

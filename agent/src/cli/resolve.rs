@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use vmap_proxy_compiler::model::config::{DetectLocal, ProxyConfig};
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
 use super::{
-    Command, CompileArguments, ExplainArguments, GetArguments, GetFormat, Given, Invocation, Listed, OutputFormat,
-    ReportFormat, StateArguments, StatusArguments, VerifyArguments, flag_values,
+    Command, CompileArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Given, Invocation, Listed,
+    OutputFormat, ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments, flag_values,
 };
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
@@ -58,6 +59,10 @@ pub enum Action {
     Status(StatusOptions),
     /// Compare the kernel with the agent.
     Verify(VerifyOptions),
+    /// Examine the node.
+    Doctor(DoctorOptions),
+    /// Print a script for a shell.
+    PrintCompletion(Shell),
     /// Show the proxy at work.
     #[cfg(feature = "demo")]
     Demo,
@@ -229,6 +234,15 @@ pub struct VerifyOptions {
     pub output: ReportFormat,
 }
 
+/// Options of `vmap-proxy doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoctorOptions {
+    /// `clusterCIDR` of the configuration.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
 /// Options of `vmap-proxy cleanup` and `--cleanup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
@@ -254,6 +268,11 @@ impl Invocation {
             }
             Some(Command::Verify(VerifyArguments { socket, output, logging })) => {
                 Ok(without_configuration(Action::Verify(VerifyOptions { socket, output }), &logging))
+            }
+            Some(Command::Doctor(arguments)) => resolve_doctor(arguments),
+            Some(Command::Completion(arguments)) => {
+                let action = Action::PrintCompletion(arguments.shell);
+                Ok(without_configuration(action, &LoggingFlags::default()))
             }
             #[cfg(feature = "demo")]
             Some(Command::Demo(arguments)) => Ok(without_configuration(Action::Demo, &arguments.logging)),
@@ -470,6 +489,19 @@ fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
     let (source, logging, warnings) = resolve_state(state)?;
     let options = GetOptions { listed, name, namespace, source, output };
     Ok(Resolved { action: Action::Get(Box::new(options)), logging, warnings })
+}
+
+fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
+    let (mut configuration, warnings) = match &arguments.config {
+        Some(path) => load::load_file(path)?,
+        None => (KubeProxyConfiguration::default(), Vec::new()),
+    };
+    if let Some(ranges) = arguments.cluster_cidr {
+        configuration.cluster_cidr = ranges;
+    }
+    apply_logging(&arguments.logging, &mut configuration);
+    let options = DoctorOptions { cluster_cidrs: configuration.cluster_cidrs()?, output: arguments.output };
+    Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
 }
 
 /// Where the state of a question comes from, with the same configuration as an

@@ -3,6 +3,8 @@
 pub mod asked;
 pub mod cleanup;
 pub mod compile;
+pub mod completion;
+pub mod doctor;
 pub mod explain;
 pub mod get;
 pub mod paint;

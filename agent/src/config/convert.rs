@@ -31,11 +31,17 @@ impl KubeProxyConfiguration {
             "NodeCIDR" => DetectLocal::NodeCidr,
             "BridgeInterface" => DetectLocal::BridgeInterface(self.detect_local.bridge_interface.clone()),
             "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(self.detect_local.interface_name_prefix.clone()),
-            _ => {
-                let cidrs = parse_cidrs(&self.cluster_cidr).map_err(|part| not_a_cidr("clusterCIDR", &part))?;
-                DetectLocal::ClusterCidr(cidrs.iter().map(IpNet::trunc).collect())
-            }
+            _ => DetectLocal::ClusterCidr(self.cluster_cidrs()?),
         })
+    }
+
+    /// The ranges of `clusterCIDR`.
+    ///
+    /// # Errors
+    /// If one is no range.
+    pub fn cluster_cidrs(&self) -> Result<Vec<IpNet>, ConfigError> {
+        let cidrs = parse_cidrs(&self.cluster_cidr).map_err(|part| not_a_cidr("clusterCIDR", &part))?;
+        Ok(cidrs.iter().map(IpNet::trunc).collect())
     }
 
     fn node_port_addresses(&self) -> Result<NodePortAddresses, ConfigError> {

@@ -12,6 +12,7 @@ use vmap_proxy_wire::nf_tables::all_chains::{AnyChain, any_chain, list_all_chain
 use super::probe::{self, Probed};
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket};
+use crate::netlink::{Interface, interfaces};
 
 /// Where nft and others are installed, whatever the user's `PATH` is.
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
@@ -24,10 +25,8 @@ pub struct Facts {
     pub settings: BTreeMap<String, String>,
     /// The number of connections that conntrack follows.
     pub tracked_connections: Option<u64>,
-    /// The interfaces of this network namespace that are bridges.
-    pub bridges: Vec<String>,
     /// The interfaces of this network namespace.
-    pub interfaces: Vec<String>,
+    pub interfaces: Vec<Interface>,
     /// The tables of legacy iptables, `ip` or `ip6` first.
     pub legacy_tables: Vec<String>,
     /// Whether IPVS has virtual servers.
@@ -68,9 +67,9 @@ const SETTINGS: [&str; 9] = [
 ];
 
 impl Facts {
-    /// Reads this node, with kernel files below `root` (`/` but in tests).
-    pub fn read(root: &Path, cluster_cidrs: Vec<IpNet>) -> Self {
-        let files = Files { root: root.to_owned() };
+    /// Reads this node, in the network namespace of the calling thread.
+    pub async fn read(cluster_cidrs: Vec<IpNet>) -> Self {
+        let files = Files { root: "/".into() };
         let (chains, chains_unknown) = match chains() {
             Ok(chains) => (chains, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
@@ -78,8 +77,7 @@ impl Facts {
         Self {
             settings: files.settings(),
             tracked_connections: files.text("proc/sys/net/netfilter/nf_conntrack_count").and_then(|n| n.parse().ok()),
-            bridges: files.bridges(),
-            interfaces: files.names("sys/class/net"),
+            interfaces: interfaces().await.unwrap_or_default(),
             legacy_tables: files.legacy_tables(),
             has_ipvs_servers: files.has_ipvs_servers(),
             chains,
@@ -109,19 +107,6 @@ impl Files {
     fn settings(&self) -> BTreeMap<String, String> {
         let read = |name: &&str| Some(((*name).to_owned(), self.text(&format!("proc/sys/{name}"))?));
         SETTINGS.iter().filter_map(read).collect()
-    }
-
-    /// The names in a folder, in order.
-    fn names(&self, path: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.root.join(path)).into_iter().flatten().flatten();
-        let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort();
-        names
-    }
-
-    fn bridges(&self) -> Vec<String> {
-        let is_bridge = |name: &String| self.root.join("sys/class/net").join(name).join("bridge").exists();
-        self.names("sys/class/net").into_iter().filter(is_bridge).collect()
     }
 
     fn legacy_tables(&self) -> Vec<String> {
@@ -175,12 +160,8 @@ mod tests {
             "proc/net/ip_vs",
             "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\nTCP  0A600001:01BB rr\n",
         );
-        write("sys/class/net/cni0/bridge/ageing_time", "30000\n");
-        write("sys/class/net/eth0/mtu", "1500\n");
         let files = Files { root: root.path().to_owned() };
         assert_eq!(files.settings(), BTreeMap::from([("net/ipv4/ip_forward".to_owned(), "1".to_owned())]));
-        assert_eq!(files.bridges(), ["cni0"]);
-        assert_eq!(files.names("sys/class/net"), ["cni0", "eth0"]);
         assert_eq!(files.legacy_tables(), ["ip filter", "ip nat"]);
         assert!(files.has_ipvs_servers());
     }

@@ -5,14 +5,21 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::{Finding, Severity};
+use crate::commands::paint::Paint;
 use crate::logging::escape::escaped;
 
 /// The findings for people, the worst first, and a last line that counts them.
-pub fn text(findings: &[Finding]) -> String {
+pub fn text(findings: &[Finding], paint: Paint) -> String {
     let mut text = String::new();
     for Finding { severity, subject, finding, remedy } in findings {
         // Writing to a String can't fail.
-        let _ = writeln!(text, "{:<8} {}", severity.to_string(), escaped(subject));
+        let label = format!("{:<8}", severity.to_string());
+        let label = match severity {
+            Severity::Note => paint.faint(&label),
+            Severity::Warning => paint.warning(&label),
+            Severity::Error => paint.bad(&label),
+        };
+        let _ = writeln!(text, "{label} {}", paint.heading(subject));
         let _ = writeln!(text, "         {}", escaped(finding));
         if !remedy.is_empty() {
             let _ = writeln!(text, "         remedy: {}", escaped(remedy));
@@ -44,7 +51,7 @@ mod tests {
             Finding::new(Severity::Error, "chain ip a\u{1b}[2Jb c", "bad", "mend it"),
             Finding::new(Severity::Note, "nft", "old", ""),
         ];
-        let text = text(&findings);
+        let text = text(&findings, Paint::plain());
         assert_eq!(
             text,
             "error    chain ip a\\u{1b}[2Jb c\n         bad\n         remedy: mend it\nnote     nft\n         old\n\n\

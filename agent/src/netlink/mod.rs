@@ -8,12 +8,14 @@
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
+//! * [`links`]: this node's interfaces;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
 //! * [`error`]: the errors.
 
 mod addresses;
 mod error;
 mod kernel;
+mod links;
 mod monitor;
 mod packets;
 pub(crate) mod socket;
@@ -21,6 +23,7 @@ pub(crate) mod socket;
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use error::{CommitError, NetlinkError, Refusal, SocketError};
 pub use kernel::{CommitReport, Kernel, Moment};
+pub use links::{Interface, interfaces};
 pub use monitor::{ForeignChange, Monitor, Observed};
 pub use packets::await_packets;
 pub use socket::StopFlag;

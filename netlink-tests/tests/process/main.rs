@@ -5,6 +5,7 @@
 mod bad_input;
 mod demo;
 mod descriptors;
+mod doctor;
 mod explain;
 mod files;
 mod hostile;

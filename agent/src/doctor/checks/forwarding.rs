@@ -48,7 +48,7 @@ fn reverse_path(facts: &Facts) -> Option<Finding> {
 /// Two pods on one bridge: the answer goes back over the bridge, and is
 /// translated back only if bridged packets pass the IP hooks.
 fn bridges(facts: &Facts) -> Option<Finding> {
-    let bridge = facts.bridges.first()?;
+    let bridge = &facts.interfaces.iter().find(|interface| interface.is_bridge)?.name;
     (facts.number("net/bridge/bridge-nf-call-iptables") != Some(1)).then(|| {
         Finding::new(
             Severity::Warning,
@@ -66,6 +66,7 @@ fn bridges(facts: &Facts) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::Interface;
 
     fn node(settings: &[(&str, &str)]) -> Facts {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn a_bridge_needs_the_ip_hooks() {
         let bridged = |value| Facts {
-            bridges: vec!["cni0".to_owned()],
+            interfaces: vec![Interface { name: "cni0".to_owned(), is_bridge: true }],
             ..node(&[("net/ipv4/ip_forward", "1"), ("net/bridge/bridge-nf-call-iptables", value)])
         };
         assert_eq!(subjects(&bridged("0")).len(), 1);

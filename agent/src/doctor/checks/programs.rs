@@ -25,7 +25,7 @@ fn kube_proxy(facts: &Facts) -> Vec<Finding> {
     {
         left.push("chains of its iptables mode");
     }
-    if facts.interfaces.iter().any(|interface| interface == IPVS_DEVICE) {
+    if facts.interfaces.iter().any(|interface| interface.name == IPVS_DEVICE) {
         left.push("the device kube-ipvs0");
     }
     if facts.has_ipvs_servers {
@@ -111,6 +111,7 @@ mod tests {
     use vmap_proxy_wire::nf_tables::all_chains::{AnyChain, AnyFamily};
 
     use super::*;
+    use crate::netlink::Interface;
 
     fn chain(table: &str, name: &str) -> AnyChain {
         AnyChain { family: AnyFamily(2), table: table.to_owned(), name: name.to_owned(), base: None }
@@ -126,7 +127,10 @@ mod tests {
         let nodes = [
             Facts { chains: vec![chain("kube-proxy", "services")], ..Facts::default() },
             Facts { chains: vec![chain("nat", "KUBE-SERVICES")], ..Facts::default() },
-            Facts { interfaces: vec!["kube-ipvs0".to_owned()], ..Facts::default() },
+            Facts {
+                interfaces: vec![Interface { name: "kube-ipvs0".to_owned(), is_bridge: false }],
+                ..Facts::default()
+            },
             Facts { has_ipvs_servers: true, ..Facts::default() },
         ];
         for facts in &nodes {

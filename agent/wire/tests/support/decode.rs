@@ -14,10 +14,10 @@ use vmap_proxy_wire::nf_tables::elements::Reader;
 use vmap_proxy_wire::nf_tables::table_state::TableState;
 
 /// The number of the request that everything answers.
-pub const SEQUENCE: u32 = 7;
+pub(crate) const SEQUENCE: u32 = 7;
 
 /// Everything that decodes, on the same bytes.
-pub fn decode(datagram: &[u8]) {
+pub(crate) fn decode(datagram: &[u8]) {
     let mut answers = Answers::default();
     answers.read(datagram, Sequences { first: SEQUENCE, last: SEQUENCE }, &mut |_| {});
     let mut reader = DumpReader::new(SEQUENCE);
@@ -56,7 +56,7 @@ fn decode_tables(attributes: Attributes<'_>) {
 }
 
 /// Reduces a legacy table in both families.
-pub fn reduce(table: &LegacyTable) {
+pub(crate) fn reduce(table: &LegacyTable) {
     for family in Family::ALL {
         if let Some(reduced) = table.without(family, |_| true) {
             assert!(reduced.table.entries.len() <= table.entries.len());

@@ -1,0 +1,39 @@
+//! `vmap-proxy doctor`: examines this node. The checks are in
+//! [`crate::doctor`].
+
+use std::io;
+use std::process::ExitCode;
+
+use thiserror::Error;
+
+use super::paint::{Paint, print};
+use crate::cli::{DoctorOptions, ReportFormat};
+use crate::doctor::facts::Facts;
+use crate::doctor::{examine, exit_status, json, text};
+
+/// The reason why nothing was examined.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No event loop could be made for the questions to the kernel.
+    #[error("the node can't be examined: {0}; is there memory, and a free file descriptor?")]
+    Runtime(#[source] io::Error),
+    /// The findings could not be printed.
+    #[error("the findings could not be printed: {0}")]
+    Print(#[source] io::Error),
+}
+
+/// Examines this node and prints the findings. Changes nothing.
+///
+/// # Errors
+/// If nothing can be examined or printed. Findings are no errors: the status
+/// has their severity, see [`exit_status`].
+pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs)));
+    let report = match options.output {
+        ReportFormat::Text => text(&findings, Paint::of_terminal()),
+        ReportFormat::Json => json(&findings),
+    };
+    print(&report).map_err(Error::Print)?;
+    Ok(ExitCode::from(exit_status(&findings)))
+}
