@@ -120,19 +120,21 @@ fn objects() -> Vec<Value> {
         let addresses = [format!("10.96.0.{number}"), format!("fd00:10:96::{number}")];
         service["spec"]["clusterIP"] = json!(addresses[0]);
         service["spec"]["clusterIPs"] = json!(addresses);
+        service["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
         service
     };
+    let mut full = service(
+        "full",
+        1,
+        json!({"type": "LoadBalancer", "ports": ports, "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:2::/64"]}),
+    );
+    full["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}, {"ip": "2001:db8:1::1"}]}});
     vec![
         json!({"kind": "Node", "metadata": {"name": NODE}, "status": {"addresses": [
             {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "2001:db8::1"}]}}),
         json!({"kind": "ServiceCIDR", "metadata": {"name": "probe"}, "spec": {"cidrs": ["10.96.0.0/24", "fd00:10:96::/112"]}}),
-        service(
-            "full",
-            1,
-            json!({"type": "LoadBalancer", "ports": ports, "sessionAffinity": "ClientIP",
-            "externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1", "2001:db8:1::1"],
-            "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:2::/64"]}),
-        ),
+        full,
         service("empty", 2, json!({"type": "ClusterIP", "ports": [{"port": 80}]})),
         slice("IPv4", ["10.244.0.1", "10.244.0.2"]),
         slice("IPv6", ["fd00:10:244::1", "fd00:10:244::2"]),
