@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
+use vmap_proxy_lab::NetNs;
 use vmap_proxy_lab::Transport::{Tcp, Udp};
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, node_object, proxy_config};
 use vmap_proxy_testbed::continuous::none_fails_while;
@@ -11,6 +12,7 @@ use vmap_proxy_testbed::manifests::{service, slice};
 use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::other_layout::{as_stand_in, install, listing};
 use vmap_proxy_testbed::proxy::Proxy;
+use vmap_proxy_testbed::skip::skipped;
 
 const AFFINITY_BY_FRONTEND: &str = include_str!("layouts/affinity-by-frontend.nft");
 
@@ -44,6 +46,16 @@ fn of_another_version(listing: &str) -> String {
     })
 }
 
+/// Returns whether this kernel and this nft take the stored layout. Kernels from 6.12.115 on refuse an expression that
+/// nft 1.0.6 makes for its source ranges (decision 17): the version that had it did not run there either.
+fn takes_the_stored_layout() -> bool {
+    let taken = load_nft(&NetNs::new("trial").unwrap(), AFFINITY_BY_FRONTEND);
+    if let Err(error) = &taken {
+        skipped(format!("in part: the layout of an earlier version can't be loaded here: {error}"));
+    }
+    taken.is_ok()
+}
+
 #[test]
 fn no_connection_fails_while_the_layout_changes() {
     let cluster = Cluster::new();
@@ -61,6 +73,9 @@ fn no_connection_fails_while_the_layout_changes() {
     // The stored layout has no Service of IPv6.
     let ways_of_both = [&ways[..], &[(POD[1], at("fd00:10:96::10", 80), Udp)]].concat();
     for (layout, ways) in layouts.into_iter().zip([&ways[..], &ways_of_both]) {
+        if layout == AFFINITY_BY_FRONTEND && !takes_the_stored_layout() {
+            continue;
+        }
         let connections = none_fails_while(&cluster, ways, || {
             for round in 0..5 {
                 install(cluster.node(), layout);
