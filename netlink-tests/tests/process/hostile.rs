@@ -19,7 +19,7 @@ use vmap_proxy_testbed::manifests::{service, service_cidr, slice};
 use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::nft::nft;
 use vmap_proxy_testbed::proxy::Proxy;
-use vmap_proxy_testbed::skip::skipped_outside_ci;
+use vmap_proxy_testbed::skip::skipped;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
 
@@ -262,7 +262,7 @@ fn a_table_with_a_changed_set_is_replaced_and_counted() {
     load_nft(&elsewhere, &format!("add table ip other; add map ip other {declaration} }}")).unwrap();
     load_nft(&elsewhere, &format!("add map ip other {declaration} timeout 1h; }}")).unwrap();
     if !elsewhere.run(|| nft(&["list", "table", "ip", "other"], "")).unwrap().unwrap().contains("timeout 1h") {
-        return skipped_outside_ci("the kernel does not change the timeout of a set (before Linux 6.5)");
+        return skipped("the kernel does not change the timeout of a set (before Linux 6.5)");
     }
     let node = Node::start(100);
     node.nft(&format!("add map ip vmap-proxy {declaration} timeout 1h; }}"));
