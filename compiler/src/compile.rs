@@ -40,15 +40,25 @@ pub fn compile_checked(config: ProxyConfig, changes: impl IntoIterator<Item = Ch
     compile_all(config, store, Vec::new())
 }
 
-fn compile_all(config: ProxyConfig, mut store: Store, problems: Vec<Problem>) -> Compilation {
-    let mut lone_slices: Vec<ObjectRef> = store.lone_slices().collect();
-    lone_slices.sort_unstable();
+/// Programs a store for a node without our tables, without a kernel: returns the
+/// planner as it is after a first sync.
+///
+/// If the addresses on the node's interfaces are not known, they are assumed to
+/// be those of its Node object.
+pub fn program(config: ProxyConfig, store: &mut Store) -> Planner {
     if store.node().interface_addresses.is_empty() {
         store.set_interface_addresses(store.node().addresses.clone());
     }
     let mut planner = Planner::new(config, store.node());
     // The operations for an empty kernel are not needed, because the planner
     // knows the resulting elements.
-    planner.resync(&mut store, PerFamily::default()).for_each(drop);
+    planner.resync(store, PerFamily::default()).for_each(drop);
+    planner
+}
+
+fn compile_all(config: ProxyConfig, mut store: Store, problems: Vec<Problem>) -> Compilation {
+    let mut lone_slices: Vec<ObjectRef> = store.lone_slices().collect();
+    lone_slices.sort_unstable();
+    let mut planner = program(config, &mut store);
     Compilation { ruleset: planner.ruleset(), problems, too_large: planner.take_too_large(), lone_slices }
 }

@@ -99,4 +99,4 @@ pub mod render;
 pub mod ruleset;
 pub mod select;
 
-pub use compile::{Compilation, compile, compile_checked};
+pub use compile::{Compilation, compile, compile_checked, program};

@@ -20,8 +20,8 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 pub use questions::{
-    CompletionArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Listed, ReportFormat, Shell,
-    StateArguments, StatusArguments, VerifyArguments,
+    AgentArguments, CompletionArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Listed,
+    ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments,
 };
 
 pub use flag_values::FLAGS_OF_FIELDS;
@@ -150,6 +150,15 @@ pub struct CompileArguments {
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
 
+    /// The configuration that traffic follows.
+    #[command(flatten)]
+    pub configuration: TrafficConfiguration,
+}
+
+/// The configuration that decides the fate of packets, for commands that follow
+/// no cluster.
+#[derive(Debug, Clone, Args)]
+pub struct TrafficConfiguration {
     /// The configuration file (KubeProxyConfiguration); with it, the traffic flags below are ignored
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

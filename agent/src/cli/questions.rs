@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::flags::{LoggingFlags, TrafficFlags};
+use super::TrafficConfiguration;
+use super::flags::LoggingFlags;
 
 /// Examples and exit status of `vmap-proxy explain`.
 pub(super) const EXPLAIN_HELP: &str = "\
@@ -124,22 +125,22 @@ pub struct StatusArguments {
     #[arg(long, value_name = "SECONDS")]
     pub wait: Option<u64>,
 
-    /// The Unix socket of the agent on this node
-    #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
-    pub socket: PathBuf,
-
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub output: ReportFormat,
-
-    /// Flags about logging.
+    /// The agent that is asked.
     #[command(flatten)]
-    pub logging: LoggingFlags,
+    pub agent: AgentArguments,
 }
 
 /// `vmap-proxy verify`
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArguments {
+    /// The agent that is asked.
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
+/// The agent that is asked, and the form of its answer.
+#[derive(Debug, Clone, Args)]
+pub struct AgentArguments {
     /// The Unix socket of the agent on this node
     #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
     pub socket: PathBuf,
@@ -193,17 +194,9 @@ pub struct StateArguments {
     #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]
     pub node_name: Option<String>,
 
-    /// The configuration file (KubeProxyConfiguration); with it, the traffic flags below are ignored
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-
-    /// Flags about traffic.
+    /// The configuration that traffic follows.
     #[command(flatten)]
-    pub traffic: TrafficFlags,
-
-    /// Flags about logging.
-    #[command(flatten)]
-    pub logging: LoggingFlags,
+    pub configuration: TrafficConfiguration,
 }
 
 /// Examples and exit status of `vmap-proxy doctor`.

@@ -11,8 +11,9 @@ use vmap_proxy_compiler::model::config::{DetectLocal, ProxyConfig};
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
 use super::{
-    Command, CompileArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Given, Invocation, Listed,
-    OutputFormat, ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments, flag_values,
+    AgentArguments, Command, CompileArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Given,
+    Invocation, Listed, OutputFormat, ReportFormat, Shell, StateArguments, StatusArguments, TrafficConfiguration,
+    VerifyArguments, flag_values,
 };
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
@@ -263,10 +264,10 @@ impl Invocation {
             Some(Command::Compile(arguments)) => resolve_compile(*arguments),
             Some(Command::Explain(arguments)) => resolve_explain(*arguments),
             Some(Command::Get(arguments)) => resolve_get(*arguments),
-            Some(Command::Status(StatusArguments { wait, socket, output, logging })) => {
+            Some(Command::Status(StatusArguments { wait, agent: AgentArguments { socket, output, logging } })) => {
                 Ok(without_configuration(Action::Status(StatusOptions { wait, socket, output }), &logging))
             }
-            Some(Command::Verify(VerifyArguments { socket, output, logging })) => {
+            Some(Command::Verify(VerifyArguments { agent: AgentArguments { socket, output, logging } })) => {
                 Ok(without_configuration(Action::Verify(VerifyOptions { socket, output }), &logging))
             }
             Some(Command::Doctor(arguments)) => resolve_doctor(arguments),
@@ -331,10 +332,7 @@ fn wants_version(flags: &ConfigurationFlags) -> Result<bool, ConfigError> {
 
 /// File and flags with kube-proxy's precedence.
 fn configuration(flags: &ProxyFlags, given: &Given) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
-    let (mut configuration, mut warnings) = match &flags.configuration.config {
-        Some(path) => load::load_file(path)?,
-        None => (KubeProxyConfiguration::default(), Vec::new()),
-    };
+    let (mut configuration, mut warnings) = file_or_defaults(flags.configuration.config.as_deref())?;
     if flags.configuration.config.is_none() {
         apply_flags(flags, &mut configuration)?;
     } else {
@@ -455,20 +453,7 @@ fn node_name(hostname_override: &str) -> Result<String, ConfigError> {
 }
 
 fn resolve_compile(arguments: CompileArguments) -> Result<Resolved, ConfigError> {
-    let (mut configuration, mut warnings) = match &arguments.config {
-        Some(path) => load::load_file(path)?,
-        None => (KubeProxyConfiguration::default(), Vec::new()),
-    };
-    if arguments.config.is_none() {
-        apply_traffic(&arguments.traffic, &mut configuration);
-        // The usual notice about an empty mode would be noise here.
-        if arguments.traffic.proxy_mode.is_none() {
-            configuration.mode = "nftables".to_owned();
-        }
-    }
-    apply_logging(&arguments.logging, &mut configuration);
-    validate::validate(&configuration)?;
-    warnings.append(&mut ignored_fields(&configuration)?);
+    let (configuration, warnings) = traffic_configuration(&arguments.configuration)?;
     let options = CompileOptions {
         manifests: arguments.manifests,
         proxy: configuration.to_proxy_config(&node_name(&arguments.node_name)?)?,
@@ -492,10 +477,7 @@ fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
 }
 
 fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
-    let (mut configuration, warnings) = match &arguments.config {
-        Some(path) => load::load_file(path)?,
-        None => (KubeProxyConfiguration::default(), Vec::new()),
-    };
+    let (mut configuration, warnings) = file_or_defaults(arguments.config.as_deref())?;
     if let Some(ranges) = arguments.cluster_cidr {
         configuration.cluster_cidr = ranges;
     }
@@ -507,19 +489,7 @@ fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
 /// Where the state of a question comes from, with the same configuration as an
 /// agent would have.
 fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec<Warning>), ConfigError> {
-    let (mut configuration, mut warnings) = match &arguments.config {
-        Some(path) => load::load_file(path)?,
-        None => (KubeProxyConfiguration::default(), Vec::new()),
-    };
-    if arguments.config.is_none() {
-        apply_traffic(&arguments.traffic, &mut configuration);
-        if arguments.traffic.proxy_mode.is_none() {
-            configuration.mode = "nftables".to_owned();
-        }
-    }
-    apply_logging(&arguments.logging, &mut configuration);
-    validate::validate(&configuration)?;
-    warnings.append(&mut ignored_fields(&configuration)?);
+    let (configuration, warnings) = traffic_configuration(&arguments.configuration)?;
     let name = arguments.node_name.as_ref().unwrap_or(&configuration.hostname_override);
     let proxy = Box::new(configuration.to_proxy_config(&node_name(name)?)?);
     let source = match arguments.manifests.is_empty() {
@@ -527,6 +497,28 @@ fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec
         false => StateSource::Files { manifests: arguments.manifests, proxy },
     };
     Ok((source, configuration.logging, warnings))
+}
+
+/// The configuration of a command that follows no cluster, checked.
+fn traffic_configuration(
+    arguments: &TrafficConfiguration,
+) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
+    let (mut configuration, mut warnings) = file_or_defaults(arguments.config.as_deref())?;
+    if arguments.config.is_none() {
+        apply_traffic(&arguments.traffic, &mut configuration);
+        // The usual notice about an empty mode would be noise here.
+        if arguments.traffic.proxy_mode.is_none() {
+            configuration.mode = "nftables".to_owned();
+        }
+    }
+    apply_logging(&arguments.logging, &mut configuration);
+    validate::validate(&configuration)?;
+    warnings.append(&mut ignored_fields(&configuration)?);
+    Ok((configuration, warnings))
+}
+
+fn file_or_defaults(path: Option<&Path>) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
+    path.map_or_else(|| Ok((KubeProxyConfiguration::default(), Vec::new())), load::load_file)
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 //! It needs no privileges and does not query the kernel: the addresses on the
 //! node's interfaces are assumed to be those of its Node object.
 
-use std::io::{self, Write};
+use std::io;
 
 use thiserror::Error;
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::{Compilation, render};
 
+use super::paint::print;
 use crate::cli::{CompileOptions, OutputFormat};
 use crate::source::ObjectChange;
 use crate::source::manifests::{ManifestSource, SourceError};
@@ -54,20 +55,7 @@ pub fn compile(options: CompileOptions) -> Result<(), Error> {
         OutputFormat::Text => render::ruleset(&ruleset),
         OutputFormat::Json => render::json(&ruleset)?,
     };
-    match print(&text) {
-        // The reader has closed the pipe (`vmap-proxy compile | head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => Ok(printed?),
-    }
-}
-
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    if !text.ends_with('\n') {
-        out.write_all(b"\n")?;
-    }
-    out.flush()
+    Ok(print(&text)?)
 }
 
 /// Without the Node's address its NodePorts stay closed, because this command

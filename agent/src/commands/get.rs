@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{FrontendAnswer, FrontendState, PortAnswer, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{FrontendAnswer, PortAnswer, ServiceAnswer};
 
 use super::asked::{AskError, Asked};
 use super::paint::{columns, print};
@@ -88,7 +88,7 @@ fn table(listed: Listed, services: &[ServiceAnswer], is_wide: bool) -> String {
 fn of_service(service: &ServiceAnswer, is_wide: bool) -> Vec<String> {
     let frontends = || service.ports.iter().flat_map(|port| &port.frontends);
     let endpoints: usize = service.ports.iter().map(|port| port.endpoint_count).sum();
-    let without = frontends().filter(|frontend| !serves(frontend.state)).count();
+    let without = frontends().filter(|frontend| !frontend.state.serves()).count();
     let state = match (service.programmed, without) {
         (false, _) => "not programmed".to_owned(),
         (true, 0) => "serves".to_owned(),
@@ -100,10 +100,6 @@ fn of_service(service: &ServiceAnswer, is_wide: bool) -> Vec<String> {
         row.push(cause.map(ToString::to_string).unwrap_or_default());
     }
     row
-}
-
-fn serves(state: FrontendState) -> bool {
-    matches!(state, FrontendState::Serves | FrontendState::ServesLocalClients)
 }
 
 fn of_frontend(frontend: &FrontendAnswer, is_wide: bool) -> Vec<String> {

@@ -3,6 +3,9 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use serde::Serialize;
+
+use crate::cli::ReportFormat;
 use crate::logging::escape::escaped;
 
 /// Whether and how text is coloured.
@@ -55,7 +58,23 @@ impl Paint {
     }
 }
 
-/// Prints to standard output. A reader that has closed the pipe is no error.
+/// An answer in the format that was asked for.
+///
+/// # Errors
+/// If it can't be written as JSON.
+pub fn rendered<T: Serialize>(
+    format: ReportFormat,
+    answer: &T,
+    text: impl FnOnce(&T, Paint) -> String,
+) -> serde_json::Result<String> {
+    match format {
+        ReportFormat::Text => Ok(text(answer, Paint::of_terminal())),
+        ReportFormat::Json => serde_json::to_string_pretty(answer),
+    }
+}
+
+/// Prints to standard output. A reader that has closed the pipe
+/// (`vmap-proxy compile | head`) is no error.
 ///
 /// # Errors
 /// If standard output can't be written.

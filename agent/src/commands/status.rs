@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, columns, print};
-use crate::cli::{ReportFormat, StatusOptions};
+use super::paint::{Paint, columns, print, rendered};
+use crate::cli::StatusOptions;
 use crate::query::protocol::{StatusAnswer, SyncLine};
 
 /// Not everything is programmed.
@@ -50,10 +50,7 @@ pub fn status(options: &StatusOptions) -> Result<ExitCode, Error> {
             _ => sleep(PAUSE),
         }
     };
-    match options.output {
-        ReportFormat::Text => print(&text(&status, Paint::of_terminal()))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&status)?)?,
-    }
+    print(&rendered(options.output, &status, text)?)?;
     Ok(if is_in_step(&status) { ExitCode::SUCCESS } else { ExitCode::from(NOT_IN_STEP) })
 }
 

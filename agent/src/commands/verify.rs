@@ -17,19 +17,17 @@ use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_wire::nf_tables::OwnTable;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, print};
-use crate::cli::{ReportFormat, VerifyOptions};
+use super::paint::{Paint, print, rendered};
+use crate::cli::VerifyOptions;
 use crate::netlink::{Kernel, NetlinkError, TableState};
 use crate::query::protocol::{ElementLine, NodeAnswer};
+use crate::sync::MAX_LISTED;
 
 /// The kernel differs.
 const DIFFERS: u8 = 1;
 
 /// Maximum number of differences in the report; the rest are counted.
 const NAMED: usize = 100;
-
-/// Maps with more elements are not listed: that takes the kernel quadratic time.
-const MAX_LISTED: u32 = 8192;
 
 /// The reason why nothing could be compared.
 #[derive(Debug, Error)]
@@ -97,10 +95,7 @@ pub fn verify(options: &VerifyOptions) -> Result<ExitCode, Error> {
     }
     comparison.surplus()?;
     let report = comparison.report(node.name);
-    match options.output {
-        ReportFormat::Text => print(&text(&report, Paint::of_terminal()))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&report)?)?,
-    }
+    print(&rendered(options.output, &report, text)?)?;
     Ok(if report.difference_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
 
@@ -178,7 +173,7 @@ impl Comparison {
             let is_small =
                 self.tables.get(&family).and_then(|table| table.count(map)).is_none_or(|count| count <= MAX_LISTED);
             for line in lines {
-                let is_new = !is_shared(map) || self.shared.insert((family, map, line.key));
+                let is_new = !map.is_shared() || self.shared.insert((family, map, line.key));
                 if !is_new {
                     continue;
                 }
@@ -289,11 +284,6 @@ fn by_map(lines: &[ElementLine]) -> Vec<(Family, Map, Vec<&ElementLine>)> {
         }
     }
     grouped.into_iter().map(|((family, map), lines)| (family, map, lines)).collect()
-}
-
-/// Several Services may contribute one element.
-fn is_shared(map: Map) -> bool {
-    matches!(map, Map::ClusterIps | Map::HairpinConnections)
 }
 
 /// 64-bit FNV-1a of one element; the sum over all elements does not depend on

@@ -20,7 +20,7 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
-use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Pool, Target};
+use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, Pool, Target};
 use vmap_proxy_wire::nf_tables::OwnTable;
 
 use crate::netlink::{Kernel, NetlinkError};
@@ -148,12 +148,6 @@ struct Reading<'k> {
     elements: Vec<Element>,
 }
 
-fn targets(address: IpAddr, packet: &Packet, port: u16) -> [Target; 2] {
-    let protocol = packet.protocol;
-    let frontend = Target::Frontend(FrontendKey { address, protocol, port });
-    [frontend, Target::NodePort(NodePortKey { protocol, port })]
-}
-
 impl Reading<'_> {
     /// Everything that the packet can meet, but for what clients learned.
     fn all_of(&mut self, packet: &Packet) -> Result<(), NetlinkError> {
@@ -167,7 +161,7 @@ impl Reading<'_> {
         self.look_up(Map::ClusterIps, &[Key::Address(destination)])?;
         let (ranges, _) = self.kernel.read_contents(self.family, Map::ServiceCidrs)?;
         self.elements.extend(ranges.into_iter().map(|state| state.element));
-        self.behind(packet)
+        self.behind(&flow)
     }
 
     fn look_up(&mut self, map: Map, keys: &[Key]) -> Result<(), NetlinkError> {
@@ -219,21 +213,22 @@ impl Reading<'_> {
     }
 
     /// The elements that can stop a packet on its way to an endpoint.
-    fn behind(&mut self, packet: &Packet) -> Result<(), NetlinkError> {
+    fn behind(&mut self, flow: &Flow) -> Result<(), NetlinkError> {
         let endpoints: BTreeSet<Endpoint> = self.elements.iter().filter_map(endpoint).collect();
         let addresses: BTreeSet<IpAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
         let keys: Vec<Key> = addresses.into_iter().map(Key::Address).collect();
         self.look_up(Map::ClusterIps, &keys)?;
         let (mut frontends, mut node_ports) = (Vec::new(), BTreeSet::new());
         for endpoint in &endpoints {
-            let [frontend, node_port] = targets(endpoint.address, packet, endpoint.port);
+            let translated = Flow { destination: endpoint.address, port: endpoint.port, ..*flow };
+            let [frontend, node_port] = translated.targets();
             frontends.push(Key::Target(frontend));
             node_ports.insert(Key::Target(node_port));
         }
         self.look_up(Map::NoEndpoints(Domain::Frontend), &frontends)?;
         self.look_up(Map::NoEndpoints(Domain::NodePort), &node_ports.into_iter().collect::<Vec<_>>())?;
-        let own = endpoints.iter().filter(|endpoint| endpoint.address == packet.source);
-        let hairpins: Vec<Key> = own.map(|endpoint| Key::Hairpin(*endpoint, packet.protocol)).collect();
+        let own = endpoints.iter().filter(|endpoint| endpoint.address == flow.source);
+        let hairpins: Vec<Key> = own.map(|endpoint| Key::Hairpin(*endpoint, flow.protocol)).collect();
         self.look_up(Map::HairpinConnections, &hairpins)?;
         // What was found for the destination itself may be found again.
         self.elements.sort_unstable_by_key(|element| (element.map, element.key));

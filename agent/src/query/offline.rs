@@ -4,11 +4,11 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 use vmap_proxy_compiler::model::convert::parse_address;
-use vmap_proxy_compiler::model::{PerFamily, ProxyConfig, Store};
+use vmap_proxy_compiler::model::{ProxyConfig, Store};
 use vmap_proxy_compiler::plan::Planner;
 
 use super::answer::State;
@@ -23,7 +23,7 @@ pub struct Offline {
     store: Store,
     planner: Planner,
     syncs: VecDeque<SyncLine>,
-    manifests: Vec<PathBuf>,
+    manifests: ManifestSource,
 }
 
 impl Offline {
@@ -32,15 +32,14 @@ impl Offline {
     /// # Errors
     /// If a path can't be read.
     pub fn read(manifests: Vec<PathBuf>, proxy: ProxyConfig) -> Result<Self, SourceError> {
-        let (changes, problems) = ManifestSource::new(manifests.clone(), &proxy.node_name).read_once()?;
+        let manifests = ManifestSource::new(manifests, &proxy.node_name);
+        let (changes, problems) = manifests.read_once()?;
         for problem in problems {
             tracing::warn!("{problem}");
         }
         let mut store = Store::new(proxy.node_name.clone());
         changes.into_iter().for_each(|change| store.take(change.checked));
-        store.set_interface_addresses(store.node().addresses.clone());
-        let mut planner = Planner::new(proxy, store.node());
-        planner.resync(&mut store, PerFamily::default()).for_each(drop);
+        let planner = vmap_proxy_compiler::program(proxy, &mut store);
         Ok(Self { store, planner, syncs: VecDeque::new(), manifests })
     }
 
@@ -53,7 +52,7 @@ impl Offline {
     /// it. The objects that a proxy follows do not hold it, so the files are read
     /// once more.
     pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
-        self.manifests.iter().flat_map(|path| files(path)).find_map(|file| {
+        self.manifests.files().into_iter().find_map(|file| {
             let (_, text) = read::read(&file).ok()?;
             let documents = yaml::split(&text);
             documents.into_iter().find_map(|document| {
@@ -62,18 +61,6 @@ impl Offline {
             })
         })
     }
-}
-
-fn files(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(path) else { return vec![path.to_owned()] };
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| {
-        file.extension()
-            .and_then(|ending| ending.to_str())
-            .is_some_and(|ending| ["yaml", "yml", "json"].contains(&ending))
-    });
-    files.sort();
-    files
 }
 
 /// The address of a Pod in one object, or in the items of a list.

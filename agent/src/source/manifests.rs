@@ -190,6 +190,13 @@ impl ManifestSource {
         Ok((changes, findings.problems))
     }
 
+    /// The files that [`Self::read_once`] reads, without the paths that can't be
+    /// listed.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let listings = self.paths.iter().filter_map(|path| reader::list(path, &()).ok());
+        listings.flat_map(|listing| listing.files).collect()
+    }
+
     fn catalog(&self) -> Catalog {
         Catalog::new(self.paths.clone(), &self.node_name, self.with_names)
     }

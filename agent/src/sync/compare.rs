@@ -23,7 +23,7 @@ use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, OwnTable,
 /// of being listed. The time of a listing grows with the square of their number
 /// (half a minute for 500,000), that of look-ups does not. A listing is also in
 /// memory as a whole: 50,000 elements are 18 MiB.
-pub(super) const MAX_LISTED: u32 = 8_192;
+pub(crate) const MAX_LISTED: u32 = 8_192;
 
 /// Maximum number of foreign objects of one kind that are named; the rest are
 /// counted.

@@ -29,6 +29,8 @@ use vmap_proxy_compiler::plan::{Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
+pub(crate) use compare::MAX_LISTED;
+
 use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
 use report::SyncReport;
@@ -162,7 +164,7 @@ impl Syncer {
             last_good: HashMap::new(),
             to_sweep: PerFamily::default(),
             damaged: false,
-            max_listed: compare::MAX_LISTED,
+            max_listed: MAX_LISTED,
             monitor: None,
             seen: Vec::new(),
             untold: HashMap::new(),

@@ -135,6 +135,21 @@ pub enum Code {
     EmptySlice,
 }
 
+impl Code {
+    /// Returns whether it is a reason for an endpoint to see an address of this
+    /// node.
+    pub fn is_masquerading(self) -> bool {
+        matches!(
+            self,
+            Self::MasqueradeAll
+                | Self::MasqueradeNotFromPod
+                | Self::MasqueradeHairpin
+                | Self::MasqueradeExternal
+                | Self::MasqueradeFromNode
+        )
+    }
+}
+
 /// One decision, with its causes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -305,6 +320,13 @@ pub enum FrontendState {
     Denied,
     /// Nothing of the Service is programmed.
     NotProgrammed,
+}
+
+impl FrontendState {
+    /// Returns whether at least some clients reach endpoints.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Serves | Self::ServesLocalClients)
+    }
 }
 
 /// One frontend or NodePort of a Service.

@@ -350,15 +350,7 @@ impl<'a> Story<'a> {
 }
 
 fn is_about_source(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MasqueradeAll
-            | Code::MasqueradeNotFromPod
-            | Code::MasqueradeHairpin
-            | Code::MasqueradeExternal
-            | Code::MasqueradeFromNode
-            | Code::SourceKept
-    )
+    code.is_masquerading() || code == Code::SourceKept
 }
 
 fn served_by(name: &ServiceName, service: &Arc<Service>, target: Target) -> Option<Serving> {

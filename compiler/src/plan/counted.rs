@@ -9,7 +9,8 @@ use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key, Verdict};
 use crate::ruleset::maps::Map;
 
-/// Elements that several Services may contribute, and how many do.
+/// The elements of [shared](Map::is_shared) maps, and how many Services contribute
+/// each.
 ///
 /// Nearly every Service has a cluster IP, so they are keyed as small as can be.
 #[derive(Debug, Default)]
@@ -19,11 +20,6 @@ pub(super) struct SharedElements {
 }
 
 impl SharedElements {
-    /// Returns whether elements of this map are counted at all.
-    pub(super) fn covers(map: Map) -> bool {
-        matches!(map, Map::ClusterIps | Map::HairpinConnections)
-    }
-
     /// Returns whether any Service contributes it.
     pub(super) fn has(&self, element: &Element) -> bool {
         match (element.map, element.key) {

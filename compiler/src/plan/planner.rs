@@ -396,7 +396,7 @@ impl Planner {
             let mut shared = HashSet::new();
             for (name, compiled) in &state.services {
                 elements(name, compiled, &mut |element| {
-                    if !SharedElements::covers(element.map) || shared.insert((element.map, element.key)) {
+                    if !element.map.is_shared() || shared.insert((element.map, element.key)) {
                         all.push(element);
                     }
                 });

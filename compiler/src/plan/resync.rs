@@ -126,7 +126,7 @@ impl<'a> Resync<'a> {
                 let Some(compiled) = state.services.get(*name) else { continue };
                 elements(name, compiled, &mut |element| {
                     let place = (element.map, element.key);
-                    let shared = SharedElements::covers(element.map);
+                    let shared = element.map.is_shared();
                     if wanted.contains(&element.map)
                         && !(shared && (state.shared.has(&element) || !seen.insert((family, place))))
                     {

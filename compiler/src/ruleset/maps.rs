@@ -246,6 +246,12 @@ impl Map {
         self.row().flag == Some(Flag::Interval)
     }
 
+    /// Returns whether several Services may contribute one and the same element. It
+    /// stays as long as one of them does.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Map::ClusterIps | Map::HairpinConnections)
+    }
+
     /// Returns whether packets add elements and elements expire (`flags dynamic,timeout`).
     pub fn is_dynamic(self) -> bool {
         self.row().flag == Some(Flag::Dynamic)

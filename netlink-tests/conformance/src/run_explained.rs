@@ -104,20 +104,9 @@ fn fate_fault(answer: &Explanation, packet: &Packet, expected: &Outcome, host: &
     if masqueraded != wanted {
         return Some(format!("explain masquerades {masqueraded:?}, the vector {wanted:?}"));
     }
-    let says = answer.decisions.iter().any(|decision| is_masquerading(decision.code));
+    let says = answer.decisions.iter().any(|decision| decision.code.is_masquerading());
     (says == masqueraded.is_empty() && !answer.endpoints.iter().any(|one| host.is_local(one.address)))
         .then(|| format!("no decision agrees with masquerading {masqueraded:?}: {:#?}", answer.decisions))
-}
-
-fn is_masquerading(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MasqueradeAll
-            | Code::MasqueradeNotFromPod
-            | Code::MasqueradeHairpin
-            | Code::MasqueradeExternal
-            | Code::MasqueradeFromNode
-    )
 }
 
 /// Every field that is named as a cause must exist with its value.
@@ -410,7 +399,7 @@ mod tests {
                 answer.endpoints.iter().all(|one| !one.local)
                     && answer.decisions.iter().any(|decision| decision.code == Code::MasqueradeNotFromPod)
             },
-            |answer| answer.decisions.retain(|decision| !is_masquerading(decision.code)),
+            |answer| answer.decisions.retain(|decision| !decision.code.is_masquerading()),
         );
     }
 }

@@ -13,7 +13,7 @@ use vmap_proxy_compiler::explain::answer::{Fate, FrontendState, Question, Servic
 use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, print};
+use super::paint::{print, rendered};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
 use crate::netlink::NetlinkError;
 use live::{KernelAlone, Live};
@@ -99,20 +99,15 @@ fn packet_answer(
     output: ReportFormat,
 ) -> Result<ExitCode, Error> {
     let answer = asked.packet(packet, about)?;
-    let paint = Paint::of_terminal();
     if !is_live {
-        match output {
-            ReportFormat::Text => print(&text::packet(&answer, paint))?,
-            ReportFormat::Json => print(&serde_json::to_string_pretty(&answer)?)?,
-        }
+        print(&rendered(output, &answer, text::packet)?)?;
         return Ok(status_of(answer.verdict));
     }
     let mut kernel = live::read(&asked.node()?, packet)?;
     kernel.compare(&answer);
-    match output {
-        ReportFormat::Text => print(&(text::packet(&answer, paint) + &text::kernel(&kernel, true, paint)))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&Live { agent: &answer, kernel: &kernel })?)?,
-    }
+    let live = Live { agent: &answer, kernel: &kernel };
+    let text = |live: &Live<'_>, paint| text::packet(live.agent, paint) + &text::kernel(live.kernel, true, paint);
+    print(&rendered(output, &live, text)?)?;
     Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
 }
 
@@ -127,10 +122,8 @@ fn kernel_alone(
     let node = live::node_without_agent(proxy)?;
     let packet = place::packet_without_agent(&node, from, destination, interface)?;
     let kernel = live::read(&node, &packet)?;
-    match output {
-        ReportFormat::Text => print(&text::kernel_alone(&packet, &kernel, Paint::of_terminal()))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&KernelAlone::new(&packet, &kernel))?)?,
-    }
+    let text = |_: &KernelAlone<'_>, paint| text::kernel_alone(&packet, &kernel, paint);
+    print(&rendered(output, &KernelAlone::new(&packet, &kernel), text)?)?;
     Ok(status_of(kernel.verdict))
 }
 
@@ -144,16 +137,12 @@ fn status_of(verdict: Fate) -> ExitCode {
 
 fn service(asked: &mut Asked, name: &str, output: ReportFormat) -> Result<ExitCode, Error> {
     let answer = asked.service(name)?;
-    match output {
-        ReportFormat::Text => print(&text::service(&answer, Paint::of_terminal()))?,
-        ReportFormat::Json => print(&serde_json::to_string_pretty(&answer)?)?,
-    }
+    print(&rendered(output, &answer, text::service)?)?;
     Ok(if is_served(&answer) { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
 }
 
 /// Returns whether every frontend of the Service serves at least some clients.
 fn is_served(answer: &ServiceAnswer) -> bool {
     let mut frontends = answer.ports.iter().flat_map(|port| &port.frontends);
-    let serves = |state: FrontendState| matches!(state, FrontendState::Serves | FrontendState::ServesLocalClients);
-    answer.programmed && frontends.all(|frontend| serves(frontend.state))
+    answer.programmed && frontends.all(|frontend| frontend.state.serves())
 }
