@@ -21,6 +21,7 @@ pub mod program;
 pub mod query;
 pub mod run;
 pub mod source;
+pub mod status_page;
 pub mod sync;
 pub mod sync_loop;
 pub mod sysctl;

@@ -45,7 +45,7 @@ pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
 /// If there is no answer, or it is not HTTP.
 pub async fn request(address: SocketAddr, method: &str, path: &str, headers: &str) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;

@@ -80,6 +80,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("nodeport-addresses", ""),
     ("query-socket", "/run/vmap-proxy/agent.sock"),
     ("service-metrics", "true"),
+    ("status-page", "true"),
     ("version", "false"),
     ("vmodule", ""),
     ("write-config-to", ""),

@@ -135,6 +135,12 @@ pub struct ServerFlags {
     #[arg(long, value_name = "PATH")]
     pub query_socket: Option<String>,
 
+    /// Serve the status page at / of the metrics server, to clients on this node alone, whatever the server's address
+    /// [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool,
+          value_name = "BOOL")]
+    pub status_page: Option<bool>,
+
     /// Deprecated: port of /healthz; 0 switches the server off; use --healthz-bind-address
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,

@@ -26,9 +26,10 @@ use crate::sync_loop::MIN_GAP;
 /// Flags that apply together with `--config`. All others set fields of the file
 /// and are ignored then. `--health-timeout` and `--cleanup-kube-proxy` exist
 /// only here and have no field.
-const FLAGS_BESIDE_A_FILE: [&str; 16] = [
+const FLAGS_BESIDE_A_FILE: [&str; 17] = [
     "query-socket",
     "service-metrics",
+    "status-page",
     "config",
     "write-config-to",
     "hostname-override",
@@ -133,6 +134,8 @@ pub struct RunOptions {
     pub min_sync_period: Duration,
     /// Whether `/metrics` has the connections of each service port.
     pub service_metrics: bool,
+    /// Whether the metrics server has the status page.
+    pub status_page: bool,
     /// The DNS server; `None` if it is off.
     pub dns: Option<vmap_proxy_dns::Options>,
     /// The Unix socket at which questions are answered; `None` if it is off.
@@ -383,6 +386,7 @@ fn run_options(
         sync_period,
         min_sync_period: min_sync_period(&configuration),
         service_metrics: flags.servers.service_metrics != Some(false),
+        status_page: flags.servers.status_page != Some(false),
         query_socket: query_socket(flags, is_on_manifests),
         flags: BTreeMap::new(),
         init_only: flags.configuration.init_only == Some(true),

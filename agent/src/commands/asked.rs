@@ -1,9 +1,11 @@
-//! Where the answers come from: files, or an agent.
+//! Where the answers come from: files, an agent, or the sync thread of this
+//! process.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
 use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
 
@@ -11,7 +13,10 @@ use crate::cli::StateSource;
 use crate::query::answer::answer;
 use crate::query::client::{Client, ClientError};
 use crate::query::offline::Offline;
-use crate::query::protocol::{AddressAnswer, Answer, ElementsAnswer, NodeAnswer, Question, StatusAnswer};
+use crate::query::protocol::{
+    AddressAnswer, Answer, ElementsAnswer, NodeAnswer, Question, ServicesAnswer, StatusAnswer,
+};
+use crate::query::server;
 use crate::source::manifests::SourceError;
 
 /// The reason why there is no answer.
@@ -23,6 +28,9 @@ pub enum AskError {
     /// The agent does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The sync thread of this process has ended.
+    #[error("the agent is ending")]
+    Ending,
     /// The answer is to another question.
     #[error("the answer does not fit the question; are the agent and this program of the same version?")]
     Unexpected,
@@ -35,6 +43,8 @@ pub enum Asked {
     Files(Box<Offline>),
     /// A running agent.
     Agent(Client),
+    /// The sync thread of this process. Blocks its thread until there is an answer.
+    Own(mpsc::Sender<server::Asked>),
 }
 
 impl Asked {
@@ -73,6 +83,12 @@ impl Asked {
         match self {
             Self::Files(offline) => Ok(answer(&offline.state(), question)),
             Self::Agent(client) => Ok(client.ask(question)?),
+            Self::Own(questions) => {
+                let (reply, answered) = oneshot::channel();
+                let asked = server::Asked { question: question.clone(), reply };
+                questions.blocking_send(asked).map_err(|_| AskError::Ending)?;
+                answered.blocking_recv().map_err(|_| AskError::Ending)
+            }
         }
     }
 
@@ -121,7 +137,11 @@ impl Asked {
         }
     }
 
-    fn find_address(&mut self, address: IpAddr) -> Result<Option<String>, AskError> {
+    /// The Service that has an address, looked for page by page.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn find_address(&mut self, address: IpAddr) -> Result<Option<String>, AskError> {
         let mut after = None;
         loop {
             match self.ask(&Question::FindAddress { address, after })? {
@@ -156,13 +176,24 @@ impl Asked {
     ) -> Result<(), AskError> {
         let mut after = None;
         loop {
-            let question = Question::Services { namespace: namespace.map(str::to_owned), after };
-            let Answer::Services(page) = self.ask(&question)? else { return Err(AskError::Unexpected) };
+            let namespace = namespace.map(str::to_owned);
+            let page = self.services(Question::Services { namespace, matching: None, limit: None, after })?;
             page.services.into_iter().for_each(&mut each);
             match page.last {
                 Some(last) => after = Some(last),
                 None => return Ok(()),
             }
+        }
+    }
+
+    /// One page of a [`Question::Services`].
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn services(&mut self, question: Question) -> Result<ServicesAnswer, AskError> {
+        match self.ask(&question)? {
+            Answer::Services(page) => Ok(page),
+            _ => Err(AskError::Unexpected),
         }
     }
 
@@ -181,7 +212,7 @@ impl Asked {
     pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
         match self {
             Self::Files(offline) => offline.pod_address(namespace, name),
-            Self::Agent(_) => None,
+            Self::Agent(_) | Self::Own(_) => None,
         }
     }
 }

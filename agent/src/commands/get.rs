@@ -85,16 +85,40 @@ fn table(listed: Listed, services: &[ServiceAnswer], is_wide: bool) -> String {
     columns("", &rows)
 }
 
+/// A Service in one line.
+pub(crate) struct Summary {
+    /// The number of its frontends and NodePorts.
+    pub(crate) frontends: usize,
+    /// The number of endpoints that serve, summed over its ports.
+    pub(crate) endpoints: usize,
+    /// Whether every frontend serves.
+    pub(crate) serves: bool,
+    /// The same in words.
+    pub(crate) state: String,
+}
+
+impl Summary {
+    /// Counts.
+    pub(crate) fn of(service: &ServiceAnswer) -> Self {
+        let frontends = || service.ports.iter().flat_map(|port| &port.frontends);
+        let without = frontends().filter(|frontend| !frontend.state.serves()).count();
+        let state = match (service.programmed, without) {
+            (false, _) => "not programmed".to_owned(),
+            (true, 0) => "serves".to_owned(),
+            (true, without) => format!("{without} without service"),
+        };
+        Self {
+            frontends: frontends().count(),
+            endpoints: service.ports.iter().map(|port| port.endpoint_count).sum(),
+            serves: service.programmed && without == 0,
+            state,
+        }
+    }
+}
+
 fn of_service(service: &ServiceAnswer, is_wide: bool) -> Vec<String> {
-    let frontends = || service.ports.iter().flat_map(|port| &port.frontends);
-    let endpoints: usize = service.ports.iter().map(|port| port.endpoint_count).sum();
-    let without = frontends().filter(|frontend| !frontend.state.serves()).count();
-    let state = match (service.programmed, without) {
-        (false, _) => "not programmed".to_owned(),
-        (true, 0) => "serves".to_owned(),
-        (true, without) => format!("{without} without service"),
-    };
-    let mut row = vec![frontends().count().to_string(), endpoints.to_string(), state];
+    let Summary { frontends, endpoints, state, .. } = Summary::of(service);
+    let mut row = vec![frontends.to_string(), endpoints.to_string(), state];
     if is_wide {
         let cause = service.reasons.iter().flat_map(|reason| &reason.causes).next();
         row.push(cause.map(ToString::to_string).unwrap_or_default());
@@ -102,13 +126,18 @@ fn of_service(service: &ServiceAnswer, is_wide: bool) -> Vec<String> {
     row
 }
 
-fn of_frontend(frontend: &FrontendAnswer, is_wide: bool) -> Vec<String> {
+/// `10.96.0.10:80/TCP` or `node port 30080/TCP`.
+pub(crate) fn frontend_text(frontend: &FrontendAnswer) -> String {
     let place = match frontend.address {
         Some(address) => SocketAddr::new(address, frontend.port).to_string(),
         None => format!("node port {}", frontend.port),
     };
+    format!("{place}/{}", frontend.protocol)
+}
+
+fn of_frontend(frontend: &FrontendAnswer, is_wide: bool) -> Vec<String> {
     let mut row = vec![
-        format!("{place}/{}", frontend.protocol),
+        frontend_text(frontend),
         super::explain::state_text(frontend.state).to_owned(),
         frontend.cluster_endpoints.to_string(),
         frontend.local_endpoints.map_or("-".to_owned(), |number| number.to_string()),

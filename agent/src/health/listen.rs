@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::connection::{Bounded, Connections, most_connections};
+use super::connection::{Bounded, Connections, Peer, most_connections};
 use crate::k8s_events::Recorder;
 use crate::process;
 
@@ -102,7 +102,7 @@ impl Listen {
 }
 
 async fn serve(listener: Bounded, router: Router) -> io::Error {
-    match axum::serve(listener, router).await {
+    match axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
         // It never ends by itself without an error.
         Ok(()) => io::Error::other("the listener ended"),
         Err(error) => error,

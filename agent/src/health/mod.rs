@@ -16,6 +16,7 @@ pub mod zpages;
 #[cfg(test)]
 mod test_client;
 
+pub(crate) use connection::Peer;
 pub use listen::{Listen, ListenError};
 pub use service_servers::{ServiceHealth, ServiceHealthServers};
 pub use state::{Clock, HealthState, NodeEligibility};

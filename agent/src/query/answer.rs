@@ -22,6 +22,10 @@ use super::protocol::{
 /// have thousands.
 const PAGE_ENDPOINTS: usize = 4096;
 
+/// Names that a search looks at for one page: to compare a name costs far less
+/// than to describe its Service.
+const SEARCHED: usize = 4096;
+
 /// Elements in one page, at which a page ends early.
 const PAGE_ELEMENTS: usize = 4096;
 
@@ -61,7 +65,14 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
             let text = |name: ServiceName| name.to_string();
             Answer::Address(AddressAnswer { found: page.found.map(text), last: page.last.map(text) })
         }
-        Question::Services { namespace, after } => Answer::Services(services(&known, namespace.as_deref(), after)),
+        Question::Services { namespace, matching, limit, after } => {
+            let wanted = Wanted {
+                namespace: namespace.as_deref(),
+                matching: matching.as_deref(),
+                limit: limit.unwrap_or(PAGE).clamp(1, PAGE),
+            };
+            Answer::Services(services(&known, &wanted, after.as_deref()))
+        }
         Question::Elements { only, after } => Answer::Elements(elements(state, only.as_deref(), after.as_deref())),
         Question::Status => Answer::Status(Box::new(status(state))),
     }
@@ -105,31 +116,38 @@ fn node(state: &State<'_>) -> NodeAnswer {
     }
 }
 
-fn services(known: &Known<'_>, namespace: Option<&str>, after: &Option<String>) -> ServicesAnswer {
-    let after = match (after, namespace) {
+/// The Services that a list is to have.
+struct Wanted<'a> {
+    namespace: Option<&'a str>,
+    matching: Option<&'a str>,
+    limit: usize,
+}
+
+fn services(known: &Known<'_>, wanted: &Wanted<'_>, after: Option<&str>) -> ServicesAnswer {
+    let after = match (after, wanted.namespace) {
         (Some(after), _) => Some(service_name(after)),
         // The empty name comes before all others.
         (None, Some(namespace)) => Some(ServiceName::new(namespace, "")),
         (None, None) => None,
     };
+    let looked_at = if wanted.matching.is_some() { SEARCHED } else { PAGE };
     let mut page = ServicesAnswer { services: Vec::new(), last: None };
-    let mut endpoints = 0;
+    let (mut last, mut endpoints) = (None, 0);
     for (seen, (name, entry)) in known.store.after(after.as_ref()).enumerate() {
-        if namespace.is_some_and(|namespace| name.namespace() != namespace) {
-            page.last = None;
+        if wanted.namespace.is_some_and(|namespace| name.namespace() != namespace) {
             return page;
         }
-        if seen == PAGE || endpoints >= PAGE_ENDPOINTS {
+        if seen == looked_at || page.services.len() == wanted.limit || endpoints >= PAGE_ENDPOINTS {
+            page.last = last.map(ServiceName::to_string);
             return page;
         }
-        page.last = Some(name.to_string());
-        if entry.exists() {
+        last = Some(name);
+        if entry.exists() && wanted.matching.is_none_or(|text| name.text().contains(text)) {
             let answer = known.service(name);
             endpoints += answer.ports.iter().map(|port| port.endpoints.len() + port.unused.len()).sum::<usize>();
             page.services.push(answer);
         }
     }
-    page.last = None;
     page
 }
 

@@ -73,6 +73,12 @@ pub enum Question {
         /// Only those of this namespace.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         namespace: Option<String>,
+        /// Only those whose `namespace/name` contains this text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        matching: Option<String>,
+        /// At most this many; absent or more: [`PAGE`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
         /// The `last` of the page before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,

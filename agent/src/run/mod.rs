@@ -35,10 +35,11 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
 use crate::process;
-use crate::query::server;
+use crate::query::server::{self, Asked};
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
+use crate::status_page;
 use crate::sync::SyncError;
 use crate::sync_loop::{Inputs, Status, SyncLoopOptions};
 use crate::sysctl::{SysctlError, Sysctls};
@@ -166,7 +167,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
             failed.map(|never| match never {}).map_err(Error::from)
         }
         failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
-        failed = serve_metrics(&options, metrics) => failed.map(|never| match never {}),
+        failed = serve_metrics(&options, metrics, questions.clone()) => failed.map(|never| match never {}),
         never = server::serve(options.query_socket.clone(), questions) => match never {},
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
@@ -255,11 +256,19 @@ async fn serve_health(
     Ok(listen.serve(proxy_server::router(health, metrics)).await?)
 }
 
-async fn serve_metrics(options: &RunOptions, metrics: Metrics) -> Result<Infallible, Error> {
+async fn serve_metrics(
+    options: &RunOptions,
+    metrics: Metrics,
+    questions: mpsc::Sender<Asked>,
+) -> Result<Infallible, Error> {
     let Some(address) = options.metrics_address else { return std::future::pending().await };
     let connections = if options.service_metrics { Some(connections::source()?) } else { None };
     let configuration = options.configuration.effective();
-    let router = metrics_server::router(metrics, connections, &configuration).merge(zpages::router(&options.flags));
+    let mut router = metrics_server::router(metrics.clone(), connections, &configuration);
+    router = router.merge(zpages::router(&options.flags));
+    if options.status_page {
+        router = router.merge(status_page::router(questions, metrics));
+    }
     let listen = Listen::new("metrics", "metricsBindAddress", address, options.bind_address_hard_fail);
     Ok(listen.serve(router).await?)
 }

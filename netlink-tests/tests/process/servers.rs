@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vmap_proxy_lab::Transport::Tcp;
-use vmap_proxy_testbed::cluster::{LOCAL, NODE, POD_PORT, node_object};
+use vmap_proxy_testbed::cluster::{LOCAL, NODE, POD_PORT, REMOTE, at, node_object};
 use vmap_proxy_testbed::manifests::{service, slice};
 
 use crate::{Agent, HEALTH, METRICS, cluster, eventually, manifests, run_manifests, web};
@@ -79,4 +79,41 @@ fn a_health_check_port_listens_on_the_families_of_its_service() {
     eventually("they listen", || status(NODE[0], 31001) == ok && status(NODE[1], 31002) == ok);
     assert_eq!(status(NODE[0], 31002), ok);
     assert_eq!(status(NODE[1], 31001), Err(std::io::ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn the_status_page_is_for_clients_on_the_node_and_counts_connections() {
+    let (cluster, manifests) = (cluster(), manifests());
+    let shop = [
+        service("shop/one").port(Tcp, 80).cluster_ip("10.96.0.51").build(),
+        slice("shop/one", "4").port(Tcp, POD_PORT.into()).endpoint(REMOTE[0][0]).build(),
+    ];
+    manifests.write_objects("shop.json", &shop);
+    let mut agent = Agent::start(cluster.node(), run_manifests(&manifests, &[]));
+    agent.wait_until_healthy();
+    let get = |address: &str, path: &str| cluster.get(at(address, METRICS), path).unwrap();
+    let page = get("127.0.0.1", "/");
+    assert!(page.status == 200 && page.body.contains("<title>vmap-proxy</title>"), "{page:?}");
+    // The same server, by an address that others reach, too.
+    for path in ["/", "/page/script.js", "/page/services", "/page/explain?to=svc:shop/one"] {
+        let refused = get(NODE[0], path);
+        assert!(refused.status == 403 && refused.body.contains("kubectl port-forward"), "{path}: {refused:?}");
+    }
+    assert_eq!(get(NODE[0], "/metrics").status, 200);
+    let answer = |path: &str| -> Value { serde_json::from_str(&get("127.0.0.1", path).body).unwrap() };
+    assert_eq!(answer("/page/status")["ready"], true);
+    let names: Vec<Value> =
+        answer("/page/services")["services"].as_array().unwrap().iter().map(|row| row["name"].clone()).collect();
+    assert_eq!(names, ["shop/one", "shop/web-1"]);
+    cluster.assert_served(LOCAL[0][0], at("10.96.0.51", 80), Tcp, [REMOTE[0][0]]);
+    assert_eq!(answer("/page/service?name=shop/one")["connections"], json!([2]));
+    let explained = answer("/page/explain?from=outside&to=svc:shop/web-1");
+    assert_eq!(explained["packet"]["verdict"], "reject", "{explained}");
+    assert!(agent.stop().success());
+
+    let mut agent = Agent::start(cluster.node(), run_manifests(&manifests, &["--status-page=false"]));
+    agent.wait_until_healthy();
+    assert_eq!(get("127.0.0.1", "/").status, 404);
+    assert_eq!(get("127.0.0.1", "/page/status").status, 404);
+    assert!(agent.stop().success());
 }

@@ -8,8 +8,9 @@ mod text;
 use std::io;
 use std::process::ExitCode;
 
+use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{Fate, FrontendState, Question, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
@@ -17,7 +18,7 @@ use super::paint::{print, rendered};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
 use crate::netlink::NetlinkError;
 use live::{KernelAlone, Live};
-use place::{Destination, PlaceError};
+pub(crate) use place::{Destination, PlaceError};
 
 /// The packet is dropped or refused, or the Service is not served.
 const NOT_SERVED: u8 = 3;
@@ -75,37 +76,55 @@ pub fn explain(options: ExplainOptions) -> Result<ExitCode, Error> {
         }
         (asked, _) => asked?,
     };
-    let Some(from) = &options.from else {
-        let Destination::Service { name, .. } = &destination else { return Err(PlaceError::NoSource.into()) };
-        return service(&mut asked, name, options.output);
-    };
-    let Some(packet) = place::packet(&mut asked, from, &destination, options.interface.as_deref())? else {
-        // A Service without an address: there is no packet to it.
-        let Destination::Service { name, .. } = &destination else { return Err(PlaceError::NoSource.into()) };
-        return service(&mut asked, name, options.output);
-    };
-    let about = match &destination {
+    match ask(&mut asked, options.from.as_deref(), &destination, options.interface.as_deref())? {
+        Explained::Packet(answer) => packet(&mut asked, &answer, is_live, options.output),
+        Explained::Service(answer) => service(&answer, options.output),
+    }
+}
+
+/// The answer to `--from` and `--to`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Explained {
+    /// The fate of a packet.
+    Packet(Box<Explanation>),
+    /// A Service: there is no source, or the Service has no address.
+    Service(Box<ServiceAnswer>),
+}
+
+/// Explains a packet, or with no source a Service.
+///
+/// # Errors
+/// If source and destination fit no packet, or there is no answer.
+pub(crate) fn ask(
+    asked: &mut Asked,
+    from: Option<&str>,
+    to: &Destination,
+    interface: Option<&str>,
+) -> Result<Explained, PlaceError> {
+    let about = match to {
         Destination::Service { name, .. } => Some(name.clone()),
         _ => None,
     };
-    packet_answer(&mut asked, &packet, about, is_live, options.output)
+    let packet = match from {
+        Some(from) => place::packet(asked, from, to, interface)?,
+        None => None,
+    };
+    match (packet, about) {
+        (Some(packet), about) => Ok(Explained::Packet(Box::new(asked.packet(&packet, about)?))),
+        (None, Some(name)) => Ok(Explained::Service(Box::new(asked.service(&name)?))),
+        (None, None) => Err(PlaceError::NoSource),
+    }
 }
 
-fn packet_answer(
-    asked: &mut Asked,
-    packet: &Question,
-    about: Option<String>,
-    is_live: bool,
-    output: ReportFormat,
-) -> Result<ExitCode, Error> {
-    let answer = asked.packet(packet, about)?;
+fn packet(asked: &mut Asked, answer: &Explanation, is_live: bool, output: ReportFormat) -> Result<ExitCode, Error> {
     if !is_live {
-        print(&rendered(output, &answer, text::packet)?)?;
+        print(&rendered(output, answer, text::packet)?)?;
         return Ok(status_of(answer.verdict));
     }
-    let mut kernel = live::read(&asked.node()?, packet)?;
-    kernel.compare(&answer);
-    let live = Live { agent: &answer, kernel: &kernel };
+    let mut kernel = live::read(&asked.node()?, &answer.packet)?;
+    kernel.compare(answer);
+    let live = Live { agent: answer, kernel: &kernel };
     let text = |live: &Live<'_>, paint| text::packet(live.agent, paint) + &text::kernel(live.kernel, true, paint);
     print(&rendered(output, &live, text)?)?;
     Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
@@ -135,10 +154,9 @@ fn status_of(verdict: Fate) -> ExitCode {
     }
 }
 
-fn service(asked: &mut Asked, name: &str, output: ReportFormat) -> Result<ExitCode, Error> {
-    let answer = asked.service(name)?;
-    print(&rendered(output, &answer, text::service)?)?;
-    Ok(if is_served(&answer) { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
+fn service(answer: &ServiceAnswer, output: ReportFormat) -> Result<ExitCode, Error> {
+    print(&rendered(output, answer, text::service)?)?;
+    Ok(if is_served(answer) { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
 }
 
 /// Returns whether every frontend of the Service serves at least some clients.

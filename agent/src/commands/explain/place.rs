@@ -65,7 +65,7 @@ pub enum PlaceError {
 
 /// A destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Destination {
+pub(crate) enum Destination {
     Address(Place),
     Service { name: String, port: Option<String> },
     Pod { name: String, port: u16, protocol: Protocol },
@@ -87,7 +87,7 @@ fn without_protocol(text: &str) -> (&str, Option<Protocol>) {
 }
 
 impl Destination {
-    pub(super) fn parse(text: &str) -> Result<Self, PlaceError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, PlaceError> {
         Self::read(text).ok_or_else(|| PlaceError::Destination(text.to_owned()))
     }
 

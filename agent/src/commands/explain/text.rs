@@ -8,6 +8,7 @@ use vmap_proxy_compiler::explain::answer::{
     Question, ServiceAnswer,
 };
 
+use crate::commands::get::frontend_text;
 use crate::commands::paint::{Paint, columns};
 use crate::query::kernel::KernelAnswer;
 
@@ -191,13 +192,9 @@ pub(super) fn service(answer: &ServiceAnswer, paint: Paint) -> String {
 fn push_port(text: &mut String, port: &PortAnswer, paint: Paint) {
     let _ = writeln!(text, "\n{}", paint.heading(&port_name(&port.port)));
     let row = |one: &FrontendAnswer| {
-        let address = one.address.map_or_else(
-            || format!("node port {}", one.port),
-            |address| SocketAddr::new(address, one.port).to_string(),
-        );
         let local = one.local_endpoints.map(|number| format!(", {number} on this node")).unwrap_or_default();
         let endpoints = format!("{} endpoints{local}", one.cluster_endpoints);
-        vec![format!("{address}/{}", one.protocol), state(one.state).to_owned(), endpoints, one.cause.to_string()]
+        vec![frontend_text(one), state(one.state).to_owned(), endpoints, one.cause.to_string()]
     };
     text.push_str(&columns("  ", &port.frontends.iter().map(row).collect::<Vec<_>>()));
     push_endpoints(text, &port.endpoints, port.endpoint_count, false);
