@@ -48,7 +48,7 @@ pub enum InstanceError {
         /// Its process; `None` if it is in a process namespace that is
         /// invisible from here.
         pid: Option<i32>,
-        /// What it states about itself: its process in its own namespace, its
+        /// Its description of itself: its process in its own namespace, its
         /// pod or host, and its version.
         description: Option<String>,
     },
@@ -65,7 +65,7 @@ fn describe(pid: Option<i32>, description: Option<&str>) -> String {
     }
 }
 
-/// What this agent states about itself, in characters that need no escape.
+/// This agent's description of itself, in characters that need no escape.
 fn own_description() -> String {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let host = || nix::unistd::gethostname().ok().map(|name| format!("host {}", name.to_string_lossy()));
@@ -87,7 +87,7 @@ fn introduce() -> Option<OwnedFd> {
     bound.inspect_err(|errno| tracing::debug!("the socket @{name} could not be made: {errno}")).ok()
 }
 
-/// What the holder of the socket states about itself. Any process may take such a
+/// The description that the holder of the socket gives of itself. Any process may take such a
 /// name, so the text is escaped, and only the first one is read.
 fn description_of_holder() -> Option<String> {
     let sockets = std::fs::read_to_string("/proc/net/unix").ok()?;

@@ -178,7 +178,7 @@ struct Loop<'a, O> {
 #[derive(Debug, Default)]
 struct Failures {
     count: u32,
-    told: Option<Instant>,
+    last_line: Option<Instant>,
 }
 
 impl<O: Observer> Loop<'_, O> {
@@ -376,10 +376,10 @@ impl Failures {
     fn log(&mut self, error: &SyncError, next: Instant) {
         let now = Instant::now();
         self.count = self.count.saturating_add(1);
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < FAILURE_LINES) {
+        if self.last_line.is_some_and(|line| now.saturating_duration_since(line) < FAILURE_LINES) {
             return;
         }
-        self.told = Some(now);
+        self.last_line = Some(now);
         let next = next.saturating_duration_since(now);
         match self.count {
             1 => tracing::error!("sync failed, trying again in {next:?}: {error}"),

@@ -110,7 +110,7 @@ fn the_values_of_every_distribution_run_this_binary_without_a_complaint() {
         let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
         let values: Value =
             serde_saphyr::from_str(&fs::read_to_string(directory.join("values.yaml")).unwrap()).unwrap();
-        // What the chart makes of `config`.
+        // The chart's rendering of `config`.
         let mut config = values["config"].clone();
         config["apiVersion"] = "kubeproxy.config.k8s.io/v1alpha1".into();
         config["kind"] = "KubeProxyConfiguration".into();

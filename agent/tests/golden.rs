@@ -1,7 +1,7 @@
 //! Golden rule sets: what `vmap-proxy compile` prints for the examples and for
 //! one Service of each kind, word for word, in files that one can read.
 //!
-//! After a deliberate change of the rules, write them anew and read the
+//! After a deliberate change of the rules, write them again and read the
 //! difference: `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test golden`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 

@@ -45,7 +45,7 @@ fn service(service: u32) -> Change {
             "ports": [{"name": "http", "port": 80}]}}))
 }
 
-/// The slice of a Service with so many endpoints. `version` tells the one
+/// The slice of a Service with this number of endpoints. `version` distinguishes the one
 /// endpoint that is replaced.
 fn slice(service: u32, version: u32, endpoints: u32) -> Change {
     let endpoint = |slot: u32| {

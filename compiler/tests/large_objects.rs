@@ -263,7 +263,7 @@ fn large_services_are_served() {
     }
 }
 
-/// A load balancer with the first so many addresses of 100.64.0.0/10 that can't
+/// A load balancer with the first addresses of 100.64.0.0/10 that can't
 /// be merged.
 fn guarded(ranges: u32, ports_count: usize) -> Value {
     let range = |number| format!("{}/32", Ipv4Addr::from(0x6440_0000 + 2 * number));

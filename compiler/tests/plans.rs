@@ -70,7 +70,7 @@ fn slice() -> impl Strategy<Value = Value> {
                "conditions": {"ready": state < 5, "serving": state < 7, "terminating": state >= 5},
                "hints": if hinted { json!({"forZones": [{"name": "a"}]}) } else { Value::Null }})
     });
-    // Now and then so many that counts share a chain.
+    // Sometimes enough for counts to share a chain.
     let crowd = prop_oneof![12 => Just(0u32), 1 => 55u32..140];
     let endpoints = (proptest::collection::vec(endpoint, 0..6), crowd).prop_map(|(mut endpoints, crowd)| {
         endpoints.extend((0..crowd).map(|pod| {
@@ -233,7 +233,7 @@ impl Clients {
         }
     }
 
-    /// Forgets what no list holds any more, as the agent does if it is told to.
+    /// Forgets what no list holds any more, as the agent does when it is idle.
     fn sweep(&mut self, planner: &mut Planner, unlearn: PerFamily<bool>) {
         self.0.retain(|(family, number, endpoint), _| {
             let stays = planner.list(*family, *number).is_some_and(|list| list.contains(endpoint));

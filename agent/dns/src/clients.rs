@@ -46,7 +46,7 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use super::*;
 

@@ -173,7 +173,7 @@ fn of_resolv_conf() -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use super::*;
 

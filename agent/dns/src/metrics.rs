@@ -82,7 +82,7 @@ pub(crate) enum Plugin {
     Forward,
 }
 
-/// What a question and its answer were, for the metrics.
+/// A question and its answer, as the metrics count them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) record_type: RecordType,

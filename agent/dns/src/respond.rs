@@ -360,7 +360,7 @@ fn to_name(text: &str) -> Option<Name> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use hickory_proto::op::{MessageType, OpCode};
     use proptest::prelude::*;

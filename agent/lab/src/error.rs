@@ -40,7 +40,9 @@ pub enum LabError {
     #[error("no namespace of the lab has the address {0}")]
     UnknownAddress(IpAddr),
     /// A server that every lab has does not answer, so that silence means nothing.
-    #[error("{target} does not answer {from}, not even on its control port: no silence can be told from slowness")]
+    #[error(
+        "{target} does not answer {from}, not even on its control port: silence cannot be distinguished from slowness"
+    )]
     Unsettled {
         /// The sender of the probe.
         from: IpAddr,

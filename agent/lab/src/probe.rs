@@ -257,7 +257,7 @@ impl Attempt {
 
     fn receive(&mut self) -> Option<ProbeResult> {
         // The error queue first: an ICMP error also leaves a plain "connection refused" on the socket, which
-        // by itself can't be told from a reset.
+        // by itself cannot be distinguished from a reset.
         if let Some(icmp) = self.icmp_error() {
             return Some(icmp);
         }

@@ -157,9 +157,9 @@ mod tests {
     const FAMILY: Family = Family::Ipv4;
 
     /// Lets listeners hear of these syncs, and returns the lines of `/metrics`.
-    fn lines_after(told: impl FnOnce(&mut SyncMetrics)) -> Vec<String> {
+    fn lines_after(observe: impl FnOnce(&mut SyncMetrics)) -> Vec<String> {
         let metrics = Metrics::new();
-        told(&mut SyncMetrics::new(metrics.clone(), &[FAMILY], SystemTime::UNIX_EPOCH));
+        observe(&mut SyncMetrics::new(metrics.clone(), &[FAMILY], SystemTime::UNIX_EPOCH));
         metrics.encode(Format::Prometheus, &[]).lines().map(str::to_owned).collect()
     }
 

@@ -95,7 +95,7 @@ pub struct GetArguments {
     pub state: StateArguments,
 }
 
-/// What `vmap-proxy get` lists.
+/// The kind of object that `vmap-proxy get` lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Listed {
     /// One line for each Service.

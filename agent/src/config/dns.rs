@@ -81,7 +81,7 @@ fn ranges(path: &str, texts: &[String], invalid: &mut Vec<InvalidField>) -> Vec<
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use super::*;
 

@@ -1,4 +1,4 @@
-//! What a node is like, as far as the checks ask for it. Reading changes
+//! The facts about a node that the checks use. Reading changes
 //! nothing, and a fact that can't be read is an unknown one, not an error.
 
 use std::collections::BTreeMap;

@@ -45,9 +45,9 @@ pub struct Finding {
     pub severity: Severity,
     /// The examined thing, such as `net.ipv4.ip_forward` or `chain inet filter forward`.
     pub subject: String,
-    /// What is the case, and its consequence.
+    /// The finding and its consequence.
     pub finding: String,
-    /// What to do; empty if there is nothing to do.
+    /// The remedy; empty if none is needed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
 }

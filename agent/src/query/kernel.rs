@@ -43,7 +43,7 @@ pub struct KernelAnswer {
     /// The endpoint that this client stays with, if it is remembered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remembered: Option<SocketAddr>,
-    /// What differs from the agent's answer, or from the rules that this
+    /// The differences from the agent's answer, or from the rules that this
     /// configuration makes.
     pub differences: Vec<String>,
 }
@@ -230,7 +230,7 @@ impl Reading<'_> {
         let own = endpoints.iter().filter(|endpoint| endpoint.address == flow.source);
         let hairpins: Vec<Key> = own.map(|endpoint| Key::Hairpin(*endpoint, flow.protocol)).collect();
         self.look_up(Map::HairpinConnections, &hairpins)?;
-        // What was found for the destination itself may be found again.
+        // The elements of the destination itself may be found again.
         self.elements.sort_unstable_by_key(|element| (element.map, element.key));
         self.elements.dedup_by_key(|element| (element.map, element.key));
         Ok(())

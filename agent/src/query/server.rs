@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
 
-/// Where the socket is unless the operator says otherwise.
+/// The default path of the socket.
 pub const DEFAULT_PATH: &str = "/run/vmap-proxy/agent.sock";
 
 /// Maximum number of connections; others wait to be accepted.
@@ -201,7 +201,7 @@ async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as Client;

@@ -110,7 +110,7 @@ async fn pass(
             event = received.recv() => match event {
                 None => return Ok(()),
                 Some(Event::Synced) if source == NodeSource::Manifests => {
-                    if own.told.is_none() {
+                    if own.reported.is_none() {
                         machine = Some(AddressWatcher::open()?);
                         let node = own.stand_in(default_addresses().await?);
                         if events.send(node).await.is_err() {
@@ -131,7 +131,7 @@ async fn pass(
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => own.give_up()?,
             changed = addresses_changed(&mut machine) => {
                 changed?;
-                if own.told.is_none() && events.send(own.stand_in(default_addresses().await?)).await.is_err() {
+                if own.reported.is_none() && events.send(own.stand_in(default_addresses().await?)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -179,14 +179,14 @@ enum Phase {
 struct OwnNode<'a> {
     config: &'a ProxyConfig,
     patience: Patience,
-    told: Option<NodeInfo>,
+    reported: Option<NodeInfo>,
     phase: Phase,
     logged: Option<Lack>,
 }
 
 impl<'a> OwnNode<'a> {
     fn new(config: &'a ProxyConfig, patience: Patience) -> Self {
-        Self { config, patience, told: None, phase: Phase::Listing, logged: None }
+        Self { config, patience, reported: None, phase: Phase::Listing, logged: None }
     }
 
     fn name(&self) -> &str {
@@ -198,11 +198,11 @@ impl<'a> OwnNode<'a> {
     }
 
     fn lacks_pod_cidrs(&self) -> bool {
-        self.needs_pod_cidrs() && self.told.as_ref().is_none_or(|node| node.pod_cidrs.is_empty())
+        self.needs_pod_cidrs() && self.reported.as_ref().is_none_or(|node| node.pod_cidrs.is_empty())
     }
 
     fn lack(&self) -> Option<Lack> {
-        match &self.told {
+        match &self.reported {
             None => Some(Lack::Object),
             Some(node) if node.addresses.is_empty() => Some(Lack::Addresses),
             Some(_) if self.lacks_pod_cidrs() => Some(Lack::PodCidrs),
@@ -217,13 +217,13 @@ impl<'a> OwnNode<'a> {
         for change in changes.iter().filter(|change| (change.object().kind, change.object().name.as_str()) == own) {
             if let Some(node) = change.node() {
                 let before = self.lack();
-                self.told = Some(node.clone());
+                self.reported = Some(node.clone());
                 if self.phase == Phase::Started {
                     self.log_change(before);
                 }
             } else if change.is_gone() && self.phase != Phase::Started {
                 // Later, the last known state stays in use, as in kube-proxy.
-                self.told = None;
+                self.reported = None;
             }
         }
     }
@@ -276,12 +276,12 @@ impl<'a> OwnNode<'a> {
     fn give_up(&mut self) -> Result<(), NodeError> {
         let (name, patience) = (self.name().to_owned(), self.patience());
         if self.lacks_pod_cidrs() {
-            return Err(match self.told {
+            return Err(match self.reported {
                 None => NodeError::Missing { name, patience },
                 Some(_) => NodeError::NoPodCidrs { name, patience },
             });
         }
-        let what = if self.told.is_none() { "did not appear" } else { "got no address" };
+        let what = if self.reported.is_none() { "did not appear" } else { "got no address" };
         tracing::error!(
             "Node {name} {what} within {patience:?}; going on without: {} until it has one",
             self.consequence()
@@ -324,7 +324,7 @@ impl<'a> OwnNode<'a> {
         if lack == before {
             return;
         }
-        match (lack, &self.told) {
+        match (lack, &self.reported) {
             (Some(Lack::Object | Lack::Addresses), _) if before == Some(Lack::Object) => {
                 tracing::warn!("Node {name} appeared without an InternalIP or ExternalIP in status.addresses");
             }
@@ -344,7 +344,7 @@ impl<'a> OwnNode<'a> {
 
     /// A family without an address of the Node serves no NodePorts.
     fn log_closed_families(&self) {
-        let Some(node) = &self.told else { return };
+        let Some(node) = &self.reported else { return };
         for family in super::families() {
             if self.config.node_ports_need_primary(family) && self.config.primary_address(node, family).is_none() {
                 tracing::info!(
@@ -386,12 +386,12 @@ impl<'a> OwnNode<'a> {
     fn log_lack_of_manifests(&self) {
         if self.lacks_pod_cidrs() {
             tracing::warn!(
-                "detectLocalMode NodeCIDR, and no manifest holds spec.podCIDRs of Node {}: local pods can't be told from \
+                "detectLocalMode NodeCIDR, and no manifest holds spec.podCIDRs of Node {}: local pods cannot be distinguished from \
                  other clients",
                 self.name()
             );
         }
-        if self.told.is_some() {
+        if self.reported.is_some() {
             self.log_closed_families();
         }
     }

@@ -26,7 +26,7 @@ pub struct ObjectChange {
     pub triggered: Option<SystemTime>,
     /// The announced future of a Node; Nodes only.
     pub node_marks: Option<NodeMarks>,
-    /// The names of the object, if the source was told to read them.
+    /// The names of the object, if the source is configured to read them.
     pub names: Option<Box<NameContent>>,
 }
 

@@ -121,7 +121,7 @@ impl KubernetesSource {
         Self { with_names, ..self }
     }
 
-    /// The client, for what else is to be asked or told.
+    /// The client, for other requests.
     pub fn client(&self) -> kube::Client {
         self.client.clone()
     }

@@ -45,7 +45,7 @@ impl Syncer {
         self.commit(&mut Transaction { operations }, report)
     }
 
-    /// What is to be removed in one family. Removing an entry that expires
+    /// The entries to be removed in one family. Removing an entry that expires
     /// meanwhile is no error.
     fn stale_affinity(&mut self, family: Family) -> Result<Vec<Operation>, NetlinkError> {
         let learned = self.kernel.read_elements(family, Map::Affinity)?;

@@ -395,7 +395,7 @@ impl Syncer {
     }
 }
 
-/// What is programmed for a Service now.
+/// The programmed state of a Service.
 fn programmed(planner: &Planner, name: &ServiceName) -> Programmed {
     PerFamily::from_fn(|family| planner.compiled(name, family).cloned())
 }

@@ -41,7 +41,7 @@ pub(super) enum Pass {
     /// It refused a transaction.
     Refused(Transaction, CommitError),
     /// Stand-ins have taken the place of tables that could not be changed in
-    /// place: make these anew.
+    /// place: recreate these.
     Replaced,
 }
 

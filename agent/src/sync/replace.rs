@@ -3,7 +3,7 @@
 //!
 //! A table is never deleted before another one serves. The desired state is
 //! programmed into a *stand-in*, a table under a name of its own, while the old
-//! one serves. Then the old one is deleted and made anew under its name, while
+//! one serves. Then the old one is deleted and recreated under its name, while
 //! the stand-in serves. Finally the stand-in is deleted. An agent that is killed
 //! at any point leaves at least one complete table, and the next one goes on
 //! from there (decision 70). A table is switched off before it is deleted; a main
@@ -76,7 +76,7 @@ impl Carry {
             Err(error) if error.is_stopped() => Err(error),
             Err(error) => {
                 tracing::warn!(
-                    "{family} clients of Services with session affinity may be placed anew: what was learned could not \
+                    "{family} clients of Services with session affinity may be placed again: what was learned could not \
                      go over into the table {}: {error}",
                     to.name()
                 );
@@ -116,7 +116,7 @@ impl Syncer {
     }
 
     /// Programs everything into stand-ins, and deletes the outdated tables once
-    /// these serve. The next pass makes them anew.
+    /// these serve. The next pass recreates them.
     pub(super) fn replace(&mut self, read: Read, report: &mut SyncReport) -> Result<Pass, SyncError> {
         let Read { states, looked_up, outdated, stand_ins, mut carry, .. } = read;
         for family in Family::ALL {

@@ -10,7 +10,7 @@ use crate::netlink::Observed;
 
 /// Number of changes of one program that are logged at once before its minute
 /// begins.
-const TOLD_AT_ONCE: u32 = 5;
+const LOGGED_AT_ONCE: u32 = 5;
 
 /// Time without further lines about a program after that.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -24,9 +24,9 @@ struct Program {
     /// The beginning of its current minute.
     since: Instant,
     /// The number of lines in that minute.
-    told: u32,
+    logged: u32,
     /// The number of changes without a line.
-    untold: u32,
+    left_out: u32,
 }
 
 /// The programs that changed our tables, with counts.
@@ -49,19 +49,19 @@ impl Culprits {
         };
         self.last = Some(who.clone());
         let key = if self.programs.len() < MOST_PROGRAMS || self.programs.contains_key(name) { name } else { "" };
-        let fresh = Program { since: now, told: 0, untold: 0 };
+        let fresh = Program { since: now, logged: 0, left_out: 0 };
         let program = self.programs.entry(key.to_owned()).or_insert(fresh);
         let is_over = now.saturating_duration_since(program.since) >= SILENCE;
-        if program.told >= TOLD_AT_ONCE && !is_over {
-            program.untold = program.untold.saturating_add(1);
+        if program.logged >= LOGGED_AT_ONCE && !is_over {
+            program.left_out = program.left_out.saturating_add(1);
             return None;
         }
-        let before = std::mem::take(&mut program.untold);
+        let before = std::mem::take(&mut program.left_out);
         if is_over {
             // One that goes on gets one line; one that had been quiet, all of them.
-            *program = Program { since: now, told: if before > 0 { TOLD_AT_ONCE - 1 } else { 0 }, untold: 0 };
+            *program = Program { since: now, logged: if before > 0 { LOGGED_AT_ONCE - 1 } else { 0 }, left_out: 0 };
         }
-        program.told += 1;
+        program.logged += 1;
         let times = match before {
             0 => String::new(),
             before => format!(", after {before} changes without a line"),
@@ -77,7 +77,9 @@ impl Culprits {
     /// Returns whether a repair should be logged.
     pub(super) fn is_quiet(&self, now: Instant) -> bool {
         let is_loud = |program: &Program| {
-            program.told >= TOLD_AT_ONCE && now.saturating_duration_since(program.since) < SILENCE && program.untold > 0
+            program.logged >= LOGGED_AT_ONCE
+                && now.saturating_duration_since(program.since) < SILENCE
+                && program.left_out > 0
         };
         !self.programs.values().any(is_loud)
     }

@@ -17,7 +17,7 @@ pub(super) struct Ownership {
     /// The time of the next look, if another process owns a table.
     next: Option<Instant>,
     /// The time of the last line.
-    told: Option<Instant>,
+    last_line: Option<Instant>,
 }
 
 impl Ownership {
@@ -29,10 +29,10 @@ impl Ownership {
             return None;
         }
         self.next = Some(now + LOOK);
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < LINES) {
+        if self.last_line.is_some_and(|line| now.saturating_duration_since(line) < LINES) {
             return None;
         }
-        self.told = Some(now);
+        self.last_line = Some(now);
         Some(format!("{owned}; everything else is programmed"))
     }
 

@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1_000, 1_000]);
         let end = sync(&mut pace, at, Ok(()));
         sync(&mut pace, end + ms(60), Err(Blame::Us));
-        assert_eq!(pace.next(end + ms(65), false), end + ms(65) + ms(50), "a success begins anew");
+        assert_eq!(pace.next(end + ms(65), false), end + ms(65) + ms(50), "a success starts over");
     }
 
     #[test]

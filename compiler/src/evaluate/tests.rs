@@ -25,7 +25,7 @@ struct Rules {
 }
 
 impl Rules {
-    /// IPv4, pods told by address, NodePorts on the node's own address.
+    /// IPv4, pods recognised by address, NodePorts on the node's own address.
     fn new() -> Self {
         let detector = Some(LocalDetector::Source("10.244.0.0/16".parse().unwrap()));
         let (family, masquerade_all, nodeports_on_all_addresses) = (Family::Ipv4, false, false);

@@ -90,7 +90,7 @@ fn add_endpoints(known: &Known<'_>, family: Family, serving: &Serving, outcome: 
     answer.notes.extend(endpoints.slices());
 }
 
-/// What may explain an unexpected answer.
+/// Facts that may explain an unexpected answer.
 fn add_notes(
     known: &Known<'_>,
     family: Family,

@@ -27,7 +27,7 @@ pub(super) fn explain(known: &Known<'_>, name: &ServiceName) -> ServiceAnswer {
     };
     let Some(entry) = known.store.get(name) else { return answer };
     for family in Family::ALL {
-        // What is programmed, or else what would be.
+        // The programmed elements, or else those that would be programmed.
         let compiled = known.planner.compiled(name, family);
         let service = compiled.map(|compiled| &compiled.service).or(entry.service[family].as_ref());
         if let Some(service) = service {
@@ -39,7 +39,7 @@ pub(super) fn explain(known: &Known<'_>, name: &ServiceName) -> ServiceAnswer {
     answer
 }
 
-/// What is wrong with a Service: why it is not programmed, or not all of it. In
+/// The faults of a Service: why it is not programmed, or not all of it. In
 /// one family, or in both.
 pub(super) fn faults(known: &Known<'_>, name: &ServiceName, family: Option<Family>) -> Vec<Decision> {
     let Some(entry) = known.store.get(name).filter(|entry| entry.exists()) else {

@@ -19,7 +19,7 @@ pub struct CheckedChange {
     pub object: ObjectRef,
     /// The change.
     pub content: Content,
-    /// What is not used of the object, and why.
+    /// The unused parts of the object, with reasons.
     pub left_out: LeftOut,
 }
 

@@ -1,4 +1,4 @@
-//! All Services and slices as the sources told them, and which Services
+//! All Services and slices as the sources reported them, and which Services
 //! changed since the last look.
 //!
 //! Work is by Service: a change marks one Service, and nothing here walks over

@@ -350,7 +350,7 @@ impl Planner {
     }
 
     /// The endpoints of the list that has this number; `None` if no list has it.
-    /// What clients learned of any other endpoint is to be forgotten.
+    /// The affinity of clients to any other endpoint must be removed.
     pub fn list(&self, family: Family, number: ListNumber) -> Option<&[Endpoint]> {
         let state = &self.families[family];
         let mut lists = state.services.get(state.lists.owner(number)?)?.numbered_lists();

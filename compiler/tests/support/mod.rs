@@ -1,7 +1,7 @@
 //! A kernel made of hash maps, stricter than the real one: adding what is
 //! there, removing what is not, or pointing to a chain that does not exist is
 //! an error, by element or by rule.
-#![allow(clippy::panic, reason = "a failing test panics")]
+#![allow(clippy::panic, reason = "a failed step is a failed test")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

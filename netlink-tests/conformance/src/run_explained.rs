@@ -331,7 +331,7 @@ fn is_default(cause: &Cause) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
     use super::*;
     use crate::{own_dir, repository_dir, schema};

@@ -125,7 +125,7 @@ fn failed_packets(report: &VectorReport) -> BTreeSet<(usize, usize)> {
 #[track_caller]
 fn is_noticed(lie: fn(&mut Probe), matters: fn(&Vector, &Probe) -> bool) {
     let vectors = all_vectors();
-    let mut told = 0;
+    let mut lies_told = 0;
     for (vector, report) in vectors.iter().zip(run_oracle(&vectors, lie)) {
         let mut lies = BTreeSet::new();
         for (phase, (_, probes)) in vector.phases().enumerate() {
@@ -135,10 +135,10 @@ fn is_noticed(lie: fn(&mut Probe), matters: fn(&Vector, &Probe) -> bool) {
                 }
             }
         }
-        told += lies.len();
+        lies_told += lies.len();
         assert_eq!(failed_packets(&report), lies, "{}: {}", report.name, Summary(std::slice::from_ref(&report)));
     }
-    assert!(told > 0, "no vector has a packet to lie about");
+    assert!(lies_told > 0, "no vector has a packet to lie about");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use vmap_proxy_conformance::library_proxy::LibraryProxy;
 use vmap_proxy_conformance::schema::{self, Vector, VectorError};
 use vmap_proxy_conformance::{own_dir, repository_dir, run_compiled, run_explained, run_model, run_packets};
 
-/// Vectors at a time, unless told: they mostly wait for answers that must not come, so more than there are processors.
+/// The default number of vectors at a time: they mostly wait for answers that must not come, so more than there are processors.
 const PARALLEL: usize = 4;
 
 const LEVELS: [Level; 4] = [Level::Model, Level::Compiled, Level::Explained, Level::Packets];

@@ -31,7 +31,7 @@ pub fn slices(service: &str, pods: impl Fn(usize) -> Vec<&'static str>) -> Vec<V
     slices.into_iter().zip(types).map(|(slice, address_type)| slice.address_type(address_type).build()).collect()
 }
 
-/// Pods beyond those of every cluster, so many of either family: every other
+/// Pods beyond those of every cluster, this number of each family: every other
 /// one is on this node, beginning with the first. They serve TCP and UDP.
 ///
 /// # Panics

@@ -50,7 +50,7 @@ fn options(kubeconfig: &Path) -> KubernetesOptions {
     }
 }
 
-/// A source that runs, and what it told.
+/// A running source and the changes it sent.
 struct Running {
     events: mpsc::Receiver<Event>,
     task: JoinHandle<()>,
@@ -380,8 +380,8 @@ async fn kubeconfigs_that_cannot_work_say_what_is_wrong() {
     }
 }
 
-/// A plugin that fails is told and tried again: what it needs may not be there
-/// yet. What it says goes into the line.
+/// A plugin that fails is reported and tried again, because what it needs may
+/// come later. Its standard error goes into the line.
 #[tokio::test]
 async fn a_plugin_that_fails_is_told_and_tried_again() {
     let authority = Authority::new(&PKCS_ECDSA_P256_SHA256).unwrap();
@@ -390,8 +390,8 @@ async fn a_plugin_that_fails_is_told_and_tried_again() {
     secure.directory.write("ca.crt", &authority.certificate());
     let user = "exec: {apiVersion: client.authentication.k8s.io/v1beta1, command: sh, args: ['-c', 'echo no network >&2; exit 3']}";
     let path = secure.kubeconfig("server: https://127.0.0.1:PORT\ncertificate-authority: ca.crt", user);
-    let told = connects(options(&path)).await.unwrap_err();
-    assert!(told.contains("sh failed") && told.contains("no network"), "{told}");
+    let error = connects(options(&path)).await.unwrap_err();
+    assert!(error.contains("sh failed") && error.contains("no network"), "{error}");
 }
 
 #[tokio::test]
@@ -466,8 +466,8 @@ async fn proxies_of_the_kubeconfig() {
     assert!(seen.iter().any(|line| line.starts_with(&expected) && line.ends_with("Basic dXM6cDp3")), "{seen:?}");
     // One that is not there is named.
     let cluster = format!("server: {}\nproxy-url: http://us:secret@127.0.0.1:1", secure.double.url());
-    let told = connects(options(&secure.kubeconfig(&cluster, ""))).await.unwrap_err();
-    assert!(told.contains("proxy http://127.0.0.1:1/") && !told.contains("secret"), "{told}");
+    let error = connects(options(&secure.kubeconfig(&cluster, ""))).await.unwrap_err();
+    assert!(error.contains("proxy http://127.0.0.1:1/") && !error.contains("secret"), "{error}");
 }
 
 /// The connection stays open and nothing comes any more: what a machine that

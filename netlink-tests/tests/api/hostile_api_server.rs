@@ -17,7 +17,7 @@ use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The pauses are long enough to be told from the machine's own slowness.
+/// The pauses are long enough to be distinguished from the machine's own slowness.
 fn timing() -> Timing {
     Timing {
         shortest_retry: Duration::from_millis(100),

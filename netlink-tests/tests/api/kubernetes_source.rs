@@ -141,7 +141,7 @@ async fn what_was_deleted_before_a_relist_is_swept() {
     assert_eq!(
         (follower.count("list EndpointSlice"), follower.count("list Node")),
         (1, 1),
-        "others are not listed anew"
+        "others are not listed again"
     );
     // And the watch goes on.
     server.apply(service("after", "10.0.0.8"));
@@ -461,7 +461,7 @@ async fn many_services_and_slices() {
         assert_eq!(follower.objects.len(), 2 * COUNT + 4);
         let mut line = String::new();
         write!(line, "{COUNT} Services and slices, streaming {streaming}: {:?}", started.elapsed()).unwrap();
-        #[allow(clippy::print_stdout, reason = "told to whoever asks for it")]
+        #[allow(clippy::print_stdout, reason = "printed for a reader of the test's output")]
         {
             println!("{line}");
         }

@@ -91,9 +91,9 @@ fn a_service_that_is_too_large_is_told() {
     let shop = apply_service(&cluster, "shop", 3, &[Endpoint::local(1)]);
     cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
 
-    let Some(told) = event(&mut cluster, "ServiceTooLarge", "large") else { return };
-    assert_eq!((&told["type"], &told["regarding"]["kind"]), (&json!("Warning"), &json!("Service")));
-    let note = told["note"].as_str().unwrap();
+    let Some(event) = event(&mut cluster, "ServiceTooLarge", "large") else { return };
+    assert_eq!((&event["type"], &event["regarding"]["kind"]), (&json!("Warning"), &json!("Service")));
+    let note = event["note"].as_str().unwrap();
     assert!(note.contains("753000 elements") && note.contains("the limit is 500000"), "{note}");
 }
 

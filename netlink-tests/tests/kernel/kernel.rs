@@ -264,7 +264,7 @@ fn a_listing_of_ours_loads_again() {
                 let refusal = nft(&["-f", "-"], &format!("{flush}\n{listing}")).unwrap_err().to_string();
                 assert!(refusal.contains("endpoints") && refusal.contains("File exists"), "{refusal}");
                 assert_eq!(everything(&mut kernel, family), before, "{:?}", table.config);
-                // All anew, and into an empty rule set.
+                // Everything recreated, and into an empty rule set.
                 let delete = format!("delete table {} {TABLE}", family.keyword());
                 nft(&["-f", "-"], &format!("{delete}\n{listing}")).unwrap();
                 assert_eq!(everything(&mut kernel, family).1, before.1, "{:?}", table.config);

@@ -309,7 +309,7 @@ fn a_listing_loads_again_with_the_same_meaning() {
         let context = format!("{:?}", ruleset.tables[0].config);
         assert_rules_for_every_protocol(&first_code);
 
-        // The three ways in which administrators restore a listing: rules anew with the sets in place, all anew,
+        // The three ways in which administrators restore a listing: rules recreated with the sets in place, everything recreated,
         // and after a reboot.
         let flush_rules: String = Family::ALL.map(|f| format!("flush table {} vmap-proxy\n", f.keyword())).concat();
         let rebooted = NetNs::new("listing").unwrap();

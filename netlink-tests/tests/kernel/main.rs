@@ -2,12 +2,12 @@
 //! restarts, repairs, and foreign changes. No packets, except where a file states it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
+mod independent_readers;
 mod kernel;
 mod listing;
 mod readback;
 mod restart;
 mod sync;
 mod watching;
-mod witnesses;
 
 vmap_proxy_testbed::in_own_namespaces!();

@@ -1,4 +1,4 @@
-//! Input that can't be right costs what it names and nothing else: a line in the log says what and where, everything
+//! Input that can't be right costs what it names and nothing else: a line in the log names object and place, everything
 //! else goes on working, and nothing programmed is lost.
 
 use serde_json::{Value, json};
@@ -399,7 +399,7 @@ fn the_node_itself_may_be_an_endpoint() {
     victim.ends_well();
 }
 
-/// Whoever may not change the network is told so, and told what would help.
+/// Without the capability to change the network, the error names it and the remedy.
 #[test]
 fn without_permission_it_says_so_and_ends() {
     let cluster = Cluster::new();

@@ -89,7 +89,7 @@ fn lines_that_were_lost_are_counted() {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
     let mut agent = Agent::start(cluster.node(), command);
     agent.wait_until_healthy();
-    // Now it is read, and what comes next says what was lost before.
+    // Now it is read, and the next line counts the lost ones.
     let lines = std::io::BufRead::lines(std::io::BufReader::new(File::from(reader)));
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -140,17 +140,17 @@ fn thousands_of_bad_documents_make_a_bounded_log() {
     manifests.write_objects("bad.json", &bad);
     let mut agent = Agent::with_log(cluster.node(), run_manifests(&manifests, &[]), &log.0);
     agent.wait_until_healthy();
-    eventually("what was left out is told", || log.text().contains(" more like this in "));
+    eventually("the number of lines left out is logged", || log.text().contains(" more like this in "));
     assert!(agent.stop().success());
     let text = log.text();
-    let told = text.lines().filter(|line| line.contains("bad.json:") && !line.contains("more like this")).count();
-    assert!((50..=200).contains(&told), "{told} lines");
+    let logged = text.lines().filter(|line| line.contains("bad.json:") && !line.contains("more like this")).count();
+    assert!((50..=200).contains(&logged), "{logged} lines");
     let left_out: usize = text
         .lines()
         .filter_map(|line| line.split_once(" and ").or(line.split_once(": and "))?.1.split_once(" more like this"))
         .filter_map(|(count, _)| count.parse::<usize>().ok())
         .sum();
-    assert_eq!(told + left_out, BAD, "{text}");
+    assert_eq!(logged + left_out, BAD, "{text}");
     assert!(fs::metadata(&log.0).unwrap().len() < 200_000);
 }
 

@@ -1,4 +1,4 @@
-//! Pods behind one bridge of the node, told by its name, with and without `bridge-nf-call-iptables`: kubenet, and the
+//! Pods behind one bridge of the node, recognised by its name, with and without `bridge-nf-call-iptables`: kubenet, and the
 //! `bridge` plugin of CNI.
 
 use std::net::IpAddr;

@@ -225,7 +225,7 @@ fn flows_in_their_tens_of_thousands_all_go() {
     const MANY: u16 = 40_000;
     let mut world = World::new();
     world.apply(&V4.objects(&[V4.pod_a]));
-    world.runtime.block_on(enter_flows(&world.witness, &V4, MANY));
+    world.runtime.block_on(enter_flows(&world.nlink, &V4, MANY));
     assert_eq!(world.clean_at_start().deleted, 0);
     let stale = world.apply(&V4.objects(&[V4.pod_b]));
     let report = world.clean(&stale);
@@ -245,7 +245,7 @@ fn how_fast_flows_are_found_and_deleted() {
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
     };
     let fresh_peak = || {
-        // proc(5): lets the peak begin anew.
+        // proc(5): resets the peak.
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
         peak()
     };
@@ -253,21 +253,21 @@ fn how_fast_flows_are_found_and_deleted() {
     world.apply(&V4.objects(&[V4.pod_a]));
     let stale = world.apply(&V4.objects(&[V4.pod_b]));
     for _ in 0..3 {
-        world.runtime.block_on(enter_flows(&world.witness, &V4, FLOWS));
+        world.runtime.block_on(enter_flows(&world.nlink, &V4, FLOWS));
         let before = fresh_peak();
         let report = world.clean(&stale);
         assert_eq!(report.deleted, usize::from(FLOWS));
         eprintln!("ours: found and deleted in {:?}, {:.1} MiB", report.duration, peak() - before);
 
-        world.runtime.block_on(enter_flows(&world.witness, &V4, FLOWS));
+        world.runtime.block_on(enter_flows(&world.nlink, &V4, FLOWS));
         let before = fresh_peak();
         let filter = ConntrackFilter::new().proto(IpProtocol::Udp).orig_dst_port(SERVICE_PORT);
         let begun = Instant::now();
         let (found, deleted) = world.runtime.block_on(async {
-            let entries = world.witness.get_conntrack_matching(&filter).await.unwrap();
+            let entries = world.nlink.get_conntrack_matching(&filter).await.unwrap();
             let found = begun.elapsed();
             for entry in &entries {
-                world.witness.del_conntrack_entry(entry).await.unwrap();
+                world.nlink.del_conntrack_entry(entry).await.unwrap();
             }
             (found, entries.len())
         });
@@ -281,7 +281,7 @@ fn how_fast_flows_are_found_and_deleted() {
 fn the_kernel_hands_out_only_what_is_asked_for() {
     let mut world = World::new();
     world.apply(&V4.objects(&[V4.pod_a]));
-    world.runtime.block_on(enter_flows(&world.witness, &V4, 1000));
+    world.runtime.block_on(enter_flows(&world.nlink, &V4, 1000));
     let mut other = V4.objects(&[V4.pod_a]);
     for object in &mut other {
         object["metadata"]["name"] = "other".into();
@@ -305,9 +305,9 @@ fn other_requests_on_a_busy_table_do_not_disturb() {
     world.apply(&V4.objects(&[V4.pod_a]));
     let stale = world.apply(&V4.objects(&[V4.pod_b]));
     for _ in 0..10 {
-        world.runtime.block_on(enter_flows(&world.witness, &V4, 500));
+        world.runtime.block_on(enter_flows(&world.nlink, &V4, 500));
         let flush = async {
-            world.witness.flush_conntrack_all().await.unwrap();
+            world.nlink.flush_conntrack_all().await.unwrap();
         };
         let report = std::thread::scope(|scope| {
             let cleaner = scope.spawn(|| world.conntrack.clean(&stale));

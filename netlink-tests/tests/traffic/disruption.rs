@@ -170,7 +170,7 @@ fn no_connection_fails_while_the_agent_restarts() {
             let (restarted, report) = Proxy::start(cluster.node(), proxy_config(), &objects);
             assert!(report.is_empty(), "{report:?}");
             drop(std::mem::replace(&mut proxy, restarted));
-            // Rules made anew before the eyes of the clients.
+            // Rules recreated while clients connect.
             let touched = with_load_balancer(web()).affinity(600 + round).build();
             proxy.apply(&[touched]);
             proxy.apply(&objects);
@@ -225,7 +225,7 @@ fn services_change_their_type() {
 }
 
 #[test]
-fn a_service_made_anew_takes_over_its_address() {
+fn a_recreated_service_takes_over_its_address() {
     let (cluster, proxy) =
         programmed([web().build()].into_iter().chain(slices("shop/web", |family| vec![LOCAL[family][0]])));
     let mut flows = [0, 1].map(|family| cluster.flow(POD[family], at(VIP[family], 80), Udp));
@@ -347,7 +347,7 @@ fn ask_until(flow: &mut Flow, pod: &str) {
     }
 }
 
-/// The whole agent, its own clean-up included: clients that go on sending reach whoever serves now.
+/// The whole agent, its own clean-up included: clients that go on sending reach the new endpoint.
 #[test]
 fn udp_clients_follow_pods_through_the_running_agent() {
     let cluster = Cluster::new();

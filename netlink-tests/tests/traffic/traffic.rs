@@ -178,8 +178,8 @@ fn affinity_is_shared_by_all_addresses_and_ends_with_its_timeout() {
     };
     proxy.apply(&slices("shop/web", |family| LOCAL[family].to_vec()));
 
-    // Rounds that take longer than the timeout say nothing.
-    let mut told = 0;
+    // Rounds that take longer than the timeout do not count.
+    let mut rounds = 0;
     for _ in 0..20 {
         forgotten();
         let begun = Instant::now();
@@ -189,16 +189,16 @@ fn affinity_is_shared_by_all_addresses_and_ends_with_its_timeout() {
         if begun.elapsed() < TIMEOUT {
             assert!(again.iter().all(|again| *again == placed), "{placed:?}, then {again:?}");
             assert_eq!(known, CLIENTS, "one entry a client for all addresses");
-            told += 1;
+            rounds += 1;
         }
-        if told == 2 {
+        if rounds == 2 {
             break;
         }
     }
-    assert_eq!(told, 2, "this machine is too slow for a timeout of {TIMEOUT:?}");
+    assert_eq!(rounds, 2, "this machine is too slow for a timeout of {TIMEOUT:?}");
 
     // Each new connection renews it: nobody moves in three times the timeout.
-    let mut told = false;
+    let mut was_in_time = false;
     for _ in 0..5 {
         let placed = ask_all(cluster_ip);
         let begun = Instant::now();
@@ -210,14 +210,14 @@ fn affinity_is_shared_by_all_addresses_and_ends_with_its_timeout() {
             last = Instant::now();
             assert!(!in_time || now == placed, "{placed:?}, then {now:?}");
         }
-        told = in_time;
-        if told {
+        was_in_time = in_time;
+        if was_in_time {
             break;
         }
     }
-    assert!(told, "this machine is too slow for a timeout of {TIMEOUT:?}");
+    assert!(was_in_time, "this machine is too slow for a timeout of {TIMEOUT:?}");
 
-    // Placed anew at random: that nobody of twelve moves would take chance 4^-12.
+    // Placed again at random: the chance that none of twelve moves is 4^-12.
     let placed = ask_all(cluster_ip);
     forgotten();
     assert_ne!(ask_all(cluster_ip), placed);

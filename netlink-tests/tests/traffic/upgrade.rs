@@ -107,7 +107,7 @@ fn clients_stay_where_they_are_if_the_maps_that_remember_them_do() {
     assert_eq!(ways.map(|(client, frontend)| cluster.answers(client, frontend, Tcp, 5)), went);
 }
 
-/// What an agent leaves that is killed while it replaces a table: the next one goes on with it.
+/// An agent is killed while it replaces a table: the next one continues from the state it left.
 #[test]
 fn a_stand_in_that_was_left_over_is_removed() {
     let cluster = Cluster::new();

@@ -170,7 +170,7 @@ pub(crate) fn web() -> Value {
     )
 }
 
-/// A headless Service `big` with so many endpoints.
+/// A headless Service `big` with this number of endpoints.
 pub(crate) fn big(endpoints: usize) -> Vec<Value> {
     let slices = (0..endpoints).step_by(100).map(|first| {
         let endpoints = (first..endpoints.min(first + 100)).map(

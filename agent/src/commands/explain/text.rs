@@ -127,7 +127,7 @@ fn push_unused(text: &mut String, unused: &[EndpointLeftOut], count: usize) {
     push_more(text, count);
 }
 
-/// What the kernel does, under an agent's answer or alone.
+/// The kernel's decision, under an agent's answer or alone.
 pub(super) fn kernel(answer: &KernelAnswer, with_agent: bool, paint: Paint) -> String {
     let mut text = String::from("\n");
     let agrees = answer.differences.is_empty();

@@ -4,7 +4,7 @@ use crate::doctor::facts::Facts;
 use crate::doctor::probe::ProbeFailure;
 use crate::doctor::{Finding, Severity};
 
-/// The options of a kernel that our rules need, for whoever builds or trims one.
+/// The options of a kernel that our rules need, for people who build or trim one.
 const OPTIONS: &str = "CONFIG_NF_TABLES_IPV4, _IPV6, CONFIG_NFT_CT, _NAT, _MASQ, _REJECT, _FIB_IPV4, _FIB_IPV6, _NUMGEN, \
                        _HASH and CONFIG_NF_CONNTRACK";
 

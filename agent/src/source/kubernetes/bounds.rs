@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmap_proxy_compiler::model::objects::ObjectRef;
 
 /// A list must come at this rate, in bytes a second, once its patience is over.
-/// What is slower and longer comes in pages, which are small.
+/// Slower or longer lists come in pages, which are small.
 const RATE: f64 = 1024.0 * 1024.0;
 
 /// No cluster has more pages: they make ten million objects.

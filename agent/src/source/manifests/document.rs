@@ -34,7 +34,7 @@ pub(super) struct Contents {
 pub(super) struct Mistake {
     /// The object, as `Service shop/cart`, as far as it can be read.
     pub(super) object: Option<String>,
-    /// The same for the machine; `None` where it can't be told.
+    /// The same for the machine; `None` where it is unknown.
     pub(super) reference: Option<ObjectRef>,
     /// The line in the file where it shows, counted from 1.
     pub(super) line: Option<usize>,

@@ -1,4 +1,4 @@
-//! The chains of every table, whoever owns it: name, hook, priority and policy.
+//! The chains of every table, regardless of its owner: name, hook, priority and policy.
 //!
 //! Rules of other programs are not read, because what their expressions mean is
 //! between them and their nft.

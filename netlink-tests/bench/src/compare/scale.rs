@@ -10,7 +10,7 @@ use super::{CompareError, Comparison, Judgement, LeftOut, Line};
 use crate::scale::report::Report;
 use crate::scale::statistics::Summary;
 
-/// With so many endpoints a first sync takes long enough for the kernel's
+/// With this number of endpoints a first sync takes long enough for the kernel's
 /// account of processor time: of ten milliseconds it counts two or eleven.
 const LONG_ENOUGH: u32 = 50_000;
 

@@ -96,7 +96,7 @@ impl Observer for Counter<'_> {
     }
 }
 
-/// Sends one object after the other until so many elements more are there.
+/// Sends one object after the other until this number of further elements is there.
 fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64, usize), Failure> {
     let done = Notify::new();
     let mut counter = Counter { wanted, added: 0, syncs: 0, done: &done };
@@ -110,7 +110,7 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
         for object in objects {
             events.send(Event::Changes(vec![read(&object)])).await?;
         }
-        // A source that has told everything waits; one that ends would end the loop.
+        // A source that has sent everything waits; one that ends would end the loop.
         Ok::<_, mpsc::error::SendError<Event>>(events)
     };
     let (_questions, questions) = server::channel();

@@ -100,7 +100,7 @@ impl<'a> State<'a> {
     }
 }
 
-/// What decides, for [`super::deciding`].
+/// The deciding object and field, for [`super::deciding`].
 impl State<'_> {
     pub(super) fn ports(&self) -> &[ServicePort] {
         &self.ports

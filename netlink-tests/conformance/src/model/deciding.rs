@@ -1,4 +1,4 @@
-//! What decides about a packet: the object and, where the semantics name one,
+//! The cause of a packet's fate: the object and, where the semantics name one,
 //! the field. `explain` has to come to the same answer.
 
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use super::datapath::State;
 use super::services::ServicePort;
 use super::{Outcome, Packet, ReferenceModel};
 
-/// What decides about a packet. Services are named `namespace/name`.
+/// The cause of a packet's fate. Services are named `namespace/name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deciding {
     /// A frontend of a Service, with endpoints.

@@ -171,7 +171,7 @@ impl Outcome {
     ///
     /// `masquerade` and `hairpin` together decide what is on the wire, so two
     /// outcomes with equal endpoints and equal masqueraded endpoints cannot be
-    /// told apart.
+    /// distinguished.
     pub fn masqueraded(&self) -> BTreeSet<SocketAddr> {
         match self {
             Self::Dnat { endpoints, masquerade: true, .. } => endpoints.clone(),

@@ -11,7 +11,7 @@ use super::{Known, Packet, ReferenceModel, json};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// How traffic of this node's pods is told from other traffic.
+/// How traffic of this node's pods is recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum LocalDetector {
     /// Not at all.
@@ -74,10 +74,10 @@ impl ReferenceModel {
         match text("/detectLocalMode") {
             "" | "ClusterCIDR" => first_of_family(text("/clusterCIDR").split(','), family),
             "NodeCIDR" => {
-                let told = || self.node.pod_cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family);
+                let own_cidr = || self.node.pod_cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family);
                 let known = match self.node_object() {
                     Some(_) => self.known.pod_cidrs[index(family)],
-                    None => told(),
+                    None => own_cidr(),
                 };
                 known.map_or(LocalDetector::None, LocalDetector::Source)
             }

@@ -1,7 +1,7 @@
 //! Servers that are slow, broken or hostile: what real ones, and what imitates
 //! them, have been seen to do.
 
-/// What is wrong with the answers for one resource.
+/// The faults in the answers for one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Each watch ends behind an event.
@@ -15,6 +15,6 @@ pub enum Fault {
     /// 400 for a field selector other than by name, as Services had it before
     /// Kubernetes 1.31.
     NoFieldSelector,
-    /// 429, and to come back in so many seconds.
+    /// 429, with `Retry-After` in seconds.
     Busy(u32),
 }

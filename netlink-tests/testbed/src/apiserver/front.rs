@@ -1,4 +1,4 @@
-//! What may stand between a client and the double: TLS, and proxies. Each is a
+//! Fronts between a client and the double: TLS, and proxies. Each is a
 //! real server on a thread of its own, in the network namespace of the thread
 //! that starts it.
 
@@ -26,7 +26,7 @@ pub struct Front {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a front has met.
+/// The requests that a front has seen.
 #[derive(Default)]
 struct Seen {
     lines: Mutex<Vec<String>>,
@@ -40,7 +40,7 @@ impl Seen {
     }
 }
 
-/// What to be.
+/// The kind of front.
 #[derive(Clone)]
 pub enum Role {
     /// Takes TLS off and hands on to this address. With `http/1.1` or `h2`
@@ -86,7 +86,7 @@ impl Front {
         self.address
     }
 
-    /// What it has noted so far.
+    /// The requests seen so far.
     pub fn seen(&self) -> Vec<String> {
         self.seen.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -210,7 +210,7 @@ async fn socks5(client: &mut Box<dyn Io>, seen: &Seen) -> io::Result<()> {
     Ok(())
 }
 
-/// A length and so many bytes.
+/// A length and the bytes.
 async fn bytes(client: &mut Box<dyn Io>) -> io::Result<Vec<u8>> {
     let length = client.read_u8().await?;
     let mut bytes = vec![0; usize::from(length)];

@@ -50,7 +50,7 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// What a path asks for.
+/// The request that a path stands for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Target {
     Collection(Resource),

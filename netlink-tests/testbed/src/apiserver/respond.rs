@@ -272,7 +272,7 @@ impl Watch {
             let text = match signal {
                 Ok(Ok(Signal::Changed)) => continue,
                 Ok(Ok(Signal::Bookmark)) if self.has_bookmarks => {
-                    // What came before the bookmark must be sent before it.
+                    // Earlier events must be sent before the bookmark.
                     let (lines, now) = shared.with(|state| {
                         (state.objects.since(version, self.resource, &self.selector), state.objects.version())
                     });
@@ -300,7 +300,7 @@ impl Watch {
         }
     }
 
-    /// What a watch sends before the changes, and where these begin.
+    /// The events that a watch sends before the changes, and where these begin.
     fn start(&self, state: &mut Known) -> (String, u64, Option<(usize, Duration)>) {
         let now = state.objects.version();
         let version = match self.version {
@@ -319,7 +319,7 @@ impl Watch {
     }
 }
 
-/// What a watch that is too old is told.
+/// The answer to a watch that is too old.
 fn expired() -> String {
     event("ERROR", &status(410, "Expired", "too old resource version"))
 }

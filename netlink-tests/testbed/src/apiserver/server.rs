@@ -20,7 +20,7 @@ use super::faults::Fault;
 use super::objects::{Objects, Resource};
 use super::respond::respond;
 
-/// What running watches are told.
+/// A message to the running watches.
 #[derive(Debug, Clone)]
 pub(super) enum Signal {
     Changed,
@@ -31,7 +31,7 @@ pub(super) enum Signal {
     End(Resource),
 }
 
-/// What the server knows, across its restarts.
+/// The server's state, kept across restarts.
 pub(super) struct State {
     pub(super) objects: Objects,
     pub(super) requests: Vec<String>,
@@ -262,7 +262,7 @@ impl ApiServer {
         self.shared.with(|state| state.forgets_bookmark = forgets);
     }
 
-    /// Sends bodies in pieces of so many bytes, with a pause behind each.
+    /// Sends bodies in pieces of this number of bytes, with a pause behind each.
     pub fn set_slow(&self, slow: Option<(usize, Duration)>) {
         self.shared.with(|state| state.slow = slow);
     }

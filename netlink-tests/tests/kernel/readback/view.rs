@@ -15,7 +15,7 @@ pub(crate) struct ChainView {
     pub(crate) rules: usize,
 }
 
-/// A table as a witness reports it.
+/// A table as an independent reader reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// The chains by name.

@@ -126,7 +126,7 @@ pub(super) struct World {
     pub(super) planner: Planner,
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) conntrack: Conntrack,
-    pub(super) witness: Connection<Netfilter>,
+    pub(super) nlink: Connection<Netfilter>,
 }
 
 impl World {
@@ -164,14 +164,14 @@ impl World {
         let mut planner = Planner::new(config, store.node());
         while planner.update(&mut store).is_some() {}
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (conntrack, witness) = lab
+        let (conntrack, nlink) = lab
             .node()
             .run(|| {
                 let _guard = runtime.enter();
                 (Conntrack::open().unwrap(), Connection::<Netfilter>::new().unwrap())
             })
             .unwrap();
-        Self { lab, store, planner, runtime, conntrack, witness }
+        Self { lab, store, planner, runtime, conntrack, nlink }
     }
 
     /// Programs what the objects say; returns what that makes stale.
@@ -213,8 +213,8 @@ impl World {
     /// The flows of the node, read by nlink.
     pub(super) fn flows(&self) -> Vec<ConntrackEntry> {
         let both = async {
-            let mut entries = self.witness.get_conntrack().await.unwrap();
-            entries.extend(self.witness.get_conntrack_v6().await.unwrap());
+            let mut entries = self.nlink.get_conntrack().await.unwrap();
+            entries.extend(self.nlink.get_conntrack_v6().await.unwrap());
             entries
         };
         self.runtime.block_on(both)
@@ -284,7 +284,7 @@ pub(super) struct Flow {
     pub(super) to: SocketAddr,
 }
 
-/// What comes back for a datagram.
+/// The answer to a datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     From(SocketAddr),
@@ -378,7 +378,7 @@ impl Connected {
 }
 
 /// Enters flows into the table from outside, `count` of them to the cluster IP, as if translated to pod A.
-pub(super) async fn enter_flows(witness: &Connection<Netfilter>, net: &Net, count: u16) {
+pub(super) async fn enter_flows(nlink: &Connection<Netfilter>, net: &Net, count: u16) {
     let (IpAddr::V4(client), IpAddr::V4(cluster_ip), IpAddr::V4(pod)) =
         (net.client.parse().unwrap(), net.cluster_ip.parse().unwrap(), net.pod_a.parse().unwrap())
     else {
@@ -391,6 +391,6 @@ pub(super) async fn enter_flows(witness: &Connection<Netfilter>, net: &Net, coun
             .reply(ConntrackTuple::v4(pod, client).ports(TARGET_PORT, port))
             .status(ConntrackStatus::CONFIRMED)
             .timeout(Duration::from_secs(600));
-        witness.add_conntrack(entry).await.unwrap();
+        nlink.add_conntrack(entry).await.unwrap();
     }
 }

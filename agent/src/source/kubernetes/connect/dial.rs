@@ -90,7 +90,7 @@ struct Inner {
     tls: Tls,
     /// Silence that only a dead peer leaves.
     limit: Duration,
-    /// The client certificate that a plugin told, for the next connection.
+    /// The client certificate from a plugin, for the next connection.
     identity: Mutex<Option<Identity>>,
 }
 
