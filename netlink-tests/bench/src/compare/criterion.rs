@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn slower_and_faster_are_told_from_noise() {
+    fn slower_and_faster_are_distinguished_from_noise() {
         let results = Results::new();
         results.compared("encode/1", -0.20, -0.15, -0.10);
         results.compared("encode/100", 0.08, 0.10, 0.12);
