@@ -92,7 +92,10 @@ impl Recorder {
     /// `FailedToProgram`, on the Service: the kernel refused a part of it, and
     /// it is left as it was.
     pub fn quarantined(&self, service: &ServiceName, why: &str) {
-        let note = format!("node {} cannot program this Service until it changes: {why}", self.node);
+        let note = format!(
+            "node {} cannot program the latest state of this Service, and tries again when it changes and after 30 s to 1 h: {why}",
+            self.node
+        );
         self.warn(reference(service), "FailedToProgram", "SyncRules", note);
     }
 

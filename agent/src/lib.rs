@@ -1,7 +1,17 @@
 //! The node agent of vmap-proxy: everything with side effects.
 //!
-//! `source` reads Services and EndpointSlices, the pure `compiler` crate turns
-//! them into elements of nftables maps, and `netlink` submits the difference.
+//! [`source`] reads Services and EndpointSlices, the pure `compiler` crate turns
+//! them into elements of nftables maps, and [`netlink`] submits the difference.
+//!
+//! * [`program`]: one command line: [`cli`] parses it, [`config`] reads the
+//!   configuration, [`run`] is the agent, [`commands`] the other subcommands;
+//! * [`sync_loop`] decides when to sync, [`sync`] does it, and [`after_sync`]
+//!   has its consequences: [`metrics`], [`health`], [`k8s_events`] and stale
+//!   flows ([`conntrack`]);
+//! * [`query`] answers questions over a Unix socket, [`doctor`] checks the node;
+//! * [`takeover`] removes what kube-proxy left, [`sysctl`] sets its sysctls, and
+//!   [`instance`] keeps a second agent away;
+//! * [`files`], [`logging`], [`process`], [`version`] and [`yaml`] serve all.
 
 pub mod after_sync;
 pub mod cli;

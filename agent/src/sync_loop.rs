@@ -149,7 +149,7 @@ pub async fn run_sync_loop<O: Observer>(
             }
         }
         let is_due = state.due().is_some_and(|due| due <= Instant::now());
-        if is_due && state.sync().await?.is_break() {
+        if is_due && state.sync()?.is_break() {
             return Ok(());
         }
         idle = Instant::now() + IDLE;
@@ -276,7 +276,7 @@ impl<O: Observer> Loop<'_, O> {
     }
 
     /// One sync with its consequences. Breaks if the agent has to end.
-    async fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
+    fn sync(&mut self) -> Result<ControlFlow<()>, SyncError> {
         self.news = false;
         self.pace.begin(Instant::now());
         let Attempt { report, failure } = self.syncer.attempt();
@@ -441,7 +441,8 @@ fn log_left_out(report: &SyncReport) {
     for refused in &report.refused {
         let owner = refused.owner.as_deref().unwrap_or("the skeleton");
         tracing::error!(
-            "Service {owner} is quarantined until it changes, everything else is programmed: {}",
+            "Service {owner} is quarantined: its earlier rules stay until it changes or a retry succeeds (after 30 s, \
+             doubling up to an hour). Everything else is programmed. The refusal: {}",
             refused.description
         );
     }

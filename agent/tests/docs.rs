@@ -222,3 +222,22 @@ fn the_picture_of_the_readme_shows_its_figures() {
         assert!(table.iter().any(|row| row.contains(&format!("| {figure} |"))), "the README's table lacks {figure}");
     }
 }
+
+/// The modules of a crate, from its front page.
+fn modules(crate_root: &str) -> Vec<String> {
+    let text = fs::read_to_string(repository().join(crate_root)).unwrap();
+    let name = |line: &str| Some(line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')?.to_owned());
+    text.lines().filter_map(name).collect()
+}
+
+#[test]
+fn the_architecture_names_every_module() {
+    let page = fs::read_to_string(repository().join("docs/architecture.md")).unwrap();
+    let words: BTreeSet<&str> = page.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    for crate_root in ["compiler/src/lib.rs", "compiler/src/plan/mod.rs", "agent/src/lib.rs", "agent/wire/src/lib.rs"] {
+        let modules = modules(crate_root);
+        assert!(modules.len() > 3, "{crate_root} has no modules?");
+        let missing: Vec<_> = modules.iter().filter(|module| !words.contains(module.as_str())).collect();
+        assert!(missing.is_empty(), "docs/architecture.md lacks {missing:?} of {crate_root}");
+    }
+}

@@ -7,7 +7,7 @@
 //! model ─┬─> select ──────> limits ──┐
 //!        └─> ruleset ─┬─────┘        ├──> plan ──> compile
 //!                     └─> render ────┘
-//!                           └─────────> evaluate ──> explain (with select, plan)
+//!                           └─────────> evaluate ──> explain (with select, limits, plan)
 //! ```
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
@@ -23,7 +23,8 @@
 //!
 //! The law of the project holds here: the number of tables, chains, rules,
 //! sets and maps never depends on the number of Services or endpoints; only
-//! map and set *elements* grow.
+//! map and set *elements* grow. (Two bounded families of chains follow the
+//! distinct endpoint counts and affinity timeouts in use: [`ruleset::chains`].)
 //!
 //! # Example
 //!

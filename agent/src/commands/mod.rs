@@ -1,4 +1,5 @@
-//! The subcommands, one file each. `cli` has their flags; `run` is the agent.
+//! The subcommands, one module each. `cli` has their flags; `run` is the agent.
+//! [`asked`] and [`paint`] are shared: who answers, and colours.
 
 pub mod asked;
 pub mod cleanup;

@@ -151,36 +151,31 @@ mod tests {
         });
     }
 
-    fn directory(name: &str) -> std::path::PathBuf {
-        let directory = std::env::temp_dir().join(format!("vmap-proxy-watch-{name}-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        directory
-    }
-
     #[test]
     fn a_file_that_is_written_has_changed() {
-        let directory = directory("file");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         let file = directory.join("config.conf");
         fs::write(&file, "old").unwrap();
         sees(&file, || fs::write(&file, "new").unwrap());
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
     fn a_file_that_another_one_replaces_has_changed() {
-        let directory = directory("replaced");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         let (file, fresh) = (directory.join("config.conf"), directory.join("fresh"));
         fs::write(&file, "old").unwrap();
         sees(&file, || {
             fs::write(&fresh, "new").unwrap();
             fs::rename(&fresh, &file).unwrap();
         });
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
     fn a_config_map_that_is_updated_has_changed() {
-        let directory = directory("config-map");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         for (version, content) in [("1", "old"), ("2", "new")] {
             fs::create_dir_all(directory.join(version)).unwrap();
             fs::write(directory.join(version).join("config.conf"), content).unwrap();
@@ -191,17 +186,14 @@ mod tests {
             symlink("2", directory.join("..data_tmp")).unwrap();
             fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
         });
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
     fn a_link_to_a_file_elsewhere_is_followed_there() {
-        let (directory, elsewhere) = (directory("link"), directory("elsewhere"));
-        let (link, file) = (directory.join("config.conf"), elsewhere.join("config.conf"));
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, file) = (directory.path().join("config.conf"), elsewhere.path().join("config.conf"));
         fs::write(&file, "old").unwrap();
         symlink(&file, &link).unwrap();
         sees(&link, || fs::write(&file, "new").unwrap());
-        fs::remove_dir_all(directory).unwrap();
-        fs::remove_dir_all(elsewhere).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! Files that other programs write: noticing changes ([`watch`]), and reading
-//! them without trusting their kind or size ([`read`]).
+//! them without trusting their kind or size ([`read`]). [`stamp`] tells whether a
+//! file changed; [`backoff`] spaces the attempts to watch one.
 
 pub mod backoff;
 pub mod read;

@@ -136,21 +136,15 @@ fn kind(of: FileType) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::PathBuf;
 
     use nix::sys::stat::Mode;
 
     use super::*;
 
-    fn scratch(name: &str) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("vmap-proxy-read-{name}-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        directory
-    }
-
     #[test]
     fn what_is_no_regular_file_is_refused_at_once_and_called_by_its_kind() {
-        let directory = scratch("kinds");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         let fifo = directory.join("fifo");
         nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).unwrap();
         let socket = directory.join("socket");
@@ -158,35 +152,34 @@ mod tests {
         for (path, kind) in [
             (fifo.as_path(), "a FIFO"),
             (&socket, "a socket"),
-            (&directory, "a directory"),
+            (directory, "a directory"),
             (Path::new("/dev/zero"), "a device"),
         ] {
             let error = read(path).unwrap_err();
             assert!(error.to_string().contains(kind), "{}: {error}", path.display());
             assert!(!error.is_transient());
         }
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
     fn a_file_that_is_too_large_is_not_read() {
-        let directory = scratch("large");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         let sparse = directory.join("sparse.yaml");
         File::create(&sparse).unwrap().set_len(LARGEST + 1).unwrap();
         assert!(matches!(read(&sparse), Err(ReadError::TooLarge)));
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
     fn a_link_to_itself_and_bytes_that_are_no_text_are_lasting_errors() {
-        let directory = scratch("loop");
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path();
         let (link, binary) = (directory.join("loop"), directory.join("binary"));
         std::os::unix::fs::symlink(&link, &link).unwrap();
         fs::write(&binary, [0xff, 0xfe]).unwrap();
         for path in [&link, &binary] {
             assert!(!read(path).unwrap_err().is_transient());
         }
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -162,12 +162,6 @@ mod tests {
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), test).await.unwrap() });
     }
 
-    fn scratch(name: &str) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("vmap-proxy-inotify-{name}-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        directory
-    }
-
     fn only(path: &std::path::Path) -> Touched {
         Touched::Paths([path.to_owned()].into())
     }
@@ -175,27 +169,28 @@ mod tests {
     #[test]
     fn reading_is_no_change_and_writing_is() {
         run(async {
-            let directory = scratch("reading");
+            let temporary = tempfile::tempdir().unwrap();
+            let directory = temporary.path();
             let (read, written) = (directory.join("read"), directory.join("written"));
             fs::write(&read, "text").unwrap();
             let mut watch = FileWatch::new().unwrap();
-            assert!(watch.set(&[directory.clone()].into()).unwrap());
-            assert!(!watch.set(&[directory.clone()].into()).unwrap());
+            assert!(watch.set(&[directory.to_owned()].into()).unwrap());
+            assert!(!watch.set(&[directory.to_owned()].into()).unwrap());
             for _ in 0..100 {
                 fs::read(&read).unwrap();
-                fs::read_dir(&directory).unwrap().for_each(drop);
+                fs::read_dir(directory).unwrap().for_each(drop);
             }
             fs::write(&written, "text").unwrap();
             // If the reads had caused events, they would come first.
             assert_eq!(watch.next().await.unwrap(), only(&written));
-            fs::remove_dir_all(directory).unwrap();
         });
     }
 
     #[test]
     fn a_directory_that_was_made_again_is_a_new_one() {
         run(async {
-            let directory = scratch("again");
+            let temporary = tempfile::tempdir().unwrap();
+            let directory = temporary.path();
             let inner = directory.join("inner");
             fs::create_dir(&inner).unwrap();
             let mut watch = FileWatch::new().unwrap();
@@ -209,7 +204,6 @@ mod tests {
             assert!(watch.set(&[inner.clone()].into()).unwrap());
             fs::write(inner.join("file"), "").unwrap();
             assert_eq!(watch.next().await.unwrap(), only(&inner.join("file")));
-            fs::remove_dir_all(directory).unwrap();
         });
     }
 }

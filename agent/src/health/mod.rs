@@ -3,7 +3,9 @@
 //! ([`service_servers`]), and its metrics ([`metrics_server`]).
 //!
 //! Paths, status codes, headers and bodies are kube-proxy's
-//! (`pkg/proxy/healthcheck`); each item documents its differences.
+//! (`pkg/proxy/healthcheck`); each item documents its differences. [`state`] is
+//! what they answer from, [`zpages`] the pages that every Kubernetes component
+//! has, [`listen`] and `connection` the sockets with their limits.
 
 mod connection;
 pub mod listen;

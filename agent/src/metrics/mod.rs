@@ -306,7 +306,7 @@ impl Metrics {
         );
         registry.register(
             "quarantined_services",
-            "Services that are not programmed because the kernel or the compiler refused them",
+            "Services whose latest state is not programmed because the kernel refused it",
             self.quarantined_services.clone(),
         );
         registry.register(

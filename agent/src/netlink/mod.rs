@@ -4,7 +4,8 @@
 //! sockets:
 //!
 //! * [`socket`]: the one socket for questions and orders, which blocks. Besides
-//!   our tables, [`crate::conntrack`] and [`crate::takeover`] speak over it;
+//!   our tables, [`crate::conntrack`], [`crate::takeover`] and
+//!   [`crate::doctor`] use it;
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;

@@ -7,6 +7,7 @@
 //! * `compare`: reads the kernel's tables, and removes foreign objects from them;
 //! * `replace`: replaces a table that can't be changed in place;
 //! * `foreign`: concurrent foreign changes;
+//! * `affinity`: removal of what clients learned of endpoints that left;
 //! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;

@@ -1,4 +1,5 @@
-//! A first sync on two threads: one plans, one commits.
+//! A comparison with the kernel on two threads, at the start or in a repair:
+//! one plans, one commits.
 
 use std::sync::mpsc::sync_channel;
 use std::thread;

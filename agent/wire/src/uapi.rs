@@ -1,8 +1,9 @@
-//! The kernel's numbers, each defined once, under the kernel's own names.
+//! The kernel's numbers of netfilter, each defined once, under the kernel's own names.
 //!
 //! They are from `include/uapi/linux/netfilter/nf_tables.h` unless a comment names another header. They are part of
 //! the interface to user space and never change. A comment gives the first version for numbers that are newer than the
-//! oldest supported kernel.
+//! oldest supported kernel. Those of netlink itself are in [`crate::message`] and
+//! [`crate::answer`].
 
 macro_rules! numbers {
     ($(#[doc = $origin:literal] $kind:ty { $($name:ident = $value:expr,)* })*) => {

@@ -65,7 +65,8 @@ pub(super) fn faults(known: &Known<'_>, name: &ServiceName, family: Option<Famil
         }
     }
     if known.planner.is_quarantined(name) {
-        let text = format!("the kernel refused Service {name}; it keeps its earlier state until it changes");
+        let text =
+            format!("the kernel refused Service {name}; its earlier state stays until it changes or a retry succeeds");
         faults.push(decision(Code::Quarantined, text, []));
     }
     if known.store.is_dirty(name) {

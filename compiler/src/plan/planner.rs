@@ -329,7 +329,8 @@ impl Planner {
     }
 
     /// The kernel refused an element of this Service: it keeps its programmed
-    /// state (`before`, from the plan that failed) until it changes.
+    /// state (`before`, from the plan that failed) until it changes or is
+    /// planned again by a resync.
     pub fn quarantine(&mut self, name: &ServiceName, before: PerFamily<Option<CompiledService>>) {
         self.quarantined.insert(name.clone());
         for (_, (state, before)) in self.families.as_mut().zip(before) {

@@ -25,8 +25,8 @@ pub mod spread;
 pub mod table;
 pub mod target;
 
-/// The name of our table in each family. Nothing else is ever touched, except
-/// for the [`STAND_IN`].
+/// The name of our table in each family. The proxy writes no other
+/// table, except for the [`STAND_IN`].
 pub const TABLE: &str = "vmap-proxy";
 
 /// The name of the table that serves while [`TABLE`] is replaced by one of

@@ -7,6 +7,7 @@
 //! * [`run_compiled`]: a vector against the compiled rules, evaluated;
 //! * [`run_explained`]: a vector against the explanations of its packets;
 //! * [`run_packets`]: a vector against a running proxy, with real packets; [`library_proxy`] is ours;
+//! * [`under_test`]: a vector's configuration and manifests, as the agent reads them;
 //! * [`names`]: vectors for DNS, in `netlink-tests/name-vectors`;
 //! * [`record`]: a generated scenario as a vector;
 //! * [`command`]: the command line.

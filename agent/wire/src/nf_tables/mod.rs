@@ -11,8 +11,11 @@
 //! * [`table_state`]: the kernel's listing, compared with the desired state;
 //!   [`foreign`]: foreign objects in it, and their removal.
 //!
-//! Only our own tables are ever decoded, because the content of other programs'
-//! tables has crashed readers before.
+//! * [`all_chains`]: name, hook, priority and policy of the chains of every
+//!   table, for checks of the node.
+//!
+//! Rules, sets and elements of other programs' tables are never decoded here,
+//! because such content has crashed readers before.
 
 pub mod all_chains;
 pub mod batch;
