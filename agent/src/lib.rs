@@ -8,7 +8,8 @@
 //! * [`sync_loop`] decides when to sync, [`sync`] does it, and [`after_sync`]
 //!   has its consequences: [`metrics`], [`health`], [`k8s_events`] and stale
 //!   flows ([`conntrack`]);
-//! * [`query`] answers questions over a Unix socket, [`doctor`] checks the node;
+//! * [`query`] answers questions over a Unix socket, [`status_page`] in a browser;
+//!   [`doctor`] checks the node;
 //! * [`takeover`] removes what kube-proxy left, [`sysctl`] sets its sysctls, and
 //!   [`instance`] keeps a second agent away;
 //! * [`files`], [`logging`], [`process`], [`version`] and [`yaml`] serve all.
