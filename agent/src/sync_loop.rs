@@ -24,7 +24,8 @@ use vmap_proxy_compiler::plan::TooLarge;
 
 use crate::after_sync::{Observer, SyncDone, Trouble};
 use crate::query::answer::{State, answer};
-use crate::query::history::History;
+use crate::query::journal::Journal;
+use crate::query::protocol::JournalCause;
 use crate::query::server::Asked;
 use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
@@ -109,7 +110,7 @@ pub async fn run_sync_loop<O: Observer>(
         listed: false,
         foreign: false,
         news: false,
-        history: History::default(),
+        journal: Journal::default(),
     };
     let mut idle = Instant::now() + IDLE;
     let (mut addresses_open, mut questions_open) = (true, true);
@@ -171,7 +172,7 @@ struct Loop<'a, O> {
     /// Whether the sources sent anything since the last sync.
     news: bool,
     /// The last syncs.
-    history: History,
+    journal: Journal,
 }
 
 /// The log lines about a series of failed syncs.
@@ -190,7 +191,10 @@ impl<O: Observer> Loop<'_, O> {
                 self.warn_of_lone_slices();
             }
             Event::Degraded(why) => tracing::warn!("{why}"),
-            Event::Changes(changes) if self.listed => changes.iter().for_each(log_change),
+            Event::Changes(changes) if self.listed => {
+                changes.iter().for_each(log_change);
+                changes.iter().for_each(|change| self.journal.note(change));
+            }
             _ => {}
         }
         self.syncer.take(event);
@@ -207,7 +211,8 @@ impl<O: Observer> Loop<'_, O> {
             planner: self.syncer.planner(),
             ready: self.status.borrow().ready,
             pending: self.syncer.is_pending(),
-            syncs: self.history.syncs(),
+            digest: self.syncer.digest(),
+            journal: &self.journal,
         };
         // The client may be gone.
         let _ = asked.reply.send(answer(&state, &asked.question));
@@ -301,8 +306,11 @@ impl<O: Observer> Loop<'_, O> {
         let first = !self.status.borrow().ready;
         self.failures.recovered();
         self.publish(&report, first);
-        if !report.is_empty() {
-            self.history.add(&report, None);
+        if report.is_empty() && report.cleaned.is_empty() {
+            self.journal.forget_causes();
+        } else {
+            log_details(&report, self.journal.waiting());
+            self.journal.add(&report, self.culprits.last().filter(|_| self.foreign), None);
         }
         let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
         self.retrial.note(done.quarantined > 0, Instant::now());
@@ -340,7 +348,7 @@ impl<O: Observer> Loop<'_, O> {
     fn failed(&mut self, report: SyncReport, error: &SyncError) {
         self.failures.log(error, self.pace.next(Instant::now(), false));
         report.too_large.iter().for_each(log_too_large);
-        self.history.add(&report, Some(error.to_string()));
+        self.journal.add(&report, self.culprits.last().filter(|_| self.foreign), Some(error.to_string()));
         self.observer.on_sync(&SyncDone::failed(self.syncer, report, error));
         self.observer.on_queued();
         let rules_missing = self.foreign || matches!(error, SyncError::Owned { .. });
@@ -479,6 +487,25 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
             tracing::info!(target: crate::logging::SYNCS, "synced {did}");
         }
     }
+}
+
+/// From `-v 3` on: the objects and Services behind a sync.
+fn log_details(report: &SyncReport, causes: &[JournalCause]) {
+    if !tracing::enabled!(target: crate::logging::SYNC_DETAILS, tracing::Level::INFO) {
+        return;
+    }
+    let causes: Vec<String> =
+        causes.iter().map(|cause| format!("{} {} ({})", cause.object, cause.change, cause.origin)).collect();
+    let services = report.touched.services.iter();
+    let services: Vec<String> =
+        services.map(|service| format!("{} +{} -{}", service.name, service.added, service.removed)).collect();
+    let more = if report.touched.more_services { " and more" } else { "" };
+    tracing::info!(
+        target: crate::logging::SYNC_DETAILS,
+        "elements of {}{more}, because of {}",
+        services.join(", "),
+        if causes.is_empty() { "a comparison with the kernel".to_owned() } else { causes.join(", ") }
+    );
 }
 
 pub(crate) fn log_too_large(large: &TooLarge) {

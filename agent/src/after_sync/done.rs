@@ -27,6 +27,8 @@ pub struct SyncDone {
     pub undid_foreign_change: bool,
     /// The number of Services in quarantine.
     pub quarantined: usize,
+    /// The digest of the state; `None` after a failure.
+    pub digest: Option<u64>,
     /// Service ports that a Local policy leaves without endpoints.
     pub without_local: WithoutLocal,
     /// The health check ports of Services.
@@ -76,6 +78,7 @@ impl SyncDone {
             failure: None,
             undid_foreign_change,
             quarantined: syncer.planner().quarantined().count(),
+            digest: Some(syncer.digest()),
             without_local: WithoutLocal::of(syncer, &report),
             health_checks: HealthChecks::of(syncer, &report),
             stale_flows: StaleFlows::of_sync(syncer.planner(), syncer.store().node(), &report),

@@ -101,6 +101,9 @@ impl SyncMetrics {
                 self.metrics.foreign_removed("element", done.report.removed);
             }
         }
+        if let Some(digest) = done.digest {
+            self.metrics.set_state_digest(digest);
+        }
         self.count_without_local(&done.without_local);
     }
 

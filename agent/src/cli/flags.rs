@@ -244,7 +244,9 @@ pub struct TimingFlags {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LoggingFlags {
-    /// Verbosity: 0 is for operators, 2 adds each sync, 4 debugging, 6 and more everything [default: 0]
+    /// Verbosity: 0 and 1 for operators; 2 adds a line for each sync, as kube-proxy does; 3 the objects and Services
+    /// behind it; 4 and 5 debugging, without a limit of lines; 6 and 7 each operation in nft's language; 8 and more the
+    /// libraries [default: 0]
     #[arg(short = 'v', long = "v", value_name = "LEVEL", allow_negative_numbers = true, value_parser = clap::value_parser!(u32))]
     pub verbosity: Option<u32>,
 

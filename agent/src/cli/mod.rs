@@ -8,6 +8,7 @@ mod apply;
 mod flag_values;
 pub mod flags;
 mod go_flags;
+mod help;
 mod questions;
 mod resolve;
 
@@ -20,14 +21,14 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 pub use questions::{
-    AgentArguments, CompletionArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Listed,
-    ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments,
+    AgentArguments, CompletionArguments, ConnectionFlags, DoctorArguments, ExplainArguments, GetArguments, GetFormat,
+    JournalArguments, Listed, ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments, VersionArguments,
 };
 
 pub use flag_values::FLAGS_OF_FIELDS;
 pub use resolve::{
-    Action, CleanupOptions, CompileOptions, DoctorOptions, ExplainOptions, GetOptions, Resolved, RunOptions, Source,
-    StateSource, StatusOptions, VerifyOptions,
+    Action, CleanupOptions, CompileOptions, ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions,
+    JournalOptions, ListOf, Resolved, RunOptions, Source, StateSource, StatusOptions, VerifyOptions, VersionOptions,
 };
 
 const EXAMPLES: &str = "\
@@ -99,22 +100,28 @@ pub enum Command {
     /// Print the rule set for manifest files; needs no privileges
     Compile(Box<CompileArguments>),
     /// Explain where a packet goes, and which object and field decide about it
-    #[command(after_help = questions::EXPLAIN_HELP)]
+    #[command(after_help = help::EXPLAIN_HELP)]
     Explain(Box<ExplainArguments>),
-    /// List Services, frontends or endpoints as the agent of this node, or files, have them
-    #[command(after_help = questions::GET_HELP)]
+    /// List Services, frontends or endpoints as the agent of this node, or files, have them; or connections
+    #[command(after_help = help::GET_HELP)]
     Get(Box<GetArguments>),
     /// Show the state of the agent of this node
-    #[command(after_help = questions::STATUS_HELP)]
+    #[command(after_help = help::STATUS_HELP)]
     Status(StatusArguments),
     /// Compare the kernel with what the agent has programmed; changes nothing
-    #[command(after_help = questions::VERIFY_HELP)]
+    #[command(after_help = help::VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Show the last changes that the agent of this node programmed, with their causes
+    #[command(after_help = help::JOURNAL_HELP)]
+    Journal(JournalArguments),
     /// Examine this node for whatever stands in the way of Service traffic; changes nothing
-    #[command(after_help = questions::DOCTOR_HELP)]
+    #[command(after_help = help::DOCTOR_HELP)]
     Doctor(DoctorArguments),
+    /// Print the versions of this program and of the agent of this node
+    #[command(after_help = help::VERSION_HELP)]
+    Version(VersionArguments),
     /// Print a script that completes the command line in a shell
-    #[command(after_help = questions::COMPLETION_HELP)]
+    #[command(after_help = help::COMPLETION_HELP)]
     Completion(CompletionArguments),
     /// Show the proxy at work with real connections between network namespaces; changes nothing outside of them
     #[cfg(feature = "demo")]

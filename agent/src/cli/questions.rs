@@ -1,76 +1,13 @@
 //! The flags of the commands that ask about the state.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::TrafficConfiguration;
 use super::flags::LoggingFlags;
-
-/// Examples and exit status of `vmap-proxy explain`.
-pub(super) const EXPLAIN_HELP: &str = "\
-Sources (--from):
-  198.51.100.7          an address
-  pod:shop/web-0        a Pod, if the files hold it or a slice refers to it
-  node                  this node itself
-  outside               a client outside of the cluster
-
-Destinations (--to):
-  10.96.0.10:80         an address and a port; /UDP or /SCTP behind it, else TCP
-  svc:shop/cart         the cluster IP of a Service and its first port
-  svc:shop/cart:http    the same with the name or the number of a port
-  pod:shop/web-0:8080   a Pod
-  node:30080            this node's address, for NodePorts
-
-Without --manifests the agent of this node is asked, over its Unix socket, and the kernel's elements are read and
-compared with its answer. Without an agent the kernel alone answers.
-
-Examples:
-  Where does this pod's packet go on this node?
-    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
-    kubectl -n kube-system exec POD -- /vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
-
-  Why does a client outside not reach the load balancer?
-    vmap-proxy explain --from outside --to 203.0.113.80:443 --manifests cluster/ --node-name node-1
-
-  Which endpoints does this pod reach, with which chance?
-    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart --manifests cluster/ --node-name node-1
-
-  Why is a Service not served?
-    vmap-proxy explain --to svc:shop/cart --manifests cluster/ --node-name node-1
-
-Exit status: 0 the packet reaches an endpoint (or every frontend of the Service serves), 1 failure, 2 wrong usage,
-3 dropped or refused (or the Service is not served), 4 no frontend: the packet goes where it was sent to, 5 the kernel
-differs from the agent.";
-
-/// Examples and exit status of `vmap-proxy get`.
-pub(super) const GET_HELP: &str = "\
-Examples:
-  vmap-proxy get services
-  vmap-proxy get frontends -n shop
-  vmap-proxy get endpoints -n shop cart -o wide
-  vmap-proxy get services --manifests cluster/ --node-name node-1 -o json
-
-Exit status: 0 success, 1 failure (no agent, or no such Service), 2 wrong usage.";
-
-/// Examples and exit status of `vmap-proxy status`.
-pub(super) const STATUS_HELP: &str = "\
-Examples:
-  vmap-proxy status
-  vmap-proxy status --wait 60 && echo everything is programmed
-
-Exit status: 0 everything is programmed, 1 failure (no agent), 2 wrong usage, 3 a change waits or the last sync failed.";
-
-/// Examples and exit status of `vmap-proxy verify`.
-pub(super) const VERIFY_HELP: &str = "\
-Every element is looked up and every rule compared. The digest is the same for the same elements, whatever their order.
-
-Examples:
-  vmap-proxy verify
-  vmap-proxy verify -o json
-
-Exit status: 0 the kernel has exactly what the agent wants, 1 it differs, or failure (with a message on standard error),
-2 wrong usage.";
+use crate::config::go_duration::GoDuration;
 
 /// `vmap-proxy get`
 #[derive(Debug, Clone, Args)]
@@ -90,9 +27,34 @@ pub struct GetArguments {
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: GetFormat,
 
+    /// Connections only.
+    #[command(flatten)]
+    pub connections: ConnectionFlags,
+
     /// The state that is asked about.
     #[command(flatten)]
     pub state: StateArguments,
+}
+
+/// The flags of `vmap-proxy get connections`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connections")]
+pub struct ConnectionFlags {
+    /// Only connections to this Service
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with_all = ["name", "namespace"])]
+    pub service: Option<String>,
+
+    /// Only connections to this endpoint, through a Service or not
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub endpoint: Option<String>,
+
+    /// Wait until none of these connections is open
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Longest wait
+    #[arg(long, value_name = "SECONDS", requires = "wait", default_value_t = 300)]
+    pub timeout: u64,
 }
 
 /// The kind of object that `vmap-proxy get` lists.
@@ -104,6 +66,8 @@ pub enum Listed {
     Frontends,
     /// One line for each endpoint of each port.
     Endpoints,
+    /// The connections of each service port to each endpoint; with `-o wide` one line for each connection.
+    Connections,
 }
 
 /// The format of a list.
@@ -125,6 +89,15 @@ pub struct StatusArguments {
     #[arg(long, value_name = "SECONDS")]
     pub wait: Option<u64>,
 
+    /// Show it again and again, each time after this many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "wait")]
+    pub watch: Option<u64>,
+
+    /// Show the busiest Services in a cluster of any size; the kernel takes a second or more for 100,000 counters
+    #[arg(long)]
+    pub busiest: bool,
+
     /// The agent that is asked.
     #[command(flatten)]
     pub agent: AgentArguments,
@@ -133,6 +106,38 @@ pub struct StatusArguments {
 /// `vmap-proxy verify`
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArguments {
+    /// Add the digest of each Service to the JSON form
+    #[arg(long)]
+    pub digests: bool,
+
+    /// The agent that is asked.
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
+/// `vmap-proxy journal`
+#[derive(Debug, Clone, Args)]
+pub struct JournalArguments {
+    /// Only syncs that changed this Service, or were caused by it
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub service: Option<String>,
+
+    /// Only syncs that changed this address of a frontend or an endpoint
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
+
+    /// Only syncs of the last time: 10m, 1h30m
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<GoDuration>,
+
+    /// The agent that is asked.
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
+/// `vmap-proxy version`
+#[derive(Debug, Clone, Args)]
+pub struct VersionArguments {
     /// The agent that is asked.
     #[command(flatten)]
     pub agent: AgentArguments,
@@ -199,21 +204,6 @@ pub struct StateArguments {
     pub configuration: TrafficConfiguration,
 }
 
-/// Examples and exit status of `vmap-proxy doctor`.
-pub(super) const DOCTOR_HELP: &str = "\
-It examines the kernel (it loads the rules of every kind of Service in a network namespace of its own), the settings of
-forwarding, bridges and connection tracking, the base chains of other tables, other programs that write rules, and whatever
-kube-proxy left. It changes nothing, needs no agent, and names the remedy of each finding.
-
-Examples:
-  On a node, or in the agent's container:
-    vmap-proxy doctor --config /var/lib/kube-proxy/config.conf
-
-  For a script:
-    vmap-proxy doctor -o json
-
-Exit status: 0 nothing worse than a note, 1 an error was found (or a failure), 2 wrong usage, 3 a warning was found.";
-
 /// `vmap-proxy doctor`
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArguments {
@@ -233,13 +223,6 @@ pub struct DoctorArguments {
     #[command(flatten)]
     pub logging: LoggingFlags,
 }
-
-/// Examples of `vmap-proxy completion`.
-pub(super) const COMPLETION_HELP: &str = "\
-Examples:
-  vmap-proxy completion bash > /etc/bash_completion.d/vmap-proxy
-  vmap-proxy completion zsh > \"${fpath[1]}/_vmap-proxy\"
-  vmap-proxy completion fish > ~/.config/fish/completions/vmap-proxy.fish";
 
 /// `vmap-proxy completion`
 #[derive(Debug, Clone, Args)]

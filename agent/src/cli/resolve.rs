@@ -1,19 +1,18 @@
 //! Combines arguments and a configuration file into an action.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use vmap_proxy_compiler::model::config::{DetectLocal, ProxyConfig};
 
 use super::apply::{apply_flags, apply_logging, apply_traffic, inert_flag_warnings};
 use super::flags::{ConfigurationFlags, LoggingFlags, ProxyFlags};
 use super::{
-    AgentArguments, Command, CompileArguments, DoctorArguments, ExplainArguments, GetArguments, GetFormat, Given,
-    Invocation, Listed, OutputFormat, ReportFormat, Shell, StateArguments, StatusArguments, TrafficConfiguration,
-    VerifyArguments, flag_values,
+    AgentArguments, Command, CompileArguments, Given, Invocation, OutputFormat, Shell, StatusArguments,
+    TrafficConfiguration, VerifyArguments, VersionArguments, flag_values,
 };
 use crate::config::addresses::listen_address;
 use crate::config::ignored::ignored_fields;
@@ -22,6 +21,14 @@ use crate::config::validate::parse_cidrs;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
 use crate::query::server;
 use crate::sync_loop::MIN_GAP;
+
+mod questions;
+
+pub use questions::{
+    ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions, JournalOptions, ListOf, StateSource, StatusOptions,
+    VerifyOptions, VersionOptions,
+};
+use questions::{resolve_doctor, resolve_explain, resolve_get, resolve_journal};
 
 /// Flags that apply together with `--config`. All others set fields of the file
 /// and are ignored then. `--health-timeout` and `--cleanup-kube-proxy` exist
@@ -57,6 +64,12 @@ pub enum Action {
     Explain(Box<ExplainOptions>),
     /// List Services, frontends or endpoints.
     Get(Box<GetOptions>),
+    /// List connections.
+    GetConnections(ConnectionsOptions),
+    /// Show the last syncs.
+    Journal(JournalOptions),
+    /// Print the versions of program and agent.
+    Version(VersionOptions),
     /// Show the state of the agent.
     Status(StatusOptions),
     /// Compare the kernel with the agent.
@@ -104,6 +117,21 @@ pub enum Source {
         /// URL that overrides the kubeconfig's (`--master`).
         master: Option<String>,
     },
+}
+
+impl fmt::Display for Source {
+    /// `the API server`, `the files cluster/, more/`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifests(paths) => {
+                let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "the files {}", paths.join(", "))
+            }
+            Self::Kubernetes { master: Some(master), .. } => write!(f, "the API server {master}"),
+            Self::Kubernetes { kubeconfig: Some(path), .. } => write!(f, "the API server of {}", path.display()),
+            Self::Kubernetes { .. } => f.write_str("the API server of this cluster"),
+        }
+    }
 }
 
 /// Options of `vmap-proxy` and `vmap-proxy run`: flags, file and defaults,
@@ -168,85 +196,6 @@ pub struct CompileOptions {
     pub output: OutputFormat,
 }
 
-/// The state that a question is about.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StateSource {
-    /// The state that manifest files make.
-    Files {
-        /// Files or directories of manifests.
-        manifests: Vec<PathBuf>,
-        /// The settings that decide the fate of packets, including the node's name.
-        proxy: Box<ProxyConfig>,
-    },
-    /// The agent of this node, and its kernel.
-    Node {
-        /// The agent's socket.
-        socket: PathBuf,
-        /// The settings, for an answer without an agent.
-        proxy: Box<ProxyConfig>,
-    },
-}
-
-/// Options of `vmap-proxy explain`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ExplainOptions {
-    /// The source of the packet, as it was written; absent: a Service is asked
-    /// about.
-    pub from: Option<String>,
-    /// The destination, as it was written.
-    pub to: String,
-    /// The interface on which the packet arrives, if it was given.
-    pub interface: Option<String>,
-    /// Where the answer comes from.
-    pub source: StateSource,
-    /// Text or JSON.
-    pub output: ReportFormat,
-}
-
-/// Options of `vmap-proxy get`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GetOptions {
-    /// The list.
-    pub listed: Listed,
-    /// Only this Service.
-    pub name: Option<String>,
-    /// Only this namespace.
-    pub namespace: Option<String>,
-    /// Where the answer comes from.
-    pub source: StateSource,
-    /// The format.
-    pub output: GetFormat,
-}
-
-/// Options of `vmap-proxy status`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatusOptions {
-    /// Longest wait in seconds until everything is programmed.
-    pub wait: Option<u64>,
-    /// The agent's socket.
-    pub socket: PathBuf,
-    /// Text or JSON.
-    pub output: ReportFormat,
-}
-
-/// Options of `vmap-proxy verify`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifyOptions {
-    /// The agent's socket.
-    pub socket: PathBuf,
-    /// Text or JSON.
-    pub output: ReportFormat,
-}
-
-/// Options of `vmap-proxy doctor`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DoctorOptions {
-    /// `clusterCIDR` of the configuration.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// Text or JSON.
-    pub output: ReportFormat,
-}
-
 /// Options of `vmap-proxy cleanup` and `--cleanup`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CleanupOptions {
@@ -267,11 +216,17 @@ impl Invocation {
             Some(Command::Compile(arguments)) => resolve_compile(*arguments),
             Some(Command::Explain(arguments)) => resolve_explain(*arguments),
             Some(Command::Get(arguments)) => resolve_get(*arguments),
-            Some(Command::Status(StatusArguments { wait, agent: AgentArguments { socket, output, logging } })) => {
-                Ok(without_configuration(Action::Status(StatusOptions { wait, socket, output }), &logging))
+            Some(Command::Status(StatusArguments { wait, watch, busiest, agent })) => {
+                let AgentArguments { socket, output, logging } = agent;
+                let options = StatusOptions { wait, watch, busiest, socket, output };
+                Ok(without_configuration(Action::Status(options), &logging))
             }
-            Some(Command::Verify(VerifyArguments { agent: AgentArguments { socket, output, logging } })) => {
-                Ok(without_configuration(Action::Verify(VerifyOptions { socket, output }), &logging))
+            Some(Command::Verify(VerifyArguments { digests, agent: AgentArguments { socket, output, logging } })) => {
+                Ok(without_configuration(Action::Verify(VerifyOptions { digests, socket, output }), &logging))
+            }
+            Some(Command::Journal(arguments)) => Ok(resolve_journal(arguments)),
+            Some(Command::Version(VersionArguments { agent: AgentArguments { socket, output, logging } })) => {
+                Ok(without_configuration(Action::Version(VersionOptions { socket, output }), &logging))
             }
             Some(Command::Doctor(arguments)) => resolve_doctor(arguments),
             Some(Command::Completion(arguments)) => {
@@ -464,43 +419,6 @@ fn resolve_compile(arguments: CompileArguments) -> Result<Resolved, ConfigError>
         output: arguments.output,
     };
     Ok(Resolved { action: Action::Compile(Box::new(options)), logging: configuration.logging, warnings })
-}
-
-fn resolve_explain(arguments: ExplainArguments) -> Result<Resolved, ConfigError> {
-    let ExplainArguments { from, to, interface, output, state } = arguments;
-    let (source, logging, warnings) = resolve_state(state)?;
-    let options = ExplainOptions { from, to, interface, source, output };
-    Ok(Resolved { action: Action::Explain(Box::new(options)), logging, warnings })
-}
-
-fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
-    let GetArguments { listed, name, namespace, output, state } = arguments;
-    let (source, logging, warnings) = resolve_state(state)?;
-    let options = GetOptions { listed, name, namespace, source, output };
-    Ok(Resolved { action: Action::Get(Box::new(options)), logging, warnings })
-}
-
-fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
-    let (mut configuration, warnings) = file_or_defaults(arguments.config.as_deref())?;
-    if let Some(ranges) = arguments.cluster_cidr {
-        configuration.cluster_cidr = ranges;
-    }
-    apply_logging(&arguments.logging, &mut configuration);
-    let options = DoctorOptions { cluster_cidrs: configuration.cluster_cidrs()?, output: arguments.output };
-    Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
-}
-
-/// Where the state of a question comes from, with the same configuration as an
-/// agent would have.
-fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec<Warning>), ConfigError> {
-    let (configuration, warnings) = traffic_configuration(&arguments.configuration)?;
-    let name = arguments.node_name.as_ref().unwrap_or(&configuration.hostname_override);
-    let proxy = Box::new(configuration.to_proxy_config(&node_name(name)?)?);
-    let source = match arguments.manifests.is_empty() {
-        true => StateSource::Node { socket: arguments.socket, proxy },
-        false => StateSource::Files { manifests: arguments.manifests, proxy },
-    };
-    Ok((source, configuration.logging, warnings))
 }
 
 /// The configuration of a command that follows no cluster, checked.

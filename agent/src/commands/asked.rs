@@ -14,7 +14,8 @@ use crate::query::answer::answer;
 use crate::query::client::{Client, ClientError};
 use crate::query::offline::Offline;
 use crate::query::protocol::{
-    AddressAnswer, Answer, ElementsAnswer, NodeAnswer, Question, ServicesAnswer, StatusAnswer,
+    AddressAnswer, Answer, ElementsAnswer, JournalAnswer, NodeAnswer, Question, ServiceDigest, ServicesAnswer,
+    StatusAnswer,
 };
 use crate::query::server;
 use crate::source::manifests::SourceError;
@@ -161,6 +162,35 @@ impl Asked {
         match self.ask(&Question::Status)? {
             Answer::Status(answer) => Ok(*answer),
             _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// A page of the journal, the newest sync first.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn journal(&mut self, before: Option<u64>) -> Result<JournalAnswer, AskError> {
+        match self.ask(&Question::Journal { before })? {
+            Answer::Journal(page) => Ok(page),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// The digests of all Services.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn digests(&mut self) -> Result<Vec<ServiceDigest>, AskError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let Answer::Digests(page) = self.ask(&Question::Digests { after })? else {
+                return Err(AskError::Unexpected);
+            };
+            all.extend(page.services);
+            match page.last {
+                Some(last) => after = Some(last),
+                None => return Ok(all),
+            }
         }
     }
 

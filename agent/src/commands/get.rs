@@ -9,7 +9,7 @@ use vmap_proxy_compiler::explain::answer::{FrontendAnswer, PortAnswer, ServiceAn
 
 use super::asked::{AskError, Asked};
 use super::paint::{columns, print};
-use crate::cli::{GetFormat, GetOptions, Listed};
+use crate::cli::{GetFormat, GetOptions, ListOf};
 
 /// The reason why there is no list.
 #[derive(Debug, Error)]
@@ -58,11 +58,11 @@ fn is_no_service(reason: &vmap_proxy_compiler::explain::Decision) -> bool {
     reason.code == vmap_proxy_compiler::explain::Code::NoService
 }
 
-fn table(listed: Listed, services: &[ServiceAnswer], is_wide: bool) -> String {
+fn table(listed: ListOf, services: &[ServiceAnswer], is_wide: bool) -> String {
     let headings: &[&str] = match listed {
-        Listed::Services => &["NAMESPACE", "NAME", "FRONTENDS", "ENDPOINTS", "STATE"],
-        Listed::Frontends => &["NAMESPACE", "NAME", "FRONTEND", "STATE", "CLUSTER", "LOCAL"],
-        Listed::Endpoints => &["NAMESPACE", "NAME", "PORT", "ENDPOINT", "STATE"],
+        ListOf::Services => &["NAMESPACE", "NAME", "FRONTENDS", "ENDPOINTS", "STATE"],
+        ListOf::Frontends => &["NAMESPACE", "NAME", "FRONTEND", "STATE", "CLUSTER", "LOCAL"],
+        ListOf::Endpoints => &["NAMESPACE", "NAME", "PORT", "ENDPOINT", "STATE"],
     };
     let mut rows: Vec<Vec<String>> = vec![headings.iter().map(|heading| (*heading).to_owned()).collect()];
     if is_wide {
@@ -71,12 +71,12 @@ fn table(listed: Listed, services: &[ServiceAnswer], is_wide: bool) -> String {
     for service in services {
         let begin = || vec![service.namespace.clone(), service.name.clone()];
         match listed {
-            Listed::Services => rows.push([begin(), of_service(service, is_wide)].concat()),
-            Listed::Frontends => {
+            ListOf::Services => rows.push([begin(), of_service(service, is_wide)].concat()),
+            ListOf::Frontends => {
                 let frontends = service.ports.iter().flat_map(|port| &port.frontends);
                 rows.extend(frontends.map(|frontend| [begin(), of_frontend(frontend, is_wide)].concat()));
             }
-            Listed::Endpoints => {
+            ListOf::Endpoints => {
                 let endpoints = service.ports.iter().flat_map(|port| of_endpoints(port, is_wide));
                 rows.extend(endpoints.map(|endpoint| [begin(), endpoint].concat()));
             }

@@ -1,23 +1,42 @@
 //! `vmap-proxy status`: the state of the agent on one screen.
 
 use std::fmt::Write as _;
-use std::io;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use thiserror::Error;
 
 use super::asked::{AskError, Asked};
 use super::paint::{Paint, columns, print, rendered};
-use crate::cli::StatusOptions;
-use crate::query::protocol::{StatusAnswer, SyncLine};
+use crate::cli::{ReportFormat, StatusOptions};
+use crate::metrics::ServiceConnections;
+use crate::netlink::Kernel;
+use crate::query::protocol::{JournalEntry, StatusAnswer};
+use crate::run::connections;
 
 /// Not everything is programmed.
 const NOT_IN_STEP: u8 = 3;
 
 /// Time between two questions while it waits.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Services up to which the busiest are always shown: the counters of more take
+/// the kernel too long.
+const FEW_SERVICES: usize = 10_000;
+
+/// Busiest Services that are shown.
+const BUSIEST: usize = 5;
+
+/// Objects of one kind that are named on the screen.
+const NAMED: usize = 5;
+
+/// The API server counts as silent after this time: it sends a bookmark about
+/// each minute.
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// The reason why there is no status.
 #[derive(Debug, Error)]
@@ -33,12 +52,46 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
+/// The answer of the agent, and what the kernel has.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    version: u32,
+    #[serde(flatten)]
+    agent: StatusAnswer,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conntrack: Option<Use>,
+    /// The service ports with most connections, from the counters in the
+    /// kernel; absent in a large cluster without `--busiest`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    busiest: Option<Vec<Busy>>,
+}
+
+/// The use of conntrack.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Use {
+    used: u64,
+    /// 0: no limit.
+    most: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Busy {
+    namespace: String,
+    name: String,
+    port: String,
+    connections: u64,
+}
+
 /// Prints the status; waits before that until everything is programmed, if asked
-/// to.
+/// to, or prints it again and again.
 ///
 /// # Errors
 /// If no agent answers.
 pub fn status(options: &StatusOptions) -> Result<ExitCode, Error> {
+    if let Some(seconds) = options.watch {
+        return watch(options, Duration::from_secs(seconds));
+    }
     let deadline = options.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let status = loop {
         let answer = Asked::agent(&options.socket).and_then(|mut asked| asked.status());
@@ -50,8 +103,33 @@ pub fn status(options: &StatusOptions) -> Result<ExitCode, Error> {
             _ => sleep(PAUSE),
         }
     };
-    print(&rendered(options.output, &status, text)?)?;
-    Ok(if is_in_step(&status) { ExitCode::SUCCESS } else { ExitCode::from(NOT_IN_STEP) })
+    let is_in_step = is_in_step(&status);
+    print(&rendered(options.output, &Status::read(status, options), text)?)?;
+    Ok(if is_in_step { ExitCode::SUCCESS } else { ExitCode::from(NOT_IN_STEP) })
+}
+
+/// Refreshes the screen until the reader is gone or the process is ended. Into
+/// a pipe each status goes behind the one before, as JSON in one line each.
+fn watch(options: &StatusOptions, pause: Duration) -> Result<ExitCode, Error> {
+    loop {
+        let answer = Asked::agent(&options.socket).and_then(|mut asked| asked.status());
+        let shown = match (answer, options.output) {
+            (Ok(answer), ReportFormat::Json) => serde_json::to_string(&Status::read(answer, options))? + "\n",
+            (Ok(answer), ReportFormat::Text) => text(&Status::read(answer, options), Paint::of_terminal()) + "\n",
+            // It may be starting again.
+            (Err(error), _) => format!("{}\n", Paint::of_terminal().bad(&error.to_string())),
+        };
+        let mut out = io::stdout().lock();
+        // To the first line, and nothing below the text.
+        let clear = if out.is_terminal() { "\u{1b}[H\u{1b}[J" } else { "" };
+        let written = out.write_all(format!("{clear}{shown}").as_bytes()).and_then(|()| out.flush());
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            other => other?,
+        }
+        drop(out);
+        sleep(pause);
+    }
 }
 
 fn is_in_step(status: &StatusAnswer) -> bool {
@@ -59,43 +137,193 @@ fn is_in_step(status: &StatusAnswer) -> bool {
     status.ready && !status.pending && !failed
 }
 
-fn text(status: &StatusAnswer, paint: Paint) -> String {
-    let state = match (status.ready, status.pending) {
+impl Status {
+    fn read(agent: StatusAnswer, options: &StatusOptions) -> Self {
+        let is_wanted = options.busiest || agent.services <= FEW_SERVICES;
+        Self { version: 1, agent, conntrack: Use::read(), busiest: is_wanted.then(busiest).flatten() }
+    }
+}
+
+impl Use {
+    /// In this network namespace.
+    fn read() -> Option<Self> {
+        let number = |name: &str| {
+            let text = fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        Some(Self { used: number("nf_conntrack_count")?, most: number("nf_conntrack_max")? })
+    }
+}
+
+/// The service ports with most connections; `None` without permission.
+fn busiest() -> Option<Vec<Busy>> {
+    let mut kernel = Kernel::open().ok()?;
+    let mut all: Vec<ServiceConnections> = connections::read(&mut kernel).to_vec();
+    all.sort_by_key(|service| std::cmp::Reverse(service.connections));
+    let busy = |ServiceConnections { namespace, service, port, connections }| Busy {
+        namespace,
+        name: service,
+        port,
+        connections,
+    };
+    Some(all.into_iter().take(BUSIEST).map(busy).collect())
+}
+
+fn text(status: &Status, paint: Paint) -> String {
+    let agent = &status.agent;
+    let state = match (agent.ready, agent.pending) {
         (false, _) => paint.bad("waits for the first complete list"),
         (true, true) => paint.warning("a change waits to be programmed"),
         (true, false) => paint.good("everything is programmed"),
     };
     let mut text = String::new();
-    let _ = writeln!(text, "{}", paint.heading(&format!("vmap-proxy {} on node {}", status.program, status.node)));
+    let _ = writeln!(text, "{}", paint.heading(&format!("vmap-proxy {} on node {}", agent.program, agent.node)));
     let _ = writeln!(text, "State      {state}");
-    let _ = writeln!(text, "Services   {}, endpoints {}", status.services, status.endpoints);
-    if status.too_large > 0 {
-        let _ =
-            writeln!(text, "Too large  {}", paint.bad(&format!("{} Services are not programmed", status.too_large)));
+    let _ = writeln!(text, "Up         {}", duration(age(agent.started)));
+    let _ = writeln!(text, "Source     {}", source(agent, paint));
+    let _ = writeln!(text, "Services   {}, endpoints {}", agent.services, agent.endpoints);
+    let _ = writeln!(text, "Digest     {}", agent.digest);
+    if let Some(conntrack) = &status.conntrack {
+        let _ = writeln!(text, "Conntrack  {}", conntrack_text(conntrack, paint));
     }
-    if !status.quarantined.is_empty() {
-        let _ = writeln!(text, "Refused    {}", paint.bad(&status.quarantined.join(", ")));
+    if agent.too_large > 0 {
+        let _ = writeln!(text, "Too large  {}", paint.bad(&format!("{} Services are not programmed", agent.too_large)));
     }
-    if !status.syncs.is_empty() {
-        let _ = writeln!(text, "\nLast syncs");
-        text.push_str(&columns("  ", &status.syncs.iter().map(sync).collect::<Vec<_>>()));
+    if !agent.quarantined.is_empty() {
+        let _ = writeln!(text, "Refused    {}", paint.bad(&named(&agent.quarantined)));
+    }
+    let contested = agent.contested.iter();
+    let contested: Vec<String> =
+        contested.map(|one| format!("{} lacks {}, which {} has", one.service, one.frontend, one.holder)).collect();
+    for line in contested.iter().take(NAMED) {
+        let _ = writeln!(text, "Contested  {}", paint.warning(line));
+    }
+    if let Some(more) = contested.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        let _ = writeln!(text, "Contested  and {more} more (-o json)");
+    }
+    push_syncs(&mut text, "Last syncs", agent.syncs.iter());
+    push_syncs(&mut text, "Last comparisons with the kernel", agent.repairs.iter().take(NAMED));
+    if let Some(busiest) = status.busiest.as_ref().filter(|busiest| !busiest.is_empty()) {
+        let _ = writeln!(text, "\nBusiest Services, by connections since their element was made");
+        let row =
+            |one: &Busy| vec![format!("{}/{}:{}", one.namespace, one.name, one.port), one.connections.to_string()];
+        text.push_str(&columns("  ", &busiest.iter().map(row).collect::<Vec<_>>()));
     }
     text
 }
 
-fn sync(sync: &SyncLine) -> Vec<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let age = now.saturating_sub(Duration::from_millis(sync.ended));
-    let kind = if sync.repaired { "compared with the kernel" } else { "changes" };
-    let result = match &sync.failure {
-        Some(failure) => format!("failed: {failure}"),
-        None => sync.changed.join(", "),
+/// The first of some names.
+fn named(names: &[String]) -> String {
+    let mut text = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if let Some(more) = names.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        let _ = write!(text, " and {more} more (-o json)");
+    }
+    text
+}
+
+fn source(agent: &StatusAnswer, paint: Paint) -> String {
+    // The resource that was silent for longest.
+    let Some((resource, received)) = agent.last_received.iter().min_by_key(|(_, received)| **received) else {
+        return paint.heading(&agent.source);
     };
+    let age = age(*received);
+    let line = format!("{}, last heard of {resource} {} ago", agent.source, duration(age));
+    if age > SILENCE { paint.bad(&line) } else { paint.good(&line) }
+}
+
+fn conntrack_text(conntrack: &Use, paint: Paint) -> String {
+    let Use { used, most } = conntrack;
+    // 0 means no limit.
+    match (used * 100).checked_div(*most) {
+        None => format!("{used} connections, no limit"),
+        Some(percent) => {
+            let line = format!("{used} of {most} connections ({percent} %)");
+            if percent < 70 { line } else { paint.bad(&line) }
+        }
+    }
+}
+
+fn push_syncs<'a>(text: &mut String, heading: &str, syncs: impl Iterator<Item = &'a JournalEntry>) {
+    let rows: Vec<Vec<String>> = syncs.map(sync).collect();
+    if !rows.is_empty() {
+        let _ = writeln!(text, "\n{heading}");
+        text.push_str(&columns("  ", &rows));
+    }
+}
+
+fn sync(sync: &JournalEntry) -> Vec<String> {
+    let kind = match (sync.repaired, &sync.culprit) {
+        (false, _) => "changes".to_owned(),
+        (true, None) => "compared with the kernel".to_owned(),
+        (true, Some(who)) => format!("repaired, changed by {who}"),
+    };
+    let services = sync.services.iter().take(3).map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
+    let milliseconds = |microseconds: u64| Duration::from_micros(microseconds).as_secs_f64() * 1000.0;
     vec![
-        format!("{} s ago", age.as_secs()),
-        format!("{:.1} ms", Duration::from_micros(sync.microseconds).as_secs_f64() * 1000.0),
+        format!("{} ago", duration(age(sync.ended))),
+        format!("{:.1} ms", milliseconds(sync.microseconds)),
+        format!("lock {:.1} ms", milliseconds(sync.lock_hold_microseconds)),
         format!("+{} -{} elements", sync.added, sync.removed),
-        kind.to_owned(),
-        result,
+        kind,
+        sync.failure.as_ref().map_or(services, |failure| format!("failed: {failure}")),
     ]
+}
+
+/// The time since a moment in milliseconds since 1970.
+fn age(moment: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(moment))
+}
+
+/// `7 s`, `3 min`, `5 h`, `2 d`
+fn duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::protocol::ContestedLine;
+
+    #[test]
+    fn the_screen_names_what_is_wrong_with_names_escaped() {
+        let agent = StatusAnswer {
+            program: "0.1.0".to_owned(),
+            node: "n1\u{1b}[2J".to_owned(),
+            ready: true,
+            pending: false,
+            services: 2,
+            endpoints: 3,
+            quarantined: vec!["shop/\u{1b}[2J".to_owned()],
+            too_large: 1,
+            contested: vec![ContestedLine {
+                service: "shop/b".to_owned(),
+                frontend: "10.96.0.10 port 80/TCP".to_owned(),
+                holder: "shop/a".to_owned(),
+            }],
+            digest: "00ff".to_owned(),
+            started: 0,
+            source: "the API server https://192.0.2.1:6443".to_owned(),
+            last_received: [("nodes".to_owned(), 0)].into(),
+            syncs: Vec::new(),
+            repairs: Vec::new(),
+        };
+        let conntrack = Some(Use { used: 90, most: 100 });
+        let text = text(&Status { version: 1, agent, conntrack, busiest: None }, Paint::plain());
+        for line in [
+            r"vmap-proxy 0.1.0 on node n1\u{1b}[2J",
+            r"Refused    shop/\u{1b}[2J",
+            "Contested  shop/b lacks 10.96.0.10 port 80/TCP, which shop/a has",
+            "Conntrack  90 of 100 connections (90 %)",
+            "Too large  1 Services are not programmed",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("last heard of nodes"), "{text}");
+    }
 }

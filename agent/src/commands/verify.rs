@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmap_proxy_compiler::digest::Digest;
 use vmap_proxy_compiler::model::Family;
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::chains::Chain;
@@ -20,7 +21,7 @@ use super::asked::{AskError, Asked};
 use super::paint::{Paint, print, rendered};
 use crate::cli::VerifyOptions;
 use crate::netlink::{Kernel, NetlinkError, TableState};
-use crate::query::protocol::{ElementLine, NodeAnswer};
+use crate::query::protocol::{ElementLine, NodeAnswer, ServiceDigest};
 use crate::sync::MAX_LISTED;
 
 /// The kernel differs.
@@ -59,6 +60,12 @@ struct Report {
     digest: String,
     /// The same of what the kernel has under these keys.
     kernel_digest: String,
+    /// The digest of the Services and endpoints, the same on every node that
+    /// was told the same.
+    state_digest: String,
+    /// That of each Service, if it was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<ServiceDigest>,
     differences: Vec<Difference>,
     difference_count: usize,
 }
@@ -94,7 +101,11 @@ pub fn verify(options: &VerifyOptions) -> Result<ExitCode, Error> {
         }
     }
     comparison.surplus()?;
-    let report = comparison.report(node.name);
+    let mut report = comparison.report(node.name);
+    report.state_digest = asked.status()?.digest;
+    if options.digests {
+        report.services = asked.digests()?;
+    }
     print(&rendered(options.output, &report, text)?)?;
     Ok(if report.difference_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
@@ -269,6 +280,8 @@ impl Comparison {
             elements: self.elements,
             digest: format!("{wanted:016x}"),
             kernel_digest: format!("{kernels:016x}"),
+            state_digest: String::new(),
+            services: Vec::new(),
             difference_count: self.differences.len(),
             differences: self.differences.into_iter().take(NAMED).collect(),
         }
@@ -286,21 +299,19 @@ fn by_map(lines: &[ElementLine]) -> Vec<(Family, Map, Vec<&ElementLine>)> {
     grouped.into_iter().map(|((family, map), lines)| (family, map, lines)).collect()
 }
 
-/// 64-bit FNV-1a of one element; the sum over all elements does not depend on
+/// The digest of one element; the sum over all elements does not depend on
 /// their order.
 fn digest(family: Family, map: Map, text: &str) -> u64 {
-    let bytes = [family.keyword(), " ", map.name(), " ", text];
-    bytes
-        .iter()
-        .flat_map(|part| part.bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    Digest::default().text(family.keyword()).text(map.name()).text(text).finish()
 }
 
 fn text(report: &Report, paint: Paint) -> String {
-    let Report { node, elements, digest, difference_count, .. } = report;
+    let Report { node, elements, digest, state_digest, difference_count, .. } = report;
     if *difference_count == 0 {
-        let line =
-            format!("The kernel of node {node} has all {elements} elements and rules, and no others; digest {digest}");
+        let line = format!(
+            "The kernel of node {node} has all {elements} elements and rules, and no others; digest {digest}, of the \
+             state {state_digest}"
+        );
         return paint.good(&line);
     }
     let mut text = paint.bad(&format!("The kernel of node {node} differs: {difference_count} differences"));

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 pub use stale::StaleFlows;
 
-use vmap_proxy_wire::conntrack::{DumpFilter, Flow, dump};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_wire::conntrack::{Connection, DumpFilter, Flow, dump};
 use vmap_proxy_wire::message::Request;
 
 use crate::netlink::SocketError;
@@ -97,6 +98,21 @@ impl Conntrack {
     pub fn open() -> Result<Self, ConntrackError> {
         let open = || Socket::open(Protocol::Netfilter).map_err(ConntrackError::Open);
         Ok(Self { reader: open()?, deleter: open()?, kernel_filters: true })
+    }
+
+    /// Returns the parts that `read` picks from all connections of a family. The kernel walks its whole table.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused, or the table never stood still.
+    pub fn list<T>(
+        &mut self,
+        family: Family,
+        mut read: impl FnMut(&Connection<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, ConntrackError> {
+        let all = DumpFilter { family, protocol: None, port: None, address: None };
+        let listed = self.reader.list(&dump(all), |entry| Connection::decode(entry).and_then(|one| read(&one)));
+        listed.map_err(|error| ConntrackError::of("dump the tracked connections", error))
     }
 
     /// Deletes the stale flows. Call it after the commit, so that a new flow follows the new rules.

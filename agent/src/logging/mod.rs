@@ -44,6 +44,10 @@ const QUIET_LIBRARIES: [&str; 10] = [
 /// The target of the line for each sync, which kube-proxy has from `-v 2` on.
 pub const SYNCS: &str = "vmap_proxy_agent::sync_loop::syncs";
 
+/// The target of the line with the objects and Services behind each sync, from
+/// `-v 3` on.
+pub const SYNC_DETAILS: &str = "vmap_proxy_agent::sync_loop::details";
+
 /// Returns the level for klog's `-v`: up to 3 for operators, 4 and 5 for
 /// cluster developers, from 6 on everything.
 pub fn level(verbosity: u32) -> LevelFilter {
@@ -94,6 +98,9 @@ fn filter(verbosity: u32, variable: Option<&str>) -> EnvFilter {
     if verbosity < 2 {
         directives.push_str(&format!(",{SYNCS}=warn"));
     }
+    if verbosity < 3 {
+        directives.push_str(&format!(",{SYNC_DETAILS}=warn"));
+    }
     if verbosity < 8 {
         for library in QUIET_LIBRARIES {
             directives.push_str(&format!(",{library}=warn"));
@@ -139,6 +146,7 @@ mod tests {
             tracing::trace!("tracing");
             tracing::info!(target: "hyper", "library");
             tracing::info!(target: SYNCS, "each sync");
+            tracing::info!(target: SYNC_DETAILS, "details");
         })
     }
 
@@ -158,15 +166,15 @@ mod tests {
     #[test]
     fn verbosity_decides_what_is_logged() {
         let words = |text: String| {
-            ["information", "each sync", "debugging", "tracing", "library"].map(|word| text.contains(word))
+            ["information", "each sync", "details", "debugging", "tracing", "library"].map(|word| text.contains(word))
         };
-        assert_eq!(words(logged(0, None)), [true, false, false, false, false]);
-        assert_eq!(words(logged(2, None)), [true, true, false, false, false]);
-        assert_eq!(words(logged(3, None)), [true, true, false, false, false]);
-        assert_eq!(words(logged(4, None)), [true, true, true, false, false]);
-        assert_eq!(words(logged(6, None)), [true, true, true, true, false]);
-        assert_eq!(words(logged(8, None)), [true, true, true, true, true]);
-        assert_eq!(words(logged(0, Some("trace"))), [true, true, true, true, true]);
+        assert_eq!(words(logged(0, None)), [true, false, false, false, false, false]);
+        assert_eq!(words(logged(2, None)), [true, true, false, false, false, false]);
+        assert_eq!(words(logged(3, None)), [true, true, true, false, false, false]);
+        assert_eq!(words(logged(4, None)), [true, true, true, true, false, false]);
+        assert_eq!(words(logged(6, None)), [true, true, true, true, true, false]);
+        assert_eq!(words(logged(8, None)), [true, true, true, true, true, true]);
+        assert_eq!(words(logged(0, Some("trace"))), [true, true, true, true, true, true]);
     }
 
     #[test]

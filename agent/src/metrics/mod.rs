@@ -122,6 +122,7 @@ pub struct Metrics {
     elements_changed: MetricFamily<OperationLabel, Counter>,
     quarantined_services: Gauge,
     flush_proof: Gauge,
+    state_digest: Gauge,
     drift_repairs: Counter,
     foreign_removed: MetricFamily<KindLabel, Counter>,
     dns: Option<DnsMetrics>,
@@ -186,6 +187,7 @@ impl Metrics {
             elements_changed: MetricFamily::default(),
             quarantined_services: Gauge::default(),
             flush_proof: Gauge::default(),
+            state_digest: Gauge::default(),
             drift_repairs: Counter::default(),
             foreign_removed: MetricFamily::default(),
             dns: None,
@@ -196,6 +198,12 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process::new(proc)));
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// The digest of the state: its upper 52 bits, which a number of Prometheus
+    /// holds exactly.
+    pub fn set_state_digest(&self, digest: u64) {
+        self.state_digest.set((digest >> 12).cast_signed());
     }
 
     /// Serves the metrics of the DNS server as well.
@@ -313,6 +321,11 @@ impl Metrics {
             "flush_proof",
             "1 if the kernel keeps other programs from flushing or changing our tables, else 0",
             self.flush_proof.clone(),
+        );
+        registry.register(
+            "state_digest",
+            "Digest of the programmed Services and endpoints, the same on every node that was told the same",
+            self.state_digest.clone(),
         );
         registry.register(
             "drift_repairs",

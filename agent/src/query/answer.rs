@@ -1,6 +1,6 @@
 //! Answers from the store and the planner.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use vmap_proxy_compiler::evaluate::{Host, Packet};
 use vmap_proxy_compiler::explain::Known;
@@ -13,9 +13,10 @@ use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::target::Target;
 
+use super::journal::Journal;
 use super::protocol::{
-    AddressAnswer, Answer, ElementLine, ElementsAnswer, NodeAnswer, PAGE, Place, Question, RulesOf, ServicesAnswer,
-    StatusAnswer, SyncLine,
+    AddressAnswer, Answer, ContestedLine, DigestsAnswer, ElementLine, ElementsAnswer, NodeAnswer, PAGE, Place,
+    Question, RulesOf, ServiceDigest, ServicesAnswer, StatusAnswer,
 };
 
 /// Endpoints in one page of Services, at which a page ends early: a Service may
@@ -29,6 +30,9 @@ const SEARCHED: usize = 4096;
 /// Elements in one page, at which a page ends early.
 const PAGE_ELEMENTS: usize = 4096;
 
+/// Digests in one page.
+const PAGE_DIGESTS: usize = 2048;
+
 /// The state that a question is about.
 #[derive(Debug, Clone, Copy)]
 pub struct State<'a> {
@@ -40,8 +44,10 @@ pub struct State<'a> {
     pub ready: bool,
     /// Whether a change waits to be programmed.
     pub pending: bool,
-    /// The last syncs, the newest first.
-    pub syncs: &'a VecDeque<SyncLine>,
+    /// The digest of the state.
+    pub digest: u64,
+    /// The last syncs.
+    pub journal: &'a Journal,
 }
 
 /// Answers one question. The work depends on the Services that it is about, or on
@@ -75,6 +81,8 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
         }
         Question::Elements { only, after } => Answer::Elements(elements(state, only.as_deref(), after.as_deref())),
         Question::Status => Answer::Status(Box::new(status(state))),
+        Question::Journal { before } => Answer::Journal(state.journal.page(*before)),
+        Question::Digests { after } => Answer::Digests(digests(store, after.as_deref())),
     }
 }
 
@@ -198,6 +206,48 @@ fn status(state: &State<'_>) -> StatusAnswer {
         endpoints: state.store.endpoint_count(),
         quarantined,
         too_large: state.planner.too_large(),
-        syncs: state.syncs.iter().cloned().collect(),
+        contested: contested(state.planner),
+        digest: digest_text(state.digest),
+        // The server knows these.
+        started: 0,
+        source: String::new(),
+        last_received: BTreeMap::new(),
+        syncs: state.journal.syncs(),
+        repairs: state.journal.repairs(),
     }
+}
+
+/// A digest as it is printed.
+pub fn digest_text(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+fn contested(planner: &Planner) -> Vec<ContestedLine> {
+    let denied = Family::ALL.into_iter().flat_map(|family| planner.contested(family));
+    let mut lines: Vec<ContestedLine> = denied
+        .take(PAGE)
+        .map(|denied| ContestedLine {
+            service: denied.name.to_string(),
+            frontend: denied.claim.to_string(),
+            holder: denied.holder.to_string(),
+        })
+        .collect();
+    lines.sort_unstable();
+    // A NodePort is contested in both families.
+    lines.dedup();
+    lines
+}
+
+fn digests(store: &Store, after: Option<&str>) -> DigestsAnswer {
+    let mut page = DigestsAnswer { services: Vec::new(), last: None };
+    for (name, entry) in store.after(after.map(service_name).as_ref()) {
+        if page.services.len() == PAGE_DIGESTS {
+            page.last = page.services.last().map(|last| last.name.clone());
+            return page;
+        }
+        if entry.service.values().any(Option::is_some) {
+            page.services.push(ServiceDigest { name: name.to_string(), digest: digest_text(entry.digest()) });
+        }
+    }
+    page
 }

@@ -6,11 +6,11 @@
 //! * [`offline`]: the state that files make;
 //! * [`server`]: the Unix socket of an agent; [`client`]: asks it;
 //! * [`kernel`]: the elements of one frontend as the kernel has them;
-//! * [`history`]: the last syncs.
+//! * [`journal`]: the last syncs with their causes.
 
 pub mod answer;
 pub mod client;
-pub mod history;
+pub mod journal;
 pub mod kernel;
 pub mod offline;
 pub mod protocol;

@@ -2,17 +2,17 @@
 //! the addresses on the node's interfaces are assumed to be those of its Node
 //! object.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde_json::Value;
 use vmap_proxy_compiler::model::convert::parse_address;
+use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{ProxyConfig, Store};
 use vmap_proxy_compiler::plan::Planner;
 
 use super::answer::State;
-use super::protocol::SyncLine;
+use super::journal::Journal;
 use crate::files::read;
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::yaml;
@@ -22,7 +22,7 @@ use crate::yaml;
 pub struct Offline {
     store: Store,
     planner: Planner,
-    syncs: VecDeque<SyncLine>,
+    journal: Journal,
     manifests: ManifestSource,
 }
 
@@ -39,13 +39,16 @@ impl Offline {
         }
         let mut store = Store::new(proxy.node_name.clone());
         changes.into_iter().for_each(|change| store.take(change.checked));
+        let names: Vec<ServiceName> = store.dirty().cloned().collect();
+        names.iter().for_each(|name| store.renew_digest(name));
         let planner = vmap_proxy_compiler::program(proxy, &mut store);
-        Ok(Self { store, planner, syncs: VecDeque::new(), manifests })
+        Ok(Self { store, planner, journal: Journal::default(), manifests })
     }
 
     /// The state, to be asked.
     pub fn state(&self) -> State<'_> {
-        State { store: &self.store, planner: &self.planner, ready: true, pending: false, syncs: &self.syncs }
+        let (store, planner, journal) = (&self.store, &self.planner, &self.journal);
+        State { store, planner, ready: true, pending: false, digest: store.digest(), journal }
     }
 
     /// The address of a Pod, from a Pod object or from a slice that refers to

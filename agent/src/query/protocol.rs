@@ -5,6 +5,7 @@
 //! `{"version":1,"error":"…"}`. New questions and new fields may come at any time
 //! and do not change the version.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -95,6 +96,19 @@ pub enum Question {
     },
     /// The state of the agent.
     Status,
+    /// The last syncs, the newest first.
+    Journal {
+        /// Only those before the one of this number: the `last` of the page
+        /// before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<u64>,
+    },
+    /// The digests of the next Services.
+    Digests {
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
 }
 
 /// A reply.
@@ -137,6 +151,10 @@ pub enum Answer {
     Elements(ElementsAnswer),
     /// To [`Question::Status`].
     Status(Box<StatusAnswer>),
+    /// To [`Question::Journal`].
+    Journal(JournalAnswer),
+    /// To [`Question::Digests`].
+    Digests(DigestsAnswer),
 }
 
 /// An address and a port.
@@ -254,14 +272,73 @@ pub struct StatusAnswer {
     pub quarantined: Vec<String>,
     /// The number of Services that are too large, counted per family.
     pub too_large: usize,
-    /// The last syncs, the newest first.
-    pub syncs: Vec<SyncLine>,
+    /// Frontends that a Service wants and an older one has, at most [`PAGE`].
+    pub contested: Vec<ContestedLine>,
+    /// The digest of the state, in 16 hexadecimal digits: the same on every node
+    /// that was told the same.
+    pub digest: String,
+    /// When the agent started, in milliseconds since 1970.
+    pub started: u64,
+    /// Where the objects come from.
+    pub source: String,
+    /// When the API server last sent anything about each resource, in
+    /// milliseconds since 1970; empty without an API server.
+    pub last_received: BTreeMap<String, u64>,
+    /// The last syncs, the newest first, at most [`SYNCS`].
+    pub syncs: Vec<JournalEntry>,
+    /// The last syncs in which the kernel was read and compared, the newest
+    /// first, at most [`SYNCS`].
+    pub repairs: Vec<JournalEntry>,
 }
 
-/// One sync.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Syncs in a [`StatusAnswer`], at most.
+pub const SYNCS: usize = 10;
+
+/// A frontend that two Services want.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SyncLine {
+pub struct ContestedLine {
+    /// The Service that does not get it.
+    pub service: String,
+    /// The frontend.
+    pub frontend: String,
+    /// The Service that has it.
+    pub holder: String,
+}
+
+/// One page of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalAnswer {
+    /// The syncs, the newest first.
+    pub entries: Vec<JournalEntry>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<u64>,
+}
+
+/// One page of digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestsAnswer {
+    /// The Services with rules.
+    pub services: Vec<ServiceDigest>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
+/// The digest of one Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDigest {
+    /// `namespace/name`
+    pub name: String,
+    /// 16 hexadecimal digits.
+    pub digest: String,
+}
+
+/// One sync, as the journal keeps it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalEntry {
+    /// Its number since the agent started, from 1 on.
+    pub number: u64,
     /// When it ended, in milliseconds since 1970.
     pub ended: u64,
     /// Its duration in microseconds.
@@ -270,15 +347,63 @@ pub struct SyncLine {
     pub added: usize,
     /// Removed elements.
     pub removed: usize,
+    /// Operations on tables, chains, rules and maps.
+    pub objects: usize,
     /// Commits.
     pub commits: usize,
+    /// The longest time in microseconds for which a commit kept other writers
+    /// of nftables waiting, at most.
+    pub lock_hold_microseconds: u64,
+    /// The objects that changed, the first of them.
+    pub causes: Vec<JournalCause>,
+    /// The number of all objects that changed.
+    pub cause_count: usize,
+    /// The Services whose elements changed, the first of them; `node` are the
+    /// elements of the node itself.
+    pub services: Vec<JournalService>,
+    /// Whether there were more.
+    pub more_services: bool,
+    /// The addresses of frontends and endpoints in the changed elements, the
+    /// first of them.
+    pub addresses: Vec<IpAddr>,
+    /// Whether there were more.
+    pub more_addresses: bool,
     /// Whether the kernel was read and compared.
     pub repaired: bool,
-    /// The Services that changed, at most 3 of them.
-    pub changed: Vec<String>,
+    /// The process that changed our tables before, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub culprit: Option<String>,
+    /// What was not ours and was removed or undone.
+    pub cleaned: Vec<String>,
+    /// The Services that the kernel refused, the first of them.
+    pub refused: Vec<String>,
     /// The cause, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// An object that changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalCause {
+    /// `Service shop/cart`
+    pub object: String,
+    /// `applied` or `deleted`.
+    pub change: String,
+    /// `resourceVersion 1234`, or the file and line.
+    pub origin: String,
+}
+
+/// The elements of one Service that changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalService {
+    /// `namespace/name`, or `node`.
+    pub name: String,
+    /// Added elements.
+    pub added: usize,
+    /// Removed elements.
+    pub removed: usize,
 }
 
 impl From<&SkeletonConfig> for RulesOf {

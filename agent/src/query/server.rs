@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
+use crate::metrics::Metrics;
 
 /// The default path of the socket.
 pub const DEFAULT_PATH: &str = "/run/vmap-proxy/agent.sock";
@@ -51,9 +52,36 @@ pub fn channel() -> (mpsc::Sender<Asked>, mpsc::Receiver<Asked>) {
     mpsc::channel(WAITING)
 }
 
+/// What the server itself adds to an answer.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// When the agent started.
+    pub started: SystemTime,
+    /// Where the objects come from.
+    pub source: String,
+    /// Know when the API server last sent anything.
+    pub metrics: Metrics,
+}
+
+impl Facts {
+    fn add_to(&self, answer: &mut Answer) {
+        let Answer::Status(status) = answer else { return };
+        status.started = milliseconds(self.started);
+        status.source.clone_from(&self.source);
+        let last = self.metrics.api_last_received().into_iter();
+        status.last_received = last.map(|(resource, time)| (resource.to_owned(), milliseconds(time))).collect();
+    }
+}
+
+/// Milliseconds since 1970.
+fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Serves questions for ever; if it can't listen, it tries again. Without a path
 /// nothing is served.
-pub async fn serve(path: Option<PathBuf>, questions: mpsc::Sender<Asked>) -> Infallible {
+pub async fn serve(path: Option<PathBuf>, questions: mpsc::Sender<Asked>, facts: Facts) -> Infallible {
     let Some(path) = path else { return std::future::pending().await };
     let mut reported = None;
     loop {
@@ -61,7 +89,7 @@ pub async fn serve(path: Option<PathBuf>, questions: mpsc::Sender<Asked>) -> Inf
             Ok(listening) => {
                 reported = None;
                 tracing::debug!("questions are answered at {}", path.display());
-                accept(&listening.listener, &questions).await;
+                accept(&listening.listener, &questions, &facts).await;
             }
             Err(error) => {
                 let text = error.to_string();
@@ -135,15 +163,15 @@ fn check_free(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn accept(listener: &UnixListener, questions: &mpsc::Sender<Asked>) {
+async fn accept(listener: &UnixListener, questions: &mpsc::Sender<Asked>, facts: &Facts) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let questions = questions.clone();
+                let (questions, facts) = (questions.clone(), facts.clone());
                 tokio::spawn(async move {
-                    converse(stream, &questions).await;
+                    converse(stream, &questions, &facts).await;
                     drop(place);
                 });
             }
@@ -156,7 +184,7 @@ async fn accept(listener: &UnixListener, questions: &mpsc::Sender<Asked>) {
 }
 
 /// Answers the questions of one client until it hangs up or is silent.
-async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>) {
+async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>, facts: &Facts) {
     let (reading, mut writing) = stream.into_split();
     let mut reading = BufReader::new(reading);
     loop {
@@ -168,7 +196,7 @@ async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>) {
         }
         let is_complete = line.last() == Some(&b'\n');
         let result = match is_complete {
-            true => answer(&line, questions).await,
+            true => answer(&line, questions, facts).await,
             false => Outcome::Error(format!("a question is one line of at most {QUESTION_BYTES} bytes")),
         };
         let Ok(mut text) = serde_json::to_vec(&Reply { version: VERSION, result }) else { return };
@@ -180,7 +208,7 @@ async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>) {
     }
 }
 
-async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>) -> Outcome {
+async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>, facts: &Facts) -> Outcome {
     let ask: Ask = match serde_json::from_slice(line) {
         Ok(ask) => ask,
         Err(error) => return Outcome::Error(format!("this is no question that this agent knows: {error}")),
@@ -194,7 +222,10 @@ async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>) -> Outcome {
         return Outcome::Error("the agent is ending".to_owned());
     }
     match answered.await {
-        Ok(answer) => Outcome::Answer(answer),
+        Ok(mut answer) => {
+            facts.add_to(&mut answer);
+            Outcome::Answer(answer)
+        }
         Err(_) => Outcome::Error("the agent is ending".to_owned()),
     }
 }
@@ -225,6 +256,7 @@ mod tests {
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let (questions, mut asked) = channel();
+                let facts = Facts { started: UNIX_EPOCH, source: String::new(), metrics: Metrics::new() };
                 let answering = async {
                     while let Some(Asked { reply, .. }) = asked.recv().await {
                         let _ = reply.send(Answer::Destination(None));
@@ -232,7 +264,7 @@ mod tests {
                 };
                 runtime.block_on(async {
                     tokio::select! {
-                        never = serve(Some(path), questions) => match never {},
+                        never = serve(Some(path), questions, facts) => match never {},
                         () = answering => {}
                         _ = stopped => {}
                     }

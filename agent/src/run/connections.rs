@@ -49,7 +49,8 @@ impl Counters {
     }
 }
 
-fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
+/// Reads the connections of each service port that had any.
+pub(crate) fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
     let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
     for family in super::families() {
         for map in [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)] {

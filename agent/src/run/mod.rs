@@ -1,7 +1,7 @@
 //! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the modules
 //! together: a source, the sync loop, and their observers.
 
-mod connections;
+pub(crate) mod connections;
 mod names;
 mod node;
 mod own_node;
@@ -35,7 +35,7 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
 use crate::process;
-use crate::query::server::{self, Asked};
+use crate::query::server::{self, Asked, Facts};
 use crate::source::Event;
 use crate::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
 use crate::source::manifests::{ManifestSource, SourceError};
@@ -147,6 +147,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (status, watched) = watch::channel(Status::default());
     let metrics_of_source = metrics.clone();
     let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period };
+    let facts = Facts { started: SystemTime::now(), source: options.source.to_string(), metrics: metrics.clone() };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         flush_proof: options.configuration.nftables.flush_proof,
@@ -168,7 +169,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         }
         failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
         failed = serve_metrics(&options, metrics, questions.clone()) => failed.map(|never| match never {}),
-        never = server::serve(options.query_socket.clone(), questions) => match never {},
+        never = server::serve(options.query_socket.clone(), questions, facts) => match never {},
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
         () = follow_names => Ok(()),

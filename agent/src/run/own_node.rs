@@ -379,6 +379,7 @@ impl<'a> OwnNode<'a> {
             triggered: None,
             node_marks: Some(NodeMarks::default()),
             names: None,
+            resource_version: None,
         }])
     }
 

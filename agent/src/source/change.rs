@@ -28,6 +28,8 @@ pub struct ObjectChange {
     pub node_marks: Option<NodeMarks>,
     /// The names of the object, if the source is configured to read them.
     pub names: Option<Box<NameContent>>,
+    /// `metadata.resourceVersion`, if it came from an API server.
+    pub resource_version: Option<Box<str>>,
 }
 
 /// The place where an object was read.
@@ -76,7 +78,12 @@ impl ObjectChange {
             Change::Apply(Object::Node(node)) => (None, Some(NodeMarks::of(node))),
             Change::Apply(_) | Change::Delete(_) | Change::Keep(_) => (None, None),
         };
-        (Self { checked, origin, triggered, node_marks, names: None }, problems)
+        let resource_version = match change {
+            Change::Apply(object) => Some(object.metadata().resource_version.as_str()),
+            Change::Delete(_) | Change::Keep(_) => None,
+        };
+        let resource_version = resource_version.filter(|version| !version.is_empty()).map(Box::from);
+        (Self { checked, origin, triggered, node_marks, names: None, resource_version }, problems)
     }
 
     /// Like [`read`](Self::read), and reads the object's names for DNS as well.
@@ -104,7 +111,7 @@ impl ObjectChange {
     /// The object is gone.
     pub fn gone(object: ObjectRef, origin: Origin) -> Self {
         let checked = CheckedChange::of(object, Content::Gone);
-        Self { checked, origin, triggered: None, node_marks: None, names: None }
+        Self { checked, origin, triggered: None, node_marks: None, names: None, resource_version: None }
     }
 
     /// The identity of the object.

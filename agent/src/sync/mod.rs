@@ -2,7 +2,7 @@
 //! keeps the kernel equal to the programmed state.
 //!
 //! * [`Syncer`]: one change or many, committed as ordered transactions;
-//! * [`report`]: the report of a sync;
+//! * [`report`]: the report of a sync, with what it [touched];
 //! * `repair`: the start, and the repair after a refusal or a foreign change;
 //! * `compare`: reads the kernel's tables, and removes foreign objects from them;
 //! * `replace`: replaces a table that can't be changed in place;
@@ -17,11 +17,13 @@ mod pipeline;
 mod repair;
 mod replace;
 pub mod report;
+pub mod touched;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vmap_proxy_compiler::digest::Digest;
 use vmap_proxy_compiler::model::convert::Problem;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
@@ -114,6 +116,8 @@ pub struct Syncer {
     monitor: Option<Monitor>,
     /// Foreign changes that have not been reported yet.
     seen: Vec<Observed>,
+    /// Services whose digest is to be renewed when a sync has succeeded.
+    undigested: Vec<ServiceName>,
     /// The earlier state of Services that changed in failed syncs: the next
     /// successful sync has to report them.
     untold: HashMap<ServiceName, Arc<Programmed>>,
@@ -168,6 +172,7 @@ impl Syncer {
             max_listed: MAX_LISTED,
             monitor: None,
             seen: Vec::new(),
+            undigested: Vec::new(),
             untold: HashMap::new(),
         }
     }
@@ -187,6 +192,14 @@ impl Syncer {
     /// Returns the programmed state.
     pub fn planner(&self) -> &Planner {
         &self.planner
+    }
+
+    /// The digest of everything that is programmed: the same on every node that
+    /// was told the same, and on which no Service is in quarantine.
+    pub fn digest(&self) -> u64 {
+        let quarantined =
+            self.planner.quarantined().map(|name| Digest::default().text("quarantined").text(name.text()).finish());
+        quarantined.fold(self.store.digest(), u64::wrapping_add)
     }
 
     /// The kernel, for read-back.
@@ -269,6 +282,7 @@ impl Syncer {
         let begun = Instant::now();
         let mut report = SyncReport::default();
         self.see_foreign_changes();
+        self.undigested.extend(self.store.dirty().cloned());
         let damaged = std::mem::take(&mut self.damaged);
         let outcome =
             if self.initialised && !damaged { self.sync_changes(&mut report) } else { self.repair(&mut report) };
@@ -281,6 +295,7 @@ impl Syncer {
         report.duration = begun.elapsed();
         if outcome.is_ok() {
             self.sweep(&mut report);
+            std::mem::take(&mut self.undigested).iter().for_each(|name| self.store.renew_digest(name));
         }
         Attempt { report, failure: outcome.err() }
     }
@@ -414,6 +429,10 @@ fn commit(
     }
     if transaction.operations.is_empty() {
         return Ok(());
+    }
+    // From `-v 6` on.
+    if tracing::enabled!(tracing::Level::TRACE) {
+        transaction.operations.iter().for_each(|operation| tracing::trace!("{operation}"));
     }
     let commit = kernel.commit(transaction)?;
     report.add(transaction, &commit);

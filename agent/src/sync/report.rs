@@ -7,6 +7,7 @@ use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 
+use super::touched::Touched;
 use crate::netlink::CommitReport;
 
 /// The report of one sync.
@@ -47,6 +48,8 @@ pub struct SyncReport {
     /// The foreign objects and changes in our tables, which were removed or
     /// undone.
     pub cleaned: Vec<Cleaned>,
+    /// The first Services and addresses of the committed operations.
+    pub touched: Touched,
 }
 
 /// A foreign change to our tables that was undone.
@@ -83,6 +86,7 @@ impl SyncReport {
         self.lock_holds.push(commit.in_kernel);
         self.encoding += commit.encoding;
         for operation in &transaction.operations {
+            self.touched.note(operation);
             match operation.action {
                 Action::AddElement(_) => self.added += 1,
                 Action::DeleteElement(_) => self.removed += 1,

@@ -1,7 +1,6 @@
 //! A server with the state of a large cluster, without a kernel: compiled as for
 //! a first sync, and asked as a running agent's sync thread is.
 
-use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::LazyLock;
 use std::thread;
@@ -11,7 +10,8 @@ use tokio::sync::mpsc;
 use vmap_proxy_agent::health::listen::Listen;
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::query::answer::{State, answer};
-use vmap_proxy_agent::query::protocol::SyncLine;
+use vmap_proxy_agent::query::journal::Journal;
+use vmap_proxy_agent::query::protocol::{JournalEntry, JournalService};
 use vmap_proxy_agent::query::server::{self, Asked};
 use vmap_proxy_agent::status_page;
 use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
@@ -61,27 +61,29 @@ fn answer_all(mut asked: mpsc::Receiver<Asked>, programmed: &std::sync::mpsc::Se
     }
     let config = ProxyConfig { node_name: "node-1".to_owned(), ..ProxyConfig::default() };
     let planner = vmap_proxy_compiler::program(config, &mut store);
-    let syncs = syncs();
-    let state = State { store: &store, planner: &planner, ready: true, pending: false, syncs: &syncs };
+    let journal = journal();
+    let (store, planner, journal) = (&store, &planner, &journal);
+    let state = State { store, planner, ready: true, pending: false, digest: 0, journal };
     programmed.send(()).unwrap();
     while let Some(Asked { question, reply }) = asked.blocking_recv() {
         let _ = reply.send(answer(&state, &question));
     }
 }
 
-fn syncs() -> VecDeque<SyncLine> {
-    let sync = |ended: u64, microseconds: u64, changed: &str, failure: Option<&str>| SyncLine {
+fn journal() -> Journal {
+    let sync = |ended: u64, microseconds: u64, changed: &str, failure: Option<&str>| JournalEntry {
         ended: 1_790_000_000_000 + ended,
         microseconds,
         added: 3,
         removed: 1,
         commits: 1,
         repaired: microseconds > 100_000,
-        changed: vec![changed.to_owned()],
+        services: vec![JournalService { name: changed.to_owned(), added: 3, removed: 1 }],
         failure: failure.map(str::to_owned),
+        ..JournalEntry::default()
     };
     let hostile = format!("{HOSTILE_NAMESPACE}/{HOSTILE_NAME}");
-    VecDeque::from([
+    Journal::from_iter([
         sync(9_000, 310, &hostile, None),
         sync(8_000, 2_000, "", Some("<b>refused</b> by the kernel")),
         sync(7_000, 480, "team-001/backend-000001", None),

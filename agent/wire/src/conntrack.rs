@@ -1,4 +1,4 @@
-//! ctnetlink messages: the few that cleaning needs.
+//! ctnetlink messages: those that cleaning and lists of connections need.
 //!
 //! The identity of a flow is kept as the kernel wrote it and sent back without interpretation, so that new attributes
 //! of a newer kernel still name the same flow.
@@ -12,6 +12,10 @@ use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use crate::message::{Attributes, Message, Request};
 use crate::nf_tables::family_number;
 use crate::uapi::*;
+
+mod connection;
+
+pub use connection::{Connection, Direction, TcpState};
 
 /// The message type of a dump's answer.
 pub const ENTRY: u16 = message_type(IPCTNL_MSG_CT_NEW);
@@ -83,30 +87,13 @@ struct Identity<'a> {
 impl<'a> Flow<'a> {
     /// Reads an entry of a dump; `None` if it isn't UDP or SCTP, or is malformed.
     pub fn decode(message: &Message<'a>) -> Option<Self> {
-        let (family, attributes) = message.body()?;
-        let mut identity = Identity { family, ..Identity::default() };
-        let (mut original, mut reply, mut status) = (None, None, 0);
-        for attribute in attributes {
-            match attribute.kind {
-                CTA_TUPLE_ORIG => {
-                    identity.tuple = attribute.payload;
-                    original = Some(Tuple::decode(attribute.nested())?);
-                }
-                CTA_TUPLE_REPLY => reply = Some(Tuple::decode(attribute.nested())?),
-                CTA_STATUS => status = attribute.be32()?,
-                CTA_ZONE => identity.zone = Some(attribute.payload),
-                CTA_ID => identity.id = Some(attribute.payload),
-                _ => {}
-            }
-        }
-        let (original, reply) = (original?, reply?);
-        let (address, port) = original.destination?;
-        let (endpoint_address, endpoint_port) = reply.source?;
+        let connection = Connection::decode(message).filter(|connection| connection.protocol != Protocol::Tcp)?;
+        let Connection { protocol, destination, endpoint, translated, in_zone, identity, .. } = connection;
         Some(Self {
-            frontend: FrontendKey { address, protocol: original.protocol, port },
-            endpoint: Endpoint { address: endpoint_address, port: endpoint_port },
-            translated: status & IPS_DST_NAT != 0,
-            in_zone: original.in_zone || identity.zone.is_some_and(|zone| zone.iter().any(|byte| *byte != 0)),
+            frontend: FrontendKey { address: destination.ip(), protocol, port: destination.port() },
+            endpoint: Endpoint { address: endpoint.ip(), port: endpoint.port() },
+            translated,
+            in_zone,
             identity,
         })
     }
@@ -120,10 +107,16 @@ impl<'a> Flow<'a> {
     /// The request to delete this flow and no other: by its original tuple, and, since another flow may have taken
     /// its place since it was read, by its identifier, which depends on the reply tuple too.
     pub fn deletion(&self) -> Request {
-        Request::new(message_type(IPCTNL_MSG_CT_DELETE), self.identity.family, |w| {
+        self.identity.deletion()
+    }
+}
+
+impl Identity<'_> {
+    fn deletion(&self) -> Request {
+        Request::new(message_type(IPCTNL_MSG_CT_DELETE), self.family, |w| {
             // Never without a tuple, which would mean "all flows" to the kernel.
-            w.nest(CTA_TUPLE_ORIG, |w| w.raw(self.identity.tuple));
-            for (kind, value) in [(CTA_ZONE, self.identity.zone), (CTA_ID, self.identity.id)] {
+            w.nest(CTA_TUPLE_ORIG, |w| w.raw(self.tuple));
+            for (kind, value) in [(CTA_ZONE, self.zone), (CTA_ID, self.id)] {
                 if let Some(value) = value {
                     w.attribute(kind, value);
                 }
@@ -174,7 +167,7 @@ fn decode_addresses(attributes: Attributes<'_>) -> [Option<IpAddr>; 2] {
     addresses
 }
 
-/// The protocol, if it is UDP or SCTP, with source and destination port.
+/// The protocol, if it has ports, with source and destination port.
 fn decode_protocol(attributes: Attributes<'_>) -> (Option<Protocol>, [Option<u16>; 2]) {
     let (mut protocol, mut ports) = (None, [None, None]);
     for attribute in attributes {
@@ -185,7 +178,7 @@ fn decode_protocol(attributes: Attributes<'_>) -> (Option<Protocol>, [Option<u16
             _ => {}
         }
     }
-    (protocol.filter(|protocol| *protocol != Protocol::Tcp), ports)
+    (protocol, ports)
 }
 
 #[cfg(test)]

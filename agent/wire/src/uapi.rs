@@ -62,6 +62,10 @@ numbers! {
         CTA_TUPLE_ORIG = 1,
         CTA_TUPLE_REPLY = 2,
         CTA_STATUS = 3,
+        CTA_PROTOINFO = 4,
+        CTA_TIMEOUT = 7,
+        CTA_COUNTERS_ORIG = 9,
+        CTA_COUNTERS_REPLY = 10,
         CTA_ID = 12,
         CTA_ZONE = 18,
         CTA_FILTER = 25,
@@ -84,6 +88,16 @@ numbers! {
         CTA_PROTO_NUM = 1,
         CTA_PROTO_SRC_PORT = 2,
         CTA_PROTO_DST_PORT = 3,
+    }
+    /// `enum ctattr_protoinfo`, and of TCP `enum ctattr_protoinfo_tcp`
+    u16 {
+        CTA_PROTOINFO_TCP = 1,
+        CTA_PROTOINFO_TCP_STATE = 1,
+    }
+    /// `enum ctattr_counters`
+    u16 {
+        CTA_COUNTERS_PACKETS = 1,
+        CTA_COUNTERS_BYTES = 2,
     }
     /// `enum ctattr_filter`
     u16 {

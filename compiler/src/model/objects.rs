@@ -401,13 +401,24 @@ impl std::fmt::Display for ObjectRef {
 impl Object {
     /// Returns the identity of this object.
     pub fn reference(&self) -> ObjectRef {
-        let (kind, metadata) = match self {
-            Object::Service(object) => (Kind::Service, &object.metadata),
-            Object::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
-            Object::Node(object) => (Kind::Node, &object.metadata),
-            Object::ServiceCidr(object) => (Kind::ServiceCidr, &object.metadata),
+        let kind = match self {
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Node(_) => Kind::Node,
+            Object::ServiceCidr(_) => Kind::ServiceCidr,
         };
+        let metadata = self.metadata();
         ObjectRef { kind, namespace: metadata.namespace.clone(), name: metadata.name.clone() }
+    }
+
+    /// Returns the metadata of this object.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::Service(object) => &object.metadata,
+            Object::EndpointSlice(object) => &object.metadata,
+            Object::Node(object) => &object.metadata,
+            Object::ServiceCidr(object) => &object.metadata,
+        }
     }
 }
 

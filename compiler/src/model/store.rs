@@ -45,9 +45,16 @@ pub struct ServiceEntry {
     /// The unused parts of the Service object.
     left_out: LeftOut,
     list: u32,
+    /// Its part in [`Store::digest`].
+    digest: u64,
 }
 
 impl ServiceEntry {
+    /// Its digest when it was renewed last: see [`crate::digest`].
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
     /// Returns whether the Service object itself exists, with rules or without.
     pub fn exists(&self) -> bool {
         self.known
@@ -95,6 +102,8 @@ pub struct Store {
     port_names: HashSet<Arc<str>>,
     service_count: usize,
     endpoint_count: usize,
+    /// The sum of the digests of all Services.
+    digest: u64,
     dirty: HashSet<ServiceName>,
     /// Changed Services in the order in which they are planned.
     planned_next: VecDeque<ServiceName>,
@@ -148,6 +157,20 @@ impl Store {
     /// Returns the number of endpoints in all slices.
     pub fn endpoint_count(&self) -> usize {
         self.endpoint_count
+    }
+
+    /// The digest of all Services, as far as theirs were [renewed](Self::renew_digest):
+    /// the same on every node that was told the same, see [`crate::digest`].
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Works the digest of one Service out again. Costs its endpoints alone.
+    pub fn renew_digest(&mut self, name: &ServiceName) {
+        let Some(entry) = self.services.get_mut(name) else { return };
+        let now = crate::digest::service(name, entry);
+        let before = std::mem::replace(&mut entry.digest, now);
+        self.digest = self.digest.wrapping_sub(before).wrapping_add(now);
     }
 
     /// Slices that name a Service which does not exist, in no order.
@@ -331,7 +354,8 @@ impl Store {
 
     fn forget_if_empty(&mut self, name: &ServiceName) {
         if self.services.get(name).is_some_and(|entry| !entry.known && entry.slices.is_empty()) {
-            self.services.remove(name);
+            let gone = self.services.remove(name);
+            self.digest = self.digest.wrapping_sub(gone.map_or(0, |entry| entry.digest));
         }
     }
 

@@ -95,6 +95,15 @@ impl Claims {
         self.holders.get(claim).map(|holder| &holder.name)
     }
 
+    /// Each claim that another Service holds, with the Service that wants it and
+    /// the holder, in no order. The work depends on these alone.
+    pub fn contested(&self) -> impl Iterator<Item = (&ServiceName, Claim, &ServiceName)> {
+        self.waiting.iter().flat_map(|(claim, claimants)| {
+            let holder = self.holders.get(claim).map(|holder| &holder.name);
+            claimants.iter().filter_map(move |claimant| Some((&claimant.name, *claim, holder?)))
+        })
+    }
+
     /// The Services that want the frontend while another one holds it, in the
     /// order in which they would get it.
     pub fn waiting(&self, claim: &Claim) -> impl Iterator<Item = &ServiceName> {

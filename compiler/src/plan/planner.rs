@@ -341,6 +341,17 @@ impl Planner {
         }
     }
 
+    /// The frontends to serve that a Service wants and an older one has, in no
+    /// order. The work depends on their number alone.
+    pub fn contested(&self, family: Family) -> impl Iterator<Item = Denied> {
+        let contested = self.families[family].claims.contested();
+        contested.filter(|(_, claim, _)| matches!(claim, Claim::Serve(_))).map(|(name, claim, holder)| Denied {
+            name: name.clone(),
+            claim,
+            holder: holder.clone(),
+        })
+    }
+
     /// Every frontend that a Service wants and an older one has. Looks at all
     /// Services: for the start and for repairs, plans name theirs themselves.
     pub fn all_denied(&self) -> Vec<Denied> {

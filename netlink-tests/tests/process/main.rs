@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod bad_input;
+mod connections;
 mod demo;
 mod descriptors;
 mod doctor;
@@ -10,6 +11,7 @@ mod explain;
 mod files;
 mod hostile;
 mod idle;
+mod journal;
 mod lab_crash;
 mod log;
 mod names;

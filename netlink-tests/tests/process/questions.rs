@@ -11,7 +11,7 @@ use vmap_proxy_testbed::shop::{slices, web};
 use crate::{Agent, Scratch, cluster, run_manifests, vmap_proxy};
 
 /// The exit status, the answer and the errors.
-fn ask(namespace: &NetNs, socket: &Path, command: &[&str]) -> (i32, String, String) {
+pub(crate) fn ask(namespace: &NetNs, socket: &Path, command: &[&str]) -> (i32, String, String) {
     let mut process = vmap_proxy(command);
     process.arg("--socket").arg(socket);
     let output = namespace.run(|| process.output()).unwrap().unwrap();
@@ -41,10 +41,22 @@ fn an_agent_in_step_is_verified_listed_and_reported() {
 
     let (status, text, error) = ask(cluster.node(), &socket.0, &["verify"]);
     assert_eq!(status, 0, "{text}{error}");
-    let (_, text, _) = ask(cluster.node(), &socket.0, &["verify", "-o", "json"]);
+    let (_, text, _) = ask(cluster.node(), &socket.0, &["verify", "--digests", "-o", "json"]);
     let report: Value = serde_json::from_str(&text).unwrap();
     assert!(report["elements"].as_u64().unwrap() > 20, "{report}");
     assert_eq!(report["digest"], report["kernelDigest"], "{report}");
+    // The sum of the Services' digests is that of the state, in `status` and, of its upper bits, as a metric.
+    let hex = |value: &Value| u64::from_str_radix(value.as_str().unwrap(), 16).unwrap();
+    let services = report["services"].as_array().unwrap();
+    let sum = services.iter().fold(0_u64, |sum, service| sum.wrapping_add(hex(&service["digest"])));
+    assert_eq!((services.len(), sum), (2, hex(&report["stateDigest"])), "{report}");
+    let metrics = agent.get(crate::METRICS, "/metrics").unwrap();
+    assert!(metrics.contains(&format!("vmap_proxy_state_digest {}\n", sum >> 12)), "{metrics}");
+    let (_, text, _) = ask(cluster.node(), &socket.0, &["status", "-o", "json"]);
+    let status: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["digest"], report["stateDigest"], "{status}");
+    assert!(status["syncs"][0]["services"][0]["name"].is_string() && status["conntrack"]["most"].is_u64(), "{status}");
+    assert!(status["source"].as_str().unwrap().starts_with("the files "), "{status}");
 
     let (status, text, error) = ask(cluster.node(), &socket.0, &["get", "services"]);
     assert_eq!(status, 0, "{error}");
@@ -61,7 +73,13 @@ fn an_agent_in_step_is_verified_listed_and_reported() {
     assert_eq!((status, text.lines().count()), (0, 1), "{text}");
     let (status, _, error) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "shop", "none"]);
     assert_eq!((status, error.contains("there is no Service shop/none")), (1, true), "{error}");
+    let (status, text, error) = ask(cluster.node(), &socket.0, &["version"]);
+    assert_eq!(status, 0, "{error}");
+    assert!(text.contains("Replaces   kube-proxy of Kubernetes 1.") && text.contains(", the same"), "{text}");
     assert!(agent.stop().success());
+    let (status, text, _) = ask(cluster.node(), &socket.0, &["version", "-o", "json"]);
+    let version: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &version["version"], &version["agent"]), (0, &1.into(), &Value::Null), "{version}");
     let (status, _, error) = ask(cluster.node(), &socket.0, &["status"]);
     assert_eq!((status, error.contains("no agent answers at")), (1, true), "{error}");
 }

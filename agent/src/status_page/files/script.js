@@ -140,7 +140,7 @@ function showSyncs() {
       `+${sync.added}`,
       `-${sync.removed}`,
       kindOf(sync),
-      sync.failure ?? sync.changed.join(", "),
+      sync.failure ?? sync.services.map((service) => service.name).join(", "),
     ]));
 }
 
@@ -162,7 +162,7 @@ function plot(all) {
   const bars = all.map((sync, index) => {
     const tall = Math.max(above(logs[index]), 1);
     const x = left + width - (all.length - index) * step;
-    const what = `${milliseconds(sync.microseconds)}, +${sync.added} -${sync.removed} elements, ${sync.failure ?? sync.changed.join(", ")}`;
+    const what = `${milliseconds(sync.microseconds)}, +${sync.added} -${sync.removed} elements, ${sync.failure ?? sync.services.map((service) => service.name).join(", ")}`;
     return draw("rect", { class: kindOf(sync), x: x + step * 0.1, y: bottom - tall, width: step * 0.8, height: tall },
       draw("title", {}, what));
   });

@@ -5,7 +5,7 @@ use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_wire::answer::{Answers, DumpReader, Sequences};
-use vmap_proxy_wire::conntrack::Flow;
+use vmap_proxy_wire::conntrack::{Connection, Flow};
 use vmap_proxy_wire::leftovers::{ipset_name, ipvs_number};
 use vmap_proxy_wire::legacy_table::LegacyTable;
 use vmap_proxy_wire::message::{Attributes, Messages};
@@ -26,6 +26,9 @@ pub(crate) fn decode(datagram: &[u8]) {
         any_chain(&message);
         if let Some(flow) = Flow::decode(&message) {
             flow.deletion();
+        }
+        if let Some(connection) = Connection::decode(&message) {
+            connection.deletion();
         }
         ipvs_number(&message);
         ipset_name(&message);

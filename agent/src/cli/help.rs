@@ -1,0 +1,125 @@
+//! Examples and exit statuses in the help of the subcommands.
+
+/// Examples and exit status of `vmap-proxy explain`.
+pub(super) const EXPLAIN_HELP: &str = "\
+Sources (--from):
+  198.51.100.7          an address
+  pod:shop/web-0        a Pod, if the files hold it or a slice refers to it
+  node                  this node itself
+  outside               a client outside of the cluster
+
+Destinations (--to):
+  10.96.0.10:80         an address and a port; /UDP or /SCTP behind it, else TCP
+  svc:shop/cart         the cluster IP of a Service and its first port
+  svc:shop/cart:http    the same with the name or the number of a port
+  pod:shop/web-0:8080   a Pod
+  node:30080            this node's address, for NodePorts
+
+Without --manifests the agent of this node is asked, over its Unix socket, and the kernel's elements are read and
+compared with its answer. Without an agent the kernel alone answers.
+
+Examples:
+  Where does this pod's packet go on this node?
+    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
+    kubectl -n kube-system exec POD -- /vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
+
+  Why does a client outside not reach the load balancer?
+    vmap-proxy explain --from outside --to 203.0.113.80:443 --manifests cluster/ --node-name node-1
+
+  Which endpoints does this pod reach, with which chance?
+    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart --manifests cluster/ --node-name node-1
+
+  Why is a Service not served?
+    vmap-proxy explain --to svc:shop/cart --manifests cluster/ --node-name node-1
+
+Exit status: 0 the packet reaches an endpoint (or every frontend of the Service serves), 1 failure, 2 wrong usage,
+3 dropped or refused (or the Service is not served), 4 no frontend: the packet goes where it was sent to, 5 the kernel
+differs from the agent.";
+
+/// Examples and exit status of `vmap-proxy get`.
+pub(super) const GET_HELP: &str = "\
+Services, frontends and endpoints come from the agent, or from files. Connections come from the kernel's conntrack; the
+comments of the kernel's elements name their Services, so that no agent is needed. OPEN connections go on; CLOSING ones
+(TCP: TIME_WAIT, CLOSE) are over and expire.
+
+Examples:
+  vmap-proxy get services
+  vmap-proxy get frontends -n shop
+  vmap-proxy get endpoints -n shop cart -o wide
+  vmap-proxy get services --manifests cluster/ --node-name node-1 -o json
+
+  How many connections does each endpoint of a Service have on this node?
+    vmap-proxy get connections --service shop/cart
+
+  Is an endpoint that is being drained still in use? Wait up to 5 minutes until it is not:
+    vmap-proxy get connections --endpoint 10.244.1.7:8080 --wait --timeout 300
+
+Exit status: 0 success, 1 failure (no agent, or no such Service), 2 wrong usage, 3 connections are open after the wait.";
+
+/// Examples and exit status of `vmap-proxy status`.
+pub(super) const STATUS_HELP: &str = "\
+Examples:
+  vmap-proxy status
+  vmap-proxy status --watch
+  vmap-proxy status --wait 60 && echo everything is programmed
+
+Exit status: 0 everything is programmed, 1 failure (no agent), 2 wrong usage, 3 a change waits or the last sync failed.";
+
+/// Examples and exit status of `vmap-proxy verify`.
+pub(super) const VERIFY_HELP: &str = "\
+Every element is looked up and every rule compared. There are two digests: the one of the elements is this node's, the
+one of the state is the same on every node of a cluster that knows the same Services and endpoints.
+
+Examples:
+  vmap-proxy verify
+  vmap-proxy verify -o json
+
+  In which Services do two nodes differ? On each:
+    vmap-proxy verify --digests -o json | jq -r '.services[] | .name + \" \" + .digest' > $(hostname).txt
+
+Exit status: 0 the kernel has exactly what the agent wants, 1 it differs, or failure (with a message on standard error),
+2 wrong usage.";
+
+/// Examples and exit status of `vmap-proxy doctor`.
+pub(super) const DOCTOR_HELP: &str = "\
+It examines the kernel (it loads the rules of every kind of Service in a network namespace of its own), the settings of
+forwarding, bridges and connection tracking, the base chains of other tables, other programs that write rules, and whatever
+kube-proxy left. It changes nothing, needs no agent, and names the remedy of each finding.
+
+Examples:
+  On a node, or in the agent's container:
+    vmap-proxy doctor --config /var/lib/kube-proxy/config.conf
+
+  For a script:
+    vmap-proxy doctor -o json
+
+Exit status: 0 nothing worse than a note, 1 an error was found (or a failure), 2 wrong usage, 3 a warning was found.";
+
+/// Examples of `vmap-proxy completion`.
+pub(super) const COMPLETION_HELP: &str = "\
+Examples:
+  vmap-proxy completion bash > /etc/bash_completion.d/vmap-proxy
+  vmap-proxy completion zsh > \"${fpath[1]}/_vmap-proxy\"
+  vmap-proxy completion fish > ~/.config/fish/completions/vmap-proxy.fish";
+
+/// Examples and exit status of `vmap-proxy journal`.
+pub(super) const JOURNAL_HELP: &str = "\
+The agent keeps its last syncs in memory, up to 1 MiB: their time, the objects that caused them, the Services and
+addresses that changed, their duration, and who changed the tables if it was a repair.
+
+Examples:
+  vmap-proxy journal --since 10m
+  vmap-proxy journal --service shop/cart
+
+  What happened to this address?
+    vmap-proxy journal --address 10.96.0.10 -o json
+
+Exit status: 0 success, 1 failure (no agent), 2 wrong usage, 3 nothing matches.";
+
+/// Examples and exit status of `vmap-proxy version`.
+pub(super) const VERSION_HELP: &str = "\
+Examples:
+  vmap-proxy version
+  vmap-proxy version -o json
+
+Exit status: 0 success, 1 failure, 2 wrong usage, 3 the agent of this node is of another version.";

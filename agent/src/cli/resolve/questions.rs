@@ -1,0 +1,238 @@
+//! The options of the commands that ask about the state.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use vmap_proxy_compiler::model::config::ProxyConfig;
+
+use super::{Action, Resolved, file_or_defaults, invalid, node_name, traffic_configuration, without_configuration};
+use crate::cli::apply::apply_logging;
+use crate::cli::{
+    AgentArguments, ConnectionFlags, DoctorArguments, ExplainArguments, GetArguments, GetFormat, JournalArguments,
+    Listed, ReportFormat, StateArguments,
+};
+use crate::config::go_duration::GoDuration;
+use crate::config::kube_proxy_configuration::Logging;
+use crate::config::{ConfigError, Warning};
+
+/// The state that a question is about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StateSource {
+    /// The state that manifest files make.
+    Files {
+        /// Files or directories of manifests.
+        manifests: Vec<PathBuf>,
+        /// The settings that decide the fate of packets, including the node's name.
+        proxy: Box<ProxyConfig>,
+    },
+    /// The agent of this node, and its kernel.
+    Node {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// The settings, for an answer without an agent.
+        proxy: Box<ProxyConfig>,
+    },
+}
+
+/// Options of `vmap-proxy explain`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExplainOptions {
+    /// The source of the packet, as it was written; absent: a Service is asked
+    /// about.
+    pub from: Option<String>,
+    /// The destination, as it was written.
+    pub to: String,
+    /// The interface on which the packet arrives, if it was given.
+    pub interface: Option<String>,
+    /// Where the answer comes from.
+    pub source: StateSource,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// A list of the agent's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListOf {
+    /// One line for each Service.
+    Services,
+    /// One line for each address and port, or NodePort.
+    Frontends,
+    /// One line for each endpoint of each port.
+    Endpoints,
+}
+
+/// Options of `vmap-proxy get`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GetOptions {
+    /// The list.
+    pub listed: ListOf,
+    /// Only this Service.
+    pub name: Option<String>,
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Where the answer comes from.
+    pub source: StateSource,
+    /// The format.
+    pub output: GetFormat,
+}
+
+/// Options of `vmap-proxy status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusOptions {
+    /// Longest wait in seconds until everything is programmed.
+    pub wait: Option<u64>,
+    /// Seconds between two screens.
+    pub watch: Option<u64>,
+    /// Whether the busiest Services are shown however many there are.
+    pub busiest: bool,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy verify`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// Whether the digest of each Service is shown.
+    pub digests: bool,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy get connections`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionsOptions {
+    /// Only Services of this namespace.
+    pub namespace: Option<String>,
+    /// Only this Service of the namespace.
+    pub name: Option<String>,
+    /// Only this endpoint, whether through a Service or not.
+    pub endpoint: Option<(IpAddr, Option<u16>)>,
+    /// Whether to wait until none is open.
+    pub wait: bool,
+    /// Longest wait in seconds.
+    pub timeout: u64,
+    /// The format.
+    pub output: GetFormat,
+}
+
+/// Options of `vmap-proxy journal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalOptions {
+    /// Only this Service, `namespace/name`.
+    pub service: Option<String>,
+    /// Only this address.
+    pub address: Option<IpAddr>,
+    /// Only syncs that ended within this time.
+    pub since: Option<Duration>,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy version`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionOptions {
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoctorOptions {
+    /// `clusterCIDR` of the configuration.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+pub(super) fn resolve_explain(arguments: ExplainArguments) -> Result<Resolved, ConfigError> {
+    let ExplainArguments { from, to, interface, output, state } = arguments;
+    let (source, logging, warnings) = resolve_state(state)?;
+    let options = ExplainOptions { from, to, interface, source, output };
+    Ok(Resolved { action: Action::Explain(Box::new(options)), logging, warnings })
+}
+
+pub(super) fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
+    let listed = match arguments.listed {
+        Listed::Services => ListOf::Services,
+        Listed::Frontends => ListOf::Frontends,
+        Listed::Endpoints => ListOf::Endpoints,
+        Listed::Connections => return resolve_connections(arguments),
+    };
+    let GetArguments { name, namespace, output, state, connections, .. } = arguments;
+    let ConnectionFlags { service, endpoint, wait, .. } = connections;
+    let given = [("--service", service.is_some()), ("--endpoint", endpoint.is_some()), ("--wait", wait)];
+    if let Some((flag, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(invalid(flag, "", "is a flag of `get connections` alone"));
+    }
+    let (source, logging, warnings) = resolve_state(state)?;
+    let options = GetOptions { listed, name, namespace, source, output };
+    Ok(Resolved { action: Action::Get(Box::new(options)), logging, warnings })
+}
+
+pub(super) fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
+    let (mut configuration, warnings) = file_or_defaults(arguments.config.as_deref())?;
+    if let Some(ranges) = arguments.cluster_cidr {
+        configuration.cluster_cidr = ranges;
+    }
+    apply_logging(&arguments.logging, &mut configuration);
+    let options = DoctorOptions { cluster_cidrs: configuration.cluster_cidrs()?, output: arguments.output };
+    Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
+}
+
+/// Where the state of a question comes from, with the same configuration as an
+/// agent would have.
+fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec<Warning>), ConfigError> {
+    let (configuration, warnings) = traffic_configuration(&arguments.configuration)?;
+    let name = arguments.node_name.as_ref().unwrap_or(&configuration.hostname_override);
+    let proxy = Box::new(configuration.to_proxy_config(&node_name(name)?)?);
+    let source = match arguments.manifests.is_empty() {
+        true => StateSource::Node { socket: arguments.socket, proxy },
+        false => StateSource::Files { manifests: arguments.manifests, proxy },
+    };
+    Ok((source, configuration.logging, warnings))
+}
+
+fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError> {
+    let GetArguments { name, namespace, output, state, connections, .. } = arguments;
+    if !state.manifests.is_empty() {
+        return Err(invalid("--manifests", "", "has no connections: they are the kernel's"));
+    }
+    let ConnectionFlags { service, endpoint, wait, timeout } = connections;
+    let (namespace, name) = match service.as_deref().map(|service| service.split_once('/')) {
+        Some(Some((namespace, name))) => (Some(namespace.to_owned()), Some(name.to_owned())),
+        Some(None) => (Some("default".to_owned()), service),
+        None if name.is_some() => (namespace.or_else(|| Some("default".to_owned())), name),
+        None => (namespace, None),
+    };
+    let endpoint = endpoint.as_deref().map(parse_endpoint).transpose()?;
+    let options = ConnectionsOptions { namespace, name, endpoint, wait, timeout, output };
+    Ok(without_configuration(Action::GetConnections(options), &state.configuration.logging))
+}
+
+/// An address, or an address and a port.
+fn parse_endpoint(text: &str) -> Result<(IpAddr, Option<u16>), ConfigError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok((address, None));
+    }
+    let parsed = text.parse::<SocketAddr>();
+    parsed
+        .map(|endpoint| (endpoint.ip(), Some(endpoint.port())))
+        .map_err(|_| invalid("--endpoint", text, "must be an address, or an address and a port (IPv6: [ADDRESS]:PORT)"))
+}
+
+pub(super) fn resolve_journal(arguments: JournalArguments) -> Resolved {
+    let JournalArguments { service, address, since, agent: AgentArguments { socket, output, logging } } = arguments;
+    let service = service.map(|service| if service.contains('/') { service } else { format!("default/{service}") });
+    let since = since.map(GoDuration::to_duration);
+    without_configuration(Action::Journal(JournalOptions { service, address, since, socket, output }), &logging)
+}
