@@ -98,6 +98,7 @@ fn every_value_of_the_chart_reaches_this_binary() {
         assert_eq!(configuration["detectLocal"]["bridgeInterface"], "cbr0");
         assert_eq!(configuration["nodePortAddresses"], serde_json::json!(["192.0.2.0/24", "2001:db8::/64"]));
         assert_eq!(configuration["oomScoreAdj"], -999, "null is the default");
+        assert_eq!(configuration["dns"]["takeOver"], "kube-system/kube-dns");
     }
 }
 

@@ -128,6 +128,14 @@ impl Zone {
         self.namespaces.values().map(|namespace| namespace.services).sum()
     }
 
+    /// The cluster IPs of a Service; none if it is not known, or has none.
+    pub fn cluster_ips(&self, service: &ServiceName) -> &[IpAddr] {
+        match self.entry(service.namespace(), service.name()) {
+            Some((_, ServiceNames::ClusterIp { addresses, .. })) => addresses,
+            _ => &[],
+        }
+    }
+
     /// Applies the change of one object.
     pub fn apply(&mut self, object: &ObjectRef, content: NameContent) {
         match content {

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Answers a second of one core are answers divided by the CPU time of the server's thread, so that the client and
-//! other programs on the machine matter little. Round trips are those of one client that waits for each answer.
+//! other programs on the machine matter little. Round trips are those of one client that waits for each answer, and
+//! `loaded` those at 75,000 questions a second.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -23,17 +24,19 @@ use hickory_proto::rr::{Name, RecordType};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use serde_json::{Value, from_value, json};
 use tokio::io::Interest;
-use vmap_proxy_compiler::model::{Change, Object};
+use vmap_proxy_compiler::model::{Change, Object, ObjectRef};
 use vmap_proxy_dns::options::DEFAULT_TTL;
 use vmap_proxy_dns::{DnsMetrics, DnsServer, Options, Update, Upstream};
 use vmap_proxy_dns_zone::{NameContent, ZoneConfig};
 
 const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 5;
-/// Questions on the way at a time.
+/// Questions of a burst.
 const WINDOW: usize = 64;
 const DURATION: Duration = Duration::from_secs(5);
 const ROUND_TRIPS: usize = 50_000;
+/// Questions a second for the round trips under load: half of the goal.
+const LOAD: u32 = 75_000;
 
 fn main() {
     let before = resident();
@@ -43,38 +46,57 @@ fn main() {
     let hit = |number: usize| question(&format!("svc-{}.shop.svc.cluster.local.", number % SERVICES), RecordType::A);
     await_answer(address, &hit(SERVICES - 1));
     println!("memory for {SERVICES} Services x {ENDPOINTS}: {} KiB", resident().saturating_sub(before) / 1024);
+    let (p50, p99) = first_answers(&server, address);
+    println!("from an event to the first answer: p50 {p50:.1?}, p99 {p99:.1?}");
 
     let echo = echo();
-    println!("{:<44} {:>16} {:>10} {:>10}", "", "per core, 1/s", "p50, us", "p99, us");
-    let questions: Vec<Vec<u8>> = (0..1000).map(|number| hit(number * 7)).collect();
-    let searches: Vec<Vec<u8>> = (0..1000)
-        .map(|number| question(&format!("www{number}.example.com.shop.svc.cluster.local."), RecordType::AAAA))
-        .collect();
-    row("plain UDP echo of the same questions", "echo", echo, &questions);
-    row("a cluster IP", "dns", address, &questions);
-    row("a search that ends here (NXDOMAIN)", "dns", address, &searches);
+    println!(
+        "{:<44} {:>14} {:>9} {:>9} {:>11} {:>11}",
+        "", "per core, 1/s", "p50, us", "p99, us", "loaded p50", "loaded p99"
+    );
+    let few: Vec<Vec<u8>> = (0..1000).map(|number| hit(number * 7)).collect();
+    let all: Vec<Vec<u8>> = (0..SERVICES).map(hit).collect();
+    let searches = |count: usize| -> Vec<Vec<u8>> {
+        (0..count)
+            .map(|number| question(&format!("www{number}.example.com.shop.svc.cluster.local."), RecordType::AAAA))
+            .collect()
+    };
+    row("plain UDP echo of the same questions", "echo", echo, &few);
+    row("a cluster IP, of 1,000", "dns", address, &few);
+    row("a cluster IP, of 10,000", "dns", address, &all);
+    row("a search that ends here, of 1,000", "dns", address, &searches(1000));
+    row("a search that ends here, of 10,000", "dns", address, &searches(10_000));
 }
 
 fn row(what: &str, thread: &str, address: SocketAddr, questions: &[Vec<u8>]) {
     let per_core = throughput(thread, address, questions);
     let (p50, p99) = round_trips(address, questions);
-    println!("{what:<44} {per_core:>16.0} {:>10.1} {:>10.1}", p50.as_secs_f64() * 1e6, p99.as_secs_f64() * 1e6);
+    let (loaded_p50, loaded_p99) = loaded_round_trips(address, questions);
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!(
+        "{what:<44} {per_core:>14.0} {:>9.1} {:>9.1} {:>11.1} {:>11.1}",
+        micros(p50),
+        micros(p99),
+        micros(loaded_p50),
+        micros(loaded_p99)
+    );
 }
 
+/// Sends questions in bursts, so that the server has several to read at a time, as under load.
 fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> f64 {
     let socket = client(address);
     let mut buffer = [0; 2048];
     let (mut sent, mut answered) = (0, 0_u64);
-    for _ in 0..WINDOW {
-        socket.send(&questions[sent % questions.len()]).unwrap();
-        sent += 1;
-    }
     let (begun, cpu) = (Instant::now(), cpu_time(thread));
     while begun.elapsed() < DURATION {
-        socket.recv(&mut buffer).unwrap();
-        answered += 1;
-        socket.send(&questions[sent % questions.len()]).unwrap();
-        sent += 1;
+        for _ in 0..WINDOW {
+            socket.send(&questions[sent % questions.len()]).unwrap();
+            sent += 1;
+        }
+        for _ in 0..WINDOW {
+            socket.recv(&mut buffer).unwrap();
+            answered += 1;
+        }
     }
     answered as f64 / (cpu_time(thread) - cpu).as_secs_f64()
 }
@@ -82,7 +104,7 @@ fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> f64 {
 fn round_trips(address: SocketAddr, questions: &[Vec<u8>]) -> (Duration, Duration) {
     let socket = client(address);
     let mut buffer = [0; 2048];
-    let mut times: Vec<Duration> = (0..ROUND_TRIPS)
+    let times = (0..ROUND_TRIPS)
         .map(|number| {
             let begun = Instant::now();
             socket.send(&questions[number % questions.len()]).unwrap();
@@ -90,8 +112,63 @@ fn round_trips(address: SocketAddr, questions: &[Vec<u8>]) -> (Duration, Duratio
             begun.elapsed()
         })
         .collect();
+    quantiles(times)
+}
+
+/// Round trips of questions that are sent at a fixed rate, whether earlier ones were answered or not.
+fn loaded_round_trips(address: SocketAddr, questions: &[Vec<u8>]) -> (Duration, Duration) {
+    let socket = client(address);
+    socket.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 2048];
+    let mut sent: Vec<Instant> = vec![Instant::now(); 1 << 16];
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    let mut number = 0_u32;
+    while begun.elapsed() < DURATION {
+        if begun.elapsed() >= Duration::from_secs(1) * number / LOAD {
+            let id = number as u16;
+            let mut question = questions[number as usize % questions.len()].clone();
+            question[..2].copy_from_slice(&id.to_be_bytes());
+            sent[usize::from(id)] = Instant::now();
+            // A full queue is a lost question.
+            let _ = socket.send(&question);
+            number += 1;
+        }
+        while socket.recv(&mut buffer).is_ok() {
+            times.push(sent[usize::from(u16::from_be_bytes([buffer[0], buffer[1]]))].elapsed());
+        }
+    }
+    quantiles(times)
+}
+
+fn quantiles(mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort_unstable();
     (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// From the event of a new Service until its name has an address.
+fn first_answers(server: &DnsServer, address: SocketAddr) -> (Duration, Duration) {
+    let times = (0..500)
+        .map(|number| {
+            let name = format!("new-{number}");
+            let asked = question(&format!("{name}.shop.svc.cluster.local."), RecordType::A);
+            let change = change(json!({
+                "kind": "Service", "metadata": {"namespace": "shop", "name": name},
+                "spec": {"clusterIP": "10.97.0.1", "ports": [{"name": "http", "port": 80}]},
+            }));
+            let begun = Instant::now();
+            server.update(Update::Changes(vec![change]));
+            await_answer(address, &asked);
+            begun.elapsed()
+        })
+        .collect();
+    quantiles(times)
+}
+
+fn change(value: Value) -> (ObjectRef, NameContent) {
+    let object: Object = from_value(value).unwrap();
+    let reference = object.reference();
+    (reference, NameContent::read(&Change::Apply(object)).0)
 }
 
 fn client(address: SocketAddr) -> UdpSocket {
@@ -115,6 +192,7 @@ fn server() -> DnsServer {
         upstream: Upstream::Servers(Vec::new()),
         cluster_ranges: Vec::new(),
         client_ranges: Vec::new(),
+        take_over: None,
     };
     let server = DnsServer::start(options, DnsMetrics::new("cluster.local")).unwrap();
     server.update(Update::NodeAddresses(Vec::new()));
@@ -144,12 +222,7 @@ fn fill(server: &DnsServer) {
             "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}],
             "metadata": {"namespace": "shop", "name": format!("{name}-a"), "labels": {"kubernetes.io/service-name": name}},
         });
-        let changes = [service, slice].map(|value| {
-            let object: Object = from_value(value).unwrap();
-            let reference = object.reference();
-            (reference, NameContent::read(&Change::Apply(object)).0)
-        });
-        server.update(Update::Changes(changes.to_vec()));
+        server.update(Update::Changes([service, slice].map(change).to_vec()));
     }
     server.update(Update::Complete);
 }

@@ -1,6 +1,6 @@
 //! Names outside of the cluster: upstream servers, and a cache of their answers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,6 @@ use hickory_resolver::{NameServerPool, PoolContext, ResponseCache, TlsConfig, Tt
 use tokio::sync::Semaphore;
 
 use crate::metrics::DnsMetrics;
-use crate::options::{PORT, Upstream};
 
 /// Number of cached answers.
 const CACHE_SIZE: u64 = 4096;
@@ -30,9 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(4);
 
 /// The most questions that wait for upstream servers.
 const MOST_WAITING: usize = 1024;
-
-/// The most upstream servers, as in glibc and CoreDNS.
-const MOST_SERVERS: usize = 15;
 
 /// Asks upstream servers.
 #[derive(Clone)]
@@ -139,51 +135,4 @@ fn name_server(server: &SocketAddr) -> NameServerConfig {
     let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(with_port);
     // An upstream server's "no such name" is the answer, not a reason to ask the next one.
     NameServerConfig::new(server.ip(), true, connections.to_vec())
-}
-
-/// The servers to ask: never this one, which would ask itself without end.
-pub(crate) fn servers(upstream: &Upstream, own: &[SocketAddr], is_local: impl Fn(IpAddr) -> bool) -> Vec<SocketAddr> {
-    let named = match upstream {
-        Upstream::Servers(servers) => servers.clone(),
-        Upstream::ResolvConf => of_resolv_conf(),
-    };
-    let is_own = |server: &SocketAddr| {
-        own.iter().any(|own| {
-            own.port() == server.port()
-                && (own.ip() == server.ip() || (own.ip().is_unspecified() && is_local(server.ip())))
-        })
-    };
-    let (itself, mut others): (Vec<_>, Vec<_>) = named.into_iter().partition(is_own);
-    for server in itself {
-        tracing::warn!("DNS: {server} is this server itself, and is not asked for names outside of the cluster");
-    }
-    others.truncate(MOST_SERVERS);
-    others
-}
-
-fn of_resolv_conf() -> Vec<SocketAddr> {
-    match hickory_resolver::system_conf::read_system_conf() {
-        Ok((config, _)) => config.name_servers().iter().map(|server| SocketAddr::new(server.ip, PORT)).collect(),
-        Err(error) => {
-            tracing::warn!("DNS: /etc/resolv.conf cannot be used: {error}; name servers with --dns-upstream");
-            Vec::new()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
-    use super::*;
-
-    #[test]
-    fn it_never_asks_itself() {
-        let all = |texts: &[&str]| -> Vec<SocketAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-        let upstream = Upstream::Servers(all(&["169.254.20.10:53", "192.0.2.1:53", "192.0.2.11:53", "192.0.2.11:54"]));
-        let is_local = |address: IpAddr| address == "192.0.2.11".parse::<IpAddr>().unwrap();
-        let left = |own: &[&str]| servers(&upstream, &all(own), is_local);
-        assert_eq!(left(&["169.254.20.10:53"]), all(&["192.0.2.1:53", "192.0.2.11:53", "192.0.2.11:54"]));
-        assert_eq!(left(&["0.0.0.0:53"]), all(&["169.254.20.10:53", "192.0.2.1:53", "192.0.2.11:54"]));
-    }
 }

@@ -10,22 +10,28 @@
 //! * `udp`, `tcp`: datagrams and connections, bounded;
 //! * `respond`: from the bytes of a question to an answer, or to a question for
 //!   an upstream server;
+//! * `hot`: answers that were given before;
 //! * `message`: the encoding of answers, and their truncation;
-//! * `forward`: upstream servers and the cache;
+//! * `forward`: upstream servers and the cache; `upstream`: which servers;
+//! * `take_over`: the cluster IPs of another DNS Service;
 //! * [`metrics`]: CoreDNS' metrics.
 #![forbid(unsafe_code)]
 
 mod clients;
 mod forward;
+mod hot;
 mod message;
 pub mod metrics;
 pub mod options;
 mod respond;
 mod server;
+mod take_over;
 mod tcp;
 mod udp;
+mod upstream;
 
 pub use clients::Clients;
 pub use metrics::DnsMetrics;
 pub use options::{Options, Upstream};
-pub use server::{DnsServer, Listening, StartError, Update};
+pub use respond::Answerer;
+pub use server::{DnsServer, Listening, StartError, THREAD, Update};

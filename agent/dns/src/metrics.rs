@@ -1,7 +1,7 @@
 //! CoreDNS' metrics, under its names and labels, so that dashboards for it go on
 //! working.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use hickory_proto::rr::RecordType;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
@@ -63,6 +64,11 @@ struct ForwardLabels {
     rcode: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AddressLabels {
+    address: Arc<str>,
+}
+
 /// The zone that a question belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ZoneLabel {
@@ -105,6 +111,7 @@ pub struct DnsMetrics {
     cache_hits: Family<CacheHitLabels, Counter>,
     cache_misses: Family<CacheLabels, Counter>,
     forwarded: Family<ForwardLabels, Histogram>,
+    taken_over: Family<AddressLabels, Gauge>,
 }
 
 /// CoreDNS' buckets: 0.25 ms to 8 s, doubling.
@@ -126,8 +133,14 @@ impl DnsMetrics {
             cache_hits: Family::default(),
             cache_misses: Family::default(),
             forwarded: Family::new_with_constructor(constructor),
+            taken_over: Family::default(),
         };
         let mut registry = Registry::default();
+        registry.register(
+            "vmap_proxy_dns_taken_over",
+            "1 for each cluster IP of the Service in --dns-take-over at which this server answers, 0 if it does not",
+            metrics.taken_over.clone(),
+        );
         metrics.register(registry.sub_registry_with_prefix("coredns"));
         metrics.registry = Arc::new(registry);
         metrics
@@ -178,6 +191,7 @@ impl DnsMetrics {
         self.cache_asked(Some(false));
         self.cache_asked(None);
         self.forwarded(ResponseCode::NoError, Duration::ZERO);
+        self.taken_over(IpAddr::from([10, 96, 0, 10]), Some(true));
         let seen = Seen {
             record_type: RecordType::A,
             zone: ZoneLabel::Cluster,
@@ -199,6 +213,16 @@ impl DnsMetrics {
                 self.cache_hits.get_or_create(&CacheHitLabels { server, zones, view, r#type }).inc();
             }
             None => drop(self.cache_misses.get_or_create(&CACHE).inc()),
+        }
+    }
+
+    /// This server answers at a cluster IP, or does not; `None`: it no longer has
+    /// to.
+    pub(crate) fn taken_over(&self, address: IpAddr, answers: Option<bool>) {
+        let labels = AddressLabels { address: address.to_string().into() };
+        match answers {
+            Some(answers) => drop(self.taken_over.get_or_create(&labels).set(i64::from(answers))),
+            None => drop(self.taken_over.remove(&labels)),
         }
     }
 

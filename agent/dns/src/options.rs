@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_dns_zone::ZoneConfig;
 
 /// The port of DNS.
@@ -31,6 +32,9 @@ pub struct Options {
     pub cluster_ranges: Vec<IpNet>,
     /// Further clients that are answered.
     pub client_ranges: Vec<IpNet>,
+    /// The Service whose cluster IPs the server listens on as well, port 53. The
+    /// caller leads packets there; see [`crate::DnsServer::taken_over`].
+    pub take_over: Option<ServiceName>,
 }
 
 /// The servers that names outside of the cluster are forwarded to.

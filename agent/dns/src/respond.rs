@@ -1,6 +1,6 @@
 //! From the bytes of a question to its answer.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -11,21 +11,29 @@ use vmap_proxy_dns_zone::{Answer, QuestionType, Records, Target, Zone};
 
 use crate::clients::Clients;
 use crate::forward::{Forwarder, Outcome};
+use crate::hot::HotAnswers;
 use crate::message::{Answered, Reply, Request, Transport, header_only, sets};
 use crate::metrics::{Plugin, Seen, ZoneLabel};
+use crate::options::DEFAULT_TTL;
 
 /// The most aliases that are followed for one question.
 const MOST_ALIASES: usize = 8;
+
+/// The target of the log lines for each question.
+const QUESTIONS: &str = "vmap_proxy_dns::questions";
 
 /// The bytes of an A and of an AAAA record whose owner is the asked name.
 const A_BYTES: usize = 16;
 const AAAA_BYTES: usize = 28;
 
 /// The state that questions are answered from.
-#[derive(Debug)]
 pub(crate) struct State {
     pub(crate) zone: Zone,
     pub(crate) clients: Clients,
+    /// `None`: names outside of the cluster are refused.
+    pub(crate) forwarder: Option<Forwarder>,
+    /// Grows with each change of the others.
+    pub(crate) generation: u64,
 }
 
 /// Answers questions. Cheap to clone.
@@ -36,7 +44,9 @@ pub(crate) struct Responder {
     pub(crate) ttl: u32,
     /// The serial number in SOA records.
     pub(crate) serial: u32,
-    pub(crate) forwarder: Option<Forwarder>,
+    /// The cluster IP that this listener serves in place of a Service's
+    /// endpoints. Everybody who gets there is answered, as by the endpoints.
+    pub(crate) cluster_ip: Option<IpAddr>,
 }
 
 /// The reaction to a message.
@@ -69,6 +79,39 @@ impl Responder {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same as [`Self::react`] for datagrams, with the answers that were given
+    /// before.
+    pub(crate) fn react_again(
+        &self,
+        hot: &mut HotAnswers,
+        bytes: &[u8],
+        client: IpAddr,
+        out: &mut Vec<u8>,
+    ) -> Reaction {
+        if tracing::enabled!(target: QUESTIONS, tracing::Level::TRACE) {
+            // Each of them is logged.
+            return self.react(bytes, client, Transport::Udp, out);
+        }
+        let (may_ask, generation) = {
+            let state = self.state();
+            (self.may_ask(&state, client), state.generation)
+        };
+        if may_ask && let Some(seen) = hot.get(generation, bytes, out) {
+            return Reaction::Reply(seen);
+        }
+        let reaction = self.react(bytes, client, Transport::Udp, out);
+        if let Reaction::Reply(seen) = &reaction
+            && seen.plugin == Plugin::Kubernetes
+        {
+            hot.put(bytes, out, *seen);
+        }
+        reaction
+    }
+
+    fn may_ask(&self, state: &State, client: IpAddr) -> bool {
+        self.cluster_ip.is_some() || state.clients.may_ask(client)
+    }
+
     /// Reacts to a message; an answer is encoded into `out`.
     pub(crate) fn react(&self, bytes: &[u8], client: IpAddr, transport: Transport, out: &mut Vec<u8>) -> Reaction {
         let Some([_, _, flags, _, count_high, count_low, ..]) = bytes.first_chunk::<12>() else {
@@ -79,7 +122,7 @@ impl Responder {
             return Reaction::Ignore;
         }
         let state = self.state();
-        let refusal = if !state.clients.may_ask(client) {
+        let refusal = if !self.may_ask(&state, client) {
             Some(ResponseCode::Refused)
         } else if flags & 0x78 != 0 {
             Some(ResponseCode::NotImp)
@@ -109,10 +152,15 @@ impl Responder {
         }
     }
 
+    /// Returns whether this is the server itself, which asks whether it answers.
+    pub(crate) fn is_own_question(&self, client: IpAddr) -> bool {
+        self.cluster_ip == Some(client)
+    }
+
     fn answer(&self, state: &State, request: Request, out: &mut Vec<u8>) -> Reaction {
-        match self.ask_zone(&state.zone, &request) {
+        match self.ask_zone(state, &request) {
             Step::Reply(reply) => self.send(&request, &reply, Plugin::Kubernetes, ZoneLabel::Cluster, out),
-            Step::Leave { name, aliases } => self.leave(request, name, aliases, out),
+            Step::Leave { name, aliases } => self.leave(state, request, name, aliases, out),
         }
     }
 
@@ -130,14 +178,21 @@ impl Responder {
             let _ = request.encode(&Reply::empty(code), out);
         }
         let query = &request.query;
-        tracing::trace!(target: "vmap_proxy_dns::questions", "{} {}: {code}", query.name(), query.query_type());
+        tracing::trace!(target: QUESTIONS, "{} {}: {code}", query.name(), query.query_type());
         Seen { record_type: query.query_type(), zone, code, plugin }
     }
 
     /// The name is not in the zone.
-    fn leave(&self, request: Request, name: Name, aliases: Vec<Vec<Answered>>, out: &mut Vec<u8>) -> Reaction {
+    fn leave(
+        &self,
+        state: &State,
+        request: Request,
+        name: Name,
+        aliases: Vec<Vec<Answered>>,
+        out: &mut Vec<u8>,
+    ) -> Reaction {
         let zone = if aliases.is_empty() { ZoneLabel::Root } else { ZoneLabel::Cluster };
-        let Some(forwarder) = self.forwarder.as_ref().filter(|_| request.wants_recursion() || !aliases.is_empty())
+        let Some(forwarder) = state.forwarder.as_ref().filter(|_| request.wants_recursion() || !aliases.is_empty())
         else {
             let reply = if aliases.is_empty() {
                 Reply::empty(ResponseCode::Refused)
@@ -158,7 +213,8 @@ impl Responder {
     pub(crate) async fn finish(&self, forward: Forward, out: &mut Vec<u8>) -> Seen {
         let Forward { request, query, aliases } = forward;
         let zone = if aliases.is_empty() { ZoneLabel::Root } else { ZoneLabel::Cluster };
-        let outcome = match &self.forwarder {
+        let forwarder = self.state().forwarder.clone();
+        let outcome = match forwarder {
             Some(forwarder) => forwarder.ask(query).await,
             None => Outcome { code: ResponseCode::ServFail, ..Outcome::default() },
         };
@@ -178,13 +234,13 @@ impl Responder {
     }
 
     /// Follows aliases within the zone.
-    fn ask_zone(&self, zone: &Zone, request: &Request) -> Step {
+    fn ask_zone(&self, state: &State, request: &Request) -> Step {
         let (name, record_type) = (&request.query.name, request.query.query_type());
         let mut aliases: Vec<Vec<Answered>> = Vec::new();
         let mut current = name.clone();
         while aliases.len() < MOST_ALIASES {
             let labels: Vec<&[u8]> = current.iter().collect();
-            let answer = zone.answer(&labels, question_type(record_type));
+            let answer = state.zone.answer(&labels, question_type(record_type));
             match answer {
                 Answer::NotOurs => return Step::Leave { name: current, aliases },
                 Answer::Records(Records::Cname(target)) => {
@@ -192,23 +248,25 @@ impl Responder {
                     let alias = Record::from_rdata(current, self.ttl, RData::CNAME(CNAME(target.clone())));
                     aliases.push(vec![Answered::Record(alias)]);
                     if matches!(record_type, RecordType::CNAME | RecordType::ANY) {
-                        return Step::Reply(self.authoritative(aliases));
+                        return Step::Reply(authoritative(state, aliases));
                     }
                     current = target;
                 }
-                answer => return Step::Reply(self.reply(answer, &current, aliases, request)),
+                answer => return Step::Reply(self.reply(state, answer, &current, aliases, request)),
             }
         }
         Step::Reply(Reply::empty(ResponseCode::ServFail))
     }
 
-    fn authoritative(&self, answers: Vec<Vec<Answered>>) -> Reply {
-        let recursion_available = self.forwarder.is_some();
-        Reply { authoritative: true, recursion_available, answers, ..Reply::default() }
-    }
-
-    fn reply(&self, answer: Answer<'_>, owner: &Name, aliases: Vec<Vec<Answered>>, request: &Request) -> Reply {
-        let mut reply = self.authoritative(aliases);
+    fn reply(
+        &self,
+        state: &State,
+        answer: Answer<'_>,
+        owner: &Name,
+        aliases: Vec<Vec<Answered>>,
+        request: &Request,
+    ) -> Reply {
+        let mut reply = authoritative(state, aliases);
         match answer {
             Answer::Records(records) => self.add_records(records, owner, request, &mut reply),
             Answer::NoData(_) if request.query.query_type() == RecordType::ANY => {
@@ -324,6 +382,39 @@ impl Responder {
     }
 }
 
+fn authoritative(state: &State, answers: Vec<Vec<Answered>>) -> Reply {
+    let recursion_available = state.forwarder.is_some();
+    Reply { authoritative: true, recursion_available, answers, ..Reply::default() }
+}
+
+/// Answers messages without sockets, threads and upstream servers: the bytes of a
+/// client in, the bytes for it out.
+pub struct Answerer(Responder);
+
+impl std::fmt::Debug for Answerer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answerer").finish_non_exhaustive()
+    }
+}
+
+impl Answerer {
+    /// Answers from this zone. Names outside of it are refused.
+    pub fn new(zone: Zone) -> Self {
+        let state = State { zone, clients: Clients::default(), forwarder: None, generation: 0 };
+        Self(Responder { state: Arc::new(RwLock::new(state)), ttl: DEFAULT_TTL, serial: 1, cluster_ip: None })
+    }
+
+    /// The answer to a message of this node; `None` if it gets none.
+    pub fn answer(&self, message: &[u8], is_tcp: bool) -> Option<Vec<u8>> {
+        let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
+        let mut out = Vec::new();
+        match self.0.react(message, Ipv4Addr::LOCALHOST.into(), transport, &mut out) {
+            Reaction::Reply(_) => Some(out),
+            Reaction::Ignore | Reaction::Forward(_) => None,
+        }
+    }
+}
+
 /// Questions that are answered without a look at their name.
 fn refuse(request: &Request) -> Option<ResponseCode> {
     if request.edns_version().is_some_and(|version| version > 0) {
@@ -381,7 +472,8 @@ mod tests {
         zone.apply(&reference, NameContent::read(&Change::Apply(object)).0);
         zone.set_complete();
         let clients = Clients::new(vec!["10.244.0.0/16".parse().unwrap()]);
-        Responder { state: Arc::new(RwLock::new(State { zone, clients })), ttl: 5, serial: 1, forwarder: None }
+        let state = Arc::new(RwLock::new(State { zone, clients, forwarder: None, generation: 0 }));
+        Responder { state, ttl: 5, serial: 1, cluster_ip: None }
     }
 
     fn question() -> Vec<u8> {

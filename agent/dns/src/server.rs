@@ -1,7 +1,7 @@
 //! The thread of the server, and the changes that it applies.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,16 +9,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_dns_zone::{NameContent, Zone};
 
 use crate::clients::Clients;
-use crate::forward::{self, Forwarder};
 use crate::metrics::{DnsMetrics, ListenerMetrics};
-use crate::options::Options;
+use crate::options::{Options, PORT};
 use crate::respond::{Responder, State};
+use crate::take_over::TakeOver;
 use crate::tcp;
 use crate::udp::UdpListener;
+use crate::upstream::Upstreams;
+
+/// The name of the server's thread, and of all that it runs.
+pub const THREAD: &str = "dns";
 
 /// Time between attempts to listen, as for the health server.
 const RETRY: Duration = Duration::from_secs(5);
@@ -42,6 +47,8 @@ pub enum Update {
     Complete,
     /// The addresses of this node.
     NodeAddresses(Vec<IpAddr>),
+    /// `/etc/resolv.conf` may have changed.
+    ResolvConf,
 }
 
 /// The server could not be started.
@@ -61,6 +68,7 @@ pub type Listening = Vec<Option<SocketAddr>>;
 pub struct DnsServer {
     updates: mpsc::UnboundedSender<Update>,
     listening: watch::Receiver<Listening>,
+    taken_over: watch::Receiver<Vec<IpAddr>>,
 }
 
 impl DnsServer {
@@ -72,12 +80,13 @@ impl DnsServer {
     pub fn start(options: Options, metrics: DnsMetrics) -> Result<Self, StartError> {
         let (updates, received) = mpsc::unbounded_channel();
         let (heard, listening) = watch::channel(vec![None; options.addresses.len()]);
+        let (addresses, taken_over) = watch::channel(Vec::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("dns".to_owned()).spawn(move || {
-            runtime.block_on(run(options, metrics, received, Arc::new(heard)));
+        thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
+            runtime.block_on(run(options, metrics, received, Arc::new(heard), addresses));
             runtime.shutdown_background();
         })?;
-        Ok(Self { updates, listening })
+        Ok(Self { updates, listening, taken_over })
     }
 
     /// Hands a change on. It never waits. Returns false if the server has ended.
@@ -89,6 +98,13 @@ impl DnsServer {
     pub fn listening(&self) -> watch::Receiver<Listening> {
         self.listening.clone()
     }
+
+    /// Follows the cluster IPs that the server listens on in place of the
+    /// endpoints of [`Options::take_over`]. The sender is gone when the server has
+    /// ended.
+    pub fn taken_over(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.taken_over.clone()
+    }
 }
 
 async fn run(
@@ -96,47 +112,62 @@ async fn run(
     metrics: DnsMetrics,
     mut updates: mpsc::UnboundedReceiver<Update>,
     listening: Arc<watch::Sender<Listening>>,
+    taken_over: watch::Sender<Vec<IpAddr>>,
 ) {
     let mut zone = Zone::new(options.zone.clone());
     zone.add_ranges(options.cluster_ranges.iter().copied());
     let ranges = options.cluster_ranges.iter().chain(&options.client_ranges).copied().collect();
-    let state = Arc::new(RwLock::new(State { zone, clients: Clients::new(ranges) }));
+    let state = Arc::new(RwLock::new(State { zone, clients: Clients::new(ranges), forwarder: None, generation: 0 }));
+    let responder = Responder { state: state.clone(), ttl: options.ttl, serial: serial(), cluster_ip: None };
+    let mut upstreams = Upstreams::new(&options, metrics.clone());
+    let mut take_over = options.take_over.clone().map(|service| TakeOver::new(service, taken_over, metrics.clone()));
+    let at_cluster_ip = |address: IpAddr| {
+        let responder = Responder { cluster_ip: Some(address), ..responder.clone() };
+        let address = SocketAddr::new(address, PORT);
+        listen(address, Origin::ClusterIp, responder, Arc::new(metrics.listener(address)), drop)
+    };
     // The addresses of the node come first, and decide which upstream server is this one.
-    let mut first = Vec::new();
-    let mut addresses = Vec::new();
-    while let Some(update) = updates.recv().await {
-        if let Update::NodeAddresses(known) = &update {
-            addresses.clone_from(known);
-            first.push(update);
-            break;
-        }
-        first.push(update);
-    }
-    first.into_iter().for_each(|update| apply(&state, update));
-    let forwarder = forwarder(&options, &addresses, &metrics);
-    let responder = Responder { state: state.clone(), ttl: options.ttl, serial: serial(), forwarder };
-    for (index, address) in options.addresses.iter().copied().enumerate() {
-        let counters = Arc::new(metrics.listener(address));
-        tokio::spawn(listen(index, address, responder.clone(), counters, listening.clone()));
-    }
+    let mut is_listening = false;
     let mut warned = false;
     while let Some(update) = updates.recv().await {
         let complete = matches!(update, Update::Complete);
+        match &update {
+            Update::NodeAddresses(addresses) => upstreams.set_own(addresses.clone()),
+            Update::ResolvConf => upstreams.read(),
+            _ => {}
+        }
+        let has_addresses = matches!(update, Update::NodeAddresses(_));
         apply(&state, update);
+        if let Some(addresses) = take_over.as_mut().and_then(|take_over| take_over.follow(&state, at_cluster_ip)) {
+            upstreams.set_taken_over(&addresses);
+        }
+        if has_addresses && !is_listening {
+            is_listening = true;
+            upstreams.read();
+            for (index, address) in options.addresses.iter().copied().enumerate() {
+                let listening = listening.clone();
+                let report = move |real| set_listening(&listening, index, real);
+                let counters = Arc::new(metrics.listener(address));
+                tokio::spawn(listen(address, Origin::Own, responder.clone(), counters, report));
+            }
+        }
+        if is_listening && let Some(forwarder) = upstreams.choose() {
+            let mut state = state.write().unwrap_or_else(PoisonError::into_inner);
+            state.forwarder = forwarder;
+            state.generation += 1;
+        }
         if complete {
             log_complete(&state, &mut warned);
         }
     }
 }
 
-fn forwarder(options: &Options, own: &[IpAddr], metrics: &DnsMetrics) -> Option<Forwarder> {
-    let servers = forward::servers(&options.upstream, &options.addresses, |address| own.contains(&address));
-    if servers.is_empty() {
-        tracing::warn!("DNS: there is no upstream server: names outside of {} are refused", options.zone.domain());
-        return None;
-    }
-    let forwarder = Forwarder::new(&servers, metrics.clone());
-    forwarder.inspect_err(|error| tracing::error!("DNS: nothing can be forwarded: {error}")).ok()
+fn set_listening(listening: &watch::Sender<Listening>, index: usize, to: Option<SocketAddr>) {
+    listening.send_modify(|listening| {
+        if let Some(place) = listening.get_mut(index) {
+            *place = to;
+        }
+    });
 }
 
 fn log_complete(state: &RwLock<State>, warned: &mut bool) {
@@ -152,7 +183,8 @@ fn log_complete(state: &RwLock<State>, warned: &mut bool) {
 
 fn apply(state: &RwLock<State>, update: Update) {
     let mut state = state.write().unwrap_or_else(PoisonError::into_inner);
-    let State { zone, clients } = &mut *state;
+    state.generation += 1;
+    let State { zone, clients, .. } = &mut *state;
     match update {
         Update::ListStarted(kind) => zone.begin_list(kind),
         Update::ListCompleted(kind) => zone.end_list(kind),
@@ -164,6 +196,7 @@ fn apply(state: &RwLock<State>, update: Update) {
         }
         Update::Complete => zone.set_complete(),
         Update::NodeAddresses(addresses) => clients.set_addresses(addresses),
+        Update::ResolvConf => {}
     }
 }
 
@@ -173,34 +206,34 @@ fn serial() -> u32 {
     u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or_default()
 }
 
-/// Serves one address for ever.
+/// The owner of an address that the server listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The node, which has it on an interface.
+    Own,
+    /// A Service; the node may not have it.
+    ClusterIp,
+}
+
+/// Serves one address for ever. `report`: the real address and port once it
+/// listens, `None` when it no longer does.
 async fn listen(
-    index: usize,
     address: SocketAddr,
+    origin: Origin,
     responder: Responder,
     metrics: Arc<ListenerMetrics>,
-    listening: Arc<watch::Sender<Listening>>,
+    report: impl Fn(Option<SocketAddr>),
 ) {
-    let set = |to: Option<SocketAddr>| {
-        listening.send_modify(|listening| {
-            if let Some(place) = listening.get_mut(index) {
-                *place = to;
-            }
-        });
-    };
     loop {
-        let error = match open(address) {
+        let error = match open(address, origin) {
             Ok((udp, tcp, real)) => {
                 tracing::info!("DNS: listening on {real}");
-                set(Some(real));
-                tokio::select! {
-                    error = udp.serve(responder.clone(), metrics.clone()) => error,
-                    error = tcp::serve(tcp, responder.clone(), metrics.clone()) => error,
-                }
+                report(Some(real));
+                serve(udp, tcp, &responder, &metrics).await
             }
             Err(error) => error,
         };
-        set(None);
+        report(None);
         tracing::error!(
             "DNS: cannot listen on {address}: {error}; stop what uses the port, give an interface the address, or change \
              --dns-bind-address; next attempt in {RETRY:?}"
@@ -209,9 +242,33 @@ async fn listen(
     }
 }
 
+/// Serves both transports until one fails. Each is a separate task, so that a
+/// panic ends in an error here, and the address is opened again.
+async fn serve(
+    udp: UdpListener,
+    tcp: tokio::net::TcpListener,
+    responder: &Responder,
+    metrics: &Arc<ListenerMetrics>,
+) -> io::Error {
+    let mut transports = JoinSet::new();
+    transports.spawn(udp.serve(responder.clone(), metrics.clone()));
+    transports.spawn(tcp::serve(tcp, responder.clone(), metrics.clone()));
+    first_end(transports).await
+}
+
+/// The error of the first task that ends; the others are ended.
+async fn first_end(mut tasks: JoinSet<io::Error>) -> io::Error {
+    match tasks.join_next().await {
+        Some(Ok(error)) => error,
+        Some(Err(panic)) => io::Error::other(panic),
+        // Callers have tasks.
+        None => io::ErrorKind::Other.into(),
+    }
+}
+
 /// Opens both sockets of an address, on the same port.
-fn open(address: SocketAddr) -> io::Result<(UdpListener, tokio::net::TcpListener, SocketAddr)> {
-    let udp = socket(address, Type::DGRAM, Protocol::UDP)?;
+fn open(address: SocketAddr, origin: Origin) -> io::Result<(UdpListener, tokio::net::TcpListener, SocketAddr)> {
+    let udp = socket(address, Type::DGRAM, Protocol::UDP, origin)?;
     // The kernel's limit may be lower.
     if let Err(error) = udp.set_recv_buffer_size(RECEIVE_BUFFER) {
         tracing::debug!("DNS: the receive buffer stays as it is: {error}");
@@ -219,7 +276,7 @@ fn open(address: SocketAddr) -> io::Result<(UdpListener, tokio::net::TcpListener
     udp.bind(&address.into())?;
     let udp = UdpSocket::from(udp);
     let real = udp.local_addr()?;
-    let tcp = socket(real, Type::STREAM, Protocol::TCP)?;
+    let tcp = socket(real, Type::STREAM, Protocol::TCP, origin)?;
     tcp.set_reuse_address(true)?;
     tcp.bind(&real.into())?;
     tcp.listen(BACKLOG)?;
@@ -228,11 +285,40 @@ fn open(address: SocketAddr) -> io::Result<(UdpListener, tokio::net::TcpListener
     Ok((UdpListener::new(udp)?, tokio::net::TcpListener::from_std(tcp)?, real))
 }
 
-fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+/// Makes a socket for an address.
+pub(crate) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, origin: Origin) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     // The unspecified IPv6 address stands for its own family: answers to IPv4 clients have another source otherwise.
-    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) || address.is_ipv6() {
+    if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    if origin == Origin::ClusterIp {
+        if address.is_ipv6() {
+            socket.set_freebind_v6(true)?;
+        } else {
+            socket.set_freebind_v4(true)?;
+        }
+    }
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use std::future::pending;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_the_listener_and_not_the_server() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let error = runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(pending());
+            tasks.spawn(async { panic!("broken by a test") });
+            first_end(tasks).await
+        });
+        assert!(error.to_string().contains("panic"), "{error}");
+    }
 }

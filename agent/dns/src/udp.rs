@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
+use crate::hot::HotAnswers;
 use crate::message::Transport;
 use crate::metrics::ListenerMetrics;
 use crate::respond::{Reaction, Responder};
@@ -67,6 +68,7 @@ impl UdpListener {
         let mut storage = vec![[0u8; LARGEST_QUESTION]; BATCH_SIZE];
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let mut out = Vec::with_capacity(LARGEST_QUESTION);
+        let mut hot = HotAnswers::default();
         loop {
             let mut buffers = storage.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect::<Vec<_>>();
             let count = match listener.receive(&mut buffers, &mut metas).await {
@@ -80,11 +82,13 @@ impl UdpListener {
                 let bytes = buffer.get(..meta.len).unwrap_or_default();
                 // Datagrams of one client may arrive as one.
                 for question in bytes.chunks(meta.stride.max(1)) {
-                    match responder.react(question, meta.addr.ip(), Transport::Udp, &mut out) {
+                    match responder.react_again(&mut hot, question, meta.addr.ip(), &mut out) {
                         Reaction::Ignore => {}
                         Reaction::Reply(seen) => {
                             listener.send(&out, meta.addr, meta.dst_ip).await;
-                            metrics.note(&seen, Transport::Udp, meta.addr.is_ipv4(), begun.elapsed());
+                            if !responder.is_own_question(meta.addr.ip()) {
+                                metrics.note(&seen, Transport::Udp, meta.addr.is_ipv4(), begun.elapsed());
+                            }
                         }
                         Reaction::Forward(forward) => {
                             let Ok(permit) = waiting.clone().try_acquire_owned() else { continue };

@@ -4,12 +4,14 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData, RecordType};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use support::{
     Server, UpstreamServer, answers, big, client, name, options, over_tcp, question, service, web, with_edns,
@@ -266,10 +268,15 @@ fn an_alias_is_followed_in_the_zone_and_outside() {
 }
 
 #[test]
-fn slow_clients_give_way_to_others() {
+fn ten_thousand_slow_clients_give_way_to_others() {
+    // Descriptors for the clients and the server, which are one process here.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let connections = hard.saturating_sub(600).min(10_000);
+    assert!(connections >= 500, "the limit of open files is {hard}");
+    setrlimit(Resource::RLIMIT_NOFILE, hard.max(soft), hard).unwrap();
     let server = Server::with(&[web()], &[]);
     let mut slow = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..connections {
         let mut stream = TcpStream::connect(server.address).unwrap();
         // Half of a message.
         stream.write_all(&[0, 40, 1, 2, 3]).unwrap();
@@ -281,6 +288,9 @@ fn slow_clients_give_way_to_others() {
     // The first of them were closed.
     let ended = slow[0].read(&mut [0; 1]);
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    // All of the server's ends, of one client here, and whatever else the tests of this process have open.
+    let open = fs::read_dir("/proc/self/fd").unwrap().count() - slow.len();
+    assert!(open < 500, "{open} descriptors besides those of the clients");
 }
 
 #[test]
@@ -319,4 +329,19 @@ fn an_answer_comes_from_the_address_that_was_asked() {
         let (_, from) = socket.recv_from(&mut [0; 512]).unwrap();
         assert_eq!(from, to);
     }
+}
+
+#[test]
+fn the_same_question_gets_the_new_answer_after_a_change() {
+    let server = Server::with(&[web()], &[]);
+    let asked = question("web.shop.svc.cluster.local", RecordType::A);
+    for _ in 0..3 {
+        assert_eq!(answers(&server.udp(&asked)), ["10.96.0.10"]);
+    }
+    let mut other = asked.clone();
+    other.metadata.id = 815;
+    assert_eq!(server.udp(&other).metadata.id, 815);
+    server.apply(&[service("web", json!({"clusterIP": "10.96.0.11", "ports": [{"name": "http", "port": 80}]}))]);
+    await_answer(&server, &asked, &["10.96.0.11"]);
+    assert_eq!(answers(&server.udp(&asked)), ["10.96.0.11"]);
 }

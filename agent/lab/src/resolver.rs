@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
+use std::process::{Child, Command, Output};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -73,6 +74,42 @@ impl PodResolver {
         addresses.sort_unstable();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    /// Runs a program inside of a namespace, with these files.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] if the files cannot be put over `/etc`. The result of the program is the inner one.
+    pub fn output(&self, namespace: &NetNs, command: &mut Command) -> Result<io::Result<Output>, LabError> {
+        namespace.run(|| {
+            self.mount()?;
+            Ok(command.output())
+        })?
+    }
+
+    /// Starts a program inside of a namespace, with these files.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] if the files cannot be put over `/etc`. The result of the program is the inner one.
+    pub fn spawn(&self, namespace: &NetNs, command: &mut Command) -> Result<io::Result<Child>, LabError> {
+        namespace.run(|| {
+            self.mount()?;
+            Ok(command.spawn())
+        })?
+    }
+
+    /// Replaces the servers, as a network manager does: by another file of that name.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn replace_servers(&self, servers: &[IpAddr]) -> io::Result<()> {
+        let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let fresh = self.etc.path().join("resolv.conf.new");
+        fs::write(&fresh, text)?;
+        fs::rename(fresh, self.etc.path().join("resolv.conf"))
     }
 
     /// Puts the directory over `/etc`, for the calling thread alone.

@@ -101,6 +101,7 @@ fn apply_dns(flags: &DnsFlags, configuration: &mut KubeProxyConfiguration) {
     set(&mut dns.upstream, &without_empty(&flags.dns_upstream));
     set(&mut dns.ttl_seconds, &flags.dns_ttl);
     set(&mut dns.pod_names, &flags.dns_pod_names);
+    set(&mut dns.take_over, &flags.dns_take_over);
     set(&mut dns.client_cidrs, &without_empty(&flags.dns_client_cidrs));
 }
 

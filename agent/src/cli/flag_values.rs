@@ -26,6 +26,7 @@ pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("dns-client-cidrs", "/dns/clientCIDRs"),
     ("dns-domain", "/dns/domain"),
     ("dns-pod-names", "/dns/podNames"),
+    ("dns-take-over", "/dns/takeOver"),
     ("dns-ttl", "/dns/ttlSeconds"),
     ("dns-upstream", "/dns/upstream"),
     ("healthz-bind-address", "/healthzBindAddress"),

@@ -176,6 +176,11 @@ pub struct DnsFlags {
           value_name = "BOOL")]
     pub dns_pod_names: Option<bool>,
 
+    /// The Service whose cluster IPs lead to this server, port 53, while it answers, and to the Service's endpoints
+    /// otherwise: kube-system/kube-dns [default: none]
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub dns_take_over: Option<String>,
+
     /// Ranges of clients that are answered besides this node and its pods (--cluster-cidr, and spec.podCIDRs of the
     /// Node) [default: none]
     #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]

@@ -6,8 +6,8 @@ use vmap_proxy_compiler::ruleset::Family;
 
 use crate::cli::CleanupOptions;
 use crate::instance::{self, InstanceError};
-use crate::netlink::{Kernel, NetlinkError, OwnTable};
-use crate::takeover;
+use crate::netlink::{Kernel, NetlinkError, OwnTable, remove_name_routes};
+use crate::{process, takeover};
 
 /// The cause.
 #[derive(Debug, Error)]
@@ -18,13 +18,16 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// No event loop.
+    #[error("the event loop could not be started: {0}")]
+    Runtime(#[from] std::io::Error),
     /// Some leftovers of kube-proxy could not be removed.
     #[error("not everything of kube-proxy's could be removed: {0} errors, see above")]
     KubeProxy(usize),
 }
 
-/// Deletes `table ip vmap-proxy` and `table ip6 vmap-proxy`, and with
-/// [`CleanupOptions::kube_proxy`] the leftovers of kube-proxy in any of its
+/// Deletes `table ip vmap-proxy`, `table ip6 vmap-proxy` and the routes of
+/// `--dns-take-over`, and with [`CleanupOptions::kube_proxy`] the leftovers of kube-proxy in any of its
 /// modes. A missing table is no error.
 ///
 /// # Errors
@@ -35,7 +38,17 @@ pub fn cleanup(options: CleanupOptions) -> Result<(), Error> {
     let _instance = instance::claim()?;
     let leftovers = if options.kube_proxy { kube_proxy() } else { Ok(()) };
     own_tables()?;
+    name_routes()?;
     leftovers
+}
+
+/// Routes of `--dns-take-over`. Its tables end with the agent.
+fn name_routes() -> Result<(), Error> {
+    let runtime = process::event_loop()?;
+    for address in runtime.block_on(remove_name_routes(&[]))? {
+        tracing::info!("the local route to {address} was removed");
+    }
+    Ok(())
 }
 
 fn kube_proxy() -> Result<(), Error> {

@@ -3,9 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_dns::options::{MAX_TTL, PORT};
 use vmap_proxy_dns::{Options, Upstream};
 use vmap_proxy_dns_zone::ZoneConfig;
+use vmap_proxy_dns_zone::label::is_label;
 
 use super::InvalidField;
 use super::kube_proxy_configuration::Dns;
@@ -37,13 +39,36 @@ impl Dns {
             let reason = format!("must be between 0 and {MAX_TTL}");
             invalid.push(field("dns.ttlSeconds", &self.ttl_seconds.to_string(), &reason));
         }
+        let take_over = self.take_over(&addresses, &mut invalid);
         if !invalid.is_empty() {
             return Err(invalid);
         }
         let upstream = if servers.is_empty() { Upstream::ResolvConf } else { Upstream::Servers(servers) };
         let (ttl, cluster_ranges) = (self.ttl_seconds, cluster_ranges.to_vec());
-        let options = Options { addresses, zone, ttl, upstream, cluster_ranges, client_ranges };
-        Ok(Some(options).filter(|options| !options.addresses.is_empty()))
+        let options = Options { addresses, zone, ttl, upstream, cluster_ranges, client_ranges, take_over };
+        Ok(Some(options).filter(|options| !options.addresses.is_empty() || options.take_over.is_some()))
+    }
+
+    /// The Service to take over. Its cluster IPs need sockets of their own, which
+    /// the kernel refuses beside one for all addresses.
+    fn take_over(&self, addresses: &[SocketAddr], invalid: &mut Vec<InvalidField>) -> Option<ServiceName> {
+        let text = &self.take_over;
+        if text.is_empty() {
+            return None;
+        }
+        let parts = text.split_once('/').filter(|(namespace, name)| is_label(namespace) && is_label(name));
+        if parts.is_none() {
+            invalid.push(field(
+                "dns.takeOver",
+                text,
+                "must be a Service as NAMESPACE/NAME, such as kube-system/kube-dns",
+            ));
+        }
+        if let Some(all) = addresses.iter().find(|address| address.ip().is_unspecified() && address.port() == PORT) {
+            let reason = format!("cannot be used with {all} in dns.bindAddresses, name single addresses there");
+            invalid.push(field("dns.takeOver", text, &reason));
+        }
+        parts.map(|(namespace, name)| ServiceName::new(namespace, name))
     }
 }
 
@@ -95,5 +120,23 @@ mod tests {
         assert_eq!(options.addresses, addresses);
         assert_eq!((options.ttl, options.upstream), (5, Upstream::ResolvConf));
         assert_eq!((options.cluster_ranges.len(), options.zone.domain()), (1, "cluster.local"));
+    }
+
+    #[test]
+    fn a_service_to_take_over_switches_it_on() {
+        let dns = |take_over: &str, bind: &[&str]| Dns {
+            take_over: take_over.to_owned(),
+            bind_addresses: bind.iter().map(|&text| text.to_owned()).collect(),
+            ..Dns::default()
+        };
+        let options = dns("kube-system/kube-dns", &[]).options(&[]).unwrap().unwrap();
+        assert_eq!(options.take_over, Some(ServiceName::new("kube-system", "kube-dns")));
+        assert!(dns("kube-system/kube-dns", &["169.254.20.10", "0.0.0.0:5353"]).options(&[]).is_ok());
+        for (service, bind) in
+            [("kube-dns", &[][..]), ("a/b/c", &[]), ("/x", &[]), ("kube-system/kube-dns", &["::"]), ("A/b", &[])]
+        {
+            let invalid = dns(service, bind).options(&[]).unwrap_err();
+            assert!(invalid.iter().all(|field| field.path == "dns.takeOver") && invalid.len() == 1, "{invalid:?}");
+        }
     }
 }

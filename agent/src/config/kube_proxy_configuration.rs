@@ -236,6 +236,9 @@ pub struct Dns {
     pub ttl_seconds: u32,
     /// Whether `a-b-c-d.namespace.pod` is answered.
     pub pod_names: bool,
+    /// The Service (`namespace/name`) whose cluster IPs lead to the server while it
+    /// answers; empty: none.
+    pub take_over: String,
     /// Further ranges of clients.
     #[serde(rename = "clientCIDRs")]
     pub client_cidrs: Vec<String>,
@@ -295,6 +298,7 @@ impl Default for Dns {
             upstream: Vec::new(),
             ttl_seconds: vmap_proxy_dns::options::DEFAULT_TTL,
             pod_names: true,
+            take_over: String::new(),
             client_cidrs: Vec::new(),
         }
     }

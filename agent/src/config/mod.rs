@@ -7,7 +7,6 @@
 //! * [`ignored`]: fields without effect, and the reasons;
 //! * [`convert`]: to the compiler's [`vmap_proxy_compiler::model::config::ProxyConfig`];
 //! * [`dns`]: the settings of the DNS server;
-//! * [`watch`]: notices when the file changes;
 //! * [`go_duration`], [`addresses`]: notations.
 
 pub mod addresses;
@@ -18,7 +17,6 @@ pub mod ignored;
 pub mod kube_proxy_configuration;
 pub mod load;
 pub mod validate;
-pub mod watch;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn each_check_names_its_field() {
         type Change = fn(&mut KubeProxyConfiguration);
-        let cases: [(&str, Change); 26] = [
+        let cases: [(&str, Change); 27] = [
             ("iptables.masqueradeBit", |c| c.iptables.masquerade_bit = 32),
             ("nftables.masqueradeBit", |c| c.nftables.masquerade_bit = -1),
             ("oomScoreAdj", |c| c.oom_score_adj = 1001),
@@ -253,6 +253,7 @@ mod tests {
             ("dns.bindAddresses[1]", |c| c.dns.bind_addresses = vec!["10.0.0.1".to_owned(), "x".to_owned()]),
             ("dns.domain", |c| c.dns.domain = "a..b".to_owned()),
             ("dns.upstream[0]", |c| c.dns.upstream = vec!["resolver.example".to_owned()]),
+            ("dns.takeOver", |c| c.dns.take_over = "kube-dns".to_owned()),
             ("dns.ttlSeconds", |c| c.dns.ttl_seconds = 3601),
             ("dns.clientCIDRs[0]", |c| c.dns.client_cidrs = vec!["10.0.0.1".to_owned()]),
             ("nftables.minSyncPeriod", |c| c.nftables.min_sync_period = GoDuration::from_seconds(-1)),

@@ -10,6 +10,8 @@
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
 //! * [`links`]: this node's interfaces;
+//! * [`name_take_over`]: table and routes that lead the cluster's DNS Service to
+//!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
 //! * [`error`]: the errors.
 
@@ -18,6 +20,7 @@ mod error;
 mod kernel;
 mod links;
 mod monitor;
+mod name_take_over;
 mod packets;
 pub(crate) mod socket;
 
@@ -26,6 +29,7 @@ pub use error::{CommitError, NetlinkError, Refusal, SocketError};
 pub use kernel::{CommitReport, Kernel, Moment};
 pub use links::{Interface, interfaces};
 pub use monitor::{ForeignChange, Monitor, Observed};
+pub use name_take_over::{NameTakeOver, remove_name_routes};
 pub use packets::await_packets;
 pub use socket::StopFlag;
 pub use vmap_proxy_wire::nf_tables::elements::{Counter, ElementState, ForeignElement};

@@ -2,6 +2,7 @@
 //! together: a source, the sync loop, and their observers.
 
 pub(crate) mod connections;
+mod name_take_over;
 mod names;
 mod node;
 mod own_node;
@@ -173,6 +174,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
         () = follow_names => Ok(()),
+        () = names::follow_resolv_conf(names.as_ref()) => Ok(()),
         () = hangups => Ok(()),
         () = logging::limit::report() => Ok(()),
         changed = configuration_changed(&options) => Err(changed),
@@ -241,7 +243,7 @@ async fn run_source(
 /// again with the new one, as in kube-proxy.
 async fn configuration_changed(options: &RunOptions) -> Error {
     let Some(path) = &options.configuration_file else { return std::future::pending().await };
-    crate::config::watch::changed(path).await;
+    crate::files::follow::changed(path).await;
     Error::ConfigurationChanged(path.clone())
 }
 

@@ -3,21 +3,31 @@
 
 use std::future::pending;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc;
-use vmap_proxy_dns::{DnsMetrics, DnsServer, Options, Update};
+use vmap_proxy_dns::{DnsMetrics, DnsServer, Options, Update, Upstream};
 
 use super::EVENT_QUEUE;
+use super::name_take_over::TakeOver;
+use crate::files::follow::changed;
 use crate::metrics::Metrics;
 use crate::source::Event;
+
+/// The file that names the upstream servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The running server.
 #[derive(Debug)]
 pub(super) struct Names {
+    /// Before the server, so that packets go elsewhere before it ends.
+    _take_over: Option<TakeOver>,
     server: DnsServer,
+    /// Whether `/etc/resolv.conf` names the upstream servers.
+    follows_resolv_conf: bool,
     /// Whether it was reported that the server has ended.
     lost: AtomicBool,
 }
@@ -29,7 +39,16 @@ impl Names {
         let Some(options) = options else { return (None, metrics) };
         let counters = DnsMetrics::new(options.zone.domain());
         match DnsServer::start(options.clone(), counters.clone()) {
-            Ok(server) => (Some(Self { server, lost: AtomicBool::new(false) }), metrics.with_dns(counters)),
+            Ok(server) => {
+                let follows_resolv_conf = options.upstream == Upstream::ResolvConf;
+                let names = Self {
+                    _take_over: take_over(options, &server),
+                    server,
+                    follows_resolv_conf,
+                    lost: AtomicBool::new(false),
+                };
+                (Some(names), metrics.with_dns(counters))
+            }
             Err(error) => {
                 tracing::error!("{error}");
                 (None, metrics)
@@ -63,6 +82,26 @@ impl Names {
             tracing::error!("the DNS server ended unexpectedly, names are not served until the next start; rules are");
         }
     }
+}
+
+fn take_over(options: &Options, server: &DnsServer) -> Option<TakeOver> {
+    let service = options.take_over.as_ref()?;
+    let started = TakeOver::start(server.taken_over());
+    let report = |error: &std::io::Error| {
+        tracing::error!("DNS: {service} is not taken over: {error}; its endpoints answer until the next start");
+    };
+    started.inspect_err(report).ok()
+}
+
+/// Has the server read `/etc/resolv.conf` again whenever it changes. Never ends.
+pub(super) async fn follow_resolv_conf(names: Option<&Names>) {
+    if let Some(names) = names.filter(|names| names.follows_resolv_conf) {
+        loop {
+            changed(Path::new(RESOLV_CONF)).await;
+            names.send(Update::ResolvConf);
+        }
+    }
+    pending().await
 }
 
 /// Takes the names out of the events on their way. Without a server the events

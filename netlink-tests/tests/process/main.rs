@@ -14,6 +14,7 @@ mod idle;
 mod journal;
 mod lab_crash;
 mod log;
+mod name_take_over;
 mod names;
 mod ownership;
 mod questions;

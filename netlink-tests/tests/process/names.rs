@@ -1,10 +1,13 @@
 //! The DNS server of the agent, asked by the C library's resolver inside of pods.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use vmap_proxy_lab::{PodResolver, ResolveError};
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, POD, REMOTE, SECOND_NODE_IP};
+use vmap_proxy_testbed::skip::skipped_outside_ci;
 
 use super::*;
 
@@ -136,5 +139,135 @@ fn a_port_in_use_and_a_missing_address_cost_names_only() {
     drop(taken);
     eventually("the server listens", || log.text().contains("DNS: listening on 192.0.2.13:53"));
     assert_eq!(lookup(&cluster, POD[0], "web-1.shop"), addresses(&["10.96.0.1"]));
+    assert!(agent.stop().success());
+}
+
+/// The output of a program in a pod, or `None` if the machine does not have it.
+fn output(cluster: &Cluster, command: &mut Command) -> Option<String> {
+    let pod = cluster.lab().owner(POD[0].parse().unwrap()).unwrap();
+    match resolver().output(pod, command).unwrap() {
+        Ok(output) => Some(String::from_utf8(output.stdout).unwrap()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            skipped_outside_ci(format_args!("{} is missing", command.get_program().display()));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn dig_understands_every_answer() {
+    let (cluster, manifests, log) = (cluster(), named_manifests(), Scratch::new("log"));
+    let bind = format!("--dns-bind-address={SECOND_NODE_IP}");
+    let _agent = start(&cluster, &manifests, &log, &[&bind]);
+    eventually("the server listens", || log.text().contains("DNS: listening on"));
+    let dig = |arguments: &str| {
+        let mut command = Command::new("dig");
+        command.args(arguments.split(' '));
+        output(&cluster, &mut command)
+    };
+    let lines = |arguments: &str| {
+        let mut lines: Vec<String> = dig(arguments)?.lines().map(str::to_owned).collect();
+        lines.sort();
+        Some(lines)
+    };
+    if dig("-v").is_none() {
+        return;
+    }
+    let service = "my-service.default.svc.cluster.local";
+    for transport in ["+notcp", "+tcp", "+noedns", "+bufsize=4096", "+cookie", "+subnet=192.0.2.0/24", "+dnssec"] {
+        let found = lines(&format!("+short {transport} {service}")).unwrap();
+        assert_eq!(found, [LOCAL[0][0], REMOTE[0][0]], "{transport}");
+    }
+    assert_eq!(lines(&format!("+short +search {} AAAA", "my-sts-0.my-service")).unwrap(), [LOCAL[1][0]]);
+    let targets = lines(&format!("+short _http._tcp.{service} SRV")).unwrap();
+    assert_eq!(targets.len(), 2, "{targets:?}");
+    assert!(targets.iter().all(|line| line.contains(" 8080 my-sts-") && line.ends_with(&format!(".{service}."))));
+    assert_eq!(lines(&format!("+short -x {}", LOCAL[0][0])).unwrap(), [format!("my-sts-0.{service}.")]);
+    assert_eq!(lines("+short dns-version.cluster.local TXT").unwrap(), ["\"1.1.0\""]);
+    // What dig makes of the header.
+    for (arguments, status) in [
+        ("no-such.shop.svc.cluster.local", "NXDOMAIN"),
+        ("cluster.local AXFR", "Transfer failed"),
+        ("+edns=1 +noednsnegotiation web-1.shop.svc.cluster.local", "BADVERS"),
+        ("+opcode=status web-1.shop.svc.cluster.local", "NOTIMP"),
+        ("CH TXT version.bind", "REFUSED"),
+    ] {
+        // Of dig's own about every name in the cluster's domain.
+        let text = dig(arguments).unwrap().replace("WARNING: .local is reserved", "");
+        assert!(text.contains(status), "{arguments}: {text}");
+        assert!(!text.contains("WARNING") && !text.contains("malformed"), "{arguments}: {text}");
+    }
+}
+
+#[test]
+fn programs_with_musl_find_names() {
+    let (cluster, manifests, log) = (cluster(), named_manifests(), Scratch::new("log"));
+    let directory = ManifestDirectory::new();
+    let program = directory.path().join("musl-resolver");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/process/musl_resolver.c");
+    match Command::new("musl-gcc").args(["-static", "-o"]).arg(&program).arg(source).status() {
+        Ok(status) => assert!(status.success()),
+        Err(error) => {
+            skipped_outside_ci(format_args!("musl-gcc is missing: {error}"));
+            return;
+        }
+    }
+    let bind = format!("--dns-bind-address={SECOND_NODE_IP}");
+    let _agent = start(&cluster, &manifests, &log, &[&bind]);
+    eventually("the server listens", || log.text().contains("DNS: listening on"));
+    let pod = |name: &str| {
+        let text = output(&cluster, Command::new(&program).arg(name)).unwrap();
+        let mut found: Vec<IpAddr> = text.lines().map(|line| line.parse().unwrap()).collect();
+        found.sort_unstable();
+        found
+    };
+    assert_eq!(pod("my-sts-0.my-service.default.svc"), addresses(&[LOCAL[0][0], LOCAL[1][0]]));
+    assert_eq!(pod("my-service"), addresses(&[LOCAL[0][0], REMOTE[0][0], LOCAL[1][0]]));
+    assert_eq!(pod("web-1.shop"), addresses(&["10.96.0.1"]));
+    assert!(pod("no-such-name.shop.svc.cluster.local").is_empty());
+}
+
+/// An upstream server that has no records, and the number of its questions.
+fn upstream(cluster: &Cluster, address: &str) -> Arc<AtomicUsize> {
+    let host = cluster.lab().owner(address.parse().unwrap()).unwrap();
+    let socket = host.run(|| std::net::UdpSocket::bind((address, 53))).unwrap().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            counted.fetch_add(1, Ordering::Relaxed);
+            buffer[2] |= 0x80;
+            let _ = socket.send_to(&buffer[..length], client);
+        }
+    });
+    asked
+}
+
+#[test]
+fn resolv_conf_is_followed() {
+    let (cluster, manifests, log) = (cluster(), named_manifests(), Scratch::new("log"));
+    let servers = [REMOTE[0][2], REMOTE[0][3]];
+    let [first, second] = servers.map(|address| upstream(&cluster, address));
+    let etc = PodResolver::new(&addresses(&servers[..1]), "default", "cluster.local").unwrap();
+    let bind = format!("--dns-bind-address={SECOND_NODE_IP}");
+    let mut command = run_manifests(&manifests, &[FLAGS[0], &bind]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log.0).unwrap());
+    let child = etc.spawn(cluster.node(), &mut command).unwrap().unwrap();
+    let mut agent = Agent { child, namespace: cluster.node().try_clone().unwrap() };
+    agent.wait_until_healthy();
+    eventually("the server listens", || log.text().contains("DNS: listening on"));
+    eventually("the first server is asked", || {
+        lookup(&cluster, POD[0], "one.example.");
+        first.load(Ordering::Relaxed) > 0
+    });
+    assert_eq!(second.load(Ordering::Relaxed), 0);
+    etc.replace_servers(&addresses(&servers[1..])).unwrap();
+    eventually("the second server is asked", || {
+        lookup(&cluster, POD[0], "two.example.");
+        second.load(Ordering::Relaxed) > 0
+    });
+    assert!(log.text().contains("DNS: the upstream servers are now"));
     assert!(agent.stop().success());
 }

@@ -35,6 +35,7 @@ pub(crate) fn options(upstream: &[SocketAddr]) -> Options {
         upstream: Upstream::Servers(upstream.to_vec()),
         cluster_ranges: Vec::new(),
         client_ranges: Vec::new(),
+        take_over: None,
     }
 }
 

@@ -94,6 +94,7 @@ pub fn against_server(vector: &NameVector) -> Result<Vec<Failure>, RunError> {
         upstream: Upstream::Servers(Vec::new()),
         cluster_ranges: Vec::new(),
         client_ranges: Vec::new(),
+        take_over: None,
     };
     let server = DnsServer::start(options, DnsMetrics::new(&vector.domain))?;
     let mut running = Running { server, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), generation: 0 };

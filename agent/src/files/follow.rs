@@ -1,5 +1,6 @@
-//! Follows the configuration file. When it changes, the process ends with an
-//! error, as kube-proxy does, to be started again with the new file.
+//! Follows one file: the configuration, at whose change the process ends with an
+//! error, as kube-proxy does, to be started again with the new file; and
+//! `/etc/resolv.conf`.
 
 use std::collections::HashSet;
 use std::io;
@@ -8,9 +9,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::files::backoff::Backoff;
-use crate::files::read::{self, ReadError};
-use crate::files::watch::FileWatch;
+use super::backoff::Backoff;
+use super::read::{self, ReadError};
+use super::watch::FileWatch;
 
 /// Shortest time between two checks of a directory whose files change
 /// constantly.
@@ -23,11 +24,11 @@ const MOST_LOOKS: usize = 8;
 /// The reason why the file cannot be followed at present.
 #[derive(Debug, Error)]
 enum WatchError {
-    #[error("the configuration file cannot be watched for changes: {0}")]
+    #[error("it cannot be watched for changes: {0}")]
     Watch(#[source] io::Error),
-    #[error("the configuration file cannot be read: {0}")]
+    #[error("it cannot be read: {0}")]
     Read(#[from] ReadError),
-    #[error("no thread could be created to read the configuration file: {0}")]
+    #[error("no thread could be created to read it: {0}")]
     Thread(#[source] io::Error),
 }
 
@@ -120,7 +121,7 @@ async fn read_aside(path: PathBuf) -> Result<String, WatchError> {
         // Fails only if the receiver is gone.
         let _ = sender.send(read::read(&path));
     };
-    std::thread::Builder::new().name("configuration".to_owned()).spawn(work).map_err(WatchError::Thread)?;
+    std::thread::Builder::new().name("file-reader".to_owned()).spawn(work).map_err(WatchError::Thread)?;
     match receiver.await {
         Ok(read) => Ok(read?.1),
         Err(_) => Err(WatchError::Read(io::Error::other("its reader ended early").into())),
