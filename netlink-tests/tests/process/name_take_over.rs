@@ -178,6 +178,7 @@ fn has_table(cluster: &Cluster, family: &str) -> bool {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the times that decision 66 shows")]
 fn names_outlive_the_agent() {
     let (cluster, manifests, log) = (cluster(), manifests(), Scratch::new("log"));
     manifests.write_objects("kube-dns.json", &kube_dns());
