@@ -54,10 +54,10 @@ fn act(invocation: Invocation) -> Result<ExitCode, Box<dyn Error>> {
         Action::Doctor(options) => return Ok(commands::doctor::doctor(options)?),
         Action::PrintCompletion(shell) => commands::completion::completion(shell)?,
         #[cfg(feature = "demo")]
-        Action::Demo => {
+        Action::Demo { keep } => {
             let Logging { verbosity, format, .. } = resolved.logging;
             let log_format = Some(format).filter(|format| !format.is_empty());
-            vmap_proxy_demo::demo(&vmap_proxy_demo::Options { verbosity, log_format })?;
+            vmap_proxy_demo::demo(&vmap_proxy_demo::Options { keep, verbosity, log_format })?;
         }
         Action::Cleanup(options) => commands::cleanup::cleanup(options)?,
         Action::WriteConfiguration { path, configuration } => {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use vmap_proxy_lab::{Lab, Process, patient};
+use vmap_proxy_lab::{Lab, NetNs, Process, patient};
 
+use crate::keep::Kept;
 use crate::{DemoError, Options, PODS};
 
 /// The project's examples, as files of a directory. `manifests` is a link to them, so that the published crate has them too.
@@ -24,17 +25,15 @@ const EXAMPLES: [(&str, &str); 5] = [
 const WEB_FILE: &str = "web.yaml";
 const WEB: &str = include_str!("../manifests/web.yaml");
 
-/// The agent's arguments before the directory. Settings of the machine, as opposed to the namespace, stay unchanged.
-const ARGUMENTS: [&str; 9] = [
-    "run",
-    "--node-name=node-1",
+/// The agent's arguments everywhere. Settings of the machine, as opposed to the namespace, stay unchanged.
+const ARGUMENTS: [&str; 5] =
+    ["run", "--node-name=node-1", "--conntrack-max-per-core=0", "--conntrack-min=0", "--oom-score-adj=0"];
+
+/// Those in the cluster.
+const CLUSTER_ARGUMENTS: [&str; 3] = [
     "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
     "--nodeport-addresses=primary",
     "--dns-bind-address=169.254.20.10",
-    "--conntrack-max-per-core=0",
-    "--conntrack-min=0",
-    "--oom-score-adj=0",
-    "--manifests",
 ];
 
 /// Parts of the log lines of the first sync and of later ones.
@@ -57,42 +56,74 @@ pub(crate) struct DemoAgent {
 }
 
 impl DemoAgent {
-    /// Writes the manifests, and starts the agent in the node's namespace. Its log goes to standard error.
-    pub(crate) fn start(lab: &Lab, options: &Options) -> Result<Self, DemoError> {
+    /// Starts the agent in the node's namespace, with the project's examples.
+    pub(crate) fn in_cluster(lab: &Lab, options: &Options, kept: Option<&Kept>) -> Result<Self, DemoError> {
+        let examples = EXAMPLES.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let mut arguments = CLUSTER_ARGUMENTS.map(str::to_owned).to_vec();
+        arguments.extend(kept.map(|kept| format!("--query-socket={}", kept.socket().display())));
+        Self::start(lab.node(), options, examples, &arguments)
+    }
+
+    /// Writes the manifests, and starts the agent in a namespace. Its log goes to standard error.
+    pub(crate) fn start(
+        namespace: &NetNs,
+        options: &Options,
+        manifests: impl IntoIterator<Item = (String, String)>,
+        arguments: &[String],
+    ) -> Result<Self, DemoError> {
         let made = tempfile::Builder::new().prefix("vmap-proxy-demo-").tempdir();
         let directory = made.map_err(in_the_way(&std::env::temp_dir()))?;
-        for (name, text) in EXAMPLES {
+        for (name, text) in manifests {
             let path = directory.path().join(name);
             fs::write(&path, text).map_err(in_the_way(&path))?;
         }
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("vmap-proxy").args(ARGUMENTS).arg(directory.path());
+        command.arg0("vmap-proxy").args(ARGUMENTS).args(arguments).arg("--manifests").arg(directory.path());
         command.arg(format!("-v={}", options.verbosity.max(SYNCS_ARE_LOGGED)));
         command.args(options.log_format.iter().map(|format| format!("--logging-format={format}")));
         command.env_remove(FILTER_VARIABLE);
-        let process = Process::spawn(lab.node(), command, |line| {
+        let process = Process::spawn(namespace, command, |line| {
             // A failed send is harmless: nobody reads the log then.
             let _ = writeln!(io::stderr(), "{line}");
         })?;
         Ok(Self { directory, process })
     }
 
-    /// Waits for the first sync, and returns the summary in its line.
+    /// The directory that the agent follows.
+    pub(crate) fn manifests(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The agent's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits for the first sync, and returns its summary: `4 services, 12 endpoints in 3.1 ms (90 elements added, …)`.
     pub(crate) fn wait_until_ready(&self) -> Result<String, DemoError> {
         let line = self.wait_for(0, FIRST_SYNC)?;
-        let counts = line.split_once(FIRST_SYNC).map_or("", |(_, counts)| counts);
-        Ok(counts.split(" in ").next().unwrap_or_default().to_owned())
+        Ok(line.split_once(FIRST_SYNC).map_or("", |(_, summary)| summary).to_owned())
     }
 
     /// Takes a pod out of the slices of Service `web`, and waits until that is programmed.
     pub(crate) fn remove_pod(&self, pod: &str) -> Result<(), DemoError> {
+        self.replace(WEB_FILE, &web_without(pod)).map(drop)
+    }
+
+    /// Puts all pods back into the slices of Service `web`.
+    pub(crate) fn restore_pods(&self) -> Result<(), DemoError> {
+        self.replace(WEB_FILE, WEB).map(drop)
+    }
+
+    /// Replaces a manifest, and waits until the change is programmed. Returns the log line of that sync.
+    pub(crate) fn replace(&self, file: &str, text: &str) -> Result<String, DemoError> {
         let passed = self.process.lines().len();
-        let path = self.directory.path().join(WEB_FILE);
+        let path = self.directory.path().join(file);
         // Replaced at one stroke, as editors and kubelets do.
-        let fresh = self.directory.path().join(".web.yaml");
-        let written = fs::write(&fresh, web_without(pod)).and_then(|()| fs::rename(&fresh, &path));
+        let fresh = self.directory.path().join(format!(".{file}"));
+        let written = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path));
         written.map_err(in_the_way(&path))?;
-        self.wait_for(passed, LATER_SYNC).map(drop)
+        self.wait_for(passed, LATER_SYNC)
     }
 
     /// Stops the agent as the kubelet does.
@@ -122,7 +153,7 @@ fn web_without(pod: &str) -> String {
     WEB.lines().filter(|line| !is_named(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
-fn in_the_way(path: &Path) -> impl FnOnce(io::Error) -> DemoError + use<> {
+pub(crate) fn in_the_way(path: &Path) -> impl FnOnce(io::Error) -> DemoError + use<> {
     let path = path.to_owned();
     move |source| DemoError::Manifests { path, source }
 }

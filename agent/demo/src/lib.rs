@@ -19,6 +19,9 @@ macro_rules! say {
 
 mod agent;
 mod checks;
+mod comparison;
+mod keep;
+mod objects;
 mod report;
 
 use std::collections::BTreeMap;
@@ -26,6 +29,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use agent::DemoAgent;
+use keep::Kept;
 use report::Report;
 use vmap_proxy_lab::{Lab, LabError, PodResolver, Transport};
 
@@ -49,14 +53,22 @@ pub enum DemoError {
     /// The agent did not get ready or ended too early.
     #[error("the agent in the demo's node failed: {0}")]
     Agent(String),
+    /// The kernel's objects could not be counted.
+    #[error("the kernel's tables can't be listed: {0}")]
+    Kernel(#[source] std::io::Error),
+    /// The shell of `--keep` could not be started.
+    #[error("no shell could be started: {0}; set SHELL to one")]
+    Shell(#[source] std::io::Error),
 }
 
-/// How the agent in the demo logs.
+/// The options of the demo.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Its verbosity (`-v`); 2 at least.
+    /// Whether a shell opens inside the cluster when everything has been shown.
+    pub keep: bool,
+    /// The verbosity of the agent (`-v`); 2 at least.
     pub verbosity: u32,
-    /// Its format (`--logging-format`), if not the default one.
+    /// The format of its log (`--logging-format`), if not the default one.
     pub log_format: Option<String>,
 }
 
@@ -82,8 +94,10 @@ pub fn demo(options: &Options) -> Result<(), DemoError> {
     say!("A cluster of network namespaces: node-1 with two pods of my-sts and a client pod,");
     say!("node-2 with a third pod of my-sts, and a client outside. Nothing else is touched.\n");
     let lab = build_lab()?;
-    let agent = DemoAgent::start(&lab, options)?;
-    say!("The agent programmed {}.\n", agent.wait_until_ready()?);
+    let kept = if options.keep { Some(Kept::new()?) } else { None };
+    let agent = DemoAgent::in_cluster(&lab, options, kept.as_ref())?;
+    let summary = agent.wait_until_ready()?;
+    say!("The agent programmed {}.\n", summary.split(" in ").next().unwrap_or_default());
 
     let mut report = Report::new(names());
     report.section("headless Service my-service and StatefulSet my-sts: no rules, every pod under its own address");
@@ -101,6 +115,15 @@ pub fn demo(options: &Options) -> Result<(), DemoError> {
     report.flow(&flow);
     report.run(&lab, &checks::after_removal())?;
 
+    report.comparison(&comparison::figures(options)?);
+
+    if let Some(kept) = kept {
+        agent.restore_pods()?;
+        let outcome = report.finish();
+        kept.explore(&lab, &agent)?;
+        agent.stop()?;
+        return outcome;
+    }
     agent.stop()?;
     report.section("the agent has stopped: its rules stay, as kube-proxy's do");
     report.run(&lab, &checks::after_removal()[..1])?;

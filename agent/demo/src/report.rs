@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use crate::DemoError;
 use crate::checks::{ByName, Check, Expected, Flow, Source};
+use crate::comparison::{BUILD, Figures};
+use crate::objects::Objects;
 use vmap_proxy_lab::{Lab, LabError, PodResolver, ProbeResult, ResolveError};
 
 /// Prints a line for every check and counts unexpected results.
@@ -80,6 +82,36 @@ impl Report {
         let outcome = format!("{} connections meanwhile, {} failed", flow.connections, flow.failures.len());
         // As wide as the first four columns of a line.
         say!("  {outcome:<130} {verdict}");
+    }
+
+    /// The same agent with few and with many Services. Only the number of objects is compared.
+    pub(crate) fn comparison(&mut self, all: &[Figures]) {
+        say!("more Services, the same rules: agents beside the cluster, 5 endpoints for each Service ({BUILD})");
+        say!(
+            "  {:>8} {:>8} {:>8} {:>8} {:>14} {:>10} {:>12} {:>19} {:>15}    {:<17} expected",
+            "Services",
+            "tables",
+            "chains",
+            "rules",
+            "sets and maps",
+            "elements",
+            "first sync",
+            "one endpoint more",
+            "peak memory",
+            ""
+        );
+        for one in all {
+            let Figures { services, objects, elements, first_sync, change, memory } = one;
+            let Objects { tables, chains, rules, maps } = objects;
+            let right = all.iter().all(|other| other.objects == *objects);
+            self.count(right);
+            let verdict = if right { "yes" } else { "NO" };
+            say!(
+                "  {services:>8} {tables:>8} {chains:>8} {rules:>8} {maps:>14} {elements:>10} {first_sync:>12} {change:>19} {memory:>15}    {:<17} {verdict}",
+                ""
+            );
+        }
+        say!("");
     }
 
     /// Prints the last line.

@@ -183,6 +183,10 @@ pub struct TrafficConfiguration {
 #[cfg(feature = "demo")]
 #[derive(Debug, Clone, Args)]
 pub struct DemoArguments {
+    /// Keep the namespaces, and open a shell inside them
+    #[arg(long)]
+    pub keep: bool,
+
     /// Flags about logging.
     #[command(flatten)]
     pub logging: LoggingFlags,

@@ -80,7 +80,10 @@ pub enum Action {
     PrintCompletion(Shell),
     /// Show the proxy at work.
     #[cfg(feature = "demo")]
-    Demo,
+    Demo {
+        /// Whether its namespaces are kept for a shell (`--keep`).
+        keep: bool,
+    },
     /// Remove tables.
     Cleanup(CleanupOptions),
     /// Write the configuration to a file (`--write-config-to`).
@@ -234,7 +237,9 @@ impl Invocation {
                 Ok(without_configuration(action, &LoggingFlags::default()))
             }
             #[cfg(feature = "demo")]
-            Some(Command::Demo(arguments)) => Ok(without_configuration(Action::Demo, &arguments.logging)),
+            Some(Command::Demo(arguments)) => {
+                Ok(without_configuration(Action::Demo { keep: arguments.keep }, &arguments.logging))
+            }
             Some(Command::Cleanup(arguments)) => {
                 let options = CleanupOptions { kube_proxy: arguments.cleanup_kube_proxy };
                 Ok(without_configuration(Action::Cleanup(options), &arguments.logging))

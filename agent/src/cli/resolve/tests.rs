@@ -234,7 +234,8 @@ fn other_actions() {
     assert_eq!(resolve(&["--cleanup", "--cleanup-kube-proxy"]).action, both);
     assert_eq!(resolve(&["cleanup", "--cleanup-kube-proxy"]).action, both);
     #[cfg(feature = "demo")]
-    assert_eq!(resolve(&["demo"]).action, Action::Demo);
+    assert_eq!(resolve(&["demo"]).action, Action::Demo { keep: false });
+    assert_eq!(resolve(&["demo", "--keep"]).action, Action::Demo { keep: true });
     let Action::WriteConfiguration { path, configuration } =
         resolve(&["--write-config-to", "out.yaml", "--cluster-cidr=10.0.0.0/8"]).action
     else {
