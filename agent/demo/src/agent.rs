@@ -49,10 +49,14 @@ const FILTER_VARIABLE: &str = "VMAP_PROXY_LOG";
 /// Longest wait on an ordinary machine before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same for an agent with many Services, also in an emulated machine.
+pub(crate) const LONG_PATIENCE: Duration = Duration::from_secs(300);
+
 /// A running agent and the manifests it follows.
 pub(crate) struct DemoAgent {
     directory: TempDir,
     process: Process,
+    patience: Duration,
 }
 
 impl DemoAgent {
@@ -61,7 +65,7 @@ impl DemoAgent {
         let examples = EXAMPLES.map(|(name, text)| (name.to_owned(), text.to_owned()));
         let mut arguments = CLUSTER_ARGUMENTS.map(str::to_owned).to_vec();
         arguments.extend(kept.map(|kept| format!("--query-socket={}", kept.socket().display())));
-        Self::start(lab.node(), options, examples, &arguments)
+        Self::start(lab.node(), options, examples, &arguments, PATIENCE)
     }
 
     /// Writes the manifests, and starts the agent in a namespace. Its log goes to standard error.
@@ -70,6 +74,7 @@ impl DemoAgent {
         options: &Options,
         manifests: impl IntoIterator<Item = (String, String)>,
         arguments: &[String],
+        patience: Duration,
     ) -> Result<Self, DemoError> {
         let made = tempfile::Builder::new().prefix("vmap-proxy-demo-").tempdir();
         let directory = made.map_err(in_the_way(&std::env::temp_dir()))?;
@@ -86,7 +91,7 @@ impl DemoAgent {
             // A failed send is harmless: nobody reads the log then.
             let _ = writeln!(io::stderr(), "{line}");
         })?;
-        Ok(Self { directory, process })
+        Ok(Self { directory, process, patience })
     }
 
     /// The directory that the agent follows.
@@ -129,7 +134,8 @@ impl DemoAgent {
     /// Stops the agent as the kubelet does.
     pub(crate) fn stop(mut self) -> Result<(), DemoError> {
         self.process.signal(Signal::SIGTERM).map_err(|error| DemoError::Agent(error.to_string()))?;
-        let ended = self.process.wait_for_end(patient(PATIENCE)).map_err(|late| DemoError::Agent(late.to_string()))?;
+        let ended =
+            self.process.wait_for_end(patient(self.patience)).map_err(|late| DemoError::Agent(late.to_string()))?;
         match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(DemoError::Agent(status.to_string())),
@@ -138,7 +144,7 @@ impl DemoAgent {
     }
 
     fn wait_for(&self, passed: usize, text: &str) -> Result<String, DemoError> {
-        let found = self.process.wait_for_line(passed, patient(PATIENCE), |line| line.contains(text));
+        let found = self.process.wait_for_line(passed, patient(self.patience), |line| line.contains(text));
         found.map(|(_, line)| line).map_err(|missing| DemoError::Agent(missing.to_string()))
     }
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use vmap_proxy_lab::NetNs;
 
-use crate::agent::DemoAgent;
+use crate::agent::{DemoAgent, LONG_PATIENCE};
 use crate::objects::Objects;
 use crate::{DemoError, Options};
 
@@ -51,7 +51,7 @@ fn figures_of(services: u32, options: &Options) -> Result<Figures, DemoError> {
     // A namespace of its own has no other clients: no server is needed, and nothing of the machine changes.
     let arguments =
         ["--cluster-cidr=10.128.0.0/9", "--metrics-bind-address=", "--healthz-bind-address="].map(str::to_owned);
-    let agent = DemoAgent::start(&namespace, options, files(services), &arguments)?;
+    let agent = DemoAgent::start(&namespace, options, files(services), &arguments, LONG_PATIENCE)?;
     let first = agent.wait_until_ready()?;
     let change = agent.replace(CHANGED_FILE, &list(&[node(), service(0, ENDPOINTS + 1)]))?;
     let figures = Figures {

@@ -55,8 +55,8 @@ Examples:
 
 /// Only if the demo is part of the program.
 const DEMO_EXAMPLE: &str = "
-  See it work with real packets, in separate namespaces:
-    vmap-proxy demo
+  See it work with real packets, in separate namespaces; then explore them in a shell:
+    vmap-proxy demo --keep
 ";
 
 const EXIT_STATUS: &str = "

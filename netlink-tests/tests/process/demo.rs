@@ -36,7 +36,7 @@ fn a_kept_demo_can_be_explored_and_goes_with_its_shell() {
     let output = demo.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    for part in ["Commands to try", "everything is programmed", "Service default/web", "no difference"] {
+    for part in ["Commands to try", "everything is programmed", "Service default/web", "and no others"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     let places: Vec<&str> = text.lines().last().unwrap().split(' ').collect();
