@@ -123,6 +123,10 @@ fn leaves(path: &str, value: &Value, found: &mut Vec<(String, String)>) {
 const WITHOUT_FLAG: &[(&str, &str)] = &[
     ("apiVersion", "the version of the format"),
     ("kind", "the kind of the document"),
+    (
+        "clientConnection.acceptContentTypes",
+        "a list of encodings for lists and watches, the most wanted first, instead of `contentType`",
+    ),
     ("nodePortAddresses", "as `--nodeport-addresses`; an empty list means `primary`"),
 ];
 

@@ -43,6 +43,7 @@ pub(super) fn apply_logging(flags: &LoggingFlags, configuration: &mut KubeProxyC
 fn apply_api(flags: &ApiFlags, configuration: &mut KubeProxyConfiguration) {
     let path = flags.kubeconfig.as_ref().map(|path| path.to_string_lossy().into_owned());
     set(&mut configuration.client_connection.kubeconfig, &path);
+    set(&mut configuration.client_connection.content_type, &flags.kube_api_content_type);
 }
 
 /// Also used by `vmap-proxy compile`.
@@ -130,7 +131,6 @@ fn apply_inert(flags: &InertFlags, configuration: &mut KubeProxyConfiguration) -
         configuration.feature_gates.insert(name, enabled);
     }
     let client = &mut configuration.client_connection;
-    set(&mut client.content_type, &flags.kube_api_content_type);
     set(&mut client.burst, &flags.kube_api_burst);
     set(&mut client.qps, &flags.kube_api_qps);
     set(&mut configuration.config_sync_period, &flags.config_sync_period);

@@ -58,6 +58,10 @@ pub struct ApiFlags {
     /// URL of the API server; overrides the URL in the kubeconfig
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
+
+    /// Encoding of lists and watches: application/vnd.kubernetes.protobuf or application/json; a server without the first answers in the second [default: application/vnd.kubernetes.protobuf]
+    #[arg(long, value_name = "TYPE")]
+    pub kube_api_content_type: Option<String>,
 }
 
 /// The traffic that is served, and how.
@@ -269,10 +273,6 @@ pub struct InertFlags {
     /// No feature gate of Kubernetes concerns this proxy
     #[arg(long, value_delimiter = ',', value_name = "NAME=BOOL,...")]
     pub feature_gates: Option<Vec<String>>,
-
-    /// Requests to the API server use JSON
-    #[arg(long, value_name = "TYPE")]
-    pub kube_api_content_type: Option<String>,
 
     /// Watches need no rate limit
     #[arg(long, value_name = "COUNT")]

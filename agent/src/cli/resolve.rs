@@ -20,6 +20,7 @@ use crate::config::kube_proxy_configuration::Logging;
 use crate::config::validate::parse_cidrs;
 use crate::config::{ConfigError, InvalidField, KubeProxyConfiguration, Warning, load, validate};
 use crate::query::server;
+use crate::source::kubernetes::Encoding;
 use crate::sync_loop::MIN_GAP;
 
 mod questions;
@@ -119,6 +120,8 @@ pub enum Source {
         kubeconfig: Option<PathBuf>,
         /// URL that overrides the kubeconfig's (`--master`).
         master: Option<String>,
+        /// The encoding to ask for.
+        encoding: Encoding,
     },
 }
 
@@ -381,6 +384,7 @@ fn source(flags: &ProxyFlags, manifests: Vec<PathBuf>, configuration: &KubeProxy
     Source::Kubernetes {
         kubeconfig: (!kubeconfig.is_empty()).then(|| Path::new(kubeconfig).to_owned()),
         master: flags.api.master.clone().filter(|master| !master.is_empty()),
+        encoding: configuration.client_connection.encoding().unwrap_or_default(),
     }
 }
 

@@ -10,13 +10,13 @@ use super::{ConfigError, Warning};
 const OTHER_MODE: &str = "belongs to another mode of kube-proxy";
 const WINDOWS: &str = "belongs to kube-proxy on Windows";
 const KLOG: &str = "belongs to Kubernetes' own logging library; log lines are written at once";
+const UNKNOWN_ENCODING: &str = "neither acceptContentTypes nor contentType names an encoding that this proxy knows: \
+     asking for application/vnd.kubernetes.protobuf; application/json is the other one";
 const NO_MARKS: &str = "no packet marks are used: whether to masquerade is read from the connection itself";
 
 /// Path of a field, or of a whole section, and why it is ignored.
 pub const IGNORED_FIELDS: &[(&str, &str)] = &[
     ("featureGates", "no feature gate of Kubernetes concerns this proxy"),
-    ("clientConnection.acceptContentTypes", "requests to the API server use JSON"),
-    ("clientConnection.contentType", "requests to the API server use JSON"),
     ("clientConnection.qps", "a handful of watches need no rate limit; retries back off"),
     ("clientConnection.burst", "a handful of watches need no rate limit; retries back off"),
     ("logging.flushFrequency", KLOG),
@@ -54,6 +54,9 @@ pub fn ignored_fields(configuration: &KubeProxyConfiguration) -> Result<Vec<Warn
             "localhost: no NodePort is served on a loopback address, as in kube-proxy unless its alpha feature \
              KubeProxyNFTablesLocalhostNodePorts is on; use an address of the node, or the Service's cluster IP",
         ));
+    }
+    if configuration.client_connection.encoding().is_none() {
+        warnings.push(Warning::new("clientConnection", UNKNOWN_ENCODING));
     }
     if configuration.mode.is_empty() {
         warnings.push(empty_mode(configuration));
@@ -98,6 +101,17 @@ mod tests {
         configuration.nftables.masquerade_bit = 15;
         let paths: Vec<_> = ignored_fields(&configuration).unwrap().into_iter().map(|warning| warning.path).collect();
         assert_eq!(paths, ["ipvs", "nftables.masqueradeBit"]);
+    }
+
+    #[test]
+    fn an_unknown_encoding_is_named() {
+        let mut configuration = KubeProxyConfiguration { mode: "nftables".to_owned(), ..Default::default() };
+        configuration.client_connection.content_type = "application/cbor".to_owned();
+        let warnings = ignored_fields(&configuration).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].to_string().contains("application/vnd.kubernetes.protobuf"), "{warnings:?}");
+        configuration.client_connection.accept_content_types = "application/json".to_owned();
+        assert_eq!(ignored_fields(&configuration).unwrap(), []);
     }
 
     #[test]

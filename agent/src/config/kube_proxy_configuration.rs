@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::addresses;
 use super::go_duration::GoDuration;
+use crate::source::kubernetes::{Encoding, PROTOBUF};
 
 /// `apiVersion` of the configuration file.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -100,6 +101,16 @@ pub struct ClientConnection {
     pub qps: f32,
     /// Requests that may exceed `qps` at once.
     pub burst: i32,
+}
+
+impl ClientConnection {
+    /// The encoding to ask the API server for: the first known media type of
+    /// `acceptContentTypes`, or of `contentType` if that is empty, as client-go's
+    /// `Accept` header. `None` if the field names no known type.
+    pub fn encoding(&self) -> Option<Encoding> {
+        let types = if self.accept_content_types.is_empty() { &self.content_type } else { &self.accept_content_types };
+        Encoding::first_of(types)
+    }
 }
 
 /// `logging` (`k8s.io/component-base/logs/api/v1`)
@@ -244,7 +255,6 @@ pub struct Dns {
     pub client_cidrs: Vec<String>,
 }
 
-const DEFAULT_CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const DEFAULT_BIND_ADDRESS: &str = "0.0.0.0";
 const DEFAULT_QPS: f32 = 5.0;
 const DEFAULT_BURST: i32 = 10;
@@ -309,7 +319,7 @@ impl Default for ClientConnection {
         Self {
             kubeconfig: String::new(),
             accept_content_types: String::new(),
-            content_type: DEFAULT_CONTENT_TYPE.to_owned(),
+            content_type: PROTOBUF.to_owned(),
             qps: DEFAULT_QPS,
             burst: DEFAULT_BURST,
         }
@@ -425,7 +435,7 @@ impl KubeProxyConfiguration {
             }
         }
         let client = &mut self.client_connection;
-        set_if_empty(&mut client.content_type, DEFAULT_CONTENT_TYPE);
+        set_if_empty(&mut client.content_type, PROTOBUF);
         if client.qps == 0.0 {
             client.qps = DEFAULT_QPS;
         }

@@ -222,11 +222,12 @@ async fn run_source(
             let source = ManifestSource::new(paths.clone(), &options.proxy.node_name);
             source.with_names(options.dns.is_some()).run(events).await?;
         }
-        Source::Kubernetes { kubeconfig, master } => {
+        Source::Kubernetes { kubeconfig, master, encoding } => {
             let source = KubernetesSource::connect(KubernetesOptions {
                 kubeconfig: kubeconfig.clone(),
                 master: master.clone(),
                 node_name: options.proxy.node_name.clone(),
+                encoding: *encoding,
                 timing: Timing::default(),
                 metrics: metrics.clone(),
             });

@@ -4,16 +4,19 @@
 //! Every resource has a separate [`reflector`]: list, then watch, for ever.
 //! Objects go from the socket's buffer into the slim types of the compiler one
 //! by one; neither a list nor a page is ever held. Why this is not kube-runtime's
-//! watcher: `docs/decisions/0050-reflector.md`.
+//! watcher: `docs/decisions/0050-reflector.md`. They come in [`protobuf`], or in
+//! [`json`] if the server or the configuration wants it.
 
 mod backoff;
 mod bounds;
 mod connect;
+mod encoding;
 mod failure;
+mod json;
 mod notices;
+mod protobuf;
 mod reflector;
 mod resource;
-mod split;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -27,6 +30,7 @@ use tokio::sync::oneshot;
 pub use self::connect::{
     ConnectError, CredentialError, ExecError, InClusterProblem, KubeconfigProblem, ProxyError, ServerUrlError, TlsError,
 };
+pub use self::encoding::{Encoding, PROTOBUF};
 use self::reflector::Reflector;
 use self::resource::Resource;
 use super::{Event, EventSender};
@@ -42,6 +46,8 @@ pub struct KubernetesOptions {
     pub master: Option<String>,
     /// The Node to follow: this one.
     pub node_name: String,
+    /// The encoding to ask for. A server that does not have it answers in JSON.
+    pub encoding: Encoding,
     /// Waiting times; tests use shorter ones than the default.
     pub timing: Timing,
     /// The counters of requests and answers.

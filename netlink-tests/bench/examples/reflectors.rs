@@ -1,8 +1,9 @@
 //! Compares our reflector with `watcher` of kube-runtime: time, CPU and memory of one first list, from the API server
-//! double into the store. See `docs/decisions/0050-reflector.md`.
+//! double into the store, and the bytes that it takes. See `docs/decisions/0050-reflector.md` and
+//! `docs/decisions/0076-protobuf.md`.
 //!
-//! Without arguments it serves 10,000 Services with 5 endpoints each, and runs every contestant five times, each as a
-//! process of its own.
+//! It serves 10,000 Services with 5 endpoints each, and runs every contestant five times, each as a process of its own.
+//! With an argument, only those contestants whose names contain it: `ours`.
 #![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 #![allow(clippy::unwrap_used, reason = "a benchmark of sound input")]
 
@@ -24,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_compiler::model::objects as slim;
 use vmap_proxy_compiler::model::{Change, Object, Store};
 use vmap_proxy_testbed::apiserver::ApiServer;
@@ -33,10 +34,12 @@ const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 5;
 const ROUNDS: usize = 5;
 
-/// The candidates: the code, its types, and the kind of list.
-const CONTESTANTS: [&str; 6] = [
-    "ours, streaming list",
-    "ours, pages",
+/// The candidates: the code, its types or encoding, and the kind of list.
+const CONTESTANTS: [&str; 8] = [
+    "ours, protobuf, streaming list",
+    "ours, JSON, streaming list",
+    "ours, protobuf, pages",
+    "ours, JSON, pages",
     "kube-runtime, slim types behind DeserializeGuard, streaming list",
     "kube-runtime, slim types behind DeserializeGuard, pages",
     "kube-runtime, slim types, streaming list",
@@ -269,10 +272,12 @@ fn cpu() -> Duration {
 }
 
 async fn contest(how: &str, kubeconfig: &str) {
+    let encoding = if how.contains("JSON") { Encoding::Json } else { Encoding::Protobuf };
     let source = KubernetesSource::connect(KubernetesOptions {
         kubeconfig: Some(kubeconfig.into()),
         master: None,
         node_name: "n1".to_owned(),
+        encoding,
         timing: Timing::default(),
         metrics: Metrics::new(),
     });
@@ -285,7 +290,7 @@ async fn contest(how: &str, kubeconfig: &str) {
     println!("{how}: {wall} ms, {used} ms of CPU, {peak} KiB at the peak, {after} KiB in the end");
 }
 
-async fn serve() {
+async fn serve(wanted: &str) {
     let server = ApiServer::start().await.unwrap();
     server.apply_all((0..SERVICES).flat_map(|number| {
         let name = format!("service-{number}");
@@ -294,11 +299,13 @@ async fn serve() {
     server.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}));
     for round in 1..=ROUNDS {
         println!("round {round}");
-        for how in CONTESTANTS {
+        for how in CONTESTANTS.into_iter().filter(|how| how.contains(wanted)) {
             server.set_streaming_lists(!how.ends_with("pages"));
             let program = std::env::current_exe().unwrap();
+            let before = server.bytes_sent();
             let status = Command::new(program).arg(how).arg(server.kubeconfig()).status().unwrap();
             assert!(status.success());
+            println!("    {} bytes", server.bytes_sent() - before);
         }
     }
 }
@@ -308,6 +315,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match &arguments[..] {
         [how, kubeconfig] => runtime.block_on(contest(how, kubeconfig)),
-        _ => runtime.block_on(serve()),
+        [wanted] => runtime.block_on(serve(wanted)),
+        _ => runtime.block_on(serve("")),
     }
 }

@@ -19,6 +19,8 @@ enum Command {
     /// Measure the real agent against the API server double: time to the first
     /// sync, memory, and the time from an API event to the kernel.
     Cluster(commands::cluster::Options),
+    /// Measure what many agents cost one API server, against the double.
+    Fleet(commands::fleet::Options),
     /// Measure first sync, changes, restart and memory at one size of cluster,
     /// beside the floor of the kernel.
     Scale(commands::scale::Options),
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Scale(options) => commands::scale::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Plots(options) => commands::plots::run(&options),
+        Command::Fleet(options) => commands::fleet::run(&options),
         Command::Compare(options) => commands::compare::run(&options),
         Command::ScaleTask(options) => commands::scale::run_task(&options, vmap_proxy_lab::enter_user_namespace()),
     }

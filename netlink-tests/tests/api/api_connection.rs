@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::{Format, Metrics};
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_agent::source::kubernetes::{ConnectError, Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_testbed::apiserver::certificates::{Authority, Pair, self_signed, server_config};
 use vmap_proxy_testbed::apiserver::{ApiServer, Front, Role};
 
@@ -41,6 +41,7 @@ fn options(kubeconfig: &Path) -> KubernetesOptions {
         kubeconfig: Some(kubeconfig.to_owned()),
         master: None,
         node_name: "n1".to_owned(),
+        encoding: Encoding::Protobuf,
         timing: Timing {
             shortest_retry: Duration::from_millis(10),
             longest_retry: Duration::from_millis(50),

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
@@ -52,6 +52,7 @@ impl Running {
             kubeconfig: Some(server.kubeconfig()),
             master: None,
             node_name: "n1".to_owned(),
+            encoding: Encoding::Protobuf,
             timing,
             metrics: Metrics::new(),
         };

@@ -1,7 +1,7 @@
 //! The Kubernetes source against the API server double: nothing here but the
 //! agent's own code and real HTTP.
 
-mod follower;
+pub(crate) mod follower;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,15 +14,16 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::source::kubernetes::{ConnectError, KubernetesOptions, KubernetesSource};
+use vmap_proxy_agent::source::kubernetes::{ConnectError, Encoding, KubernetesOptions, KubernetesSource};
 
 use vmap_proxy_compiler::model::checked::Content;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_dns_zone::{Answer, QuestionType, Records, Zone, ZoneConfig};
 use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
 
-async fn sync_and_follow(streaming: bool) {
+async fn sync_and_follow(streaming: bool, protobuf: bool) {
     let server = server_with_one_of_each().await;
+    server.set_protobuf(protobuf);
     server.set_streaming_lists(streaming);
     // Objects that kube-proxy's selectors leave out.
     let mut headless = service("headless", "None");
@@ -64,12 +65,16 @@ async fn sync_and_follow(streaming: bool) {
 
 #[tokio::test]
 async fn streaming_lists_sync_and_follow() {
-    sync_and_follow(true).await;
+    for protobuf in [true, false] {
+        sync_and_follow(true, protobuf).await;
+    }
 }
 
 #[tokio::test]
 async fn paged_lists_sync_and_follow() {
-    sync_and_follow(false).await;
+    for protobuf in [true, false] {
+        sync_and_follow(false, protobuf).await;
+    }
 }
 
 /// A DNS server needs what a proxy leaves out: headless Services and their slices.
@@ -260,6 +265,7 @@ async fn service_cidrs_and_the_node_may_be_out_of_reach() {
 #[tokio::test]
 async fn a_malformed_event_is_skipped() {
     let server = server_with_one_of_each().await;
+    server.set_protobuf(false);
     let mut bad = service("bad", "10.0.0.7");
     bad["spec"]["ports"] = json!("none");
     server.apply(bad.clone());
@@ -405,6 +411,7 @@ async fn configurations_that_cannot_work_name_the_remedy() {
             kubeconfig: kubeconfig.map(Into::into),
             master: master.map(ToOwned::to_owned),
             node_name: "n1".to_owned(),
+            encoding: Encoding::Protobuf,
             timing: timing(),
             metrics: Metrics::new(),
         };

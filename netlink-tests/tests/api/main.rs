@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod api_connection;
+mod encodings;
 mod hostile_api_server;
 mod kubernetes_source;

@@ -120,6 +120,9 @@ fn expired_credentials_are_named_and_traffic_goes_on() {
 #[test]
 fn an_event_that_does_not_parse_harms_no_other() {
     let mut cluster = cluster();
+    if let Some(double) = cluster.api.double() {
+        double.server.set_protobuf(false);
+    }
     let shop = apply_service(&cluster, "shop", 2, &[Endpoint::local(1)]);
     let agent = cluster.agent();
     agent.wait_until_ready();
@@ -127,7 +130,7 @@ fn an_event_that_does_not_parse_harms_no_other() {
     let Some(double) = cluster.api.double() else { return };
     double.wait_until(|server| server.open_watches(Resource::Services) == 1);
     let broken = r#"{"type":"MODIFIED","object":{"kind":"Service","apiVersion":"v1","metadata":{"name":"shop","namespace":"vmap-proxy-test","resourceVersion":"99"},"spec":{"ports":"none"}}}"#;
-    double.server.send_raw(Resource::Services, &format!("{broken}\n"));
+    double.server.send_raw(Resource::Services, format!("{broken}\n"));
     let line = agent.wait_for_line("can't be read");
     assert!(line.contains("shop"), "{line}");
     apply(&cluster, &[service("next", &cluster_ip(6), |_| {}), slice("next", &[Endpoint::local(6)])]);

@@ -53,7 +53,7 @@ fn the_command_is_well_formed() {
 #[test]
 fn no_arguments_run_against_the_cluster_with_the_defaults() {
     let options = run(&["--hostname-override", " Node-1 "]);
-    assert_eq!(options.source, Source::Kubernetes { kubeconfig: None, master: None });
+    assert_eq!(options.source, Source::Kubernetes { kubeconfig: None, master: None, encoding: Encoding::Protobuf });
     assert_eq!(options.proxy, ProxyConfig { node_name: "node-1".to_owned(), ..ProxyConfig::default() });
     assert_eq!(options.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(options.metrics_address, Some("127.0.0.1:10249".parse().unwrap()));
@@ -93,7 +93,7 @@ fn flags_are_written_as_in_go() {
 
 #[test]
 fn every_flag_of_kube_proxy_is_accepted() {
-    let flags = "--feature-gates=A=true,B=false --kubeconfig=k --master=https://m --kube-api-content-type=x \
+    let flags = "--feature-gates=A=true,B=false --kubeconfig=k --master=https://m --kube-api-content-type=application/json \
         --kube-api-burst=1 --kube-api-qps=1.5 --bind-address=10.0.0.1 --healthz-bind-address=0.0.0.0 \
         --metrics-bind-address=0.0.0.0:1 --bind-address-hard-fail --profiling --show-hidden-metrics-for-version=1.35 \
         --init-only --proxy-mode=nftables --masquerade-all --detect-local-mode=ClusterCIDR --pod-bridge-interface=b \
@@ -121,7 +121,11 @@ fn every_flag_of_kube_proxy_is_accepted() {
     assert!(options.init_only && options.bind_address_hard_fail);
     assert_eq!(
         options.source,
-        Source::Kubernetes { kubeconfig: Some("k".into()), master: Some("https://m".to_owned()) }
+        Source::Kubernetes {
+            kubeconfig: Some("k".into()),
+            master: Some("https://m".to_owned()),
+            encoding: Encoding::Json
+        }
     );
     assert_eq!(options.configuration.conntrack.min, 2);
 }
@@ -181,7 +185,10 @@ fn beside_a_file_only_a_few_flags_count() {
     assert_eq!(options.proxy.node_name, "from-flag");
     assert_eq!(options.proxy.detect_local, DetectLocal::ClusterCidr(vec!["10.0.0.0/8".parse().unwrap()]));
     assert_eq!(options.configuration_file, Some(file.0.clone()));
-    assert_eq!(options.source, Source::Kubernetes { kubeconfig: None, master: Some("https://m".to_owned()) });
+    assert_eq!(
+        options.source,
+        Source::Kubernetes { kubeconfig: None, master: Some("https://m".to_owned()), encoding: Encoding::Protobuf }
+    );
 }
 
 #[test]

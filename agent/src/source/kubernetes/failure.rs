@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::resource::Resource;
-use super::wire::Status;
+use super::wire::{Malformed, Status};
 
 /// The reason why a list or a watch ended early.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) enum Failure {
     },
     /// The connection broke.
     Broken(String),
+    /// The response is not in the encoding that it announces.
+    NotEncoded(String),
     /// A list that does not come to an end.
     Endless(String),
     /// Nothing was received for so long that the connection may be dead.
@@ -39,14 +41,14 @@ pub(super) enum Failure {
 
 impl Failure {
     /// Converts the client's error about a request.
-    pub(super) fn of_request(error: &kube::Error, resource: &Resource) -> Self {
-        match error {
-            kube::Error::Api(status) => {
-                let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-                Self::of_status(status.code, &status.message, u64::from(retry_after), resource)
-            }
-            other => Self::of_connection(other),
-        }
+    pub(super) fn of_request(error: &kube::Error) -> Self {
+        Self::of_connection(error)
+    }
+
+    /// Converts a failed response. `retry_after` are the seconds of its header.
+    pub(super) fn of_response(status: &Status, retry_after: u32, resource: &Resource) -> Self {
+        let retry_after = retry_after.max(status.retry_after_seconds());
+        Self::of_status(status.code, &status.message, retry_after, resource)
     }
 
     /// Converts an ERROR event.
@@ -54,10 +56,10 @@ impl Failure {
         if status.reason == "Expired" || status.reason == "Gone" {
             return Self::Gone;
         }
-        Self::of_status(status.code, &status.message, 0, resource)
+        Self::of_status(status.code, &status.message, status.retry_after_seconds(), resource)
     }
 
-    fn of_status(code: u16, message: &str, retry_after: u64, resource: &Resource) -> Self {
+    fn of_status(code: u16, message: &str, retry_after: u32, resource: &Resource) -> Self {
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let (is_denied, remedy) = match status {
             StatusCode::GONE => return Self::Gone,
@@ -75,7 +77,7 @@ impl Failure {
         Self::Refused {
             code,
             message: format!("the API server answers {status}: {message}; {remedy}"),
-            retry_after: Duration::from_secs(retry_after),
+            retry_after: Duration::from_secs(retry_after.into()),
             is_denied,
         }
     }
@@ -83,6 +85,14 @@ impl Failure {
     /// Converts an error of reading a response.
     pub(super) fn of_read(error: &io::Error) -> Self {
         Self::of_connection(error)
+    }
+
+    /// Converts a response that can't be taken apart.
+    pub(super) fn of_malformed(malformed: &Malformed) -> Self {
+        match malformed {
+            Malformed::TooLong => Self::Broken(malformed.to_string()),
+            Malformed::NotEncoded { .. } => Self::NotEncoded(malformed.to_string()),
+        }
     }
 
     fn of_connection(error: &(dyn Error + 'static)) -> Self {

@@ -21,6 +21,8 @@ pub(super) enum Cause {
     Refused(u16),
     /// The connection broke or could not be made, in these words.
     Broken(u64),
+    /// A response in another encoding than it announces.
+    NotEncoded,
     /// Nothing was received.
     Silent,
     /// A list that does not end.

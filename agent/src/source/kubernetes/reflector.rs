@@ -1,20 +1,24 @@
 //! List, then watch, for ever: one resource.
 
+use std::io;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
+use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt, TryStreamExt};
+use http::HeaderMap;
+use http::header::{ACCEPT, RETRY_AFTER};
+use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use vmap_proxy_compiler::model::objects::{Change, Object};
 
 use super::backoff::{Backoff, random_up_to};
 use super::bounds::{Budget, Pages};
+use super::encoding::Encoding;
 use super::failure::Failure;
 use super::notices::{Cause, Notices};
 use super::resource::Resource;
-use super::split::{Items, Lines};
-use super::wire::{self, Frame, Unreadable};
+use super::wire::{self, Frame, ListReader, Status, Unreadable, WatchReader};
 use super::{KubernetesOptions, KubernetesSource, Timing};
 use crate::metrics::Metrics;
 use crate::source::{Event, EventSender, ObjectChange, Origin};
@@ -32,8 +36,11 @@ const SHORT_WATCHES: u32 = 6;
 /// server (it was restored from a backup): list again.
 const REFUSALS: u32 = 4;
 
-/// The body of a response.
-type Body = Pin<Box<dyn AsyncBufRead + Send>>;
+/// A response that is no failure.
+struct Response {
+    encoding: Encoding,
+    body: Pin<Box<dyn AsyncBufRead + Send>>,
+}
 
 /// Follows one resource.
 pub(super) struct Reflector {
@@ -50,6 +57,11 @@ pub(super) struct Reflector {
     short_watches: Backoff,
     /// Since when the current watch has been caught up.
     watching_since: Option<Instant>,
+    /// The encoding to ask for. It changes when a response is not in the
+    /// encoding that it announces.
+    encoding: Encoding,
+    /// Whether the other encoding may be asked for as well.
+    may_change_encoding: bool,
     /// Whether the server may have streaming lists.
     is_streaming: bool,
     /// The version to continue the watch from; `None` if a list is needed.
@@ -76,7 +88,7 @@ impl Reflector {
         events: EventSender,
         listed: oneshot::Sender<()>,
     ) -> Self {
-        let KubernetesOptions { timing, metrics, node_name, .. } = source.options.clone();
+        let KubernetesOptions { encoding, timing, metrics, node_name, .. } = source.options.clone();
         Self {
             client: source.client(),
             node_name,
@@ -89,6 +101,8 @@ impl Reflector {
             watching_since: None,
             timing,
             listed: Some(listed),
+            encoding,
+            may_change_encoding: encoding == Encoding::Protobuf,
             is_streaming: true,
             version: None,
             waited: Duration::ZERO,
@@ -185,6 +199,14 @@ impl Reflector {
                 self.report(Cause::broken(&message), &message).await;
                 self.backoff.next()
             }
+            Failure::NotEncoded(message) => {
+                if self.may_change_encoding {
+                    self.encoding = self.encoding.other();
+                }
+                let message = format!("{message}; trying again with {}", self.encoding.name());
+                self.report(Cause::NotEncoded, &message).await;
+                self.backoff.next()
+            }
             Failure::Silent(time) => {
                 self.report(Cause::Silent, &format!("nothing received for {} s; trying again", time.as_secs())).await;
                 self.backoff.next()
@@ -222,17 +244,17 @@ impl Reflector {
         let mut token: Option<String> = None;
         let mut pages = Pages::default();
         loop {
-            let mut body = self.list_request(|resource| resource.page(token.as_deref())).await?;
+            let Response { encoding, mut body } = self.list_request(|resource| resource.page(token.as_deref())).await?;
             if token.is_none() {
                 self.send(Event::ListStarted(self.resource.kind)).await?;
             }
-            let mut items = Items::default();
+            let mut reader = ListReader::new(encoding, self.resource.kind);
             let mut first = None;
             let mut budget = Budget::new(self.timing.list_idle);
             while let Some(chunk) = self.next_of_list(&mut body, &mut budget).await? {
                 let mut rest = chunk;
-                while let Some(item) = items.next(&mut rest).map_err(|_| too_long())? {
-                    match wire::item(self.resource.kind, item) {
+                while let Some(item) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
+                    match item {
                         Ok(object) => {
                             first.get_or_insert_with(|| object.reference());
                             self.apply(object).await?;
@@ -243,7 +265,8 @@ impl Reflector {
                 let length = chunk.len();
                 body.consume_unpin(length);
             }
-            let meta = wire::list_meta(items.rest())
+            let meta = reader
+                .finish()
                 .map_err(|error| Failure::Broken(format!("the list is incomplete ({error}); trying again")))?;
             self.succeed();
             if meta.token.is_empty() {
@@ -260,28 +283,29 @@ impl Reflector {
 
     async fn streaming_list(&mut self) -> Result<(), Failure> {
         let time = watch_time();
-        let body = match self.list_request(|resource| resource.streaming_list(time)).await {
+        let response = match self.list_request(|resource| resource.streaming_list(time)).await {
             // 422 from a server that has them switched off or never heard of
             // them, 400 from some that imitate one.
             Err(Failure::Refused { code: 400 | 422, .. }) => return Err(Failure::NoStreamingLists),
             other => other?,
         };
         self.send(Event::ListStarted(self.resource.kind)).await?;
-        self.follow(body, true).await
+        self.follow(response, true).await
     }
 
     async fn watch(&mut self, version: &str) -> Result<(), Failure> {
-        let body = self.request(self.resource.watch(version, watch_time())).await?;
+        let response = self.request(self.resource.watch(version, watch_time())).await?;
         self.watching_since = Some(Instant::now());
-        self.follow(body, false).await
+        self.follow(response, false).await
     }
 
     /// Reads a watch to its end, or, if `is_list`, as a list up to the bookmark
     /// that ends it.
-    async fn follow(&mut self, mut body: impl AsyncBufRead + Unpin, mut is_list: bool) -> Result<(), Failure> {
-        let mut lines = Lines::default();
+    async fn follow(&mut self, response: Response, mut is_list: bool) -> Result<(), Failure> {
+        let Response { encoding, mut body } = response;
+        let mut reader = WatchReader::new(encoding, self.resource.kind);
         let mut budget = Budget::new(self.timing.list_idle);
-        // A trickle that never ends a line is silence, too.
+        // A trickle that never ends an event is silence, too.
         let mut silence = Duration::ZERO;
         loop {
             let chunk = if is_list {
@@ -294,6 +318,9 @@ impl Reflector {
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if is_list => return Err(Failure::Broken("the list ended early; trying again".to_owned())),
+                Ok(None) if reader.is_inside_event() => {
+                    return Err(Failure::Broken("the watch ended inside an event; trying again".to_owned()));
+                }
                 Ok(None) => return Ok(()),
                 // If the connection drops mid-watch, reconnect silently; report
                 // only if reconnecting fails.
@@ -309,12 +336,9 @@ impl Reflector {
                 Err(failure) => return Err(failure),
             };
             let mut rest = chunk;
-            while let Some(line) = lines.next(&mut rest).map_err(|_| too_long())? {
+            while let Some(event) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
                 silence = Duration::ZERO;
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
-                is_list &= !self.take(wire::frame(self.resource.kind, line), is_list).await?;
+                is_list &= !self.take(event, is_list).await?;
             }
             let length = chunk.len();
             body.consume_unpin(length);
@@ -426,7 +450,7 @@ impl Reflector {
 
     /// Requests a list. If the server does not know the selector (Services have
     /// it since 1.31), the request is repeated without it.
-    async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Body, Failure> {
+    async fn list_request(&mut self, path: impl Fn(&Resource) -> String) -> Result<Response, Failure> {
         match self.request(path(&self.resource)).await {
             Err(Failure::Refused { code: 400, message, .. }) if self.resource.drop_field_selector(&message) => {
                 tracing::info!(kind = %self.resource.kind, "the API server does not select by this field; Services without cluster IP are left out here");
@@ -436,17 +460,23 @@ impl Reflector {
         }
     }
 
-    async fn request(&self, path: String) -> Result<Body, Failure> {
+    async fn request(&self, path: String) -> Result<Response, Failure> {
         let request = http::Request::get(path)
-            .header(http::header::ACCEPT, "application/json")
-            .body(Vec::new())
+            .header(ACCEPT, self.encoding.accept())
+            .body(kube::client::Body::from(Vec::new()))
             .map_err(|error| Failure::Broken(error.to_string()))?;
-        let response = timeout(self.timing.list_idle, self.client.request_stream(request)).await;
-        match response {
-            Ok(Ok(body)) => Ok(Box::pin(body)),
-            Ok(Err(error)) => Err(Failure::of_request(&error, &self.resource)),
-            Err(_) => Err(Failure::Silent(self.timing.list_idle)),
+        let silent = |_| Failure::Silent(self.timing.list_idle);
+        let answer = timeout(self.timing.list_idle, self.client.send(request)).await.map_err(silent)?;
+        let (head, body) = answer.map_err(|error| Failure::of_request(&error))?.into_parts();
+        if head.status.is_client_error() || head.status.is_server_error() {
+            let body = timeout(self.timing.list_idle, body.collect()).await.map_err(silent)?;
+            let body = body.map_err(|error| Failure::of_request(&error))?.to_bytes();
+            let status = Status::of_failure(head.status.as_u16(), &body);
+            return Err(Failure::of_response(&status, retry_after(&head.headers), &self.resource));
         }
+        let encoding = Encoding::of_response(&head.headers);
+        let body = Box::pin(body.into_data_stream().map_err(io::Error::other).into_async_read());
+        Ok(Response { encoding, body })
     }
 
     async fn complete_list(&mut self) -> Result<(), Failure> {
@@ -496,6 +526,9 @@ fn watch_time() -> Duration {
     WATCH + random_up_to(WATCH)
 }
 
-fn too_long() -> Failure {
-    Failure::Broken("an object is larger than any API server stores; check that the URL is the API server's".to_owned())
+/// The seconds of the header `Retry-After`; 0 without one. The API server sends
+/// no dates.
+fn retry_after(headers: &HeaderMap) -> u32 {
+    let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    value.and_then(|seconds| seconds.parse().ok()).unwrap_or(0)
 }

@@ -1,13 +1,16 @@
-//! The JSON of lists and watches.
-
-use std::fmt;
+//! What lists and watches consist of, in either encoding, and the readers that
+//! take a response apart as it arrives.
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use serde_json::Value;
+use thiserror::Error;
 use vmap_proxy_compiler::model::objects::{Kind, Object, ObjectRef};
 
-use crate::source::typed::ObjectOf;
+use super::encoding::Encoding;
+use super::{json, protobuf};
+
+/// No event and no item may be longer: etcd refuses objects above 1.5 MiB, and a
+/// peer that never ends one must not fill the memory.
+pub(super) const LONGEST: usize = 32 * 1024 * 1024;
 
 /// One event of a watch.
 #[expect(clippy::large_enum_variant, reason = "taken apart at once; nearly all are the large one")]
@@ -25,6 +28,19 @@ pub(super) enum Frame {
     Unknown,
 }
 
+/// The type of a watch event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum EventType {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+    Error,
+    #[serde(other)]
+    Unknown,
+}
+
 /// The used parts of `metav1.Status`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -32,6 +48,37 @@ pub(super) struct Status {
     pub(super) code: u16,
     pub(super) message: String,
     pub(super) reason: String,
+    pub(super) details: Option<StatusDetails>,
+}
+
+/// The used parts of `metav1.StatusDetails`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct StatusDetails {
+    /// The server's wish, in seconds.
+    pub(super) retry_after_seconds: u32,
+}
+
+impl Status {
+    /// Reads the body of a failed response. A proxy or an ingress controller
+    /// answers with text instead of a Status.
+    pub(super) fn of_failure(code: u16, body: &[u8]) -> Self {
+        let status = match protobuf::is_protobuf(body) {
+            true => protobuf::status(body),
+            false => serde_json::from_slice(body).ok(),
+        };
+        let text = || String::from_utf8_lossy(body).trim().to_owned();
+        let mut status = status.unwrap_or_else(|| Self { message: text(), ..Self::default() });
+        if status.code == 0 {
+            status.code = code;
+        }
+        status
+    }
+
+    /// The server's wish, in seconds.
+    pub(super) fn retry_after_seconds(&self) -> u32 {
+        self.details.as_ref().map_or(0, |details| details.retry_after_seconds)
+    }
 }
 
 /// An event or item that can't be read.
@@ -46,7 +93,7 @@ pub(super) struct Unreadable {
 }
 
 /// The metadata of a list.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct ListMeta {
     pub(super) resource_version: String,
@@ -54,173 +101,88 @@ pub(super) struct ListMeta {
     pub(super) token: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Metadata {
-    name: String,
-    namespace: String,
-    resource_version: String,
-    annotations: Option<Annotations>,
+/// A response that can't be taken apart any further.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum Malformed {
+    /// A piece grew beyond all bounds.
+    #[error("an object is larger than any API server stores; check that the URL is the API server's")]
+    TooLong,
+    /// The body is not in the encoding that its header names.
+    #[error("the API server announces {} and sends something else ({what})", encoding.name())]
+    NotEncoded {
+        /// The announced encoding.
+        encoding: Encoding,
+        /// The first sign of it.
+        what: String,
+    },
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Annotations {
-    /// On the bookmark that ends a streaming list.
-    #[serde(rename = "k8s.io/initial-events-end")]
-    initial_events_end: String,
+/// Takes a watch apart.
+#[derive(Debug)]
+pub(super) enum WatchReader {
+    Json(json::WatchReader),
+    Protobuf(protobuf::WatchReader),
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Meta {
-    metadata: Metadata,
-}
-
-/// Reads one line of a watch.
-pub(super) fn frame(kind: Kind, line: &[u8]) -> Result<Frame, Unreadable> {
-    let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let frame = FrameOf(kind).deserialize(&mut deserializer).and_then(|frame| deserializer.end().map(|()| frame));
-    frame.map_err(|error| {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Envelope {
-            object: Meta,
+impl WatchReader {
+    /// Nothing read yet.
+    pub(super) fn new(encoding: Encoding, kind: Kind) -> Self {
+        match encoding {
+            Encoding::Json => Self::Json(json::WatchReader::new(kind)),
+            Encoding::Protobuf => Self::Protobuf(protobuf::WatchReader::new(kind)),
         }
-        let meta = serde_json::from_slice::<Envelope>(line).unwrap_or_default().object.metadata;
-        unreadable(kind, meta, &error)
-    })
-}
-
-/// Reads one item of a list.
-pub(super) fn item(kind: Kind, item: &[u8]) -> Result<Object, Unreadable> {
-    let object = ObjectOf(kind).deserialize(&mut serde_json::Deserializer::from_slice(item)).and_then(named);
-    object.map_err(|error| {
-        let meta = serde_json::from_slice::<Meta>(item).unwrap_or_default().metadata;
-        unreadable(kind, meta, &error)
-    })
-}
-
-/// Reads the metadata of a list.
-pub(super) fn list_meta(rest: &[u8]) -> Result<ListMeta, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct List {
-        metadata: ListMeta,
-    }
-    Ok(serde_json::from_slice::<List>(rest)?.metadata)
-}
-
-fn unreadable(kind: Kind, meta: Metadata, error: &serde_json::Error) -> Unreadable {
-    let named = !meta.name.is_empty();
-    let object = named.then_some(ObjectRef { kind, namespace: meta.namespace, name: meta.name });
-    Unreadable {
-        object,
-        version: Some(meta.resource_version).filter(|version| !version.is_empty()),
-        what: error.to_string(),
-    }
-}
-
-fn named(object: Object) -> Result<Object, serde_json::Error> {
-    let name = match &object {
-        Object::Service(object) => &object.metadata.name,
-        Object::EndpointSlice(object) => &object.metadata.name,
-        Object::Node(object) => &object.metadata.name,
-        Object::ServiceCidr(object) => &object.metadata.name,
-    };
-    if name.is_empty() { Err(serde_json::Error::custom("metadata.name is empty")) } else { Ok(object) }
-}
-
-/// `{"type": …, "object": …}`; the server writes the type first, which lets
-/// the object go straight into its own type.
-struct FrameOf(Kind);
-
-impl<'de> DeserializeSeed<'de> for FrameOf {
-    type Value = Frame;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Frame, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
-enum Field {
-    Type,
-    Object,
-    #[serde(other)]
-    Other,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "UPPERCASE")]
-enum EventType {
-    Added,
-    Modified,
-    Deleted,
-    Bookmark,
-    Error,
-    #[serde(other)]
-    Unknown,
-}
-
-impl<'de> Visitor<'de> for FrameOf {
-    type Value = Frame;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a watch event")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Frame, A::Error> {
-        let mut event = None;
-        let mut frame = None;
-        let mut early = None;
-        while let Some(field) = map.next_key::<Field>()? {
-            match (field, event) {
-                (Field::Type, _) => event = Some(map.next_value::<EventType>()?),
-                (Field::Object, Some(event)) => frame = Some(map.next_value_seed(BodyOf(self.0, event))?),
-                (Field::Object, None) => early = Some(map.next_value::<Value>()?),
-                (Field::Other, _) => drop(map.next_value::<IgnoredAny>()?),
-            }
+    /// The next complete event of `chunk`, which loses it. `None`: the rest is
+    /// kept, and the next chunk wanted.
+    pub(super) fn next(&mut self, chunk: &mut &[u8]) -> Result<Option<Result<Frame, Unreadable>>, Malformed> {
+        match self {
+            Self::Json(reader) => reader.next(chunk),
+            Self::Protobuf(reader) => reader.next(chunk),
         }
-        match (frame, event, early) {
-            (Some(frame), ..) => Ok(frame),
-            (None, Some(event), Some(object)) => BodyOf(self.0, event).deserialize(object).map_err(A::Error::custom),
-            (None, None, _) => Err(A::Error::missing_field("type")),
-            (None, Some(_), None) => Err(A::Error::missing_field("object")),
+    }
+
+    /// Returns whether an event is not complete yet.
+    pub(super) fn is_inside_event(&self) -> bool {
+        match self {
+            Self::Json(reader) => reader.is_inside_event(),
+            Self::Protobuf(reader) => reader.is_inside_event(),
         }
     }
 }
 
-struct BodyOf(Kind, EventType);
+/// Takes a list, or a page of one, apart.
+#[derive(Debug)]
+pub(super) enum ListReader {
+    Json(json::ListReader),
+    Protobuf(protobuf::ListReader),
+}
 
-impl<'de> DeserializeSeed<'de> for BodyOf {
-    type Value = Frame;
+impl ListReader {
+    /// Nothing read yet.
+    pub(super) fn new(encoding: Encoding, kind: Kind) -> Self {
+        match encoding {
+            Encoding::Json => Self::Json(json::ListReader::new(kind)),
+            Encoding::Protobuf => Self::Protobuf(protobuf::ListReader::new(kind)),
+        }
+    }
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Frame, D::Error> {
-        let Self(kind, event) = self;
-        Ok(match event {
-            EventType::Added | EventType::Modified => {
-                Frame::Apply(named(ObjectOf(kind).deserialize(deserializer)?).map_err(D::Error::custom)?)
-            }
-            EventType::Deleted => {
-                let meta = Meta::deserialize(deserializer)?.metadata;
-                if meta.name.is_empty() {
-                    return Err(D::Error::custom("metadata.name is empty"));
-                }
-                let object = ObjectRef { kind, namespace: meta.namespace, name: meta.name };
-                Frame::Delete { object, version: meta.resource_version }
-            }
-            EventType::Bookmark => {
-                let meta = Meta::deserialize(deserializer)?.metadata;
-                let ends_list = meta.annotations.is_some_and(|annotations| annotations.initial_events_end == "true");
-                Frame::Bookmark { version: meta.resource_version, ends_list }
-            }
-            EventType::Error => Frame::Error(Status::deserialize(deserializer)?),
-            EventType::Unknown => {
-                IgnoredAny::deserialize(deserializer)?;
-                Frame::Unknown
-            }
-        })
+    /// The next complete item of `chunk`, which loses it. `None`: the rest is
+    /// kept, and the next chunk wanted.
+    pub(super) fn next(&mut self, chunk: &mut &[u8]) -> Result<Option<Result<Object, Unreadable>>, Malformed> {
+        match self {
+            Self::Json(reader) => reader.next(chunk),
+            Self::Protobuf(reader) => reader.next(chunk),
+        }
+    }
+
+    /// The metadata, at the end of the body. The error is the defect of a list
+    /// that is not complete.
+    pub(super) fn finish(&self) -> Result<ListMeta, String> {
+        match self {
+            Self::Json(reader) => reader.finish(),
+            Self::Protobuf(reader) => reader.finish(),
+        }
     }
 }
 
@@ -231,5 +193,15 @@ pub(super) fn version_of(object: &Object) -> &str {
         Object::EndpointSlice(object) => &object.metadata.resource_version,
         Object::Node(object) => &object.metadata.resource_version,
         Object::ServiceCidr(object) => &object.metadata.resource_version,
+    }
+}
+
+/// The name of an object.
+pub(super) fn name_of(object: &Object) -> &str {
+    match object {
+        Object::Service(object) => &object.metadata.name,
+        Object::EndpointSlice(object) => &object.metadata.name,
+        Object::Node(object) => &object.metadata.name,
+        Object::ServiceCidr(object) => &object.metadata.name,
     }
 }

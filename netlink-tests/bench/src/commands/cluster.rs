@@ -33,6 +33,9 @@ pub struct Options {
     /// Refuse streaming lists, as API servers before 1.32 do.
     #[arg(long)]
     pub paged: bool,
+    /// Refuse protobuf, so that everything is sent in JSON.
+    #[arg(long)]
+    pub json: bool,
     /// The number of starts of the agent on an empty kernel; the figures are printed for each.
     #[arg(long, default_value_t = 3)]
     pub starts: usize,
@@ -66,6 +69,9 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         let line = process.wait_until_ready();
         let took = begun.elapsed();
         print_start("first sync", took, &line, &process)?;
+        if let Some(double) = cluster.api.double() {
+            println!("  received {} bytes", double.server.bytes_sent());
+        }
         if start == options.starts.max(1) {
             changes(&cluster, &process, options)?;
             println!("after the changes: peak RSS {}, RSS {}", memory(&process, "VmHWM")?, memory(&process, "VmRSS")?);
@@ -80,6 +86,7 @@ fn fill(cluster: &mut EndToEnd, options: &Options) -> Result<(), Box<dyn std::er
         return Err("the measurement needs the double: unset the variable of the real API server".into());
     };
     double.server.set_streaming_lists(!options.paged);
+    double.server.set_protobuf(!options.json);
     let slices = (0..options.services).map(|index| like_a_cluster(slice_of(index, options.endpoints, 0)));
     let services =
         (0..options.services).map(|index| like_a_cluster(service(&name(index), &address(96, index), |_| {})));
@@ -109,7 +116,7 @@ fn slice_of(index: usize, endpoints: u8, version: usize) -> Value {
 }
 
 /// The parts of a real cluster's objects that a proxy does not need.
-fn like_a_cluster(mut object: Value) -> Value {
+pub(super) fn like_a_cluster(mut object: Value) -> Value {
     let metadata = &mut object["metadata"];
     metadata["uid"] = json!("6f1e7a52-8a0e-4a52-9c3e-1a2b3c4d5e6f");
     metadata["creationTimestamp"] = json!("2026-01-01T00:00:00Z");

@@ -17,4 +17,12 @@ pub enum Fault {
     NoFieldSelector,
     /// 429, with `Retry-After` in seconds.
     Busy(u32),
+    /// Answers are JSON under the name of protobuf.
+    JsonAsProtobuf,
+    /// Answers are protobuf under the name of JSON.
+    ProtobufAsJson,
+    /// Protobuf objects begin with other bytes than `k8s\0`.
+    WrongMagic,
+    /// Each protobuf answer ends inside its first object.
+    TruncatedFrame,
 }

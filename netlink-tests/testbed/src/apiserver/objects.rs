@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::encoding::Encoding;
+use super::protobuf;
+
 /// The objects that the double serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
@@ -70,22 +73,54 @@ pub(super) type Key = (String, String);
 /// An object as it is sent, and what selectors look at.
 #[derive(Debug)]
 pub(super) struct Stored {
+    resource: Resource,
     pub(super) text: String,
+    /// Encoded, without wrapper.
+    pub(super) protobuf: Vec<u8>,
     labels: Vec<String>,
     name: String,
     cluster_ip: String,
 }
 
 impl Stored {
-    fn new(object: &Value) -> Self {
+    fn new(resource: Resource, object: &Value) -> Self {
         let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
         Self {
+            resource,
             text: object.to_string(),
+            protobuf: protobuf::object(resource, object),
             labels: labels.map(|labels| labels.keys().cloned().collect()).unwrap_or_default(),
             name: field("/metadata/name"),
             cluster_ip: field("/spec/clusterIP"),
         }
+    }
+
+    /// An event of a watch about it.
+    pub(super) fn event(&self, encoding: Encoding, event_type: &str) -> Vec<u8> {
+        match encoding {
+            Encoding::Json => json_event(event_type, &self.text),
+            Encoding::Protobuf => protobuf::frame(event_type, self.wrapped()),
+        }
+    }
+
+    /// It alone, as the answer to a request for it.
+    pub(super) fn alone(&self, encoding: Encoding) -> Vec<u8> {
+        match encoding {
+            Encoding::Json => self.text.clone().into_bytes(),
+            Encoding::Protobuf => self.wrapped(),
+        }
+    }
+
+    fn wrapped(&self) -> Vec<u8> {
+        protobuf::wrapped(self.resource.api_version(), self.resource.kind(), self.protobuf.clone())
+    }
+
+    /// The last state of a deleted object carries the version of the deletion.
+    fn with_version(&self, version: u64) -> Self {
+        let mut object: Value = serde_json::from_str(&self.text).unwrap_or_default();
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        Self::new(self.resource, &object)
     }
 }
 
@@ -167,7 +202,7 @@ impl Objects {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let key = (text(&metadata["namespace"]), text(&metadata["name"]));
         object["apiVersion"] = json!(resource.api_version());
-        let after = Arc::new(Stored::new(&object));
+        let after = Arc::new(Stored::new(resource, &object));
         let before = self.current.entry(resource).or_default().insert(key, after.clone());
         self.history.push(Change { version, resource, before, after: Some(after) });
         version
@@ -218,53 +253,87 @@ impl Objects {
         (page, last.filter(|_| matching.next().is_some()))
     }
 
-    /// The lines for a watch that has come as far as `version`; it then has
+    /// The events for a watch that has come as far as `version`; it then has
     /// come as far as [`version`](Self::version).
-    pub(super) fn since(&self, version: u64, resource: Resource, selector: &Selector) -> String {
+    pub(super) fn since(&self, version: u64, resource: Resource, selector: &Selector, encoding: Encoding) -> Vec<u8> {
         let start = self.history.partition_point(|change| change.version <= version);
-        let mut lines = String::new();
+        let mut events = Vec::new();
         for change in self.history[start..].iter().filter(|change| change.resource == resource) {
             let before = change.before.as_ref().filter(|object| selector.matches(object));
             let after = change.after.as_ref().filter(|object| selector.matches(object));
             match (before, after) {
-                (None, Some(object)) => lines += &event("ADDED", &object.text),
-                (Some(_), Some(object)) => lines += &event("MODIFIED", &object.text),
-                (Some(object), None) => lines += &event("DELETED", &with_version(&object.text, change.version)),
+                (None, Some(object)) => events.extend(object.event(encoding, "ADDED")),
+                (Some(_), Some(object)) => events.extend(object.event(encoding, "MODIFIED")),
+                (Some(object), None) => {
+                    events.extend(object.with_version(change.version).event(encoding, "DELETED"));
+                }
                 (None, None) => {}
             }
         }
-        lines
+        events
     }
 }
 
-/// The last state of a deleted object carries the version of the deletion.
-fn with_version(text: &str, version: u64) -> String {
-    let mut object: Value = serde_json::from_str(text).unwrap_or_default();
-    object["metadata"]["resourceVersion"] = json!(version.to_string());
-    object.to_string()
-}
-
 /// One line of a watch.
-pub(super) fn event(kind: &str, object: &str) -> String {
-    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+fn json_event(event_type: &str, object: &str) -> Vec<u8> {
+    format!("{{\"type\":\"{event_type}\",\"object\":{object}}}\n").into_bytes()
 }
 
 /// A bookmark; `ends_list` marks the end of a streaming list.
-pub(super) fn bookmark(resource: Resource, version: u64, ends_list: bool) -> String {
+pub(super) fn bookmark(encoding: Encoding, resource: Resource, version: u64, ends_list: bool) -> Vec<u8> {
+    if encoding == Encoding::Protobuf {
+        return protobuf::frame("BOOKMARK", protobuf::bookmark(resource, version, ends_list));
+    }
     let annotations = if ends_list { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
     let object = json!({
         "kind": resource.kind(),
         "apiVersion": resource.api_version(),
         "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null, "annotations": annotations},
     });
-    event("BOOKMARK", &object.to_string())
+    json_event("BOOKMARK", &object.to_string())
 }
 
-/// A `metav1.Status`, as the server answers failures.
-pub(super) fn status(code: u16, reason: &str, message: &str) -> String {
-    json!({
+/// An ERROR event of a watch, which ends it.
+pub(super) fn error_event(encoding: Encoding, code: u16, reason: &str, message: &str) -> Vec<u8> {
+    match encoding {
+        Encoding::Json => json_event("ERROR", &String::from_utf8_lossy(&status(encoding, code, reason, message, None))),
+        Encoding::Protobuf => protobuf::frame("ERROR", protobuf::status(code, reason, message, None)),
+    }
+}
+
+/// A `metav1.Status`, as the server answers failures. `retry_after` is in
+/// seconds.
+pub(super) fn status(encoding: Encoding, code: u16, reason: &str, message: &str, retry_after: Option<u32>) -> Vec<u8> {
+    if encoding == Encoding::Protobuf {
+        return protobuf::status(code, reason, message, retry_after);
+    }
+    let mut status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code,
-    })
-    .to_string()
+    });
+    if let Some(seconds) = retry_after {
+        status["details"] = json!({"retryAfterSeconds": seconds});
+    }
+    status.to_string().into_bytes()
+}
+
+/// A list.
+pub(super) fn list(
+    encoding: Encoding,
+    resource: Resource,
+    version: u64,
+    token: &str,
+    objects: &[Arc<Stored>],
+) -> Vec<u8> {
+    if encoding == Encoding::Protobuf {
+        let items = objects.iter().map(|object| object.protobuf.clone()).collect();
+        return protobuf::list(resource, version, token, items);
+    }
+    let items: Vec<&str> = objects.iter().map(|object| object.text.as_str()).collect();
+    format!(
+        "{{\"kind\":\"{resource}List\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{version}\",\"continue\":\"{token}\"}},\"items\":[{}]}}\n",
+        resource.api_version(),
+        items.join(","),
+    )
+    .into_bytes()
 }

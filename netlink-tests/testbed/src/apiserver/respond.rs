@@ -11,9 +11,10 @@ use futures::stream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::encoding::Encoding;
 use super::faults::Fault;
 use super::http::{Query, Target};
-use super::objects::{Key, Resource, Selector, bookmark, event, status};
+use super::objects::{self, Key, Resource, Selector, bookmark, error_event};
 use super::server::{Shared, Signal, State as Known};
 
 /// A watch without `timeoutSeconds` lasts this long.
@@ -27,82 +28,102 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
     let target = Target::of(parts.uri.path());
     shared.with(|state| {
         state.requests.push(line);
-        state.headers.push(parts.headers);
+        state.headers.push(parts.headers.clone());
     });
     shared.changed.send_modify(|count| *count += 1);
     let resource = match &target {
         Target::Collection(resource) | Target::Object(resource, _) => Some(*resource),
         _ => None,
     };
+    let Some(encoding) = Encoding::accepted(&parts.headers, shared.with(|state| state.has_protobuf)) else {
+        return failure(Encoding::Json, 406, "NotAcceptable", "only application/json is served");
+    };
     if let Some((code, message)) = shared.with(|state| state.refusal(resource)) {
-        return failure(code, "Refused", &message);
+        return failure(encoding, code, "Refused", &message);
     }
     let fault = shared.with(|state| resource.and_then(|resource| state.faults.get(&resource).copied()));
-    if let Some(refused) = fault.and_then(|fault| refused(fault, &query)) {
+    if let Some(refused) = fault.and_then(|fault| refused(encoding, fault, &query)) {
         return refused;
     }
     match target {
-        Target::Collection(resource) if query.is_true("watch") => watch(shared, resource, &query),
-        Target::Collection(resource) => list(&shared, resource, &query),
+        Target::Collection(resource) => {
+            let sent = match fault {
+                Some(Fault::JsonAsProtobuf) => Encoding::Json,
+                Some(Fault::ProtobufAsJson) => Encoding::Protobuf,
+                _ => encoding,
+            };
+            let is_watch = query.is_true("watch");
+            let mut answer = match is_watch {
+                true => watch(shared, resource, &query, sent),
+                false => list(&shared, resource, &query, sent),
+            };
+            if sent != encoding {
+                announce(&mut answer, encoding, is_watch);
+            }
+            answer
+        }
         Target::Object(resource, (namespace, name)) => {
             match shared.with(|state| state.objects.get(resource, &namespace, &name)) {
-                Some(object) => json(StatusCode::OK, object.text.clone().into()),
-                None => failure(404, "NotFound", &format!("{resource} {name:?} not found")),
+                Some(object) => answer(encoding, StatusCode::OK, object.alone(encoding).into()),
+                None => failure(encoding, 404, "NotFound", &format!("{resource} {name:?} not found")),
             }
         }
         Target::Events if parts.method == Method::POST || parts.method == Method::PATCH => {
             if let Some((code, message)) = shared.with(|state| state.event_refusal.clone()) {
-                return failure(code, "Refused", &message);
+                return failure(encoding, code, "Refused", &message);
             }
             let body = axum::body::to_bytes(body, 1024 * 1024).await.unwrap_or_default();
             shared.with(|state| state.events.push(serde_json::from_slice(&body).unwrap_or_default()));
             shared.changed.send_modify(|count| *count += 1);
-            json(StatusCode::CREATED, body.into())
+            answer(Encoding::Json, StatusCode::CREATED, body.into())
         }
-        Target::Version => json(StatusCode::OK, r#"{"major":"1","minor":"36","gitVersion":"v1.36.2"}"#.into()),
+        Target::Version => {
+            answer(Encoding::Json, StatusCode::OK, r#"{"major":"1","minor":"36","gitVersion":"v1.36.2"}"#.into())
+        }
         Target::Events | Target::Nothing => {
-            failure(404, "NotFound", "the server could not find the requested resource")
+            failure(encoding, 404, "NotFound", "the server could not find the requested resource")
         }
     }
 }
 
-fn json(code: StatusCode, body: Body) -> Response {
+fn answer(encoding: Encoding, code: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    announce(&mut response, encoding, false);
     response
 }
 
-fn failure(code: u16, reason: &str, message: &str) -> Response {
+fn announce(response: &mut Response, encoding: Encoding, is_watch: bool) {
+    let content_type = header::HeaderValue::from_static(encoding.content_type(is_watch));
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+}
+
+fn failure(encoding: Encoding, code: u16, reason: &str, message: &str) -> Response {
     let status_code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    json(status_code, status(code, reason, message).into())
+    answer(encoding, status_code, objects::status(encoding, code, reason, message, None).into())
 }
 
 /// The answer of a server that refuses all, or a selector.
-fn refused(fault: Fault, query: &Query) -> Option<Response> {
+fn refused(encoding: Encoding, fault: Fault, query: &Query) -> Option<Response> {
     match fault {
         Fault::Busy(seconds) => {
-            let status = serde_json::json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": "too many requests", "reason": "TooManyRequests", "code": 429,
-                "details": {"retryAfterSeconds": seconds},
-            });
-            Some(json(StatusCode::TOO_MANY_REQUESTS, status.to_string().into()))
+            let status = objects::status(encoding, 429, "TooManyRequests", "too many requests", Some(seconds));
+            Some(answer(encoding, StatusCode::TOO_MANY_REQUESTS, status.into()))
         }
         Fault::NoFieldSelector => {
             let field = query.get("fieldSelector")?.split('!').next()?;
             let message =
                 format!("\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"");
-            Some(failure(400, "BadRequest", &message))
+            Some(failure(encoding, 400, "BadRequest", &message))
         }
         _ => None,
     }
 }
 
-fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
+fn list(shared: &Arc<Shared>, resource: Resource, query: &Query, encoding: Encoding) -> Response {
     let selector = match Selector::parse(query.get("labelSelector"), query.get("fieldSelector")) {
         Ok(selector) => selector,
-        Err(message) => return failure(400, "BadRequest", &message),
+        Err(message) => return failure(encoding, 400, "BadRequest", &message),
     };
     let limit = query.number("limit").filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
     let token = query.get("continue").map(|token| decode_token(token).ok_or(token));
@@ -124,33 +145,24 @@ fn list(shared: &Shared, resource: Resource, query: &Query) -> Response {
             Some(Fault::EmptyPages) => format!("{version}:~~~:{number}"),
             _ => token,
         };
-        let mut body = format!(
-            "{{\"kind\":\"{resource}List\",\"apiVersion\":\"{}\",\"metadata\":{{\"resourceVersion\":\"{version}\",\"continue\":\"{token}\"}},\"items\":[",
-            resource.api_version(),
-        );
-        for (index, object) in page.iter().enumerate() {
-            if index > 0 {
-                body.push(',');
-            }
-            body.push_str(&object.text);
-        }
-        body.push_str("]}\n");
+        let mut body = objects::list(encoding, resource, version, &token, &page);
+        spoil(&mut body, encoding, state.faults.get(&resource).copied());
         Ok((body, state.take_break(resource), state.slow))
     }) {
         Ok(answer) => answer,
-        Err((code, reason, message)) => return failure(code, reason, &message),
+        Err((code, reason, message)) => return failure(encoding, code, reason, &message),
     };
-    let (sender, receiver) = mpsc::channel(4);
+    let (sender, receiver) = chunks(shared);
     if let Some(length) = breaks_after {
         body.truncate(length);
     }
     tokio::spawn(async move {
         let is_sent = send(&sender, body, slow).await;
         if is_sent && breaks_after.is_some() {
-            let _ = sender.send(Err(std::io::Error::other("broken on request"))).await;
+            let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
         }
     });
-    json(StatusCode::OK, body_of(receiver))
+    answer(encoding, StatusCode::OK, body_of(receiver))
 }
 
 /// `version:namespace:name`
@@ -160,20 +172,47 @@ fn decode_token(token: &str) -> Option<(u64, Key)> {
     Some((version.parse().ok()?, (namespace.to_owned(), name.to_owned())))
 }
 
-type Chunks = mpsc::Sender<Result<Bytes, std::io::Error>>;
+/// Makes an encoded answer as wrong as a fault says.
+fn spoil(bytes: &mut Vec<u8>, encoding: Encoding, fault: Option<Fault>) {
+    if encoding != Encoding::Protobuf {
+        return;
+    }
+    match fault {
+        Some(Fault::WrongMagic) => {
+            let magic = bytes.windows(4).position(|found| found == b"k8s\0");
+            for byte in magic.and_then(|start| bytes.get_mut(start..start + 4)).unwrap_or_default() {
+                *byte = b'x';
+            }
+        }
+        Some(Fault::TruncatedFrame) => bytes.truncate(100),
+        _ => {}
+    }
+}
+
+/// Where a body is written to.
+struct Chunks {
+    sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
+    shared: Arc<Shared>,
+}
+
+fn chunks(shared: &Arc<Shared>) -> (Chunks, mpsc::Receiver<Result<Bytes, std::io::Error>>) {
+    let (sender, receiver) = mpsc::channel(4);
+    (Chunks { sender, shared: shared.clone() }, receiver)
+}
 
 fn body_of(receiver: mpsc::Receiver<Result<Bytes, std::io::Error>>) -> Body {
     Body::from_stream(stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver))))
 }
 
-/// Sends text, in pieces if slowness was asked for; false if nobody reads.
-async fn send(sender: &Chunks, text: String, slow: Option<(usize, Duration)>) -> bool {
-    let bytes = Bytes::from(text);
+/// Sends bytes, in pieces if slowness was asked for; false if nobody reads.
+async fn send(chunks: &Chunks, bytes: Vec<u8>, slow: Option<(usize, Duration)>) -> bool {
+    let bytes = Bytes::from(bytes);
+    chunks.shared.with(|state| state.bytes_sent += bytes.len());
     let (size, pause) = slow.unwrap_or((64 * 1024, Duration::ZERO));
     let mut start = 0;
     while start < bytes.len() {
         let end = bytes.len().min(start + size.max(1));
-        if sender.send(Ok(bytes.slice(start..end))).await.is_err() {
+        if chunks.sender.send(Ok(bytes.slice(start..end))).await.is_err() {
             return false;
         }
         start = end;
@@ -185,24 +224,31 @@ async fn send(sender: &Chunks, text: String, slow: Option<(usize, Duration)>) ->
     true
 }
 
-fn watch(shared: Arc<Shared>, resource: Resource, query: &Query) -> Response {
+fn watch(shared: Arc<Shared>, resource: Resource, query: &Query, encoding: Encoding) -> Response {
     let selector = match Selector::parse(query.get("labelSelector"), query.get("fieldSelector")) {
         Ok(selector) => selector,
-        Err(message) => return failure(400, "BadRequest", &message),
+        Err(message) => return failure(encoding, 400, "BadRequest", &message),
     };
     let is_streaming = query.is_true("sendInitialEvents");
     if is_streaming && !shared.with(|state| state.has_streaming_lists) {
         return failure(
+            encoding,
             422,
             "Invalid",
             "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
         );
     }
     if is_streaming && query.get("resourceVersionMatch") != Some("NotOlderThan") {
-        return failure(422, "Invalid", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        return failure(
+            encoding,
+            422,
+            "Invalid",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
     }
     let timeout = query.number("timeoutSeconds").map_or(LONGEST_WATCH, Duration::from_secs);
     let watch = Watch {
+        encoding,
         resource,
         selector,
         version: query.number("resourceVersion").filter(|version| *version > 0),
@@ -210,12 +256,15 @@ fn watch(shared: Arc<Shared>, resource: Resource, query: &Query) -> Response {
         has_bookmarks: query.is_true("allowWatchBookmarks"),
         ends: Instant::now() + timeout,
     };
-    let (sender, receiver) = mpsc::channel(4);
+    let (sender, receiver) = chunks(&shared);
     tokio::spawn(watch.run(shared, sender));
-    json(StatusCode::OK, body_of(receiver))
+    let mut response = answer(encoding, StatusCode::OK, body_of(receiver));
+    announce(&mut response, encoding, true);
+    response
 }
 
 struct Watch {
+    encoding: Encoding,
     resource: Resource,
     selector: Selector,
     version: Option<u64>,
@@ -227,39 +276,43 @@ struct Watch {
 impl Watch {
     async fn run(self, shared: Arc<Shared>, sender: Chunks) {
         let mut signals = shared.signals.subscribe();
-        let (first, mut version, mut slow) = shared.with(|state| self.start(state));
+        let (mut first, mut version, mut slow) = shared.with(|state| self.start(state));
+        let fault = shared.with(|state| state.faults.get(&self.resource).copied());
+        spoil(&mut first, self.encoding, fault);
         let first_break = shared.with(|state| state.take_break(self.resource));
         if let Some(length) = first_break {
-            let mut text = first;
-            text.truncate(length);
-            send(&sender, text, slow).await;
-            let _ = sender.send(Err(std::io::Error::other("broken on request"))).await;
+            first.truncate(length);
+            send(&sender, first, slow).await;
+            let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
             return;
         }
         if !send(&sender, first, slow).await {
             return;
         }
+        if fault == Some(Fault::TruncatedFrame) && self.encoding == Encoding::Protobuf {
+            return;
+        }
         if shared.with(|state| state.objects.is_compacted(version)) {
-            send(&sender, expired(), slow).await;
+            send(&sender, self.expired(), slow).await;
             return;
         }
         let _open = shared.count_watch(self.resource);
         loop {
-            let lines;
-            (lines, slow) = shared.with(|state| {
-                let lines = state.objects.since(version, self.resource, &self.selector);
+            let events;
+            (events, slow) = shared.with(|state| {
+                let events = state.objects.since(version, self.resource, &self.selector, self.encoding);
                 version = state.objects.version();
-                (lines, state.slow)
+                (events, state.slow)
             });
-            let has_event = !lines.is_empty();
-            if !send(&sender, lines, slow).await {
+            let has_event = !events.is_empty();
+            if !send(&sender, events, slow).await {
                 return;
             }
             if has_event {
                 match shared.with(|state| state.faults.get(&self.resource).copied()) {
                     Some(Fault::EndsAfterEvent) => return,
                     Some(Fault::ExpiresAfterEvent) => {
-                        send(&sender, expired(), slow).await;
+                        send(&sender, self.expired(), slow).await;
                         return;
                     }
                     _ => {}
@@ -267,25 +320,27 @@ impl Watch {
             }
             let signal = tokio::select! {
                 signal = timeout_at(self.ends, signals.recv()) => signal,
-                () = sender.closed() => return,
+                () = sender.sender.closed() => return,
             };
-            let text = match signal {
+            let bytes = match signal {
                 Ok(Ok(Signal::Changed)) => continue,
                 Ok(Ok(Signal::Bookmark)) if self.has_bookmarks => {
                     // Earlier events must be sent before the bookmark.
-                    let (lines, now) = shared.with(|state| {
-                        (state.objects.since(version, self.resource, &self.selector), state.objects.version())
+                    let (mut events, now) = shared.with(|state| {
+                        let events = state.objects.since(version, self.resource, &self.selector, self.encoding);
+                        (events, state.objects.version())
                     });
                     version = now;
-                    lines + &bookmark(self.resource, now, false)
+                    events.extend(bookmark(self.encoding, self.resource, now, false));
+                    events
                 }
-                Ok(Ok(Signal::Raw(resource, text))) if resource == self.resource => text,
+                Ok(Ok(Signal::Raw(resource, bytes))) if resource == self.resource => bytes,
                 Ok(Ok(Signal::Expire(resource))) if resource == self.resource => {
-                    send(&sender, expired(), slow).await;
+                    send(&sender, self.expired(), slow).await;
                     return;
                 }
                 Ok(Ok(Signal::Break(resource))) if resource == self.resource => {
-                    let _ = sender.send(Err(std::io::Error::other("broken on request"))).await;
+                    let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
                     return;
                 }
                 Ok(Ok(Signal::End(resource))) if resource == self.resource => return,
@@ -294,34 +349,34 @@ impl Watch {
                 Ok(Err(tokio::sync::broadcast::error::RecvError::Lagged(_))) => continue,
                 Ok(Err(_)) | Err(_) => return,
             };
-            if !send(&sender, text, slow).await {
+            if !send(&sender, bytes, slow).await {
                 return;
             }
         }
     }
 
     /// The events that a watch sends before the changes, and where these begin.
-    fn start(&self, state: &mut Known) -> (String, u64, Option<(usize, Duration)>) {
+    fn start(&self, state: &mut Known) -> (Vec<u8>, u64, Option<(usize, Duration)>) {
         let now = state.objects.version();
         let version = match self.version {
-            Some(version) if !self.is_streaming => return (String::new(), version, state.slow),
+            Some(version) if !self.is_streaming => return (Vec::new(), version, state.slow),
             _ => now,
         };
         let (objects, _) = state.objects.list(self.resource, &self.selector, None, usize::MAX);
-        let mut text = String::new();
+        let mut events = Vec::new();
         for object in objects {
-            text += &event("ADDED", &object.text);
+            events.extend(object.event(self.encoding, "ADDED"));
         }
         if self.is_streaming && !state.forgets_bookmark {
-            text += &bookmark(self.resource, now, true);
+            events.extend(bookmark(self.encoding, self.resource, now, true));
         }
-        (text, version, state.slow)
+        (events, version, state.slow)
     }
-}
 
-/// The answer to a watch that is too old.
-fn expired() -> String {
-    event("ERROR", &status(410, "Expired", "too old resource version"))
+    /// The answer to a watch that is too old.
+    fn expired(&self) -> Vec<u8> {
+        error_event(self.encoding, 410, "Expired", "too old resource version")
+    }
 }
 
 impl Shared {

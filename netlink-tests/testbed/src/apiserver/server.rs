@@ -25,7 +25,7 @@ use super::respond::respond;
 pub(super) enum Signal {
     Changed,
     Bookmark,
-    Raw(Resource, String),
+    Raw(Resource, Vec<u8>),
     Expire(Resource),
     Break(Resource),
     End(Resource),
@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) events: Vec<Value>,
     pub(super) event_refusal: Option<(u16, String)>,
     pub(super) has_streaming_lists: bool,
+    pub(super) has_protobuf: bool,
+    pub(super) bytes_sent: usize,
     pub(super) forgets_bookmark: bool,
     pub(super) slow: Option<(usize, Duration)>,
     pub(super) faults: BTreeMap<Resource, Fault>,
@@ -135,6 +137,8 @@ impl ApiServer {
                 events: Vec::new(),
                 event_refusal: None,
                 has_streaming_lists: true,
+                has_protobuf: true,
+                bytes_sent: 0,
                 forgets_bookmark: false,
                 slow: None,
                 refusals: BTreeMap::new(),
@@ -232,8 +236,19 @@ impl ApiServer {
     }
 
     /// Sends this on the running watches of a resource, whatever it is.
-    pub fn send_raw(&self, resource: Resource, text: &str) {
-        self.tell(Signal::Raw(resource, text.to_owned()));
+    pub fn send_raw(&self, resource: Resource, bytes: impl Into<Vec<u8>>) {
+        self.tell(Signal::Raw(resource, bytes.into()));
+    }
+
+    /// Whether protobuf is served (it is at first), or JSON alone, as by
+    /// something that imitates an API server.
+    pub fn set_protobuf(&self, served: bool) {
+        self.shared.with(|state| state.has_protobuf = served);
+    }
+
+    /// Bytes of all bodies so far.
+    pub fn bytes_sent(&self) -> usize {
+        self.shared.with(|state| state.bytes_sent)
     }
 
     /// Answers every request for a resource with this status from now on.

@@ -8,17 +8,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmap_proxy_agent::metrics::Metrics;
-use vmap_proxy_agent::source::kubernetes::{KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_agent::source::{Event, Origin};
 use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
 use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Retries within milliseconds; silences stay long.
-pub(super) fn timing() -> Timing {
+pub(crate) fn timing() -> Timing {
     Timing {
         shortest_retry: Duration::from_millis(10),
         longest_retry: Duration::from_millis(50),
@@ -27,17 +27,18 @@ pub(super) fn timing() -> Timing {
     }
 }
 
-pub(super) fn options(server: &ApiServer) -> KubernetesOptions {
+pub(crate) fn options(server: &ApiServer) -> KubernetesOptions {
     KubernetesOptions {
         kubeconfig: Some(server.kubeconfig()),
         master: None,
         node_name: "n1".to_owned(),
+        encoding: Encoding::Protobuf,
         timing: timing(),
         metrics: Metrics::new(),
     }
 }
 
-pub(super) fn service(name: &str, ip: &str) -> Value {
+pub(crate) fn service(name: &str, ip: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": "shop", "managedFields": [{"manager": "x", "fieldsV1": {"f:spec": {}}}]},
@@ -47,7 +48,7 @@ pub(super) fn service(name: &str, ip: &str) -> Value {
     })
 }
 
-pub(super) fn slice(name: &str, service: &str, endpoints: usize) -> Value {
+pub(crate) fn slice(name: &str, service: &str, endpoints: usize) -> Value {
     let endpoints: Vec<_> = (0..endpoints)
         .map(|index| {
             json!({
@@ -66,32 +67,32 @@ pub(super) fn slice(name: &str, service: &str, endpoints: usize) -> Value {
     })
 }
 
-pub(super) fn node(name: &str) -> Value {
+pub(crate) fn node(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
 }
 
-pub(super) fn service_cidr() -> Value {
+pub(crate) fn service_cidr() -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": ["10.0.0.0/16"]}})
 }
 
-pub(super) async fn server_with_one_of_each() -> ApiServer {
+pub(crate) async fn server_with_one_of_each() -> ApiServer {
     let server = ApiServer::start().await.unwrap();
     server.apply_all([node("n1"), node("n2"), service_cidr(), service("cart", "10.0.0.1"), slice("cart-1", "cart", 2)]);
     server
 }
 
 /// A running source and what a sync loop would know from it.
-pub(super) struct Follower {
-    pub(super) events: mpsc::Receiver<Event>,
-    pub(super) objects: BTreeMap<ObjectRef, Content>,
+pub(crate) struct Follower {
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) objects: BTreeMap<ObjectRef, Content>,
     /// Objects not seen again since the list of their kind began.
-    pub(super) unseen: BTreeMap<Kind, BTreeSet<ObjectRef>>,
+    pub(crate) unseen: BTreeMap<Kind, BTreeSet<ObjectRef>>,
     /// Everything but the changes, as text.
-    pub(super) log: Vec<String>,
-    pub(super) is_synced: bool,
-    pub(super) task: JoinHandle<()>,
+    pub(crate) log: Vec<String>,
+    pub(crate) is_synced: bool,
+    pub(crate) task: JoinHandle<()>,
 }
 
 impl Drop for Follower {
@@ -101,11 +102,11 @@ impl Drop for Follower {
 }
 
 impl Follower {
-    pub(super) async fn start(server: &ApiServer) -> Self {
+    pub(crate) async fn start(server: &ApiServer) -> Self {
         Self::with(options(server)).await
     }
 
-    pub(super) async fn with(options: KubernetesOptions) -> Self {
+    pub(crate) async fn with(options: KubernetesOptions) -> Self {
         let source = KubernetesSource::connect(options).await.unwrap();
         let (sender, events) = mpsc::channel(8);
         let task = tokio::spawn(source.run(sender));
@@ -113,7 +114,7 @@ impl Follower {
     }
 
     /// Takes the next event as the sync loop would.
-    pub(super) async fn step(&mut self) {
+    pub(crate) async fn step(&mut self) {
         let event = timeout(LIMIT, self.events.recv()).await;
         match event.unwrap_or_else(|_| panic!("nothing more came; {:?}", self.log)).unwrap() {
             Event::ListStarted(kind) => {
@@ -156,48 +157,48 @@ impl Follower {
         }
     }
 
-    pub(super) async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
         while !condition(self) {
             self.step().await;
         }
     }
 
-    pub(super) async fn synced(&mut self) {
+    pub(crate) async fn synced(&mut self) {
         self.until(|follower| follower.is_synced).await;
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.objects.keys().map(ToString::to_string).collect()
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.objects.keys().any(|object| object.name == name)
     }
 
-    pub(super) fn cluster_ip(&self, name: &str) -> Option<String> {
+    pub(crate) fn cluster_ip(&self, name: &str) -> Option<String> {
         self.objects.iter().find_map(|(reference, object)| match object {
             Content::Service(service) if reference.name == name => Some(service.ipv4.as_ref()?.cluster_ip.to_string()),
             _ => None,
         })
     }
 
-    pub(super) fn count(&self, line: &str) -> usize {
+    pub(crate) fn count(&self, line: &str) -> usize {
         self.log.iter().filter(|found| *found == line).count()
     }
 }
 
 /// Returns how often a resource was listed, by either kind of list.
-pub(super) fn lists(server: &ApiServer, resource: Resource) -> usize {
+pub(crate) fn lists(server: &ApiServer, resource: Resource) -> usize {
     let is_list = |request: &&String| !request.contains("watch=true") || request.contains("sendInitialEvents=true");
     requests_for(server, resource).iter().filter(is_list).count()
 }
 
-pub(super) fn requests_for(server: &ApiServer, resource: Resource) -> Vec<String> {
+pub(crate) fn requests_for(server: &ApiServer, resource: Resource) -> Vec<String> {
     let start = format!("GET {}?", resource.path());
     server.requests().into_iter().filter(|request| request.starts_with(&start)).collect()
 }
 
-pub(super) async fn all_watched(server: &ApiServer) {
+pub(crate) async fn all_watched(server: &ApiServer) {
     let watched = server.wait_until(|server| Resource::ALL.iter().all(|resource| server.open_watches(*resource) == 1));
     timeout(LIMIT, watched).await.unwrap();
 }

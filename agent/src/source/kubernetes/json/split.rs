@@ -1,13 +1,7 @@
 //! Cuts a response body, as it arrives, into the pieces that are parsed one by
 //! one: the lines of a watch, the items of a list.
 
-/// No frame may be longer: etcd refuses objects above 1.5 MiB, and a peer that
-/// never ends a line must not fill the memory.
-const LONGEST: usize = 32 * 1024 * 1024;
-
-/// A piece grew beyond all bounds: this is no API server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooLong;
+use super::super::wire::{LONGEST, Malformed};
 
 /// The lines of a watch.
 #[derive(Debug, Default)]
@@ -18,16 +12,21 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// Returns whether a line is not complete yet.
+    pub(super) fn is_inside_line(&self) -> bool {
+        !self.is_given_out && !self.partial.is_empty()
+    }
+
     /// The next complete line of `chunk`, which loses it. `None`: the rest is
     /// kept, and the next chunk wanted.
-    pub(super) fn next<'s, 'c: 's>(&'s mut self, chunk: &mut &'c [u8]) -> Result<Option<&'s [u8]>, TooLong> {
+    pub(super) fn next<'s, 'c: 's>(&'s mut self, chunk: &mut &'c [u8]) -> Result<Option<&'s [u8]>, Malformed> {
         if std::mem::take(&mut self.is_given_out) {
             self.partial.clear();
         }
         let Some(end) = chunk.iter().position(|byte| *byte == b'\n') else {
             self.partial.extend_from_slice(chunk);
             *chunk = &[];
-            return if self.partial.len() > LONGEST { Err(TooLong) } else { Ok(None) };
+            return if self.partial.len() > LONGEST { Err(Malformed::TooLong) } else { Ok(None) };
         };
         let (line, rest) = (&chunk[..end], &chunk[end + 1..]);
         *chunk = rest;
@@ -60,7 +59,7 @@ pub(super) struct Items {
 impl Items {
     /// The next complete item of `chunk`, which loses it. `None`: the rest is
     /// kept, and the next chunk wanted.
-    pub(super) fn next(&mut self, chunk: &mut &[u8]) -> Result<Option<&[u8]>, TooLong> {
+    pub(super) fn next(&mut self, chunk: &mut &[u8]) -> Result<Option<&[u8]>, Malformed> {
         if std::mem::take(&mut self.is_given_out) {
             self.item.clear();
         }
@@ -73,7 +72,7 @@ impl Items {
             }
         }
         *chunk = &[];
-        if self.item.len().max(self.rest.len()) > LONGEST { Err(TooLong) } else { Ok(None) }
+        if self.item.len().max(self.rest.len()) > LONGEST { Err(Malformed::TooLong) } else { Ok(None) }
     }
 
     /// The list without its items.
