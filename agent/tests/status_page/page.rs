@@ -24,6 +24,8 @@ fn the_page_shows_the_state_and_pages_through_the_services() {
     assert_eq!(browser.value("document.querySelector('#state').textContent"), "everything is programmed");
     assert_eq!(browser.value("document.querySelector('#numbers dd').textContent"), "100,000");
     assert_eq!(browser.value("document.querySelectorAll('#plot rect.failed').length"), 1);
+    let about = browser.value("document.querySelector('#about').textContent");
+    assert!(about.as_str().unwrap().contains("Digest of the state: 0000000000000000"), "{about}");
     browser.screenshot("wide");
     // Forward, and back again.
     let first = browser.value(FIRST);

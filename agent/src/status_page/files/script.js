@@ -58,6 +58,12 @@ const milliseconds = (microseconds) => {
   const value = microseconds / 1000;
   return value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${value.toFixed(value < 10 ? 2 : 0)} ms`;
 };
+/** The time since a moment in milliseconds since 1970, by this machine's clock. */
+const since = (moment) => {
+  const minutes = Math.max(0, Math.floor((Date.now() - moment) / 60_000));
+  const [days, hours] = [Math.floor(minutes / 1440), Math.floor(minutes / 60) % 24];
+  return `${days > 0 ? `${days} d ` : ""}${hours > 0 ? `${hours} h ` : ""}${minutes % 60} min`;
+};
 const withBrackets = (address) => (address.includes(":") ? `[${address}]` : address);
 const place = (one) => `${withBrackets(one.address)}:${one.port}`;
 const words = (code) => code.replaceAll("-", " ");
@@ -65,12 +71,16 @@ const words = (code) => code.replaceAll("-", " ");
 // ---- State, numbers and the plot of syncs ----
 
 const syncs = new Map();
+/** Numbers begin again when the agent does. */
+const key = (sync) => `${sync.ended} ${sync.number}`;
+/** What a sync was about, in a few words. */
+const about = (sync) => sync.failure ?? sync.services.map((service) => service.name).join(", ");
 
 async function follow() {
   try {
     const status = await ask("status");
     const before = newest()?.ended;
-    for (const sync of status.syncs) syncs.set(`${sync.ended} ${sync.microseconds}`, sync);
+    for (const sync of status.syncs) syncs.set(key(sync), sync);
     showStatus(status);
     // What is on the screen follows the changes.
     if (before !== undefined && newest()?.ended !== before) await Promise.all([list(), showService()]);
@@ -105,17 +115,20 @@ function showStatus(status) {
   else showState("good", "everything is programmed");
 
   const last = status.syncs[0];
+  find("about").textContent = `Running for ${since(status.started)}, with the objects of ${status.source}. Digest of the state: ${status.digest}`;
   const numbers = [
     ["Services", status.services.toLocaleString("en")],
     ["Endpoints", status.endpoints.toLocaleString("en")],
     ["Last sync", last ? milliseconds(last.microseconds) : "none"],
     ["Refused by the kernel", status.quarantined.length],
     ["Too large", status.tooLarge],
+    ["Contested frontends", status.contested.length],
   ];
   find("numbers").replaceChildren(...numbers.flatMap(([name, value]) => [make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))]));
   const trouble = find("trouble");
   const refused = status.quarantined.length > 0 ? `The kernel refuses: ${status.quarantined.join(", ")}. ` : "";
-  trouble.textContent = refused + (failure ?? "");
+  const contested = status.contested.map((one) => `${one.service} does not get ${one.frontend}: ${one.holder} is older. `);
+  trouble.textContent = refused + contested.slice(0, 10).join("") + (failure ?? "");
   trouble.className = "bad";
   trouble.hidden = trouble.textContent === "";
   showSyncs();
@@ -130,7 +143,7 @@ function showSyncs() {
   const all = ordered();
   while (all.length > KEPT_SYNCS) {
     const oldest = all.shift();
-    syncs.delete(`${oldest.ended} ${oldest.microseconds}`);
+    syncs.delete(key(oldest));
   }
   plot(all);
   fill(find("syncs"), ["ended", "#duration", "#added", "#removed", "-kind", "Services"],
@@ -140,7 +153,7 @@ function showSyncs() {
       `+${sync.added}`,
       `-${sync.removed}`,
       kindOf(sync),
-      sync.failure ?? sync.services.map((service) => service.name).join(", "),
+      about(sync),
     ]));
 }
 
@@ -162,7 +175,7 @@ function plot(all) {
   const bars = all.map((sync, index) => {
     const tall = Math.max(above(logs[index]), 1);
     const x = left + width - (all.length - index) * step;
-    const what = `${milliseconds(sync.microseconds)}, +${sync.added} -${sync.removed} elements, ${sync.failure ?? sync.services.map((service) => service.name).join(", ")}`;
+    const what = `${milliseconds(sync.microseconds)}, +${sync.added} -${sync.removed} elements, ${about(sync)}`;
     return draw("rect", { class: kindOf(sync), x: x + step * 0.1, y: bottom - tall, width: step * 0.8, height: tall },
       draw("title", {}, what));
   });
