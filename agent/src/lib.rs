@@ -26,6 +26,7 @@ pub mod instance;
 pub mod k8s_events;
 pub mod logging;
 pub mod metrics;
+pub mod migration;
 pub mod netlink;
 pub mod process;
 pub mod program;

@@ -46,6 +46,11 @@ fn act(invocation: Invocation) -> Result<ExitCode, Box<dyn Error>> {
         Action::Compile(options) => commands::compile::compile(*options)?,
         Action::Get(options) => return Ok(commands::get::get(*options)?),
         Action::GetConnections(options) => return Ok(commands::connections::connections(&options)?),
+        Action::CheckMigration(options) => {
+            return Ok(commands::check_migration::check_migration(*options)?);
+        }
+        Action::Plan(options) => return Ok(commands::plan::plan(*options)?),
+        Action::Trace(options) => return Ok(commands::trace::trace(&options)?),
         Action::Journal(options) => return Ok(commands::journal::journal(&options)?),
         Action::Version(options) => return Ok(commands::version::version(&options)?),
         Action::Status(options) => return Ok(commands::status::status(&options)?),

@@ -8,6 +8,7 @@
 //! * [`health`]: whether the proxy keeps up;
 //! * [`health_checks`]: the health check ports of Services;
 //! * [`flows`]: deletes tracked flows that must not go on;
+//! * [`resets`]: ends connections to endpoints that are gone;
 //! * [`events`]: Kubernetes Events about Services that can't be programmed.
 
 mod done;
@@ -16,6 +17,7 @@ pub mod flows;
 pub mod health;
 pub mod health_checks;
 pub mod metrics;
+pub mod resets;
 
 pub use done::{HealthChecks, LocalCounts, SyncDone, WithoutLocal};
 

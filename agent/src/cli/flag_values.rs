@@ -51,6 +51,7 @@ pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("masquerade-all", "/nftables/masqueradeAll"),
     ("metrics-bind-address", "/metricsBindAddress"),
     ("nftables-flush-proof", "/nftables/flushProof"),
+    ("nftables-reset-gone-endpoints-after", "/nftables/resetGoneEndpointsAfter"),
     ("oom-score-adj", "/oomScoreAdj"),
     ("pod-bridge-interface", "/detectLocal/bridgeInterface"),
     ("pod-interface-name-prefix", "/detectLocal/interfaceNamePrefix"),

@@ -205,6 +205,11 @@ pub struct KernelFlags {
           value_name = "BOOL")]
     pub nftables_flush_proof: Option<bool>,
 
+    /// Reset TCP connections to an endpoint when no slice has listed it for this time; 0s: they go on, as with
+    /// kube-proxy [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub nftables_reset_gone_endpoints_after: Option<GoDuration>,
+
     /// Maximum number of tracked connections per CPU; 0 keeps the kernel's limit [default: 32768]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_max_per_core: Option<i32>,

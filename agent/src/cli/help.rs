@@ -123,3 +123,57 @@ Examples:
   vmap-proxy version -o json
 
 Exit status: 0 success, 1 failure, 2 wrong usage, 3 the agent of this node is of another version.";
+
+/// Examples and exit status of `vmap-proxy plan`.
+pub(super) const PLAN_HELP: &str = "\
+The plan starts from the tables in the kernel of this node, as a restart of the agent does, or with --against from other
+manifests. It is in words for each Service, in elements, and in the transactions in which they would be committed. How
+long each keeps other writers of nftables waiting is predicted from the measured figures in docs/performance.md: the
+machine there is meant, and a busy one takes longer.
+
+Examples:
+  What would change on this node with the objects of the cluster, by this version and this configuration?
+    kubectl get services,endpointslices,servicecidrs,nodes -A -o yaml > state.yaml
+    vmap-proxy plan --manifests state.yaml --config new.conf
+
+  What does a change of manifests do on a node?
+    vmap-proxy plan --manifests new/ --against old/ --node-name node-1
+
+  What does another configuration do?
+    vmap-proxy plan --manifests cluster/ --config new.conf --against cluster/ --against-config old.conf --node-name node-1
+
+Exit status: 0 nothing would change, 1 failure, 2 wrong usage, 3 something would change.";
+
+/// Examples and exit status of `vmap-proxy trace`.
+pub(super) const TRACE_HELP: &str = "\
+A table of its own (vmap-proxy-trace-PID, with the flag owner) marks the first packets of the connections that are asked
+for, and nothing else. The kernel deletes it when this command ends, however it does. With -o json there is one object
+in each line.
+
+Examples:
+  Where do the next connections to a Service go?
+    vmap-proxy trace --service shop/cart
+
+  Why does this client not get through?
+    vmap-proxy trace --address 10.96.0.10 --from 198.51.100.7 --duration 1m
+
+  What reaches an endpoint?
+    vmap-proxy trace --endpoint 10.244.1.7:8080 --count 5
+
+Exit status: 0 success, 1 failure, 2 wrong usage, 3 no such packet came.";
+
+/// Examples and exit status of `vmap-proxy check-migration`.
+pub(super) const CHECK_MIGRATION_HELP: &str = "\
+It reads the table of a running kube-proxy (nftables mode) on this node, follows a packet to each frontend of either side
+through its rules, from a pod of this node, from this node and from outside, and compares endpoints, verdict and
+masquerading with vmap-proxy's. The other side is the running agent, or files. It changes nothing.
+
+Examples:
+  Before the change, with the objects of the cluster:
+    kubectl get services,endpointslices,servicecidrs,nodes -A -o yaml > state.yaml
+    vmap-proxy check-migration --manifests state.yaml --config /var/lib/kube-proxy/config.conf --node-name $(hostname)
+
+  While both run:
+    vmap-proxy check-migration -o json
+
+Exit status: 0 the two do the same, 1 failure (no kube-proxy in nftables mode), 2 wrong usage, 3 they differ.";

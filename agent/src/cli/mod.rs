@@ -21,14 +21,16 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use flags::{LoggingFlags, ProxyFlags, TrafficFlags};
 pub use questions::{
-    AgentArguments, CompletionArguments, ConnectionFlags, DoctorArguments, ExplainArguments, GetArguments, GetFormat,
-    JournalArguments, Listed, ReportFormat, Shell, StateArguments, StatusArguments, VerifyArguments, VersionArguments,
+    AgentArguments, CheckMigrationArguments, CompletionArguments, ConnectionFlags, DoctorArguments, ExplainArguments,
+    GetArguments, GetFormat, JournalArguments, Listed, PlanArguments, ReportFormat, Shell, StateArguments,
+    StatusArguments, TraceArguments, VerifyArguments, VersionArguments,
 };
 
 pub use flag_values::FLAGS_OF_FIELDS;
 pub use resolve::{
-    Action, CleanupOptions, CompileOptions, ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions,
-    JournalOptions, ListOf, Resolved, RunOptions, Source, StateSource, StatusOptions, VerifyOptions, VersionOptions,
+    Action, CheckMigrationOptions, CleanupOptions, CompileOptions, ConnectionsOptions, DoctorOptions, ExplainOptions,
+    GetOptions, JournalOptions, ListOf, PlanFrom, PlanOptions, Resolved, RunOptions, Source, StateSource,
+    StatusOptions, TraceOptions, VerifyOptions, VersionOptions,
 };
 
 const EXAMPLES: &str = "\
@@ -111,12 +113,21 @@ pub enum Command {
     /// Compare the kernel with what the agent has programmed; changes nothing
     #[command(after_help = help::VERIFY_HELP)]
     Verify(VerifyArguments),
+    /// Show what manifests, a configuration or this version would change on this node; changes nothing
+    #[command(after_help = help::PLAN_HELP)]
+    Plan(Box<PlanArguments>),
+    /// Show what the kernel does with new connections, live, in terms of Services
+    #[command(after_help = help::TRACE_HELP)]
+    Trace(TraceArguments),
     /// Show the last changes that the agent of this node programmed, with their causes
     #[command(after_help = help::JOURNAL_HELP)]
     Journal(JournalArguments),
     /// Examine this node for whatever stands in the way of Service traffic; changes nothing
     #[command(after_help = help::DOCTOR_HELP)]
     Doctor(DoctorArguments),
+    /// Compare what kube-proxy (nftables mode) does on this node with what vmap-proxy does; changes nothing
+    #[command(after_help = help::CHECK_MIGRATION_HELP)]
+    CheckMigration(Box<CheckMigrationArguments>),
     /// Print the versions of this program and of the agent of this node
     #[command(after_help = help::VERSION_HELP)]
     Version(VersionArguments),

@@ -135,6 +135,87 @@ pub struct JournalArguments {
     pub agent: AgentArguments,
 }
 
+/// `vmap-proxy check-migration`
+#[derive(Debug, Clone, Args)]
+pub struct CheckMigrationArguments {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ReportFormat,
+
+    /// The state that is compared with kube-proxy's.
+    #[command(flatten)]
+    pub state: StateArguments,
+}
+
+/// `vmap-proxy plan`
+#[derive(Debug, Clone, Args)]
+pub struct PlanArguments {
+    /// Files or directories of Kubernetes YAML or JSON: the desired state
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    pub manifests: Vec<PathBuf>,
+
+    /// Compare with these files or directories, instead of the kernel of this node
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub against: Vec<PathBuf>,
+
+    /// The configuration file that goes with --against [default: the same as for --manifests]
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub against_config: Option<PathBuf>,
+
+    /// Print each operation in nft's language, too
+    #[arg(long)]
+    pub operations: bool,
+
+    /// The node to plan for [default: the host's name]
+    #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ReportFormat,
+
+    /// The configuration that traffic follows.
+    #[command(flatten)]
+    pub configuration: TrafficConfiguration,
+}
+
+/// `vmap-proxy trace`
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("wanted").args(["service", "endpoint", "address"]).required(true).multiple(true))]
+pub struct TraceArguments {
+    /// Connections to any address and port of this Service; its NodePorts at this node's addresses
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub service: Option<String>,
+
+    /// Connections to this endpoint, from the translation on
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub endpoint: Option<String>,
+
+    /// Connections from or to this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
+
+    /// Of these, only connections from this client
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
+
+    /// End after this time
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub duration: GoDuration,
+
+    /// End after this number of packets
+    #[arg(long, value_name = "PACKETS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+
+    /// Packets traced in a second, at most, for each family
+    #[arg(long, value_name = "PACKETS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub rate: u64,
+
+    /// The agent that is asked for the addresses of a Service.
+    #[command(flatten)]
+    pub agent: AgentArguments,
+}
+
 /// `vmap-proxy version`
 #[derive(Debug, Clone, Args)]
 pub struct VersionArguments {
@@ -214,6 +295,10 @@ pub struct DoctorArguments {
     /// The ranges of pods, if there is no --config: a comma-separated list
     #[arg(long, value_name = "CIDRS", conflicts_with = "config")]
     pub cluster_cidr: Option<String>,
+
+    /// The Unix socket of the agent on this node, which is asked for its own state if it answers
+    #[arg(long, default_value = crate::query::server::DEFAULT_PATH, value_name = "PATH")]
+    pub socket: PathBuf,
 
     /// Output format
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]

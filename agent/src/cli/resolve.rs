@@ -26,10 +26,12 @@ use crate::sync_loop::MIN_GAP;
 mod questions;
 
 pub use questions::{
-    ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions, JournalOptions, ListOf, StateSource, StatusOptions,
-    VerifyOptions, VersionOptions,
+    CheckMigrationOptions, ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions, JournalOptions, ListOf,
+    PlanFrom, PlanOptions, StateSource, StatusOptions, TraceOptions, VerifyOptions, VersionOptions,
 };
-use questions::{resolve_doctor, resolve_explain, resolve_get, resolve_journal};
+use questions::{
+    resolve_check_migration, resolve_doctor, resolve_explain, resolve_get, resolve_journal, resolve_plan, resolve_trace,
+};
 
 /// Flags that apply together with `--config`. All others set fields of the file
 /// and are ignored then. `--health-timeout` and `--cleanup-kube-proxy` exist
@@ -67,6 +69,12 @@ pub enum Action {
     Get(Box<GetOptions>),
     /// List connections.
     GetConnections(ConnectionsOptions),
+    /// Compare with kube-proxy.
+    CheckMigration(Box<CheckMigrationOptions>),
+    /// Show what would change.
+    Plan(Box<PlanOptions>),
+    /// Trace packets.
+    Trace(TraceOptions),
     /// Show the last syncs.
     Journal(JournalOptions),
     /// Print the versions of program and agent.
@@ -230,6 +238,9 @@ impl Invocation {
             Some(Command::Verify(VerifyArguments { digests, agent: AgentArguments { socket, output, logging } })) => {
                 Ok(without_configuration(Action::Verify(VerifyOptions { digests, socket, output }), &logging))
             }
+            Some(Command::CheckMigration(arguments)) => resolve_check_migration(*arguments),
+            Some(Command::Plan(arguments)) => resolve_plan(*arguments),
+            Some(Command::Trace(arguments)) => resolve_trace(arguments),
             Some(Command::Journal(arguments)) => Ok(resolve_journal(arguments)),
             Some(Command::Version(VersionArguments { agent: AgentArguments { socket, output, logging } })) => {
                 Ok(without_configuration(Action::Version(VersionOptions { socket, output }), &logging))

@@ -2,26 +2,25 @@
 //! Service and endpoint. It needs no agent: the comments of the kernel's
 //! elements name the Services.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::model::{Family, Protocol};
-use vmap_proxy_compiler::ruleset::element::Key;
-use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Target};
+use vmap_proxy_compiler::model::Protocol;
+use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use vmap_proxy_wire::conntrack::{Connection, TcpState};
 
 use super::paint::{columns, print};
 use crate::cli::{ConnectionsOptions, GetFormat};
 use crate::conntrack::{Conntrack, ConntrackError};
-use crate::netlink::{Kernel, NetlinkError, local_addresses};
+use crate::netlink::{NetlinkError, local_addresses};
 use crate::process;
+use crate::query::owners::{Owner, Owners};
 
 /// Open connections are left after the wait.
 const STILL_OPEN: u8 = 3;
@@ -83,14 +82,6 @@ struct Line {
     bytes: Option<u64>,
 }
 
-/// The service port of a connection; empty where there is none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-struct Owner {
-    namespace: String,
-    name: String,
-    port: String,
-}
-
 /// The connections of one service port to one endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct Count {
@@ -150,29 +141,25 @@ pub fn connections(options: &ConnectionsOptions) -> Result<ExitCode, Error> {
 /// Reads connections, and the Services that have their frontends.
 struct Reader {
     conntrack: Conntrack,
-    kernel: Kernel,
-    own_addresses: HashSet<IpAddr>,
-    owners: HashMap<FrontendKey, Owner>,
+    owners: Owners,
 }
 
 impl Reader {
     fn open() -> Result<Self, Error> {
         let runtime = process::event_loop().map_err(Error::Runtime)?;
-        let own_addresses = runtime.block_on(local_addresses())?.into_iter().collect();
-        Ok(Self { conntrack: Conntrack::open()?, kernel: Kernel::open()?, own_addresses, owners: HashMap::new() })
+        let own_addresses = runtime.block_on(local_addresses())?;
+        Ok(Self { conntrack: Conntrack::open()?, owners: Owners::open(own_addresses)? })
     }
 
     fn read(&mut self, options: &ConnectionsOptions) -> Result<Vec<Line>, Error> {
         let mut lines = Vec::new();
         for family in crate::run::families() {
             let read = self.conntrack.list(family, |connection| line(connection, options))?;
-            self.find_owners(family, &read)?;
+            self.owners.find(family, read.iter().map(Line::frontend))?;
             lines.extend(read);
         }
         for line in &mut lines {
-            let key =
-                FrontendKey { address: line.destination.ip(), protocol: line.protocol, port: line.destination.port() };
-            line.owner = self.owners.get(&key).cloned().unwrap_or_default();
+            line.owner = self.owners.of(&line.frontend()).cloned().unwrap_or_default();
         }
         lines.retain(|line| is_wanted(line, options));
         lines.sort_unstable_by(|one, other| {
@@ -181,64 +168,12 @@ impl Reader {
         });
         Ok(lines)
     }
-
-    /// Looks up which Service has each frontend that is not known yet.
-    fn find_owners(&mut self, family: Family, lines: &[Line]) -> Result<(), Error> {
-        let keys = lines.iter().map(|line| FrontendKey {
-            address: line.destination.ip(),
-            protocol: line.protocol,
-            port: line.destination.port(),
-        });
-        let mut unknown: HashSet<FrontendKey> = keys.filter(|key| !self.owners.contains_key(key)).collect();
-        for domain in [Domain::Frontend, Domain::NodePort] {
-            for map in [Map::Frontends(domain), Map::NoEndpoints(domain)] {
-                let targets: HashMap<Target, Vec<FrontendKey>> = self.targets(domain, &unknown);
-                let keys: Vec<Key> = targets.keys().copied().map(Key::Target).collect();
-                let (found, _) = self.kernel.look_up(family, map, &keys)?;
-                for state in found {
-                    let Key::Target(target) = state.element.key else { continue };
-                    let owner = Owner::parse(state.element.comment.as_deref().unwrap_or_default());
-                    for frontend in targets.get(&target).into_iter().flatten() {
-                        unknown.remove(frontend);
-                        self.owners.insert(*frontend, owner.clone());
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The elements under which frontends may be found.
-    fn targets(&self, domain: Domain, frontends: &HashSet<FrontendKey>) -> HashMap<Target, Vec<FrontendKey>> {
-        let mut targets: HashMap<Target, Vec<FrontendKey>> = HashMap::new();
-        for frontend in frontends {
-            let FrontendKey { address, protocol, port } = *frontend;
-            let target = match domain {
-                Domain::Frontend => Target::Frontend(*frontend),
-                Domain::NodePort if self.own_addresses.contains(&address) => {
-                    Target::NodePort(NodePortKey { protocol, port })
-                }
-                Domain::NodePort => continue,
-            };
-            targets.entry(target).or_default().push(*frontend);
-        }
-        targets
-    }
 }
 
-impl Owner {
-    /// Parses the comment of an element, `namespace/name:port`.
-    fn parse(comment: &str) -> Self {
-        let (namespace, rest) = comment.split_once('/').unwrap_or(("", comment));
-        let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
-        Self { namespace: namespace.to_owned(), name: name.to_owned(), port: port.to_owned() }
-    }
-
-    /// Returns whether it is this Service. The kernel's comments are short, so
-    /// that a long name may end with dots.
-    fn is(&self, namespace: &str, name: &str) -> bool {
-        let is_cut = |prefix: &str| name.starts_with(prefix);
-        self.namespace == namespace && (self.name == name || self.name.strip_suffix("...").is_some_and(is_cut))
+impl Line {
+    /// The address and port that the client chose.
+    fn frontend(&self) -> FrontendKey {
+        FrontendKey { address: self.destination.ip(), protocol: self.protocol, port: self.destination.port() }
     }
 }
 
@@ -373,12 +308,5 @@ mod tests {
         assert!(listed(&lines).contains("10.244.1.7:4000"));
         let value: serde_json::Value = serde_json::from_str(&json(&lines, 2).unwrap()).unwrap();
         assert_eq!((&value["open"], &value["endpoints"][0]["closing"]), (&2.into(), &1.into()), "{value}");
-    }
-
-    #[test]
-    fn a_long_name_is_known_by_its_beginning() {
-        assert!(Owner::parse("shop/cart:http").is("shop", "cart"));
-        assert!(!Owner::parse("shop/cart:http").is("shop", "car"));
-        assert!(Owner::parse("shop/very-lo...").is("shop", "very-long"));
     }
 }

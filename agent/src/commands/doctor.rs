@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use super::asked::Asked;
 use super::paint::{Paint, print};
 use crate::cli::{DoctorOptions, ReportFormat};
 use crate::doctor::facts::Facts;
@@ -29,7 +30,9 @@ pub enum Error {
 /// has their severity, see [`exit_status`].
 pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs)));
+    // An agent is not needed: the node can be examined before there is one.
+    let agent = Asked::agent(&options.socket).and_then(|mut asked| asked.status()).ok();
+    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, agent)));
     let report = match options.output {
         ReportFormat::Text => text(&findings, Paint::of_terminal()),
         ReportFormat::Json => json(&findings),

@@ -2,6 +2,7 @@
 //! [`asked`] and [`paint`] are shared: who answers, and colours.
 
 pub mod asked;
+pub mod check_migration;
 pub mod cleanup;
 pub mod compile;
 pub mod completion;
@@ -11,6 +12,8 @@ pub mod explain;
 pub mod get;
 pub mod journal;
 pub mod paint;
+pub mod plan;
 pub mod status;
+pub mod trace;
 pub mod verify;
 pub mod version;

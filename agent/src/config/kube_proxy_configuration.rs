@@ -184,6 +184,9 @@ pub struct Nftables {
     /// Keep other programs from flushing or changing the tables, where the
     /// kernel can (6.9). kube-proxy has no such field.
     pub flush_proof: bool,
+    /// Reset TCP connections to an endpoint when no slice has listed it for this
+    /// time; 0s: they go on, as in kube-proxy, which has no such field.
+    pub reset_gone_endpoints_after: GoDuration,
 }
 
 /// `winkernel`
@@ -373,6 +376,7 @@ impl Default for Nftables {
             sync_period: DEFAULT_SYNC_PERIOD,
             min_sync_period: DEFAULT_MIN_SYNC_PERIOD,
             flush_proof: false,
+            reset_gone_endpoints_after: GoDuration::ZERO,
         }
     }
 }

@@ -121,6 +121,7 @@ fn check_periods(configuration: &KubeProxyConfiguration, check: &mut Check) {
         ("conntrack.udpTimeout", conntrack.udp_timeout),
         ("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
         ("nftables.minSyncPeriod", configuration.nftables.min_sync_period),
+        ("nftables.resetGoneEndpointsAfter", configuration.nftables.reset_gone_endpoints_after),
     ] {
         check.that(!period.is_negative(), path, period, NOT_NEGATIVE);
     }

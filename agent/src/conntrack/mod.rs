@@ -4,21 +4,24 @@
 //! on translating it as at first, to a pod that may no longer exist.
 //!
 //! * [`StaleFlows`]: the stale flows, derived from changes without I/O;
-//! * [`Conntrack`]: finds them by dumps that the kernel filters, and deletes them one by one.
+//! * [`Conntrack`]: finds them by dumps that the kernel filters, and deletes them one by one;
+//! * [`resets`]: ends TCP connections to endpoints that are gone, if the configuration wants it.
 //!
-//! The table is never flushed as a whole, and TCP connections are never
+//! The table is never flushed as a whole, and otherwise TCP connections are never
 //! touched.
 
+pub mod resets;
 mod stale;
 
 use std::io;
 use std::time::{Duration, Instant};
 
+pub(crate) use stale::NodePorts;
 pub use stale::StaleFlows;
 
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_wire::conntrack::{Connection, DumpFilter, Flow, dump};
-use vmap_proxy_wire::message::Request;
+use vmap_proxy_wire::message::{Message, Request};
 
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket, is_complete, until_undisturbed};
@@ -108,11 +111,43 @@ impl Conntrack {
     pub fn list<T>(
         &mut self,
         family: Family,
+        read: impl FnMut(&Connection<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, ConntrackError> {
+        self.list_matching(DumpFilter { family, protocol: None, port: None, address: None }, read)
+    }
+
+    /// [`Self::list`] of the connections that match. A kernel that can't filter lists the others, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::list`].
+    pub fn list_matching<T>(
+        &mut self,
+        filter: DumpFilter,
         mut read: impl FnMut(&Connection<'_>) -> Option<T>,
     ) -> Result<Vec<T>, ConntrackError> {
-        let all = DumpFilter { family, protocol: None, port: None, address: None };
-        let listed = self.reader.list(&dump(all), |entry| Connection::decode(entry).and_then(|one| read(&one)));
-        listed.map_err(|error| ConntrackError::of("dump the tracked connections", error))
+        let is_wanted = |one: &Connection<'_>| filter.protocol.is_none_or(|protocol| one.protocol == protocol);
+        let mut pick = |entry: &Message<'_>| Connection::decode(entry).filter(is_wanted).and_then(|one| read(&one));
+        let failed = |error| ConntrackError::of("dump the tracked connections", error);
+        if self.kernel_filters {
+            match self.reader.list(&dump(filter), &mut pick).map_err(failed) {
+                Err(ConntrackError::Refused { source, .. }) if is_unknown_request(&source) => {
+                    self.kernel_filters = false;
+                }
+                listed => return listed,
+            }
+        }
+        let unfiltered = DumpFilter { protocol: None, port: None, address: None, ..filter };
+        self.reader.list(&dump(unfiltered), &mut pick).map_err(failed)
+    }
+
+    /// Deletes entries that were [listed](Self::list). One that is gone already is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn delete(&mut self, deletions: &[Request]) -> Result<(), ConntrackError> {
+        delete(&mut self.deleter, deletions).map(drop)
     }
 
     /// Deletes the stale flows. Call it after the commit, so that a new flow follows the new rules.

@@ -233,13 +233,16 @@ impl StaleFlows {
 }
 
 /// The addresses that serve NodePorts.
-struct NodePorts<'a> {
-    planner: &'a Planner,
-    node: &'a NodeInfo,
+pub(crate) struct NodePorts<'a> {
+    /// Has the configuration.
+    pub(crate) planner: &'a Planner,
+    /// This node.
+    pub(crate) node: &'a NodeInfo,
 }
 
 impl NodePorts<'_> {
-    fn addresses(&self, family: Family) -> Vec<IpAddr> {
+    /// Those of a family.
+    pub(crate) fn addresses(&self, family: Family) -> Vec<IpAddr> {
         let config = self.planner.config();
         if config.node_port_ranges(self.node, family).is_some() {
             return config.node_port_ips(self.node, family);

@@ -13,6 +13,7 @@ use super::probe::{self, Probed};
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{Interface, interfaces};
+use crate::query::protocol::StatusAnswer;
 
 /// Where nft and others are installed, whatever the user's `PATH` is.
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
@@ -41,6 +42,8 @@ pub struct Facts {
     pub nft: Option<Version>,
     /// `clusterCIDR` of the configuration.
     pub cluster_cidrs: Vec<IpNet>,
+    /// The state of the running agent, if one answers.
+    pub agent: Option<StatusAnswer>,
 }
 
 /// The version of a program.
@@ -68,7 +71,7 @@ const SETTINGS: [&str; 9] = [
 
 impl Facts {
     /// Reads this node, in the network namespace of the calling thread.
-    pub async fn read(cluster_cidrs: Vec<IpNet>) -> Self {
+    pub async fn read(cluster_cidrs: Vec<IpNet>, agent: Option<StatusAnswer>) -> Self {
         let files = Files { root: "/".into() };
         let (chains, chains_unknown) = match chains() {
             Ok(chains) => (chains, None),
@@ -85,6 +88,7 @@ impl Facts {
             rules: probe::rules(),
             nft: nft_version(),
             cluster_cidrs,
+            agent,
         }
     }
 

@@ -123,6 +123,7 @@ pub struct Metrics {
     quarantined_services: Gauge,
     flush_proof: Gauge,
     state_digest: Gauge,
+    connections_reset: Counter,
     drift_repairs: Counter,
     foreign_removed: MetricFamily<KindLabel, Counter>,
     dns: Option<DnsMetrics>,
@@ -188,6 +189,7 @@ impl Metrics {
             quarantined_services: Gauge::default(),
             flush_proof: Gauge::default(),
             state_digest: Gauge::default(),
+            connections_reset: Counter::default(),
             drift_repairs: Counter::default(),
             foreign_removed: MetricFamily::default(),
             dns: None,
@@ -198,6 +200,11 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process::new(proc)));
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// Connections to endpoints that are gone get a reset.
+    pub fn connections_reset(&self, count: usize) {
+        self.connections_reset.inc_by(count as u64);
     }
 
     /// The digest of the state: its upper 52 bits, which a number of Prometheus
@@ -326,6 +333,11 @@ impl Metrics {
             "state_digest",
             "Digest of the programmed Services and endpoints, the same on every node that was told the same",
             self.state_digest.clone(),
+        );
+        registry.register(
+            "connections_reset",
+            "TCP connections that got a reset because no slice lists their endpoint any more",
+            self.connections_reset.clone(),
         );
         registry.register(
             "drift_repairs",

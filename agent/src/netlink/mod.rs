@@ -13,6 +13,7 @@
 //! * [`name_take_over`]: table and routes that lead the cluster's DNS Service to
 //!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
+//! * [`side_table`]: tables for a limited time, and trace events;
 //! * [`error`]: the errors.
 
 mod addresses;
@@ -22,6 +23,7 @@ mod links;
 mod monitor;
 mod name_take_over;
 mod packets;
+mod side_table;
 pub(crate) mod socket;
 
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
@@ -31,6 +33,7 @@ pub use links::{Interface, interfaces};
 pub use monitor::{ForeignChange, Monitor, Observed};
 pub use name_take_over::{NameTakeOver, remove_name_routes};
 pub use packets::await_packets;
+pub use side_table::{SideTables, TraceEvents};
 pub use socket::StopFlag;
 pub use vmap_proxy_wire::nf_tables::elements::{Counter, ElementState, ForeignElement};
 pub use vmap_proxy_wire::nf_tables::foreign::{ForeignKind, ForeignObject};

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use vmap_proxy_wire::answer::{Answers, DumpEnd, DumpReader, Entries, Sequences};
-use vmap_proxy_wire::message::{HEADER, Message, NLM_F_ACK, NLM_F_DUMP, Request, Writer};
+use vmap_proxy_wire::message::{HEADER, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Request, Writer};
 use vmap_proxy_wire::nf_tables::Batch;
 
 use super::error::SocketError;
@@ -240,11 +240,24 @@ impl Socket {
     ///
     /// [`SocketError::Refused`] with the first refusal; then nothing was done.
     pub(crate) fn transaction(&mut self, requests: &[Request]) -> Result<(), SocketError> {
+        self.transaction_with(requests, 0)
+    }
+
+    /// [`Self::transaction`] with messages that make objects, or append them.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn creation(&mut self, requests: &[Request]) -> Result<(), SocketError> {
+        self.transaction_with(requests, NLM_F_CREATE | NLM_F_APPEND)
+    }
+
+    fn transaction_with(&mut self, requests: &[Request], flags: u16) -> Result<(), SocketError> {
         if requests.is_empty() {
             return Ok(());
         }
         let mut batch = Batch::default();
-        batch.encode_requests(requests, || self.next_sequence());
+        batch.encode_requests(requests, flags, || self.next_sequence());
         must_be_done(&self.transact(&batch)?.0)
     }
 

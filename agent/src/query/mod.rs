@@ -6,6 +6,7 @@
 //! * [`offline`]: the state that files make;
 //! * [`server`]: the Unix socket of an agent; [`client`]: asks it;
 //! * [`kernel`]: the elements of one frontend as the kernel has them;
+//! * [`owners`]: the Services of frontends, from the kernel;
 //! * [`journal`]: the last syncs with their causes.
 
 pub mod answer;
@@ -13,5 +14,6 @@ pub mod client;
 pub mod journal;
 pub mod kernel;
 pub mod offline;
+pub mod owners;
 pub mod protocol;
 pub mod server;

@@ -253,7 +253,7 @@ pub struct ElementLine {
 }
 
 /// The state of the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusAnswer {
     /// The version of the program.

@@ -24,6 +24,7 @@ use crate::after_sync::flows::FlowCleaner;
 use crate::after_sync::health::SyncHealth;
 use crate::after_sync::health_checks::ServiceHealthChecks;
 use crate::after_sync::metrics::SyncMetrics;
+use crate::after_sync::resets::ConnectionResets;
 use crate::cli::{RunOptions, Source};
 use crate::files::read::patiently;
 use crate::health::listen::{Listen, ListenError};
@@ -134,7 +135,11 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     }
     let (recorder, notices) = k8s_events::channel(&options.proxy.node_name);
     recorder.starting();
-    let observers = observers(&metrics, &health, &families, &recorder);
+    let mut observers = observers(&metrics, &health, &families, &recorder);
+    let grace = options.configuration.nftables.reset_gone_endpoints_after.to_duration();
+    if !grace.is_zero() {
+        observers.push(Box::new(ConnectionResets::new(grace, metrics.clone())));
+    }
 
     let (events, listed) = mpsc::channel(EVENT_QUEUE);
     let (listed, follow_names) = names::follow(names.as_ref(), listed);
@@ -152,6 +157,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         flush_proof: options.configuration.nftables.flush_proof,
+        follow_gone: !grace.is_zero(),
         metrics: metrics.clone(),
         families,
         addresses: own_addresses,

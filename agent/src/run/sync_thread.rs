@@ -26,6 +26,8 @@ pub(super) struct Work {
     pub(super) config: ProxyConfig,
     /// Whether other programs are to be kept away from the tables.
     pub(super) flush_proof: bool,
+    /// Whether endpoints that are gone are to be followed.
+    pub(super) follow_gone: bool,
     pub(super) metrics: Metrics,
     pub(super) families: Vec<Family>,
     pub(super) addresses: Vec<IpAddr>,
@@ -85,7 +87,7 @@ impl SyncThread {
 fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<()>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Work { config, flush_proof, metrics, families, addresses, inputs, .. } = work;
+        let Work { config, flush_proof, follow_gone, metrics, families, addresses, inputs, .. } = work;
         let Work { status, mut observers, options, .. } = work;
         let mut kernel = Kernel::open()?;
         if flush_proof {
@@ -93,6 +95,9 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         }
         let mut syncer = Syncer::new(config, kernel, &families);
         syncer.set_interface_addresses(addresses);
+        if follow_gone {
+            syncer.report_gone_endpoints();
+        }
         // The caller waits for it.
         let _ = opened.send(syncer.stop_flag());
         let shutdown = async {

@@ -227,7 +227,7 @@ fn group(kind: ForeignKind) -> &'static str {
 /// Intervals can't be looked up. The firewall is compared as a whole, before
 /// anything else. And which number a list has, and under which clients are
 /// remembered, is known only from the kernel.
-fn is_always_listed(map: Map) -> bool {
+pub(super) fn is_always_listed(map: Map) -> bool {
     map.is_interval()
         || map.is_dynamic()
         || matches!(
@@ -252,7 +252,7 @@ fn note_outdated(family: Family, table: &TableState, what: &str, flush_proof: bo
 
 /// The difference that can't be put right in place: the layout number, the flag
 /// `persist`, or a map or base chain that exists and differs from the desired one.
-fn incompatible(table: &TableState, family: Family, flush_proof: bool) -> Option<String> {
+pub(super) fn incompatible(table: &TableState, family: Family, flush_proof: bool) -> Option<String> {
     if table.is_persistent() != flush_proof {
         let which = if flush_proof { "lacks" } else { "has" };
         return Some(format!("it {which} the flag persist, see nftables.flushProof"));

@@ -7,13 +7,17 @@
 //! * `compare`: reads the kernel's tables, and removes foreign objects from them;
 //! * `replace`: replaces a table that can't be changed in place;
 //! * `foreign`: concurrent foreign changes;
+//! * [`gone`]: endpoints that no slice lists any more;
+//! * [`preview`]: what a first sync would commit;
 //! * `affinity`: removal of what clients learned of endpoints that left;
 //! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;
 mod compare;
 mod foreign;
+pub mod gone;
 mod pipeline;
+pub mod preview;
 mod repair;
 mod replace;
 pub mod report;
@@ -36,6 +40,7 @@ pub(crate) use compare::MAX_LISTED;
 
 use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
+use gone::Leaving;
 use report::SyncReport;
 
 /// The reason why a sync failed as a whole. A refused Service is not an error
@@ -116,8 +121,10 @@ pub struct Syncer {
     monitor: Option<Monitor>,
     /// Foreign changes that have not been reported yet.
     seen: Vec<Observed>,
-    /// Services whose digest is to be renewed when a sync has succeeded.
-    undigested: Vec<ServiceName>,
+    /// Services of which an object changed since the last sync that succeeded.
+    touched: Vec<ServiceName>,
+    /// Follows endpoints that leave, if their connections are to be reset.
+    leaving: Option<Leaving>,
     /// The earlier state of Services that changed in failed syncs: the next
     /// successful sync has to report them.
     untold: HashMap<ServiceName, Arc<Programmed>>,
@@ -172,7 +179,8 @@ impl Syncer {
             max_listed: MAX_LISTED,
             monitor: None,
             seen: Vec::new(),
-            undigested: Vec::new(),
+            touched: Vec::new(),
+            leaving: None,
             untold: HashMap::new(),
         }
     }
@@ -282,7 +290,7 @@ impl Syncer {
         let begun = Instant::now();
         let mut report = SyncReport::default();
         self.see_foreign_changes();
-        self.undigested.extend(self.store.dirty().cloned());
+        self.touched.extend(self.store.dirty().cloned());
         let damaged = std::mem::take(&mut self.damaged);
         let outcome =
             if self.initialised && !damaged { self.sync_changes(&mut report) } else { self.repair(&mut report) };
@@ -295,9 +303,23 @@ impl Syncer {
         report.duration = begun.elapsed();
         if outcome.is_ok() {
             self.sweep(&mut report);
-            std::mem::take(&mut self.undigested).iter().for_each(|name| self.store.renew_digest(name));
+            self.finish_touched(&mut report);
         }
         Attempt { report, failure: outcome.err() }
+    }
+
+    /// What depends on all objects of the Services that changed.
+    fn finish_touched(&mut self, report: &mut SyncReport) {
+        let touched = std::mem::take(&mut self.touched);
+        touched.iter().for_each(|name| self.store.renew_digest(name));
+        if let Some(leaving) = &mut self.leaving {
+            report.gone = leaving.after_sync((&self.store, &self.planner), &touched, &report.changed);
+        }
+    }
+
+    /// From now on reports endpoints that no slice lists any more.
+    pub fn report_gone_endpoints(&mut self) {
+        self.leaving = Some(Leaving::default());
     }
 
     /// Marks the kernel's state as uncertain: the next sync reads it.

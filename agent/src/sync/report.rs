@@ -7,6 +7,7 @@ use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 
+use super::gone::GoneEndpoints;
 use super::touched::Touched;
 use crate::netlink::CommitReport;
 
@@ -50,6 +51,8 @@ pub struct SyncReport {
     pub cleaned: Vec<Cleaned>,
     /// The first Services and addresses of the committed operations.
     pub touched: Touched,
+    /// Endpoints that are gone, if that is followed.
+    pub gone: GoneEndpoints,
 }
 
 /// A foreign change to our tables that was undone.

@@ -46,6 +46,7 @@ numbers! {
     /// `include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`
     u8 {
         IP_CT_DIR_ORIGINAL = 0,
+        IP_CT_DIR_REPLY = 1,
     }
     /// `include/uapi/linux/netfilter/nf_conntrack_common.h`: the destination was translated.
     u32 {
@@ -162,6 +163,7 @@ numbers! {
         NFT_JUMP = -3,
         NFT_GOTO = -4,
         NFT_RETURN = -5,
+        NFT_CONTINUE = -1,
     }
     /// `enum nf_tables_msg_types`
     u8 {
@@ -182,6 +184,7 @@ numbers! {
         NFT_MSG_DELSETELEM = 14,
         NFT_MSG_NEWGEN = 15,
         NFT_MSG_GETGEN = 16,
+        NFT_MSG_TRACE = 17,
         NFT_MSG_NEWOBJ = 18,
         NFT_MSG_GETOBJ = 19,
         NFT_MSG_DELOBJ = 20,
@@ -386,6 +389,7 @@ numbers! {
         NFT_META_IIF = 4,
         NFT_META_IIFNAME = 6,
         NFT_META_OIFNAME = 7,
+        NFT_META_NFTRACE = 12,
         NFT_META_L4PROTO = 16,
     }
     /// `enum nft_meta_attributes`
@@ -398,8 +402,11 @@ numbers! {
     u32 {
         NFT_CT_STATE = 0,
         NFT_CT_STATUS = 2,
+        NFT_CT_PROTO_SRC = 11,
         NFT_CT_PROTO_DST = 12,
+        NFT_CT_SRC_IP = 19,
         NFT_CT_DST_IP = 20,
+        NFT_CT_SRC_IP6 = 21,
         NFT_CT_DST_IP6 = 22,
     }
     /// `enum nft_ct_attributes`
@@ -407,6 +414,31 @@ numbers! {
         NFTA_CT_DREG = 1,
         NFTA_CT_KEY = 2,
         NFTA_CT_DIRECTION = 3,
+    }
+    /// `enum nft_limit_attributes`
+    u16 {
+        NFTA_LIMIT_RATE = 1,
+        NFTA_LIMIT_UNIT = 2,
+        NFTA_LIMIT_BURST = 3,
+        NFTA_LIMIT_TYPE = 4,
+    }
+    /// `enum nft_trace_types`
+    u32 {
+        NFT_TRACETYPE_POLICY = 1,
+        NFT_TRACETYPE_RETURN = 2,
+        NFT_TRACETYPE_RULE = 3,
+    }
+    /// `enum nft_trace_attributes`
+    u16 {
+        NFTA_TRACE_TABLE = 1,
+        NFTA_TRACE_CHAIN = 2,
+        NFTA_TRACE_TYPE = 4,
+        NFTA_TRACE_VERDICT = 5,
+        NFTA_TRACE_ID = 6,
+        NFTA_TRACE_NETWORK_HEADER = 8,
+        NFTA_TRACE_TRANSPORT_HEADER = 9,
+        NFTA_TRACE_IIF = 10,
+        NFTA_TRACE_POLICY = 16,
     }
     /// `enum nft_counter_attributes`
     u16 {
@@ -416,6 +448,7 @@ numbers! {
     /// `enum nft_reject_types`
     u32 {
         NFT_REJECT_ICMP_UNREACH = 0,
+        NFT_REJECT_TCP_RST = 1,
     }
     /// `enum nft_reject_attributes`
     u16 {

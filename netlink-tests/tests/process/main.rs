@@ -14,13 +14,17 @@ mod idle;
 mod journal;
 mod lab_crash;
 mod log;
+mod migration;
 mod name_take_over;
 mod names;
 mod ownership;
+mod plan;
 mod questions;
+mod resets;
 mod scripts;
 mod servers;
 mod threads;
+mod trace;
 
 use std::fs;
 use std::io::{Read, Write};

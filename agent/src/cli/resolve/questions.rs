@@ -10,8 +10,9 @@ use vmap_proxy_compiler::model::config::ProxyConfig;
 use super::{Action, Resolved, file_or_defaults, invalid, node_name, traffic_configuration, without_configuration};
 use crate::cli::apply::apply_logging;
 use crate::cli::{
-    AgentArguments, ConnectionFlags, DoctorArguments, ExplainArguments, GetArguments, GetFormat, JournalArguments,
-    Listed, ReportFormat, StateArguments,
+    AgentArguments, CheckMigrationArguments, ConnectionFlags, DoctorArguments, ExplainArguments, GetArguments,
+    GetFormat, JournalArguments, Listed, PlanArguments, ReportFormat, StateArguments, TraceArguments,
+    TrafficConfiguration,
 };
 use crate::config::go_duration::GoDuration;
 use crate::config::kube_proxy_configuration::Logging;
@@ -121,6 +122,69 @@ pub struct ConnectionsOptions {
     pub output: GetFormat,
 }
 
+/// Options of `vmap-proxy check-migration`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckMigrationOptions {
+    /// The state that is compared with kube-proxy's.
+    pub source: StateSource,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// Options of `vmap-proxy plan`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOptions {
+    /// Files or directories of manifests: the desired state.
+    pub manifests: Vec<PathBuf>,
+    /// The settings that decide the fate of packets, including the node's name.
+    pub proxy: Box<ProxyConfig>,
+    /// Where the plan starts.
+    pub from: PlanFrom,
+    /// `nftables.flushProof`
+    pub flush_proof: bool,
+    /// Whether each operation is printed.
+    pub operations: bool,
+    /// Text or JSON.
+    pub output: ReportFormat,
+}
+
+/// The state that a plan starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PlanFrom {
+    /// The tables in the kernel of this node.
+    Kernel,
+    /// The state that other manifests make.
+    Files {
+        /// Files or directories of manifests.
+        manifests: Vec<PathBuf>,
+        /// The settings that go with them.
+        proxy: Box<ProxyConfig>,
+    },
+}
+
+/// Options of `vmap-proxy trace`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceOptions {
+    /// Connections to this Service, `namespace/name`.
+    pub service: Option<String>,
+    /// Connections to this endpoint.
+    pub endpoint: Option<(IpAddr, Option<u16>)>,
+    /// Connections from or to this address.
+    pub address: Option<IpAddr>,
+    /// Only from this client.
+    pub from: Option<IpAddr>,
+    /// Longest time.
+    pub duration: Duration,
+    /// Most packets.
+    pub count: u64,
+    /// Most packets in a second.
+    pub rate: u64,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Text or JSON lines.
+    pub output: ReportFormat,
+}
+
 /// Options of `vmap-proxy journal`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalOptions {
@@ -148,6 +212,8 @@ pub struct VersionOptions {
 /// Options of `vmap-proxy doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DoctorOptions {
+    /// The agent's socket.
+    pub socket: PathBuf,
     /// `clusterCIDR` of the configuration.
     pub cluster_cidrs: Vec<IpNet>,
     /// Text or JSON.
@@ -185,7 +251,8 @@ pub(super) fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, Con
         configuration.cluster_cidr = ranges;
     }
     apply_logging(&arguments.logging, &mut configuration);
-    let options = DoctorOptions { cluster_cidrs: configuration.cluster_cidrs()?, output: arguments.output };
+    let (socket, output) = (arguments.socket, arguments.output);
+    let options = DoctorOptions { socket, cluster_cidrs: configuration.cluster_cidrs()?, output };
     Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
 }
 
@@ -230,9 +297,60 @@ fn parse_endpoint(text: &str) -> Result<(IpAddr, Option<u16>), ConfigError> {
         .map_err(|_| invalid("--endpoint", text, "must be an address, or an address and a port (IPv6: [ADDRESS]:PORT)"))
 }
 
+/// `namespace/name`; a name alone is in the namespace `default`.
+fn full_name(service: String) -> String {
+    if service.contains('/') { service } else { format!("default/{service}") }
+}
+
+pub(super) fn resolve_check_migration(arguments: CheckMigrationArguments) -> Result<Resolved, ConfigError> {
+    let CheckMigrationArguments { output, state } = arguments;
+    let (source, logging, warnings) = resolve_state(state)?;
+    let options = CheckMigrationOptions { source, output };
+    Ok(Resolved { action: Action::CheckMigration(Box::new(options)), logging, warnings })
+}
+
+pub(super) fn resolve_plan(arguments: PlanArguments) -> Result<Resolved, ConfigError> {
+    let PlanArguments { manifests, against, against_config, operations, node_name: name, output, configuration } =
+        arguments;
+    let (wanted, warnings) = traffic_configuration(&configuration)?;
+    let name = node_name(name.as_ref().unwrap_or(&wanted.hostname_override))?;
+    let before = match against_config {
+        Some(path) => traffic_configuration(&TrafficConfiguration { config: Some(path), ..configuration })?.0,
+        None => wanted.clone(),
+    };
+    let from = match against.is_empty() {
+        true => PlanFrom::Kernel,
+        false => PlanFrom::Files { manifests: against, proxy: Box::new(before.to_proxy_config(&name)?) },
+    };
+    let proxy = Box::new(wanted.to_proxy_config(&name)?);
+    let flush_proof = wanted.nftables.flush_proof;
+    let options = PlanOptions { manifests, proxy, from, flush_proof, operations, output };
+    Ok(Resolved { action: Action::Plan(Box::new(options)), logging: wanted.logging, warnings })
+}
+
+pub(super) fn resolve_trace(arguments: TraceArguments) -> Result<Resolved, ConfigError> {
+    let TraceArguments { service, endpoint, address, from, duration, count, rate, agent } = arguments;
+    let AgentArguments { socket, output, logging } = agent;
+    if duration.is_zero() || duration.is_negative() {
+        return Err(invalid("--duration", &duration.to_string(), "must be greater than 0"));
+    }
+    let options = TraceOptions {
+        service: service.map(full_name),
+        endpoint: endpoint.as_deref().map(parse_endpoint).transpose()?,
+        address,
+        from,
+        duration: duration.to_duration(),
+        count,
+        rate,
+        socket,
+        output,
+    };
+    Ok(without_configuration(Action::Trace(options), &logging))
+}
+
 pub(super) fn resolve_journal(arguments: JournalArguments) -> Resolved {
     let JournalArguments { service, address, since, agent: AgentArguments { socket, output, logging } } = arguments;
-    let service = service.map(|service| if service.contains('/') { service } else { format!("default/{service}") });
+    let service = service.map(full_name);
     let since = since.map(GoDuration::to_duration);
     without_configuration(Action::Journal(JournalOptions { service, address, since, socket, output }), &logging)
 }

@@ -1,5 +1,6 @@
 //! The checks. Each takes the facts and returns its findings.
 
+mod agent;
 mod connections;
 mod forwarding;
 mod other_tables;
@@ -12,7 +13,14 @@ use super::facts::Facts;
 
 /// Runs every check.
 pub(super) fn all(facts: &Facts) -> Vec<Finding> {
-    let checks: [fn(&Facts) -> Vec<Finding>; 6] =
-        [rules::check, forwarding::check, other_tables::check, programs::check, connections::check, ranges::check];
+    let checks: [fn(&Facts) -> Vec<Finding>; 7] = [
+        rules::check,
+        forwarding::check,
+        other_tables::check,
+        programs::check,
+        connections::check,
+        ranges::check,
+        agent::check,
+    ];
     checks.into_iter().flat_map(|check| check(facts)).collect()
 }

@@ -89,9 +89,10 @@ impl Batch {
         self.mark(NFNL_MSG_BATCH_END, end);
     }
 
-    /// Encodes messages that are not operations of a transaction.
-    pub fn encode_requests(&mut self, requests: &[Request], mut sequence: impl FnMut() -> u32) {
-        self.encode_check(requests, &mut sequence);
+    /// Encodes messages that are not operations of a transaction, with these
+    /// flags besides `NLM_F_REQUEST`.
+    pub fn encode_requests(&mut self, requests: &[Request], flags: u16, mut sequence: impl FnMut() -> u32) {
+        self.requests(requests, flags, &mut sequence);
         let end = sequence();
         self.mark(NFNL_MSG_BATCH_END, end);
     }
@@ -99,6 +100,10 @@ impl Batch {
     /// The same without an end mark: the kernel checks the messages, answers
     /// them, and carries none of them out, as for `nft --check`.
     pub fn encode_check(&mut self, requests: &[Request], mut sequence: impl FnMut() -> u32) {
+        self.requests(requests, 0, &mut sequence);
+    }
+
+    fn requests(&mut self, requests: &[Request], flags: u16, sequence: &mut impl FnMut() -> u32) {
         self.clear();
         self.begin_sequence = sequence();
         self.mark(NFNL_MSG_BATCH_BEGIN, self.begin_sequence);
@@ -106,7 +111,7 @@ impl Batch {
             let sequence = sequence();
             let start = self.writer.position();
             self.messages.push(MessageSpan { sequence, start, operations: index..index + 1 });
-            request.write(&mut self.writer, 0, sequence);
+            request.write(&mut self.writer, flags, sequence);
         }
         self.ask_for_answers();
     }

@@ -9,21 +9,26 @@
 //!   [`elements`]: their elements, written and read;
 //! * [`batch`]: a transaction as one batch;
 //! * [`table_state`]: the kernel's listing, compared with the desired state;
-//!   [`foreign`]: foreign objects in it, and their removal.
-//!
+//!   [`foreign`]: foreign objects in it, and their removal;
+//! * [`side_table`]: tables for a limited time beside the main one, for traces
+//!   and resets; [`trace_event`]: what the kernel reports about traced packets;
+//! * [`kube_proxy_table`]: kube-proxy's table, to compare its verdicts with ours;
 //! * [`all_chains`]: name, hook, priority and policy of the chains of every
 //!   table, for checks of the node.
 //!
-//! Rules, sets and elements of other programs' tables are never decoded here,
-//! because such content has crashed readers before.
+//! Otherwise rules, sets and elements of other programs' tables are never decoded
+//! here, because such content has crashed readers before.
 
 pub mod all_chains;
 pub mod batch;
 pub mod elements;
 pub mod expressions;
 pub mod foreign;
+pub mod kube_proxy_table;
 pub mod sets;
+pub mod side_table;
 pub mod table_state;
+pub mod trace_event;
 
 use vmap_proxy_compiler::ruleset::{Family, STAND_IN, TABLE};
 

@@ -11,7 +11,9 @@ use vmap_proxy_wire::legacy_table::LegacyTable;
 use vmap_proxy_wire::message::{Attributes, Messages};
 use vmap_proxy_wire::nf_tables::all_chains::any_chain;
 use vmap_proxy_wire::nf_tables::elements::Reader;
+use vmap_proxy_wire::nf_tables::kube_proxy_table;
 use vmap_proxy_wire::nf_tables::table_state::TableState;
+use vmap_proxy_wire::nf_tables::trace_event::TraceEvent;
 
 /// The number of the request that everything answers.
 pub(crate) const SEQUENCE: u32 = 7;
@@ -30,6 +32,9 @@ pub(crate) fn decode(datagram: &[u8]) {
         if let Some(connection) = Connection::decode(&message) {
             connection.deletion();
         }
+        TraceEvent::decode(&message);
+        kube_proxy_table::rule(&message);
+        kube_proxy_table::elements(&message);
         ipvs_number(&message);
         ipset_name(&message);
         let Some((_, attributes)) = message.body() else { continue };

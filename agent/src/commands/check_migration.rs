@@ -1,0 +1,346 @@
+//! `vmap-proxy check-migration`: compares the verdicts of a running kube-proxy
+//! (nftables mode) with ours, over all frontends and kinds of clients. It changes
+//! nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use thiserror::Error;
+use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, Question as PacketQuestion};
+use vmap_proxy_compiler::model::Family;
+
+use super::asked::{AskError, Asked};
+use super::paint::{Paint, print, rendered};
+use crate::cli::CheckMigrationOptions;
+use crate::migration::{Frontend, KubeProxyTable, Outcome, Packet};
+use crate::netlink::SocketError;
+use crate::query::protocol::{Detector, NodeAnswer};
+
+/// The two differ.
+const DIFFERS: u8 = 3;
+
+/// Differences that are listed, at most; the rest are counted.
+const LISTED: usize = 1000;
+
+/// Differences in the text form, at most.
+const PRINTED: usize = 50;
+
+/// Addresses for documentation (RFC 5737, RFC 3849): a client outside.
+const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(198, 51, 100, 1), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
+
+/// The reason why nothing was compared.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Nobody answers for vmap-proxy.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The kernel can't be read.
+    #[error("kube-proxy's table can't be read: {0}")]
+    Kernel(#[from] SocketError),
+    /// There is nothing to compare with.
+    #[error(
+        "there is no table kube-proxy in this network namespace: kube-proxy does not run in nftables mode here; other \
+         modes can't be compared"
+    )]
+    NoKubeProxy,
+    /// The comparison could not be printed.
+    #[error("the comparison could not be printed: {0}")]
+    Print(#[from] io::Error),
+    /// The comparison could not be written as JSON.
+    #[error("the comparison could not be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The result.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    version: u32,
+    node: String,
+    /// Frontends of either side.
+    frontends: usize,
+    /// Packets that were compared: one for each frontend and kind of client.
+    compared: usize,
+    differences: Vec<Difference>,
+    difference_count: usize,
+    /// What could not be compared, and why.
+    not_compared: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Difference {
+    /// `10.96.0.10:80/TCP`, `node port 30080/TCP`
+    frontend: String,
+    /// `pod`, `node` or `outside`
+    client: &'static str,
+    /// The Service, if ours knows one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    kube_proxy: String,
+    vmap_proxy: String,
+    /// The decision of ours, with the field behind it.
+    reason: String,
+}
+
+/// Compares, and prints the differences.
+///
+/// # Errors
+/// If either side can't be read.
+pub fn check_migration(options: CheckMigrationOptions) -> Result<ExitCode, Error> {
+    let mut asked = Asked::open(options.source)?;
+    let node = asked.node()?;
+    let own = own_frontends(&mut asked)?;
+    let mut report = Report { version: 1, node: node.name.clone(), ..Report::default() };
+    let mut is_there = false;
+    for family in crate::run::families() {
+        let Some(table) = KubeProxyTable::read(family)? else { continue };
+        is_there = true;
+        compare_family(&mut asked, &node, (family, &table), &own, &mut report)?;
+    }
+    if !is_there {
+        return Err(Error::NoKubeProxy);
+    }
+    print(&rendered(options.output, &report, text)?)?;
+    Ok(if report.difference_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
+}
+
+/// The frontends that we serve, refuse or drop.
+fn own_frontends(asked: &mut Asked) -> Result<BTreeSet<Frontend>, AskError> {
+    let mut own = BTreeSet::new();
+    asked.each_service(None, |service| {
+        let frontends = service.ports.iter().flat_map(|port| &port.frontends);
+        let ours = frontends.filter(|one| !matches!(one.state, FrontendState::Denied | FrontendState::NotProgrammed));
+        own.extend(ours.map(|one| Frontend { address: one.address, protocol: one.protocol, port: one.port }));
+    })?;
+    Ok(own)
+}
+
+fn compare_family(
+    asked: &mut Asked,
+    node: &NodeAnswer,
+    (family, table): (Family, &KubeProxyTable),
+    own: &BTreeSet<Frontend>,
+    report: &mut Report,
+) -> Result<(), AskError> {
+    let is_of_family = |frontend: &&Frontend| frontend.address.is_none_or(|address| Family::of(address) == family);
+    let frontends: BTreeSet<Frontend> =
+        table.all().into_iter().chain(own.iter().filter(is_of_family).copied()).collect();
+    let clients = clients(node, family);
+    let node_address = node_address(node, family);
+    for frontend in frontends {
+        let Some(address) = frontend.address.or(node_address) else {
+            note(report, format!("{}: this node has no {family} address", name(&frontend)));
+            continue;
+        };
+        report.frontends += 1;
+        if table.has_source_ranges(&frontend) {
+            note(report, format!("{}: loadBalancerSourceRanges are not compared", name(&frontend)));
+        }
+        for (client, source) in &clients {
+            if *client == "outside" && table.has_source_ranges(&frontend) {
+                continue;
+            }
+            let is_own = *client == "node";
+            let destination = SocketAddr::new(address, frontend.port);
+            let packet = Packet { source: *source, is_own, destination, protocol: frontend.protocol };
+            let outcome = table.outcome(&frontend, &packet);
+            if let Some(unknown) = &outcome.unknown {
+                note(report, format!("{} from {client}: {unknown} is not understood", name(&frontend)));
+                continue;
+            }
+            let question = PacketQuestion {
+                source: *source,
+                destination: address,
+                protocol: frontend.protocol,
+                port: frontend.port,
+                interface: (!is_own).then(|| interface(node, family, client)),
+            };
+            let ours = asked.packet(&question, None)?;
+            report.compared += 1;
+            if let Some(difference) = difference(&frontend, client, &outcome, &ours) {
+                report.difference_count += 1;
+                if report.differences.len() < LISTED {
+                    report.differences.push(difference);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn note(report: &mut Report, what: String) {
+    if report.not_compared.len() < LISTED {
+        report.not_compared.push(what);
+    }
+}
+
+/// A pod of this node, this node itself, and a client outside.
+fn clients(node: &NodeAnswer, family: Family) -> Vec<(&'static str, IpAddr)> {
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    let detected = node.rules.iter().filter_map(|rules| match &rules.detector {
+        Some(Detector::Source(range)) => Some(range),
+        _ => None,
+    });
+    let range = node.pod_cidrs.iter().chain(detected).find(of_family);
+    let outside = match family {
+        Family::Ipv4 => IpAddr::V4(OUTSIDE.0),
+        Family::Ipv6 => IpAddr::V6(OUTSIDE.1),
+    };
+    let mut clients = vec![("outside", outside)];
+    // The last address but one: hardly a pod has it.
+    clients.extend(range.and_then(|range| Some(("pod", range.hosts().next_back()?))));
+    clients.extend(node_address(node, family).map(|address| ("node", address)));
+    clients
+}
+
+fn node_address(node: &NodeAnswer, family: Family) -> Option<IpAddr> {
+    let own = node.addresses.iter().chain(node.interface_addresses.iter().filter(|address| !address.is_loopback()));
+    own.copied().find(|address| Family::of(*address) == family)
+}
+
+/// The interface on which a client's packets arrive, where a setting looks at it.
+fn interface(node: &NodeAnswer, family: Family, client: &str) -> String {
+    let detector = node.rules.iter().find(|rules| rules.family == family).and_then(|rules| rules.detector.as_ref());
+    match detector {
+        Some(Detector::Interface(name)) if client == "pod" => name.clone(),
+        Some(Detector::InterfacePrefix(prefix)) if client == "pod" => format!("{prefix}0"),
+        _ => "eth0".to_owned(),
+    }
+}
+
+fn name(frontend: &Frontend) -> String {
+    match frontend.address {
+        Some(address) => format!("{}/{}", SocketAddr::new(address, frontend.port), frontend.protocol),
+        None => format!("node port {}/{}", frontend.port, frontend.protocol),
+    }
+}
+
+/// What one side does with a packet.
+#[derive(Debug, PartialEq, Eq)]
+struct Side {
+    verdict: &'static str,
+    /// Endpoints, and whether each sees an address of this node.
+    endpoints: BTreeMap<SocketAddr, bool>,
+}
+
+impl Side {
+    fn of_kube_proxy(outcome: &Outcome) -> Self {
+        let verdict = match (outcome.endpoints.is_empty(), outcome.drops, outcome.rejects) {
+            (false, ..) => "reaches",
+            (true, true, _) => "dropped",
+            (true, false, true) => "refused",
+            (true, false, false) => "not touched",
+        };
+        Self { verdict, endpoints: outcome.endpoints.clone() }
+    }
+
+    fn of_ours(ours: &Explanation) -> Self {
+        let verdict = match ours.verdict {
+            Fate::Dnat | Fate::Inconsistent => "reaches",
+            Fate::Drop => "dropped",
+            Fate::Reject => "refused",
+            Fate::Pass => "not touched",
+        };
+        let endpoints = ours.endpoints.iter();
+        let endpoints = endpoints.map(|one| (SocketAddr::new(one.address, one.port), one.masqueraded)).collect();
+        Self { verdict, endpoints }
+    }
+
+    /// In words, with only the endpoints that the other side treats otherwise.
+    fn text(&self, other: &Self) -> String {
+        let mut text = self.verdict.to_owned();
+        let differing = self.endpoints.iter().filter(|(endpoint, way)| other.endpoints.get(endpoint) != Some(way));
+        let named: Vec<String> = differing
+            .take(4)
+            .map(|(endpoint, masqueraded)| {
+                format!("{endpoint} ({})", if *masqueraded { "masqueraded" } else { "source kept" })
+            })
+            .collect();
+        if !named.is_empty() {
+            let _ = write!(text, " {}", named.join(", "));
+        } else if !self.endpoints.is_empty() {
+            let _ = write!(text, " {} endpoints", self.endpoints.len());
+        }
+        text
+    }
+}
+
+fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours: &Explanation) -> Option<Difference> {
+    let (theirs, own) = (Side::of_kube_proxy(outcome), Side::of_ours(ours));
+    // A long answer is cut, and only its length can be compared.
+    let is_same = match ours.endpoint_count > ours.endpoints.len() {
+        true => theirs.endpoints.len() == ours.endpoint_count && theirs.verdict == own.verdict,
+        false => theirs == own,
+    };
+    if is_same {
+        return None;
+    }
+    let causes: Vec<String> = ours.decision.causes.iter().map(ToString::to_string).collect();
+    let reason = match causes.is_empty() {
+        true => ours.decision.text.clone(),
+        false => format!("{} ({})", ours.decision.text, causes.join("; ")),
+    };
+    Some(Difference {
+        frontend: name(frontend),
+        client,
+        service: ours.service.as_ref().map(|port| format!("{}/{}", port.namespace, port.name)),
+        kube_proxy: theirs.text(&own),
+        vmap_proxy: own.text(&theirs),
+        reason,
+    })
+}
+
+fn text(report: &Report, paint: Paint) -> String {
+    let Report { node, frontends, compared, difference_count, .. } = report;
+    let mut text = String::new();
+    let line = format!("{frontends} frontends of node {node}, {compared} packets compared");
+    let _ = writeln!(text, "{}", paint.heading(&line));
+    if *difference_count == 0 {
+        let _ = writeln!(text, "{}", paint.good("kube-proxy and vmap-proxy do the same with each."));
+    } else {
+        let _ = writeln!(text, "{}", paint.bad(&format!("{difference_count} differ:")));
+    }
+    for one in report.differences.iter().take(PRINTED) {
+        let service = one.service.as_ref().map(|service| format!(", Service {service}")).unwrap_or_default();
+        let _ = writeln!(text, "\n{}", paint.heading(&format!("{} from {}{service}", one.frontend, one.client)));
+        let _ = writeln!(text, "  kube-proxy  {}", paint.warning(&one.kube_proxy));
+        let _ = writeln!(text, "  vmap-proxy  {}", paint.warning(&one.vmap_proxy));
+        let _ = writeln!(text, "  because     {}", crate::logging::escape::escaped(&one.reason));
+    }
+    if let Some(more) = difference_count.checked_sub(PRINTED).filter(|more| *more > 0) {
+        let _ = writeln!(text, "\n  … and {more} more (-o json)");
+    }
+    if !report.not_compared.is_empty() {
+        let _ = writeln!(text, "\nNot compared");
+        for line in report.not_compared.iter().take(PRINTED) {
+            let _ = writeln!(text, "  {}", crate::logging::escape::escaped(line));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_names_the_endpoints_that_the_other_treats_otherwise() {
+        let endpoint = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let side = |endpoints: &[(&str, bool)]| Side {
+            verdict: "reaches",
+            endpoints: endpoints.iter().map(|(one, masqueraded)| (endpoint(one), *masqueraded)).collect(),
+        };
+        let one = side(&[("10.244.1.5:80", true), ("10.244.1.6:80", false)]);
+        let other = side(&[("10.244.1.5:80", false), ("10.244.1.6:80", false)]);
+        assert_eq!(one.text(&other), "reaches 10.244.1.5:80 (masqueraded)");
+        assert_eq!(other.text(&one), "reaches 10.244.1.5:80 (source kept)");
+        assert_eq!(one.text(&one), "reaches 2 endpoints");
+    }
+}

@@ -1,0 +1,124 @@
+//! The running agent has everything programmed, and hears from the API server.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::doctor::facts::Facts;
+use crate::doctor::{Finding, Severity};
+use crate::query::protocol::StatusAnswer;
+
+/// The API server counts as silent after this time: it sends a bookmark about
+/// each minute.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// Services that one finding names.
+const NAMED: usize = 5;
+
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    let Some(agent) = &facts.agent else { return Vec::new() };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    [out_of_step(agent), refused(agent), too_large(agent), contested(agent), silent(agent, now), version(agent)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn out_of_step(agent: &StatusAnswer) -> Option<Finding> {
+    let failure = agent.syncs.first().and_then(|sync| sync.failure.as_ref());
+    let finding = match (agent.ready, failure) {
+        (false, _) => "it waits for the first complete list of objects; until then nothing is programmed".to_owned(),
+        (true, Some(failure)) => format!("its last sync failed: {failure}"),
+        (true, None) => return None,
+    };
+    Some(Finding::new(Severity::Error, "agent", finding, "read its log; vmap-proxy journal has the last syncs"))
+}
+
+fn refused(agent: &StatusAnswer) -> Option<Finding> {
+    let finding = format!("the kernel refused {}; their earlier rules stay", names(&agent.quarantined)?);
+    let remedy = "vmap-proxy journal has the kernel's reasons; please report them";
+    Some(Finding::new(Severity::Error, "quarantined Services", finding, remedy))
+}
+
+fn too_large(agent: &StatusAnswer) -> Option<Finding> {
+    let finding = format!("{} Services need too many elements and are not programmed", agent.too_large);
+    let remedy = "the agent's log names them; make several Services of each";
+    (agent.too_large > 0).then(|| Finding::new(Severity::Error, "large Services", finding, remedy))
+}
+
+fn contested(agent: &StatusAnswer) -> Option<Finding> {
+    let contested = agent.contested.iter();
+    let lines: Vec<String> =
+        contested.map(|one| format!("{} ({}, which {} has)", one.service, one.frontend, one.holder)).collect();
+    let finding = format!("an older Service has an address and port of {}", names(&lines)?);
+    let remedy = "give one of the two another port or address";
+    Some(Finding::new(Severity::Warning, "contested Services", finding, remedy))
+}
+
+fn silent(agent: &StatusAnswer, now: Duration) -> Option<Finding> {
+    let (resource, received) = agent.last_received.iter().min_by_key(|(_, received)| **received)?;
+    let age = now.saturating_sub(Duration::from_millis(*received));
+    let finding = format!(
+        "the agent heard nothing about {resource} for {} s, so its rules may be behind: {}",
+        age.as_secs(),
+        agent.source
+    );
+    let remedy = "check the API server and the way to it; the agent's log has the reason";
+    (age > SILENCE).then(|| Finding::new(Severity::Error, "API server", finding, remedy))
+}
+
+fn version(agent: &StatusAnswer) -> Option<Finding> {
+    let own = env!("CARGO_PKG_VERSION");
+    let finding = format!("it is of version {}, this program of {own}", agent.program);
+    (agent.program != own).then(|| Finding::new(Severity::Note, "agent", finding, ""))
+}
+
+/// The first of some names; `None` if there is none.
+fn names(all: &[String]) -> Option<String> {
+    if all.is_empty() {
+        return None;
+    }
+    let mut text = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if let Some(more) = all.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::protocol::ContestedLine;
+
+    #[test]
+    fn what_the_agent_lacks_is_found() {
+        let now = Duration::from_secs(1_000_000);
+        let contested = |number: usize| ContestedLine {
+            service: format!("shop/b-{number}"),
+            frontend: "10.96.0.10 port 80/TCP".to_owned(),
+            holder: "shop/a".to_owned(),
+        };
+        let agent = StatusAnswer {
+            program: "0.0.0".to_owned(),
+            quarantined: vec!["shop/cart".to_owned()],
+            too_large: 1,
+            contested: (0..7).map(contested).collect(),
+            source: "the API server".to_owned(),
+            last_received: [("services".to_owned(), 840_000_000), ("nodes".to_owned(), 999_000_000)].into(),
+            ..StatusAnswer::default()
+        };
+        assert!(out_of_step(&agent).unwrap().finding.contains("first complete list"));
+        assert!(refused(&agent).unwrap().finding.contains("shop/cart"));
+        assert!(too_large(&agent).is_some());
+        assert!(contested_text(&agent).contains("shop/b-0 (10.96.0.10 port 80/TCP, which shop/a has)"));
+        assert!(contested_text(&agent).ends_with("and 2 more"));
+        assert!(silent(&agent, now).unwrap().finding.contains("about services for 160000 s"));
+        assert_eq!(version(&agent).unwrap().severity, Severity::Note);
+        let healthy =
+            StatusAnswer { program: env!("CARGO_PKG_VERSION").to_owned(), ready: true, ..StatusAnswer::default() };
+        assert_eq!(check(&Facts { agent: Some(healthy), ..Facts::default() }), []);
+        assert_eq!(check(&Facts::default()), []);
+    }
+
+    fn contested_text(agent: &StatusAnswer) -> String {
+        contested(agent).unwrap().finding
+    }
+}
