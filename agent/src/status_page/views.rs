@@ -94,7 +94,8 @@ impl Fields {
     }
 }
 
-/// `/page/status`: what `vmap-proxy status -o json` prints.
+/// `/page/status`: the sync thread's part of what `vmap-proxy status -o json`
+/// prints.
 pub(super) fn status(asked: &mut Asked, _: &Fields) -> Result<StatusAnswer, ViewError> {
     Ok(asked.status()?)
 }
