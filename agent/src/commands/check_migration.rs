@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, Que
 use vmap_proxy_compiler::model::Family;
 
 use super::asked::{AskError, Asked};
+use super::explain::{node_address, outside, usual_interface};
 use super::paint::{Paint, print, rendered};
 use crate::cli::CheckMigrationOptions;
 use crate::migration::{Frontend, KubeProxyTable, Outcome, Packet};
@@ -29,10 +30,6 @@ const LISTED: usize = 1000;
 
 /// Differences in the text form, at most.
 const PRINTED: usize = 50;
-
-/// Addresses for documentation (RFC 5737, RFC 3849): a client outside.
-const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
-    (Ipv4Addr::new(198, 51, 100, 1), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
 
 /// The reason why nothing was compared.
 #[derive(Debug, Error)]
@@ -133,7 +130,7 @@ fn compare_family(
     let frontends: BTreeSet<Frontend> =
         table.all().into_iter().chain(own.iter().filter(is_of_family).copied()).collect();
     let clients = clients(node, family);
-    let node_address = node_address(node, family);
+    let node_address = node_address(node, family).ok();
     for frontend in frontends {
         let Some(address) = frontend.address.or(node_address) else {
             note(report, format!("{}: this node has no {family} address", name(&frontend)));
@@ -160,7 +157,7 @@ fn compare_family(
                 destination: address,
                 protocol: frontend.protocol,
                 port: frontend.port,
-                interface: (!is_own).then(|| interface(node, family, client)),
+                interface: (!is_own).then(|| usual_interface(node, *source)),
             };
             let ours = asked.packet(&question, None)?;
             report.compared += 1;
@@ -189,30 +186,11 @@ fn clients(node: &NodeAnswer, family: Family) -> Vec<(&'static str, IpAddr)> {
         _ => None,
     });
     let range = node.pod_cidrs.iter().chain(detected).find(of_family);
-    let outside = match family {
-        Family::Ipv4 => IpAddr::V4(OUTSIDE.0),
-        Family::Ipv6 => IpAddr::V6(OUTSIDE.1),
-    };
-    let mut clients = vec![("outside", outside)];
+    let mut clients = vec![("outside", outside(family))];
     // The last address but one: hardly a pod has it.
     clients.extend(range.and_then(|range| Some(("pod", range.hosts().next_back()?))));
-    clients.extend(node_address(node, family).map(|address| ("node", address)));
+    clients.extend(node_address(node, family).ok().map(|address| ("node", address)));
     clients
-}
-
-fn node_address(node: &NodeAnswer, family: Family) -> Option<IpAddr> {
-    let own = node.addresses.iter().chain(node.interface_addresses.iter().filter(|address| !address.is_loopback()));
-    own.copied().find(|address| Family::of(*address) == family)
-}
-
-/// The interface on which a client's packets arrive, where a setting looks at it.
-fn interface(node: &NodeAnswer, family: Family, client: &str) -> String {
-    let detector = node.rules.iter().find(|rules| rules.family == family).and_then(|rules| rules.detector.as_ref());
-    match detector {
-        Some(Detector::Interface(name)) if client == "pod" => name.clone(),
-        Some(Detector::InterfacePrefix(prefix)) if client == "pod" => format!("{prefix}0"),
-        _ => "eth0".to_owned(),
-    }
 }
 
 fn name(frontend: &Frontend) -> String {

@@ -18,7 +18,7 @@ use super::paint::{print, rendered};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
 use crate::netlink::NetlinkError;
 use live::{KernelAlone, Live};
-pub(crate) use place::{Destination, PlaceError};
+pub(crate) use place::{Destination, PlaceError, node_address, outside, usual_interface};
 
 /// The packet is dropped or refused, or the Service is not served.
 const NOT_SERVED: u8 = 3;

@@ -208,8 +208,7 @@ fn destination(
 fn source(node: &NodeAnswer, from: &str, family: Family) -> Result<IpAddr, PlaceError> {
     match (from, family) {
         ("node", family) => node_address(node, family),
-        ("outside", Family::Ipv4) => Ok(OUTSIDE.0.into()),
-        ("outside", Family::Ipv6) => Ok(OUTSIDE.1.into()),
+        ("outside", family) => Ok(outside(family)),
         _ => parse_address(from).ok_or_else(|| PlaceError::Source(from.to_owned())),
     }
 }
@@ -219,14 +218,23 @@ fn pod(asked: &Asked, name: &str) -> Result<IpAddr, PlaceError> {
     asked.pod_address(&namespace, &name).ok_or(PlaceError::UnknownPod { namespace, name })
 }
 
-fn node_address(node: &NodeAnswer, family: Family) -> Result<IpAddr, PlaceError> {
+/// The address of a client outside of the cluster.
+pub(crate) fn outside(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => OUTSIDE.0.into(),
+        Family::Ipv6 => OUTSIDE.1.into(),
+    }
+}
+
+/// An address of this node.
+pub(crate) fn node_address(node: &NodeAnswer, family: Family) -> Result<IpAddr, PlaceError> {
     let own = node.addresses.iter().chain(node.interface_addresses.iter().filter(|address| !address.is_loopback()));
     own.copied().find(|address| Family::of(*address) == family).ok_or(PlaceError::NoNodeAddress(family))
 }
 
 /// The interface that a packet with this source arrives on, where a setting looks
 /// at it: pods of this node are behind the one that the setting names.
-fn usual_interface(node: &NodeAnswer, source: IpAddr) -> String {
+pub(crate) fn usual_interface(node: &NodeAnswer, source: IpAddr) -> String {
     let rules = node.rules.iter().find(|rules| rules.family == Family::of(source));
     let is_local_pod = node.pod_cidrs.iter().any(|range| range.contains(&source));
     match rules.and_then(|rules| rules.detector.as_ref()) {
