@@ -1,7 +1,7 @@
 //! Encoding: what a first sync of N Services sends, cut into transactions as
 //! the agent cuts it. One Service alone is about what one change sends.
 //!
-//! `cargo bench -p vmap-proxy-agent`. Commits, and other encoders beside ours,
+//! `cargo bench -p vmap-proxy`. Commits, and other encoders beside ours,
 //! are in `netlink-tests/bench` (`cargo bench -p vmap-proxy-bench --bench peers`).
 #![allow(missing_docs, reason = "a benchmark")]
 

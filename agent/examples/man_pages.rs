@@ -1,5 +1,5 @@
 //! Writes the man pages of vmap-proxy and its subcommands into a folder:
-//! `cargo run -p vmap-proxy-agent --example man_pages -- man/`.
+//! `cargo run -p vmap-proxy --example man_pages -- man/`.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! `vmap-proxy explain` on files: its text, its JSON and its exit status. The
 //! texts are the page `docs/broken-services.md`:
-//! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test explain` writes it.
+//! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy --test explain` writes it.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 #[path = "../../compiler/tests/support/golden.rs"]

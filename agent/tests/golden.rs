@@ -2,7 +2,7 @@
 //! one Service of each kind, word for word, in files that one can read.
 //!
 //! After a deliberate change of the rules, write them again and read the
-//! difference: `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test golden`.
+//! difference: `UPDATE_GOLDEN=1 cargo test -p vmap-proxy --test golden`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 #[path = "../../compiler/tests/support/golden.rs"]

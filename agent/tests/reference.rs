@@ -2,7 +2,7 @@
 //! from the code. These tests compare them with the pages in `docs/`.
 //!
 //! After a deliberate change, write the pages again and read the difference:
-//! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy-agent --test reference`.
+//! `UPDATE_GOLDEN=1 cargo test -p vmap-proxy --test reference`.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 #[path = "../../compiler/tests/support/golden.rs"]

@@ -1,6 +1,6 @@
 //! Checks that the shipped binary has no laboratory: `scripts/build-static` builds `vmap-proxy` without the feature
 //! `demo`. CI runs these tests once more without it:
-//! `cargo test -p vmap-proxy-agent --no-default-features --test shipped`.
+//! `cargo test -p vmap-proxy --no-default-features --test shipped`.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -13,7 +13,7 @@ const CRATES: [&str; 2] = ["vmap-proxy-demo", "vmap-proxy-lab"];
 /// The crates that are linked into the program.
 fn dependencies(flags: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["tree", "--offline", "--locked", "-p", "vmap-proxy-agent", "-e", "normal", "--prefix", "none"]);
+    command.args(["tree", "--offline", "--locked", "-p", "vmap-proxy", "-e", "normal", "--prefix", "none"]);
     let output = command.args(flags).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -7,7 +7,7 @@
 //!
 //! The agent is a child process: the same program, started as `vmap-proxy run`.
 //! So this crate needs nothing of the agent's library, and the binary may have
-//! it or not (feature `demo` of `vmap-proxy-agent`).
+//! it or not (feature `demo` of `vmap-proxy`).
 
 /// Prints a line. A reader that has gone (`vmap-proxy demo | head`) misses it.
 macro_rules! say {
