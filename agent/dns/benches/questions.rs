@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Answers a second of one core are answers divided by the CPU time of the server's thread, so that the client and
-//! other programs on the machine matter little. Round trips are those of one client that waits for each answer, and
-//! `loaded` those at 75,000 questions a second.
+//! other programs on the machine matter little; `user` is the time of one question that is spent in the program, not in
+//! the kernel. Round trips are those of one client that waits for each answer, and `loaded` those at 75,000 questions a
+//! second, for which the machine has to be idle.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -51,8 +52,8 @@ fn main() {
 
     let echo = echo();
     println!(
-        "{:<44} {:>14} {:>9} {:>9} {:>11} {:>11}",
-        "", "per core, 1/s", "p50, us", "p99, us", "loaded p50", "loaded p99"
+        "{:<40} {:>14} {:>9} {:>9} {:>9} {:>11} {:>11}",
+        "", "per core, 1/s", "user, us", "p50, us", "p99, us", "loaded p50", "loaded p99"
     );
     let few: Vec<Vec<u8>> = (0..1000).map(|number| hit(number * 7)).collect();
     let all: Vec<Vec<u8>> = (0..SERVICES).map(hit).collect();
@@ -69,12 +70,13 @@ fn main() {
 }
 
 fn row(what: &str, thread: &str, address: SocketAddr, questions: &[Vec<u8>]) {
-    let per_core = throughput(thread, address, questions);
+    let (per_core, user) = throughput(thread, address, questions);
     let (p50, p99) = round_trips(address, questions);
     let (loaded_p50, loaded_p99) = loaded_round_trips(address, questions);
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     println!(
-        "{what:<44} {per_core:>14.0} {:>9.1} {:>9.1} {:>11.1} {:>11.1}",
+        "{what:<40} {per_core:>14.0} {:>9.2} {:>9.1} {:>9.1} {:>11.1} {:>11.1}",
+        micros(user),
         micros(p50),
         micros(p99),
         micros(loaded_p50),
@@ -82,12 +84,13 @@ fn row(what: &str, thread: &str, address: SocketAddr, questions: &[Vec<u8>]) {
     );
 }
 
-/// Sends questions in bursts, so that the server has several to read at a time, as under load.
-fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> f64 {
+/// Sends questions in bursts, so that the server has several to read at a time, as under load. Waking the client for an
+/// answer counts as time of the server, of the echo as well.
+fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> (f64, Duration) {
     let socket = client(address);
     let mut buffer = [0; 2048];
     let (mut sent, mut answered) = (0, 0_u64);
-    let (begun, cpu) = (Instant::now(), cpu_time(thread));
+    let (begun, before) = (Instant::now(), CpuTime::of(thread));
     while begun.elapsed() < DURATION {
         for _ in 0..WINDOW {
             socket.send(&questions[sent % questions.len()]).unwrap();
@@ -98,7 +101,11 @@ fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> f64 {
             answered += 1;
         }
     }
-    answered as f64 / (cpu_time(thread) - cpu).as_secs_f64()
+    let after = CpuTime::of(thread);
+    let total = after.total - before.total;
+    let (user, kernel) = (after.user_ticks - before.user_ticks, after.kernel_ticks - before.kernel_ticks);
+    let in_user_space = total.mul_f64(user as f64 / (user + kernel).max(1) as f64);
+    (answered as f64 / total.as_secs_f64(), in_user_space.div_f64(answered as f64))
 }
 
 fn round_trips(address: SocketAddr, questions: &[Vec<u8>]) -> (Duration, Duration) {
@@ -274,16 +281,30 @@ fn echo() -> SocketAddr {
     address
 }
 
-/// The CPU time of the thread with this name.
-fn cpu_time(name: &str) -> Duration {
-    for task in fs::read_dir("/proc/self/task").unwrap() {
-        let path = task.unwrap().path();
-        if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
-            let times = fs::read_to_string(path.join("schedstat")).unwrap();
-            return Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap());
+/// The CPU time of a thread: all of it, and how often the kernel's clock found it in user space and in the kernel.
+struct CpuTime {
+    total: Duration,
+    user_ticks: u64,
+    kernel_ticks: u64,
+}
+
+impl CpuTime {
+    /// Of the thread with this name.
+    fn of(name: &str) -> Self {
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let path = task.unwrap().path();
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
+                let times = fs::read_to_string(path.join("schedstat")).unwrap();
+                let total = Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap());
+                let stat = fs::read_to_string(path.join("stat")).unwrap();
+                let behind_name = stat.rsplit(')').next().unwrap();
+                let fields: Vec<&str> = behind_name.split_whitespace().collect();
+                let ticks = |field: usize| fields[field].parse().unwrap();
+                return Self { total, user_ticks: ticks(11), kernel_ticks: ticks(12) };
+            }
         }
+        panic!("there is no thread {name}");
     }
-    panic!("there is no thread {name}");
 }
 
 /// The resident memory of the process in bytes.
