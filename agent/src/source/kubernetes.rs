@@ -19,6 +19,7 @@ mod reflector;
 mod resource;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod wire;
 
 use std::path::PathBuf;

@@ -18,6 +18,7 @@ use super::encoding::Encoding;
 use super::failure::Failure;
 use super::notices::{Cause, Notices};
 use super::resource::Resource;
+use super::turns::Turns;
 use super::wire::{self, Frame, ListReader, Status, Unreadable, WatchReader};
 use super::{KubernetesOptions, KubernetesSource, Timing};
 use crate::metrics::Metrics;
@@ -68,6 +69,7 @@ pub(super) struct Reflector {
     version: Option<String>,
     /// The wait for the last bytes.
     waited: Duration,
+    turns: Turns,
     /// Changes not handed on yet.
     batch: Vec<ObjectChange>,
     /// The node that objects are checked for.
@@ -106,6 +108,7 @@ impl Reflector {
             is_streaming: true,
             version: None,
             waited: Duration::ZERO,
+            turns: Turns::default(),
             batch: Vec::new(),
             degraded: None,
             notices: Notices::default(),
@@ -253,6 +256,7 @@ impl Reflector {
             let mut budget = Budget::new(self.timing.list_idle);
             while let Some(chunk) = self.next_of_list(&mut body, &mut budget).await? {
                 let mut rest = chunk;
+                let mut left = rest.len();
                 while let Some(item) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
                     match item {
                         Ok(object) => {
@@ -261,6 +265,8 @@ impl Reflector {
                         }
                         Err(unreadable) => self.skip(unreadable).await?,
                     }
+                    self.turns.decoded(left - rest.len()).await;
+                    left = rest.len();
                 }
                 let length = chunk.len();
                 body.consume_unpin(length);
@@ -336,9 +342,12 @@ impl Reflector {
                 Err(failure) => return Err(failure),
             };
             let mut rest = chunk;
+            let mut left = rest.len();
             while let Some(event) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
                 silence = Duration::ZERO;
                 is_list &= !self.take(event, is_list).await?;
+                self.turns.decoded(left - rest.len()).await;
+                left = rest.len();
             }
             let length = chunk.len();
             body.consume_unpin(length);
@@ -532,3 +541,6 @@ fn retry_after(headers: &HeaderMap) -> u32 {
     let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     value.and_then(|seconds| seconds.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,16 @@
 #![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
 use vmap_proxy_lab::LabError;
+use vmap_proxy_lab::http::get_blocking;
 
 use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::api_objects::{Endpoint, OTHER_NODE, named_slice, service};
@@ -45,6 +48,12 @@ pub struct Options {
 /// then one of its own.
 const PAUSE: Duration = Duration::from_millis(60);
 
+/// The health server of kubeadm's configuration.
+const LIVEZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+
+/// The pause between two questions to it.
+const PROBE_GAP: Duration = Duration::from_millis(2);
+
 /// Measures, and prints a line for each figure.
 pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
     match permitted.map_err(Into::into).and_then(|()| measure(options)) {
@@ -66,9 +75,10 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         fill(&mut cluster, options)?;
         let begun = Instant::now();
         let process = cluster.agent();
-        let line = process.wait_until_ready();
+        let (line, answers) = wait_and_probe(&cluster, &process)?;
         let took = begun.elapsed();
         print_start("first sync", took, &line, &process)?;
+        println!("  /livez answered {} times meanwhile, after {:.1} ms at most", answers.count, answers.slowest_ms());
         if let Some(double) = cluster.api.double() {
             println!("  received {} bytes", double.server.bytes_sent());
         }
@@ -79,6 +89,46 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     Ok(())
+}
+
+/// The answers of `/livez`, one after the other.
+#[derive(Debug, Default)]
+struct Answers {
+    count: usize,
+    slowest: Duration,
+}
+
+impl Answers {
+    fn slowest_ms(&self) -> f64 {
+        self.slowest.as_secs_f64() * 1000.0
+    }
+}
+
+/// Waits for the first sync, and asks for `/livez` all the time.
+fn wait_and_probe(cluster: &EndToEnd, process: &AgentProcess) -> Result<(String, Answers), Box<dyn std::error::Error>> {
+    let node = cluster.node().try_clone()?;
+    let is_ready = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let probing = scope.spawn(|| node.run(|| probe(&is_ready)));
+        let line = process.wait_until_ready();
+        is_ready.store(true, Ordering::Relaxed);
+        let answers = probing.join().map_err(|_| "the probe panicked")??;
+        Ok((line, answers))
+    })
+}
+
+fn probe(is_ready: &AtomicBool) -> Answers {
+    let mut answers = Answers::default();
+    while !is_ready.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        // It does not listen yet.
+        if get_blocking(LIVEZ, "/livez").is_ok() {
+            answers.count += 1;
+            answers.slowest = answers.slowest.max(begun.elapsed());
+        }
+        std::thread::sleep(PROBE_GAP);
+    }
+    answers
 }
 
 fn fill(cluster: &mut EndToEnd, options: &Options) -> Result<(), Box<dyn std::error::Error>> {

@@ -120,8 +120,8 @@ struct Fleet {
 impl Fleet {
     /// Starts them; returns when all watch all resources.
     async fn start(server: &ApiServer, agents: usize, encoding: Encoding) -> Result<Self, Failure> {
-        let changes = Arc::new(AtomicUsize::new(0));
-        let (tell, changed) = watch::channel(());
+        let (changes, synced) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (tell, mut changed) = watch::channel(());
         for agent in 0..agents {
             let source = KubernetesSource::connect(KubernetesOptions {
                 kubeconfig: Some(server.kubeconfig()),
@@ -133,16 +133,21 @@ impl Fleet {
             });
             let (sender, mut events) = mpsc::channel(4);
             tokio::spawn(source.await?.run(sender));
-            let (changes, tell) = (changes.clone(), tell.clone());
+            let (changes, synced, tell) = (changes.clone(), synced.clone(), tell.clone());
             tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
-                    if let Event::Changes(received) = event {
-                        changes.fetch_add(received.len(), Ordering::Relaxed);
-                        // The other end lives as long as the measurement.
-                        let _ = tell.send(());
-                    }
+                    match event {
+                        Event::Changes(received) => changes.fetch_add(received.len(), Ordering::Relaxed),
+                        Event::Synced => synced.fetch_add(1, Ordering::Relaxed),
+                        _ => continue,
+                    };
+                    // The other end lives as long as the measurement.
+                    let _ = tell.send(());
                 }
             });
+        }
+        while synced.load(Ordering::Relaxed) < agents {
+            changed.changed().await?;
         }
         all_watch(server, agents).await;
         Ok(Self { agents, changes, changed })
@@ -171,14 +176,15 @@ async fn report_changes(
     change: impl Fn(usize) -> Value,
 ) -> Result<(), Failure> {
     fleet.changes.store(0, Ordering::Relaxed);
-    let before = server.bytes_sent();
+    let (before, asked) = (server.bytes_sent(), server.requests().len());
     for number in 1..=CHANGES {
         server.apply(change(number));
         fleet.each_has(number).await?;
     }
     let events = fleet.changes.load(Ordering::Relaxed) as f64 / (fleet.agents * CHANGES) as f64;
     let bytes = (server.bytes_sent() - before) as f64 / (fleet.agents * CHANGES) as f64;
-    println!("{encoding:?}: {what}: {bytes:.0} bytes and {events:.2} events for each agent");
+    let requests = server.requests().len() - asked;
+    println!("{encoding:?}: {what}: {bytes:.0} bytes and {events:.2} events for each agent, {requests} requests");
     Ok(())
 }
 
