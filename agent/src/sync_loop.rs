@@ -6,6 +6,7 @@
 //! our tables are repaired likewise ([`pace`] decides when). All consequences of a sync other
 //! than rules are handled by [observers](crate::after_sync).
 
+mod background;
 mod culprits;
 mod ownership;
 mod pace;
@@ -30,6 +31,8 @@ use crate::query::server::Asked;
 use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
+use background::Background;
+pub use background::COMPARE_PERIOD;
 use culprits::Culprits;
 use ownership::Ownership;
 pub use pace::MIN_GAP;
@@ -69,6 +72,9 @@ pub struct SyncLoopOptions {
     /// The shortest time between the beginnings of two syncs; [`MIN_GAP`] unless
     /// the operator sets another.
     pub min_gap: Duration,
+    /// The time in which the kernel is compared once between syncs, a piece at a
+    /// time: [`COMPARE_PERIOD`], unless the operator sets another; zero for never.
+    pub compare_period: Duration,
 }
 
 /// The inputs of the loop.
@@ -111,6 +117,7 @@ pub async fn run_sync_loop<O: Observer>(
         foreign: false,
         news: false,
         journal: Journal::default(),
+        background: Background::new(options.compare_period),
     };
     let mut idle = Instant::now() + IDLE;
     let (mut addresses_open, mut questions_open) = (true, true);
@@ -139,6 +146,12 @@ pub async fn run_sync_loop<O: Observer>(
             }
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy();
+            }
+            () = sleep_until(state.background.next().unwrap_or(idle)), if wake.is_none() && state.background.next().is_some() => {
+                // It is no activity, unless something has to be repaired.
+                if !state.compare_piece() {
+                    continue;
+                }
             }
             // Last, so that questions never keep changes waiting. They are no activity either.
             asked = questions.recv(), if questions_open => {
@@ -173,6 +186,7 @@ struct Loop<'a, O> {
     news: bool,
     /// The last syncs.
     journal: Journal,
+    background: Background,
 }
 
 /// The log lines about a series of failed syncs.
@@ -260,6 +274,34 @@ impl<O: Observer> Loop<'_, O> {
         }
     }
 
+    /// Compares a piece of the kernel. Returns whether it differs: then the next
+    /// sync compares everything.
+    fn compare_piece(&mut self) -> bool {
+        let begun = Instant::now();
+        let piece = self.syncer.compare_piece();
+        let is_last = piece.as_ref().is_ok_and(|piece| piece.is_last);
+        self.background.done(begun.elapsed(), is_last, Instant::now());
+        match piece {
+            Ok(piece) => match piece.difference {
+                None => false,
+                Some(what) => {
+                    tracing::warn!(
+                        "the kernel differs from what was programmed, and nobody reported a change; comparing all of it, \
+                         and repairing: {what}"
+                    );
+                    self.foreign = true;
+                    self.syncer.mark_damaged();
+                    self.observer.on_queued();
+                    true
+                }
+            },
+            Err(error) => {
+                tracing::debug!("the comparison in the background could not read the kernel: {error}");
+                false
+            }
+        }
+    }
+
     /// Services in quarantine are tried again by a comparison with the kernel.
     fn retry_quarantined(&mut self) {
         if self.retrial.take_due(Instant::now()) {
@@ -314,6 +356,7 @@ impl<O: Observer> Loop<'_, O> {
         }
         let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
         self.retrial.note(done.quarantined > 0, Instant::now());
+        self.background.begin(self.syncer.store().service_count(), Instant::now());
         self.observer.on_sync(&done);
         self.note_owned_tables();
         if !self.pace.is_fight() && !self.ownership.is_lost() {
@@ -420,6 +463,7 @@ fn is_hopeless(error: &SyncError) -> bool {
         SyncError::Owned { .. }
         | SyncError::Disturbed { .. }
         | SyncError::OutOfMemory(_)
+        | SyncError::Passing(_)
         | SyncError::Unrepairable { .. } => false,
     }
 }

@@ -110,6 +110,7 @@ fn apply_kernel(flags: &KernelFlags, configuration: &mut KubeProxyConfiguration)
     set(&mut configuration.oom_score_adj, &flags.oom_score_adj);
     set(&mut configuration.nftables.flush_proof, &flags.nftables_flush_proof);
     set(&mut configuration.nftables.reset_gone_endpoints_after, &flags.nftables_reset_gone_endpoints_after);
+    set(&mut configuration.nftables.compare_period, &flags.nftables_compare_period);
     let conntrack = &mut configuration.conntrack;
     set(&mut conntrack.max_per_core, &flags.conntrack_max_per_core);
     set(&mut conntrack.min, &flags.conntrack_min);

@@ -50,6 +50,7 @@ pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("logging-format", "/logging/format"),
     ("masquerade-all", "/nftables/masqueradeAll"),
     ("metrics-bind-address", "/metricsBindAddress"),
+    ("nftables-compare-period", "/nftables/comparePeriod"),
     ("nftables-flush-proof", "/nftables/flushProof"),
     ("nftables-reset-gone-endpoints-after", "/nftables/resetGoneEndpointsAfter"),
     ("oom-score-adj", "/oomScoreAdj"),

@@ -210,6 +210,11 @@ pub struct KernelFlags {
     #[arg(long, value_name = "DURATION")]
     pub nftables_reset_gone_endpoints_after: Option<GoDuration>,
 
+    /// Time in which the kernel's tables are compared once with what is programmed, in small pieces; 0 for never
+    /// [default: 15m]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub nftables_compare_period: Option<GoDuration>,
+
     /// Maximum number of tracked connections per CPU; 0 keeps the kernel's limit [default: 32768]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_max_per_core: Option<i32>,

@@ -174,6 +174,9 @@ pub struct RunOptions {
     pub sync_period: Duration,
     /// Shortest time between the beginnings of two syncs.
     pub min_sync_period: Duration,
+    /// Time in which the kernel is compared once in the background; zero for
+    /// never.
+    pub compare_period: Duration,
     /// Whether `/metrics` has the connections of each service port.
     pub service_metrics: bool,
     /// Whether the metrics server has the status page.
@@ -359,6 +362,7 @@ fn run_options(
         health_timeout,
         sync_period,
         min_sync_period: min_sync_period(&configuration),
+        compare_period: configuration.nftables.compare_period.to_duration(),
         service_metrics: flags.servers.service_metrics != Some(false),
         status_page: flags.servers.status_page != Some(false),
         query_socket: query_socket(flags, is_on_manifests),

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::addresses;
 use super::go_duration::GoDuration;
 use crate::source::kubernetes::{Encoding, PROTOBUF};
+use crate::sync_loop::COMPARE_PERIOD;
 
 /// `apiVersion` of the configuration file.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -187,6 +188,9 @@ pub struct Nftables {
     /// Reset TCP connections to an endpoint when no slice has listed it for this
     /// time; 0s: they go on, as in kube-proxy, which has no such field.
     pub reset_gone_endpoints_after: GoDuration,
+    /// Time in which the kernel is compared once with what is programmed, in
+    /// small pieces; 0 for never. kube-proxy has no such field.
+    pub compare_period: GoDuration,
 }
 
 /// `winkernel`
@@ -263,6 +267,7 @@ const DEFAULT_QPS: f32 = 5.0;
 const DEFAULT_BURST: i32 = 10;
 const DEFAULT_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(30);
 const DEFAULT_MIN_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(1);
+const DEFAULT_COMPARE_PERIOD: GoDuration = GoDuration::from_seconds(COMPARE_PERIOD.as_secs() as i32);
 const DEFAULT_CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(15 * 60);
 const DEFAULT_MASQUERADE_BIT: i32 = 14;
 const DEFAULT_FLUSH_FREQUENCY: GoDuration = GoDuration::from_seconds(5);
@@ -377,6 +382,7 @@ impl Default for Nftables {
             min_sync_period: DEFAULT_MIN_SYNC_PERIOD,
             flush_proof: false,
             reset_gone_endpoints_after: GoDuration::ZERO,
+            compare_period: DEFAULT_COMPARE_PERIOD,
         }
     }
 }

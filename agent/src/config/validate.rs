@@ -122,6 +122,7 @@ fn check_periods(configuration: &KubeProxyConfiguration, check: &mut Check) {
         ("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
         ("nftables.minSyncPeriod", configuration.nftables.min_sync_period),
         ("nftables.resetGoneEndpointsAfter", configuration.nftables.reset_gone_endpoints_after),
+        ("nftables.comparePeriod", configuration.nftables.compare_period),
     ] {
         check.that(!period.is_negative(), path, period, NOT_NEGATIVE);
     }

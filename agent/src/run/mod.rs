@@ -152,8 +152,12 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (questions, asked) = server::channel();
     let (status, watched) = watch::channel(Status::default());
     let metrics_of_source = metrics.clone();
-    let follow_options = SyncLoopOptions { retry: options.sync_period, min_gap: options.min_sync_period };
     let facts = Facts { started: SystemTime::now(), source: options.source.to_string(), metrics: metrics.clone() };
+    let follow_options = SyncLoopOptions {
+        retry: options.sync_period,
+        min_gap: options.min_sync_period,
+        compare_period: options.compare_period,
+    };
     let mut sync_thread = SyncThread::start(Work {
         config: options.proxy.clone(),
         flush_proof: options.configuration.nftables.flush_proof,

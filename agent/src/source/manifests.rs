@@ -3,6 +3,8 @@
 
 mod catalog;
 mod document;
+#[doc(hidden)]
+pub mod fuzzing;
 mod reader;
 #[cfg(test)]
 mod tests;

@@ -10,9 +10,11 @@
 //! * [`gone`]: endpoints that no slice lists any more;
 //! * [`preview`]: what a first sync would commit;
 //! * `affinity`: removal of what clients learned of endpoints that left;
+//! * [`Syncer::compare_piece`]: a slow comparison between syncs;
 //! * `pipeline`: planning on one thread while another commits.
 
 mod affinity;
+mod background;
 mod compare;
 mod foreign;
 pub mod gone;
@@ -36,10 +38,13 @@ use vmap_proxy_compiler::plan::{Plan, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 
+pub(crate) use background::PIECE_ELEMENTS;
+pub use background::Piece;
 pub(crate) use compare::MAX_LISTED;
 
 use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
 use crate::source::Event;
+use background::Background;
 use gone::Leaving;
 use report::SyncReport;
 
@@ -79,6 +84,9 @@ pub enum SyncError {
     /// The kernel had no memory for it: no Service is to blame.
     #[error("the kernel is short of memory and refused {0}")]
     OutOfMemory(String),
+    /// The kernel could not carry it out at that moment: no Service is to blame.
+    #[error("the kernel could not carry it out for now, and no Service is to blame: {0}")]
+    Passing(String),
     /// Repairs were refused again and again.
     #[error("the kernel refused {attempts} repairs in a row, the last for: {last}; trying again at the next change")]
     Unrepairable {
@@ -128,6 +136,7 @@ pub struct Syncer {
     /// The earlier state of Services that changed in failed syncs: the next
     /// successful sync has to report them.
     untold: HashMap<ServiceName, Arc<Programmed>>,
+    background: Background,
 }
 
 /// The result of a sync, also of a failed one.
@@ -182,6 +191,7 @@ impl Syncer {
             touched: Vec::new(),
             leaving: None,
             untold: HashMap::new(),
+            background: Background::default(),
         }
     }
 
@@ -294,6 +304,7 @@ impl Syncer {
         let damaged = std::mem::take(&mut self.damaged);
         let outcome =
             if self.initialised && !damaged { self.sync_changes(&mut report) } else { self.repair(&mut report) };
+        self.follow_counts(&report, outcome.is_ok());
         if outcome.is_err() {
             self.damaged = true;
             // To be reported by the sync that succeeds.
@@ -340,6 +351,19 @@ impl Syncer {
     /// commits.
     pub fn stop_flag(&self) -> crate::netlink::StopFlag {
         self.kernel.stop_flag()
+    }
+
+    /// Follows the number of elements for the comparison in the background.
+    fn follow_counts(&mut self, report: &SyncReport, succeeded: bool) {
+        match (succeeded, report.repaired) {
+            (true, false) => self.background.committed(&report.balance),
+            (true, true) => {
+                // If it can't be read, the numbers are left out of the comparison until the next repair.
+                let counts = self.read_counts().ok();
+                self.background.restart(counts);
+            }
+            (false, _) => self.background.restart(None),
+        }
     }
 
     fn sync_changes(&mut self, report: &mut SyncReport) -> Result<(), SyncError> {
@@ -424,7 +448,11 @@ impl Syncer {
         let Some(mut transaction) = self.planner.collect_idle_chains() else { return Ok(Tidied::Done) };
         match self.commit(&mut transaction, &mut SyncReport::default()) {
             Ok(()) => Ok(Tidied::Done),
-            Err(CommitError::Netlink(error)) => Err(error.into()),
+            // Whether it was carried out may be unknown.
+            Err(CommitError::Netlink(error)) => {
+                self.damaged = true;
+                Err(error.into())
+            }
             Err(error @ CommitError::Refused { .. }) => {
                 self.damaged = true;
                 Ok(Tidied::Refused(error.to_string()))

@@ -156,12 +156,12 @@ impl Syncer {
         if self.was_disturbed(moment) {
             return disturbed(&error, met);
         }
-        if failures.iter().any(|failure| failure.errno == libc::ENOMEM) {
-            return Err(SyncError::OutOfMemory(error.to_string()));
+        if let Some(passing) = passing(&error) {
+            return Err(passing);
         }
         let culprits = match failures.iter().all(|failure| failure.span == 1) {
             true => named(&transaction, &error),
-            false => self.find_culprits(&transaction),
+            false => self.find_culprits(&transaction)?,
         };
         // Finding them takes a commit for each Service: others may have changed something meanwhile.
         if self.was_disturbed(moment) {
@@ -194,16 +194,22 @@ impl Syncer {
     /// Finds the refused Services of a transaction in which the kernel has
     /// named no single operation: commits its operations owner by owner. The
     /// next pass shows which of them succeeded.
-    fn find_culprits(&mut self, transaction: &Transaction) -> Vec<Refused> {
+    ///
+    /// # Errors
+    /// A refusal for a reason that passes proves nothing.
+    fn find_culprits(&mut self, transaction: &Transaction) -> Result<Vec<Refused>, SyncError> {
         let mut culprits = Vec::new();
         for operations in transaction.operations.chunk_by(|one, other| one.owner == other.owner) {
             let mut part = Transaction { operations: operations.to_vec() };
             let refusal = self.commit(&mut part, &mut SyncReport::default());
             if let Err(error @ CommitError::Refused { .. }) = refusal {
+                if let Some(passing) = passing(&error) {
+                    return Err(passing);
+                }
                 culprits.extend(named(&part, &error));
             }
         }
-        culprits
+        Ok(culprits)
     }
 
     /// Commits the missing transactions, up to one that is refused.
@@ -310,6 +316,16 @@ fn disturbed(error: &(dyn std::error::Error + Sync), met: &mut Met) -> Result<()
     tracing::debug!("others changed our tables meanwhile, looking again in {pause:?}: {error}");
     std::thread::sleep(pause);
     Ok(())
+}
+
+/// The error for a refusal that has nothing to do with the refused operations: no memory, or an interruption.
+fn passing(error: &CommitError) -> Option<SyncError> {
+    let CommitError::Refused { failures } = error else { return None };
+    if failures.iter().any(|failure| failure.errno == libc::ENOMEM) {
+        return Some(SyncError::OutOfMemory(error.to_string()));
+    }
+    let passes = |errno| matches!(errno, libc::EINTR | libc::EAGAIN | libc::ENOBUFS);
+    failures.iter().any(|failure| passes(failure.errno)).then(|| SyncError::Passing(error.to_string()))
 }
 
 /// Names the Services that a refusal is about.

@@ -7,6 +7,7 @@ use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 
+use super::background::Balance;
 use super::gone::GoneEndpoints;
 use super::touched::Touched;
 use crate::netlink::CommitReport;
@@ -53,6 +54,8 @@ pub struct SyncReport {
     pub touched: Touched,
     /// Endpoints that are gone, if that is followed.
     pub gone: GoneEndpoints,
+    /// The elements added to each map, less the removed ones.
+    pub(crate) balance: Balance,
 }
 
 /// A foreign change to our tables that was undone.
@@ -88,6 +91,7 @@ impl SyncReport {
         self.commits.push(commit.duration);
         self.lock_holds.push(commit.in_kernel);
         self.encoding += commit.encoding;
+        self.balance.add(transaction);
         for operation in &transaction.operations {
             self.touched.note(operation);
             match operation.action {

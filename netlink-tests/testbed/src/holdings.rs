@@ -184,9 +184,34 @@ pub fn await_holdings_within(
     patience: Duration,
     context: &dyn std::fmt::Display,
 ) -> Duration {
+    await_read(namespace, |_| (), expected, patience, context)
+}
+
+/// The same, whatever chains are left that nothing leads to.
+///
+/// # Panics
+///
+/// If they don't.
+#[track_caller]
+pub fn await_used_holdings(namespace: &NetNs, expected: &[Holdings; 2], context: &dyn std::fmt::Display) -> Duration {
+    await_read(namespace, Holdings::forget_unused_chains, expected, Duration::from_secs(60), context)
+}
+
+#[track_caller]
+fn await_read(
+    namespace: &NetNs,
+    prepare: impl Fn(&mut Holdings),
+    expected: &[Holdings; 2],
+    patience: Duration,
+    context: &dyn std::fmt::Display,
+) -> Duration {
     let begun = Instant::now();
     loop {
-        let lines = match Holdings::try_read(namespace) {
+        let read = Holdings::try_read(namespace).map(|mut now| {
+            now.iter_mut().for_each(&prepare);
+            now
+        });
+        let lines = match read {
             Ok(now) => now.iter().zip(expected).flat_map(|(now, expected)| now.differences(expected)).collect(),
             // Somebody changed the tables while they were read.
             Err(error) => vec![error],

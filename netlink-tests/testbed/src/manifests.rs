@@ -72,6 +72,18 @@ impl ServiceManifest {
         self
     }
 
+    /// The NodePort of every port so far; makes the type `NodePort`.
+    #[must_use]
+    pub fn every_node_port(mut self, port: i64) -> Self {
+        for one in self.0["spec"]["ports"].as_array_mut().into_iter().flatten() {
+            one["nodePort"] = json!(port);
+        }
+        if self.0["spec"]["type"] == "ClusterIP" {
+            self = self.of_type("NodePort");
+        }
+        self
+    }
+
     /// `spec.type`
     #[must_use]
     pub fn of_type(mut self, service_type: &str) -> Self {

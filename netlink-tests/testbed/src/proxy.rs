@@ -5,11 +5,14 @@ use serde_json::Value;
 use vmap_proxy_agent::conntrack::{Conntrack, StaleFlows};
 use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::sync::report::SyncReport;
-use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_lab::NetNs;
 
 use crate::manifests::{ObjectName, changes};
 use crate::syncer_thread::SyncerThread;
+
+/// More pieces than any test has.
+const MOST_PIECES: usize = 10_000;
 
 /// A proxy in a network namespace.
 #[derive(Debug)]
@@ -58,8 +61,7 @@ impl Proxy {
     /// As [`Self::apply`].
     #[track_caller]
     pub fn change(&self, delete: &[&str], apply: &[Value]) -> SyncReport {
-        let delete: Vec<ObjectName<'_>> = delete.iter().map(|text| object_name(text)).collect();
-        let changes = changes(&delete, apply).unwrap_or_else(|error| panic!("{error}"));
+        let changes = all_changes(delete, apply);
         self.with(move |syncer| {
             syncer.take_changes(changes);
             sync_and_clean(syncer)
@@ -75,8 +77,48 @@ impl Proxy {
     /// If the sync fails, or the kernel refuses anything.
     #[track_caller]
     pub fn program(&self, objects: &[Value]) -> SyncReport {
-        let changes = changes(&[], objects).unwrap_or_else(|error| panic!("{error}"));
-        self.thread.apply(changes).unwrap_or_else(|error| panic!("{error}"))
+        self.program_all(&[], objects)
+    }
+
+    /// The same; deletes first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::program`].
+    #[track_caller]
+    pub fn program_all(&self, delete: &[&str], apply: &[Value]) -> SyncReport {
+        self.thread.apply(all_changes(delete, apply)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// One pass of the comparison in the background: the number of its pieces, and the first difference.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel can't be read, or nothing ends the pass.
+    #[track_caller]
+    pub fn compare_in_pieces(&self) -> (usize, Option<String>) {
+        let pass = self.with(|syncer| {
+            for pieces in 1..=MOST_PIECES {
+                let piece = syncer.compare_piece().map_err(|error| error.to_string())?;
+                if piece.is_last || piece.difference.is_some() {
+                    return Ok((pieces, piece.difference));
+                }
+            }
+            Err("a pass without an end".to_owned())
+        });
+        pass.unwrap_or_else(|error: String| panic!("{error}"))
+    }
+
+    /// The same; returns the number of pieces.
+    ///
+    /// # Panics
+    ///
+    /// If there is a difference.
+    #[track_caller]
+    pub fn assert_nothing_differs(&self) -> usize {
+        let (pieces, difference) = self.compare_in_pieces();
+        assert_eq!(difference, None);
+        pieces
     }
 
     /// Runs a job with the syncer.
@@ -100,6 +142,12 @@ fn sync_and_clean(syncer: &mut Syncer) -> Result<SyncReport, String> {
         conntrack.clean(&stale).map_err(|error| error.to_string())?;
     }
     Ok(report)
+}
+
+#[track_caller]
+fn all_changes(delete: &[&str], apply: &[Value]) -> Vec<Change> {
+    let delete: Vec<ObjectName<'_>> = delete.iter().map(|text| object_name(text)).collect();
+    changes(&delete, apply).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn object_name(text: &str) -> ObjectName<'_> {

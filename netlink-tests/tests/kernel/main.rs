@@ -2,6 +2,7 @@
 //! restarts, repairs, and foreign changes. No packets, except where a file states it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
+mod background;
 mod independent_readers;
 mod kernel;
 mod listing;

@@ -19,6 +19,7 @@ use vmap_proxy_testbed::manifests::{service, service_cidr, slice};
 use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::nft::nft;
 use vmap_proxy_testbed::proxy::Proxy;
+use vmap_proxy_testbed::random::Random;
 use vmap_proxy_testbed::skip::skipped;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
@@ -364,22 +365,13 @@ fn a_fight_costs_little_is_told_honestly_and_ends_well() {
     node.ends_well("a fight");
 }
 
-/// Numbers that are the same in every run.
-fn random(mut state: u64) -> impl FnMut(u64) -> u64 {
-    move |bound| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % bound
-    }
-}
-
 /// Flushes, deletions and additions by others, while Services change, from before the first sync on.
 #[test]
 fn after_any_sequence_of_foreign_changes_everything_is_as_it_should_be() {
     let rounds = std::env::var("HOSTILE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4_u64);
     for round in 1..=rounds {
-        let mut random = random(0x9e37_79b9_7f4a_7c15 ^ round);
+        let mut numbers = Random::new(round);
+        let mut random = |bound: u64| numbers.number() % bound;
         let mut node = Node::launch(500);
         let mut objects = services(500);
         for _ in 0..40 {

@@ -8,6 +8,7 @@ mod demo;
 mod descriptors;
 mod doctor;
 mod explain;
+mod faults;
 mod files;
 mod hostile;
 mod idle;
@@ -90,6 +91,19 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Asks a server; `None` while it does not answer.
+fn get_from(namespace: &NetNs, address: SocketAddr, path: &str) -> Option<String> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    namespace.run(ask).unwrap().ok().filter(|text| !text.is_empty())
+}
+
 /// A process that is killed when dropped.
 struct Agent {
     child: Child,
@@ -119,16 +133,7 @@ impl Agent {
 
     /// Asks one of its servers; `None` while it does not answer.
     fn get(&self, port: u16, path: &str) -> Option<String> {
-        let address = SocketAddr::new(NODE[0].parse().unwrap(), port);
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        };
-        self.namespace.run(ask).unwrap().ok().filter(|text| !text.is_empty())
+        get_from(&self.namespace, SocketAddr::new(NODE[0].parse().unwrap(), port), path)
     }
 
     fn is_healthy(&self) -> bool {

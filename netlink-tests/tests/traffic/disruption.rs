@@ -15,6 +15,7 @@ use vmap_proxy_testbed::continuous::none_fails_while;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::manifests::{ServiceManifest, SliceManifest, service, slice};
 use vmap_proxy_testbed::proxy::Proxy;
+use vmap_proxy_testbed::random::Random;
 use vmap_proxy_testbed::shop::{
     LOAD_BALANCER, VIP, many_pods, on_pod_port, programmed, slices, slices_of, web, with_load_balancer,
 };
@@ -62,13 +63,8 @@ fn open_connections_stay_up_while_all_endpoints_are_replaced() {
 
 /// Subsets of four, never empty: the same ones in every run.
 fn random_subsets(count: usize) -> impl Iterator<Item = [bool; 4]> {
-    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    let next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        [0, 1, 2, 3].map(|bit| state >> (20 + bit) & 1 == 1)
-    };
+    let mut random = Random::new(1);
+    let next = move || [(); 4].map(|()| random.one_in(2));
     std::iter::repeat_with(next).filter(|subset| subset.contains(&true)).take(count)
 }
 

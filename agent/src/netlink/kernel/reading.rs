@@ -88,17 +88,18 @@ impl Kernel {
     /// The generation of the rule set: it grows with every commit of any
     /// program.
     pub(super) fn generation(&mut self) -> Result<u32, NetlinkError> {
-        let mut generation = 0;
+        let mut generation = None;
         let question = request(NFT_MSG_GETGEN, Family::Ipv4, |_| {});
         let outcome = self.socket.ask(&question, &mut |message: &Message<'_>| {
             if message.kind == message_type(NFT_MSG_NEWGEN)
                 && let Some((_, attributes)) = message.body()
             {
-                generation = attributes.be32(NFTA_GEN_ID).unwrap_or_default();
+                generation = attributes.be32(NFTA_GEN_ID);
             }
         });
         outcome.map_err(|error| NetlinkError::of("generation of the rule set", error))?;
-        Ok(generation)
+        // Two answers that were lost must not look like one and the same generation.
+        Ok(generation.ok_or(SocketError::AnswerLost)?)
     }
 
     /// Reads the elements of a map that we could have written. Others are
