@@ -12,8 +12,6 @@ mod bounds;
 mod connect;
 mod encoding;
 mod failure;
-#[doc(hidden)]
-pub mod fuzzing;
 mod json;
 mod notices;
 mod protobuf;

@@ -3,8 +3,6 @@
 
 mod catalog;
 mod document;
-#[doc(hidden)]
-pub mod fuzzing;
 mod reader;
 #[cfg(test)]
 mod tests;
