@@ -12,7 +12,8 @@
 //!   [`doctor`] checks the node;
 //! * [`takeover`] removes what kube-proxy left, [`sysctl`] sets its sysctls, and
 //!   [`instance`] keeps a second agent away;
-//! * [`files`], [`logging`], [`process`], [`version`] and [`yaml`] serve all.
+//! * [`files`], [`logging`], [`process`], [`terminal`], [`version`] and [`yaml`]
+//!   serve all.
 
 pub mod after_sync;
 pub mod cli;
@@ -38,5 +39,6 @@ pub mod sync;
 pub mod sync_loop;
 pub mod sysctl;
 pub mod takeover;
+pub mod terminal;
 pub mod version;
 pub mod yaml;

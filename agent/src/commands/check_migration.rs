@@ -16,11 +16,11 @@ use vmap_proxy_compiler::model::Family;
 
 use super::asked::{AskError, Asked};
 use super::explain::{node_address, outside, usual_interface};
-use super::paint::{Paint, print, rendered};
 use crate::cli::CheckMigrationOptions;
 use crate::migration::{Frontend, KubeProxyTable, Outcome, Packet};
 use crate::netlink::SocketError;
 use crate::query::protocol::{Detector, NodeAnswer};
+use crate::terminal::{Paint, print, rendered};
 
 /// The two differ.
 const DIFFERS: u8 = 3;
@@ -96,7 +96,7 @@ pub fn check_migration(options: CheckMigrationOptions) -> Result<ExitCode, Error
     let own = own_frontends(&mut asked)?;
     let mut report = Report { version: 1, node: node.name.clone(), ..Report::default() };
     let mut is_there = false;
-    for family in crate::run::families() {
+    for family in crate::netlink::families() {
         let Some(table) = KubeProxyTable::read(family)? else { continue };
         is_there = true;
         compare_family(&mut asked, &node, (family, &table), &own, &mut report)?;

@@ -10,10 +10,10 @@ use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::{Compilation, render};
 
-use super::paint::print;
 use crate::cli::{CompileOptions, OutputFormat};
 use crate::source::ObjectChange;
 use crate::source::manifests::{ManifestSource, SourceError};
+use crate::terminal::print;
 
 /// The cause.
 #[derive(Debug, Error)]

@@ -5,8 +5,8 @@ use std::io;
 use clap::CommandFactory;
 use clap_complete::generate;
 
-use super::paint::print;
 use crate::cli::{Cli, Shell};
+use crate::terminal::print;
 
 /// Prints the script for a shell.
 ///

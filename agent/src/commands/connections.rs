@@ -15,12 +15,12 @@ use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use vmap_proxy_wire::conntrack::{Connection, TcpState};
 
-use super::paint::{columns, print};
 use crate::cli::{ConnectionsOptions, GetFormat};
 use crate::conntrack::{Conntrack, ConntrackError};
 use crate::netlink::{NetlinkError, local_addresses};
 use crate::process;
 use crate::query::owners::{Owner, Owners};
+use crate::terminal::{columns, print};
 
 /// Open connections are left after the wait.
 const STILL_OPEN: u8 = 3;
@@ -153,7 +153,7 @@ impl Reader {
 
     fn read(&mut self, options: &ConnectionsOptions) -> Result<Vec<Line>, Error> {
         let mut lines = Vec::new();
-        for family in crate::run::families() {
+        for family in crate::netlink::families() {
             let read = self.conntrack.list(family, |connection| line(connection, options))?;
             self.owners.find(family, read.iter().map(Line::frontend))?;
             lines.extend(read);

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use super::asked::Asked;
-use super::paint::{Paint, print};
 use crate::cli::{DoctorOptions, ReportFormat};
 use crate::doctor::facts::Facts;
 use crate::doctor::{examine, exit_status, json, text};
+use crate::terminal::{Paint, print};
 
 /// The reason why nothing was examined.
 #[derive(Debug, Error)]

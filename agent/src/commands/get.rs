@@ -8,8 +8,8 @@ use thiserror::Error;
 use vmap_proxy_compiler::explain::answer::{FrontendAnswer, PortAnswer, ServiceAnswer};
 
 use super::asked::{AskError, Asked};
-use super::paint::{columns, print};
 use crate::cli::{GetFormat, GetOptions, ListOf};
+use crate::terminal::{columns, print};
 
 /// The reason why there is no list.
 #[derive(Debug, Error)]

@@ -10,9 +10,9 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, print, rendered};
 use crate::cli::JournalOptions;
 use crate::query::protocol::JournalEntry;
+use crate::terminal::{Paint, print, rendered};
 
 /// Nothing matches.
 const NOTHING: u8 = 3;

@@ -1,5 +1,5 @@
 //! The subcommands, one module each. `cli` has their flags; `run` is the agent.
-//! [`asked`] and [`paint`] are shared: who answers, and colours.
+//! [`asked`] is shared: who answers.
 
 pub mod asked;
 pub mod check_migration;
@@ -11,7 +11,6 @@ pub mod doctor;
 pub mod explain;
 pub mod get;
 pub mod journal;
-pub mod paint;
 pub mod plan;
 pub mod status;
 pub mod trace;

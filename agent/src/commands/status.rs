@@ -11,12 +11,12 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, columns, print, rendered};
 use crate::cli::{ReportFormat, StatusOptions};
 use crate::metrics::ServiceConnections;
+use crate::metrics::counters;
 use crate::netlink::Kernel;
 use crate::query::protocol::{JournalEntry, StatusAnswer};
-use crate::run::connections;
+use crate::terminal::{Paint, columns, print, rendered};
 
 /// Not everything is programmed.
 const NOT_IN_STEP: u8 = 3;
@@ -158,7 +158,7 @@ impl Use {
 /// The service ports with most connections; `None` without permission.
 fn busiest() -> Option<Vec<Busy>> {
     let mut kernel = Kernel::open().ok()?;
-    let mut all: Vec<ServiceConnections> = connections::read(&mut kernel).to_vec();
+    let mut all: Vec<ServiceConnections> = counters::read(&mut kernel).to_vec();
     all.sort_by_key(|service| std::cmp::Reverse(service.connections));
     let busy = |ServiceConnections { namespace, service, port, connections }| Busy {
         namespace,

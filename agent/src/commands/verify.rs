@@ -18,11 +18,11 @@ use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_wire::nf_tables::OwnTable;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, print, rendered};
 use crate::cli::VerifyOptions;
 use crate::netlink::{Kernel, NetlinkError, TableState};
 use crate::query::protocol::{ElementLine, NodeAnswer, ServiceDigest};
 use crate::sync::MAX_LISTED;
+use crate::terminal::{Paint, print, rendered};
 
 /// The kernel differs.
 const DIFFERS: u8 = 1;
@@ -143,7 +143,7 @@ impl Comparison {
 
     /// The chains and the declarations.
     fn tables(&mut self, node: &NodeAnswer) -> Result<(), NetlinkError> {
-        let families = crate::run::families();
+        let families = crate::netlink::families();
         for of_family in &node.rules {
             let family = of_family.family;
             let Some(table) = self.kernel.read_table(OwnTable::Main, family)? else {

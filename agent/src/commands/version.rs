@@ -9,9 +9,9 @@ use thiserror::Error;
 use vmap_proxy_compiler::ruleset::LAYOUT;
 
 use super::asked::{AskError, Asked};
-use super::paint::{Paint, print, rendered};
 use crate::cli::VersionOptions;
 use crate::query::protocol;
+use crate::terminal::{Paint, print, rendered};
 use crate::version::{GIT_VERSION, KUBERNETES_MAJOR, KUBERNETES_MINOR, PLATFORM};
 
 /// The agent is of another version.

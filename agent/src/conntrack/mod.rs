@@ -16,7 +16,6 @@ mod stale;
 use std::io;
 use std::time::{Duration, Instant};
 
-pub(crate) use stale::NodePorts;
 pub use stale::StaleFlows;
 
 use vmap_proxy_compiler::ruleset::Family;

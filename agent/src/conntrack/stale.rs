@@ -233,22 +233,17 @@ impl StaleFlows {
 }
 
 /// The addresses that serve NodePorts.
-pub(crate) struct NodePorts<'a> {
+struct NodePorts<'a> {
     /// Has the configuration.
-    pub(crate) planner: &'a Planner,
+    planner: &'a Planner,
     /// This node.
-    pub(crate) node: &'a NodeInfo,
+    node: &'a NodeInfo,
 }
 
 impl NodePorts<'_> {
     /// Those of a family.
-    pub(crate) fn addresses(&self, family: Family) -> Vec<IpAddr> {
-        let config = self.planner.config();
-        if config.node_port_ranges(self.node, family).is_some() {
-            return config.node_port_ips(self.node, family);
-        }
-        let own = self.node.interface_addresses.iter().copied();
-        own.filter(|address| Family::of(*address) == family && !address.is_loopback()).collect()
+    fn addresses(&self, family: Family) -> Vec<IpAddr> {
+        self.planner.config().every_node_port_ip(self.node, family)
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::{Finding, Severity};
-use crate::commands::paint::Paint;
 use crate::logging::escape::escaped;
+use crate::terminal::Paint;
 
 /// The findings for people, the worst first, and a last line that counts them.
 pub fn text(findings: &[Finding], paint: Paint) -> String {

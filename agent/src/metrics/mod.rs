@@ -10,6 +10,7 @@ mod api;
 mod buckets;
 mod component_base;
 mod connections;
+pub(crate) mod counters;
 mod exposition;
 mod process;
 mod registered;

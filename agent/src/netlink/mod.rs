@@ -9,7 +9,7 @@
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
-//! * [`links`]: this node's interfaces;
+//! * [`links`]: this node's interfaces; [`families`]: its families of addresses;
 //! * [`name_take_over`]: table and routes that lead the cluster's DNS Service to
 //!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
@@ -18,6 +18,7 @@
 
 mod addresses;
 mod error;
+mod families;
 mod kernel;
 mod links;
 mod monitor;
@@ -28,6 +29,7 @@ pub(crate) mod socket;
 
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use error::{CommitError, NetlinkError, Refusal, SocketError};
+pub use families::families;
 pub use kernel::{CommitReport, Kernel, Moment};
 pub use links::{Interface, interfaces};
 pub use monitor::{ForeignChange, Monitor, Observed};

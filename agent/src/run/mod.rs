@@ -1,7 +1,6 @@
 //! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the modules
 //! together: a source, the sync loop, and their observers.
 
-pub(crate) mod connections;
 mod name_take_over;
 mod names;
 mod node;
@@ -10,7 +9,6 @@ mod sync_thread;
 mod take_over;
 
 use std::convert::Infallible;
-use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -26,7 +24,6 @@ use crate::after_sync::health_checks::ServiceHealthChecks;
 use crate::after_sync::metrics::SyncMetrics;
 use crate::after_sync::resets::ConnectionResets;
 use crate::cli::{RunOptions, Source};
-use crate::files::read::patiently;
 use crate::health::listen::{Listen, ListenError};
 use crate::health::service_servers::ServiceHealthServers;
 use crate::health::state::{Clock, HealthState, NodeEligibility};
@@ -34,8 +31,8 @@ use crate::health::{metrics_server, proxy_server, zpages};
 use crate::instance::{self, InstanceError};
 use crate::k8s_events::{self, Notice, Recorder};
 use crate::logging;
-use crate::metrics::Metrics;
-use crate::netlink::{AddressWatcher, NetlinkError, local_addresses};
+use crate::metrics::{Metrics, counters};
+use crate::netlink::{AddressWatcher, NetlinkError, families, local_addresses};
 use crate::process;
 use crate::query::server::{self, Asked, Facts};
 use crate::source::Event;
@@ -276,7 +273,7 @@ async fn serve_metrics(
     questions: mpsc::Sender<Asked>,
 ) -> Result<Infallible, Error> {
     let Some(address) = options.metrics_address else { return std::future::pending().await };
-    let connections = if options.service_metrics { Some(connections::source()?) } else { None };
+    let connections = if options.service_metrics { Some(counters::source()?) } else { None };
     let configuration = options.configuration.effective();
     let mut router = metrics_server::router(metrics.clone(), connections, &configuration);
     router = router.merge(zpages::router(&options.flags));
@@ -298,18 +295,4 @@ fn shutdown() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => tracing::info!("SIGINT"),
         }
     })
-}
-
-/// The families that the node has: IPv6 unless it is compiled out or switched
-/// off, as kube-proxy decides.
-pub fn families() -> Vec<Family> {
-    let mut families = vec![Family::Ipv4];
-    let disabled = patiently(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6"));
-    // A temporary read error must not disable IPv6 for ever.
-    let is_disabled =
-        disabled.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |value| value.trim() == "1");
-    if std::path::Path::new("/proc/net/if_inet6").exists() && !is_disabled {
-        families.push(Family::Ipv6);
-    }
-    families
 }

@@ -21,7 +21,7 @@ use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::model::{NodeInfo, ObjectRef, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 
-use crate::netlink::{AddressWatcher, NetlinkError, default_addresses};
+use crate::netlink::{AddressWatcher, NetlinkError, default_addresses, families};
 use crate::source::{Event, NodeMarks, ObjectChange, Origin};
 
 /// Longest time that the first sync waits for the Node.
@@ -345,7 +345,7 @@ impl<'a> OwnNode<'a> {
     /// A family without an address of the Node serves no NodePorts.
     fn log_closed_families(&self) {
         let Some(node) = &self.reported else { return };
-        for family in super::families() {
+        for family in families() {
             if self.config.node_ports_need_primary(family) && self.config.primary_address(node, family).is_none() {
                 tracing::info!(
                     "Node {} has no {family} address: NodePorts of {family} stay closed; nodePortAddresses can name \

@@ -15,8 +15,6 @@ use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::ruleset::service::{CompiledPort, CompiledService, all_frontends};
 use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
 
-use crate::conntrack::NodePorts;
-
 /// What became of endpoints in one sync.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GoneEndpoints {
@@ -95,13 +93,13 @@ fn frontends(
     (node, planner): (&NodeInfo, &Planner),
     change: &ServiceChange,
 ) -> Vec<FrontendKey> {
-    let node_ports = NodePorts { planner, node };
     let of_port = all_frontends(&compiled.service).into_iter().filter(|frontend| frontend.position == position);
     of_port
         .flat_map(|frontend| match frontend.target {
             Target::Frontend(key) => vec![key],
-            Target::NodePort(key) => node_ports
-                .addresses(change.family)
+            Target::NodePort(key) => planner
+                .config()
+                .every_node_port_ip(node, change.family)
                 .into_iter()
                 .map(|address| FrontendKey { address, protocol: key.protocol, port: key.port })
                 .collect(),

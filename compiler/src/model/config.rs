@@ -179,6 +179,16 @@ impl ProxyConfig {
         addresses.dedup();
         addresses
     }
+
+    /// The addresses of this node that serve NodePorts, each of them, also where
+    /// all addresses do; never a loopback address.
+    pub fn every_node_port_ip(&self, node: &NodeInfo, family: Family) -> Vec<IpAddr> {
+        if self.node_port_ranges(node, family).is_some() {
+            return self.node_port_ips(node, family);
+        }
+        let own = node.interface_addresses.iter().copied();
+        own.filter(|address| Family::of(*address) == family && !address.is_loopback()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, Ser
 use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
-use super::paint::{print, rendered};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
 use crate::netlink::NetlinkError;
+use crate::terminal::{print, rendered};
 use live::{KernelAlone, Live};
 pub(crate) use place::{Destination, PlaceError, node_address, outside, usual_interface};
 

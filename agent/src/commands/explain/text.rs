@@ -9,8 +9,8 @@ use vmap_proxy_compiler::explain::answer::{
 };
 
 use crate::commands::get::frontend_text;
-use crate::commands::paint::{Paint, columns};
 use crate::query::kernel::KernelAnswer;
+use crate::terminal::{Paint, columns};
 
 /// Endpoints of a kind that are printed; the JSON form has more.
 const PRINTED: usize = 20;

@@ -21,13 +21,13 @@ use vmap_proxy_compiler::plan::{Action, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::target::Target;
 
-use super::paint::{Paint, print, rendered};
 use crate::cli::{PlanFrom, PlanOptions};
 use crate::netlink::{Kernel, NetlinkError, default_addresses, local_addresses};
 use crate::process;
 use crate::query::offline::Offline;
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::preview::{self, Found};
+use crate::terminal::{Paint, print, rendered};
 use forecast::{Forecast, Sizes};
 use words::ServiceChanges;
 
@@ -107,7 +107,7 @@ pub fn plan(options: PlanOptions) -> Result<ExitCode, Error> {
             take_addresses(&mut store, &proxy)?;
             let planner = Planner::new(*proxy, store.node());
             let kernel = kernel.insert(Kernel::open()?);
-            let found = preview::read(kernel, &planner, &store, &crate::run::families(), flush_proof)?;
+            let found = preview::read(kernel, &planner, &store, &crate::netlink::families(), flush_proof)?;
             (planner, found)
         }
         PlanFrom::Files { manifests, proxy: before } => {
@@ -121,7 +121,7 @@ pub fn plan(options: PlanOptions) -> Result<ExitCode, Error> {
     };
     note_tables(&found, &mut report);
     let mut transactions = Vec::new();
-    let families = if kernel.is_some() { crate::run::families() } else { Family::ALL.to_vec() };
+    let families = if kernel.is_some() { crate::netlink::families() } else { Family::ALL.to_vec() };
     report.surplus = preview::transactions(kernel.as_mut(), &mut planner, &mut store, found, |mut transaction| {
         transaction.operations.retain(|operation| families.contains(&operation.family));
         if !transaction.operations.is_empty() {

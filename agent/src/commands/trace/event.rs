@@ -12,9 +12,9 @@ use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use vmap_proxy_wire::nf_tables::trace_event::{TraceEvent, TraceKind, TracePacket, TraceVerdict};
 
 use super::filter::MARK;
-use crate::commands::paint::Paint;
 use crate::netlink::NetlinkError;
 use crate::query::owners::{Owner, Owners};
+use crate::terminal::Paint;
 
 /// One line of the trace.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -15,11 +15,11 @@ use vmap_proxy_compiler::explain::answer::ServiceAnswer;
 use vmap_proxy_wire::nf_tables::trace_event::TraceEvent;
 
 use super::asked::{AskError, Asked};
-use super::paint::Paint;
 use crate::cli::{ReportFormat, TraceOptions};
 use crate::netlink::{NetlinkError, SideTables, SocketError, TraceEvents, local_addresses};
 use crate::process;
 use crate::query::owners::Owners;
+use crate::terminal::Paint;
 use event::Packets;
 use filter::{MOST, Wanted};
 

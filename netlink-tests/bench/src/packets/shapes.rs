@@ -76,7 +76,7 @@ pub fn pod_addresses() -> Vec<Ipv4Addr> {
 /// # Errors
 /// If the kernel refuses anything.
 pub fn load_maps(services: u32) -> Result<Agent, Failure> {
-    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
     agent.take(parse(&node_manifest())?)?;
     for service in 0..services {
         agent.take(parse(&service_manifest(service, ports(service)))?)?;

@@ -86,7 +86,7 @@ pub fn perform(task: Task, cluster: Workload, namespace: Option<&str>) -> Result
         }
         (Task::Restart, None) => serde_json::to_value(restart(cluster)?)?,
         (Task::LargeService, _) => {
-            let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+            let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
             agent.first_sync(cluster)?;
             serde_json::to_value(changes::large_service(&mut agent, cluster, LARGE, CHANGES / 4)?)?
         }
@@ -116,7 +116,7 @@ pub fn spawn<T: DeserializeOwned>(task: Task, cluster: Workload, namespace: Opti
 }
 
 fn first_sync(cluster: Workload) -> Result<FirstSync, Failure> {
-    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
     let measured = agent.first_sync(cluster)?;
     // The process ends with it: so a heap profiler, for which what is never
     // given back is a leak, tells what the agent holds after a first sync.
@@ -125,7 +125,7 @@ fn first_sync(cluster: Workload) -> Result<FirstSync, Failure> {
 }
 
 fn programmed(cluster: Workload) -> Result<Programmed, Failure> {
-    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
     agent.first_sync(cluster)?;
     // A restart knows the cluster as it was at first: before any change.
     let namespace = format!("/proc/{}/ns/net", std::process::id());
@@ -137,7 +137,7 @@ fn programmed(cluster: Workload) -> Result<Programmed, Failure> {
 }
 
 fn restart(cluster: Workload) -> Result<Restart, Failure> {
-    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
     let (parse_ms, take_ms) = agent.feed(cluster)?;
     let begun = std::time::Instant::now();
     let report = agent.sync()?;

@@ -59,7 +59,7 @@ impl LargeChange {
 /// # Errors
 /// If the kernel refuses anything.
 pub fn run(cluster: Workload) -> Result<LargeChange, Failure> {
-    let mut agent = Agent::start(&vmap_proxy_agent::run::families())?;
+    let mut agent = Agent::start(&vmap_proxy_agent::netlink::families())?;
     let first = agent.first_sync(cluster)?.sync;
     let twice = Workload { services: 2 * cluster.services, ..cluster };
     let more = || (cluster.services..twice.services).flat_map(move |service| twice.service_manifests(service));

@@ -11,8 +11,8 @@ use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::target::Domain;
 
-use crate::metrics::{ConnectionSource, ServiceConnections};
-use crate::netlink::{Counter, Kernel, NetlinkError};
+use super::{ConnectionSource, ServiceConnections};
+use crate::netlink::{Counter, Kernel, NetlinkError, families};
 
 /// A listing is not repeated before this many times its own duration: of a
 /// hundred thousand elements it takes a second or more, in the kernel.
@@ -28,7 +28,7 @@ struct Counters {
 
 /// Reads the counters on request, over a separate socket and on a separate
 /// thread, so that a scrape delays no sync.
-pub(super) fn source() -> Result<ConnectionSource, NetlinkError> {
+pub(crate) fn source() -> Result<ConnectionSource, NetlinkError> {
     let counters = Counters { kernel: Kernel::open()?, last: Arc::default(), rest: None };
     let counters = Arc::new(Mutex::new(counters));
     Ok(Arc::new(move || {
@@ -52,7 +52,7 @@ impl Counters {
 /// Reads the connections of each service port that had any.
 pub(crate) fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
     let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
-    for family in super::families() {
+    for family in families() {
         for map in [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)] {
             let mut count = |element: Element, counter: Counter| {
                 if let Some(comment) = element.comment {
