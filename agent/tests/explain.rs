@@ -118,12 +118,20 @@ fn wrong_questions_are_refused_with_the_remedy() {
         (&["--to", "10.96.0.10:80"], "--from is missing"),
         (&["--from", "pod:shop/none", "--to", "10.96.0.10:80"], "kubectl get pod -n shop none"),
         (&["--from", "2001:db8::1", "--to", "10.96.0.10:80"], "two address families"),
+        (&["--from", "10.244.1.5", "--to", "svc:shop/cart:https"], "no port of the name \"https\""),
     ] {
         let output = explain_in(&manifests(), question);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{question:?}: {error}");
         assert!(error.contains(text), "{question:?}: {error}");
     }
+}
+
+#[test]
+fn a_port_that_the_service_lacks_is_answered_for_that_port() {
+    let (status, answer) = explain(&["--from", "10.244.1.5", "--to", "svc:shop/cart:8080"]);
+    assert_eq!(status, 3, "{answer}");
+    assert!(answer.contains("has no port 8080/TCP, only 80/TCP"), "{answer}");
 }
 
 #[test]

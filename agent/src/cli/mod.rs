@@ -116,7 +116,8 @@ pub enum Command {
     /// Show what manifests, a configuration or this version would change on this node; changes nothing
     #[command(after_help = help::PLAN_HELP)]
     Plan(Box<PlanArguments>),
-    /// Show what the kernel does with new connections, live, in terms of Services
+    /// Follow new connections through the kernel, live, in terms of Services; adds a table of its own for that time, and
+    /// changes no traffic
     #[command(after_help = help::TRACE_HELP)]
     Trace(TraceArguments),
     /// Show the last changes that the agent of this node programmed, with their causes

@@ -61,12 +61,16 @@ pub struct ConnectionFlags {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Listed {
     /// One line for each Service.
+    #[value(alias = "service")]
     Services,
     /// One line for each address and port, or NodePort.
+    #[value(alias = "frontend")]
     Frontends,
     /// One line for each endpoint of each port.
+    #[value(alias = "endpoint")]
     Endpoints,
     /// The connections of each service port to each endpoint; with `-o wide` one line for each connection.
+    #[value(alias = "connection")]
     Connections,
 }
 

@@ -105,7 +105,7 @@ impl Summary {
         let state = match (service.programmed, without) {
             (false, _) => "not programmed".to_owned(),
             (true, 0) => "serves".to_owned(),
-            (true, without) => format!("{without} without service"),
+            (true, without) => format!("{without} of {} frontends do not serve", frontends().count()),
         };
         Self {
             frontends: frontends().count(),

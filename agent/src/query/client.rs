@@ -21,8 +21,8 @@ const ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 pub enum ClientError {
     /// Nobody serves the socket.
     #[error(
-        "no agent answers at {}: {source}; does it run in this container or on this node (--query-socket), or is \
-         another path set (--socket)?",
+        "no agent answers at {}: {source}; does it run in this container or on this node, with a socket (run --query-socket; \
+         none by default with --manifests), and at this path (--socket)?",
         path.display()
     )]
     NoAgent {

@@ -44,6 +44,16 @@ pub enum PlaceError {
         /// Its name.
         name: String,
     },
+    /// A Service has no port of that name.
+    #[error(
+        "Service {service} has no port of the name {port:?}; `vmap-proxy explain --to svc:{service}` lists its ports"
+    )]
+    NoPort {
+        /// The Service.
+        service: String,
+        /// The name.
+        port: String,
+    },
     /// The node has no address of the family.
     #[error("this node has no {0} address")]
     NoNodeAddress(Family),
@@ -180,6 +190,29 @@ fn question(
     Ok(PacketQuestion { source, destination, protocol, port, interface })
 }
 
+/// The cluster IP of a Service with one of its ports, the first one unless a name
+/// or number is given. A number that is no port of the Service is kept, so that
+/// the answer is about a packet to it.
+fn service(
+    asked: &mut Asked,
+    name: &str,
+    port: Option<&str>,
+    family: Option<Family>,
+) -> Result<Option<Place>, PlaceError> {
+    let mut place = |port: Option<&str>| {
+        let question = Question::Destination { name: name.to_owned(), port: port.map(str::to_owned), family };
+        match asked.ask(&question)? {
+            Answer::Destination(place) => Ok::<_, PlaceError>(place),
+            _ => Err(AskError::Unexpected.into()),
+        }
+    };
+    let found = place(port)?;
+    let (None, Some(port)) = (found, port) else { return Ok(found) };
+    let Some(first) = place(None)? else { return Ok(None) };
+    let no_port = |_| PlaceError::NoPort { service: name.to_owned(), port: port.to_owned() };
+    Ok(Some(Place { port: port.parse().map_err(no_port)?, ..first }))
+}
+
 fn destination(
     asked: &mut Asked,
     node: &NodeAnswer,
@@ -189,11 +222,7 @@ fn destination(
     Ok(Some(match to {
         Destination::Address(place) => *place,
         Destination::Service { name, port } => {
-            let question = Question::Destination { name: name.clone(), port: port.clone(), family };
-            return match asked.ask(&question)? {
-                Answer::Destination(place) => Ok(place),
-                _ => Err(AskError::Unexpected.into()),
-            };
+            return service(asked, name, port.as_deref(), family);
         }
         Destination::Pod { name, port, protocol } => {
             Place { address: pod(asked, name)?, protocol: *protocol, port: *port }

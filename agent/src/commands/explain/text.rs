@@ -132,7 +132,7 @@ pub(super) fn kernel(answer: &KernelAnswer, with_agent: bool, paint: Paint) -> S
     let mut text = String::from("\n");
     let agrees = answer.differences.is_empty();
     let line = match (agrees, with_agent) {
-        (true, true) => paint.good("Kernel   has the same"),
+        (true, true) => paint.good("Kernel   has the same rules"),
         (true, false) => paint.good("Kernel   has the rules of this configuration"),
         (false, _) => paint.bad("Kernel   differs"),
     };
@@ -143,6 +143,11 @@ pub(super) fn kernel(answer: &KernelAnswer, with_agent: bool, paint: Paint) -> S
     if let Some(endpoint) = answer.remembered {
         let _ = writeln!(text, "  this client is remembered, and goes to {endpoint}");
     }
+    // Connections that hang in spite of right rules are the question that remains.
+    text.push_str(
+        "  other programs' chains are not part of this answer: `vmap-proxy doctor` lists those in the way, and \
+         `vmap-proxy trace` follows real packets\n",
+    );
     text
 }
 
