@@ -10,8 +10,9 @@
 //!   flows ([`conntrack`]);
 //! * [`query`] answers questions over a Unix socket, [`status_page`] in a browser;
 //!   [`doctor`] checks the node;
-//! * [`takeover`] removes what kube-proxy left, [`sysctl`] sets its sysctls, and
-//!   [`instance`] keeps a second agent away;
+//! * [`takeover`] removes what kube-proxy left, [`migration`] compares with one
+//!   that runs, [`sysctl`] sets its sysctls, and [`instance`] keeps a second
+//!   agent away;
 //! * [`files`], [`logging`], [`process`], [`terminal`], [`version`] and [`yaml`]
 //!   serve all.
 

@@ -32,7 +32,6 @@ use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
 use crate::sync::{Attempt, SyncError, Syncer, Tidied};
 use background::Background;
-pub use background::COMPARE_PERIOD;
 use culprits::Culprits;
 use ownership::Ownership;
 pub use pace::MIN_GAP;
@@ -73,7 +72,7 @@ pub struct SyncLoopOptions {
     /// the operator sets another.
     pub min_gap: Duration,
     /// The time in which the kernel is compared once between syncs, a piece at a
-    /// time: [`COMPARE_PERIOD`], unless the operator sets another; zero for never.
+    /// time (`nftables.comparePeriod`); zero for never.
     pub compare_period: Duration,
 }
 

@@ -80,7 +80,7 @@ const SITUATIONS: [(&str, &[&str], i32, &str); 14] = [
 fn broken_services() {
     let mut page = String::from(
         "# Broken Services\n\nThis page is generated from the code: `vmap-proxy explain` on files with Services that do \
-         not work.\n\n[The manifests](../agent/tests/golden/explain/shop.yaml), and [how to ask](explain.md).\n",
+         not work.\n\n[The manifests](https://github.com/vmap-proxy/vmap-proxy/blob/main/agent/tests/golden/explain/shop.yaml), and [how to ask](explain.md).\n",
     );
     for (title, question, status, text) in SITUATIONS {
         let (actual, answer) = explain(question);

@@ -91,7 +91,6 @@
 #![deny(missing_docs)]
 
 pub mod compile;
-pub mod digest;
 pub mod evaluate;
 pub mod explain;
 pub mod limits;

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::digest::Digest;
 use vmap_proxy_compiler::model::Family;
+use vmap_proxy_compiler::model::digest::Digest;
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::Key;

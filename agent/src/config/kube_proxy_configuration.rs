@@ -15,7 +15,6 @@ use serde_json::Value;
 use super::addresses;
 use super::go_duration::GoDuration;
 use crate::source::kubernetes::{Encoding, PROTOBUF};
-use crate::sync_loop::COMPARE_PERIOD;
 
 /// `apiVersion` of the configuration file.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -267,7 +266,8 @@ const DEFAULT_QPS: f32 = 5.0;
 const DEFAULT_BURST: i32 = 10;
 const DEFAULT_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(30);
 const DEFAULT_MIN_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(1);
-const DEFAULT_COMPARE_PERIOD: GoDuration = GoDuration::from_seconds(COMPARE_PERIOD.as_secs() as i32);
+/// One pass over 100,000 Services with 5 endpoints each, 1.2 million elements, takes about 4 s of a processor.
+const DEFAULT_COMPARE_PERIOD: GoDuration = GoDuration::from_seconds(15 * 60);
 const DEFAULT_CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_seconds(15 * 60);
 const DEFAULT_MASQUERADE_BIT: i32 = 14;
 const DEFAULT_FLUSH_FREQUENCY: GoDuration = GoDuration::from_seconds(5);

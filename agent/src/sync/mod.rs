@@ -29,8 +29,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmap_proxy_compiler::digest::Digest;
 use vmap_proxy_compiler::model::convert::Problem;
+use vmap_proxy_compiler::model::digest::Digest;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::planner::ServiceChange;

@@ -6,10 +6,6 @@ use tokio::time::Instant;
 
 use crate::sync::PIECE_ELEMENTS;
 
-/// The default of the time for one pass over everything. 100,000 Services with 5 endpoints each are 1.2 million elements,
-/// which take about 4 s of a processor.
-pub const COMPARE_PERIOD: Duration = Duration::from_secs(15 * 60);
-
 /// A piece pauses for this number of times its duration at least, however short the period is.
 const REST: u32 = 9;
 

@@ -12,6 +12,7 @@
 pub mod checked;
 pub mod config;
 pub mod convert;
+pub mod digest;
 pub mod family;
 pub mod objects;
 pub mod store;

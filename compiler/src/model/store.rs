@@ -168,7 +168,7 @@ impl Store {
     /// Works the digest of one Service out again. Costs its endpoints alone.
     pub fn renew_digest(&mut self, name: &ServiceName) {
         let Some(entry) = self.services.get_mut(name) else { return };
-        let now = crate::digest::service(name, entry);
+        let now = super::digest::service(name, entry);
         let before = std::mem::replace(&mut entry.digest, now);
         self.digest = self.digest.wrapping_sub(before).wrapping_add(now);
     }

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use vmap_proxy_agent::after_sync::{Observer, SyncDone};
 use vmap_proxy_agent::query::server;
 use vmap_proxy_agent::source::Event;
-use vmap_proxy_agent::sync_loop::{COMPARE_PERIOD, Inputs, MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
+use vmap_proxy_agent::sync_loop::{Inputs, MIN_GAP, Status, SyncLoopOptions, run_sync_loop};
 use vmap_proxy_compiler::model::Change;
 
 use super::Failure;
@@ -103,7 +103,7 @@ fn stream(agent: &mut Agent, objects: Vec<Change>, wanted: usize) -> Result<(f64
     let (events, received) = mpsc::channel(EVENT_QUEUE);
     let (_addresses, changed_addresses) = mpsc::channel(1);
     let (status, _watched) = watch::channel(Status { ready: true, ..Status::default() });
-    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, compare_period: COMPARE_PERIOD };
+    let options = SyncLoopOptions { retry: Duration::from_secs(1), min_gap: MIN_GAP, compare_period: Duration::ZERO };
     let begun = Instant::now();
     let sender = async move {
         events.send(Event::Synced).await?;

@@ -13,10 +13,10 @@
 
 use std::net::IpAddr;
 
-use crate::model::Family;
-use crate::model::convert::Slice;
-use crate::model::store::ServiceEntry;
-use crate::model::types::{Service, ServiceName, SliceEndpoint};
+use super::Family;
+use super::convert::Slice;
+use super::store::ServiceEntry;
+use super::types::{Service, ServiceName, SliceEndpoint};
 
 /// FNV-1a of 64 bits, with a last step that spreads each bit.
 #[derive(Debug, Clone, Copy)]
