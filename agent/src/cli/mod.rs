@@ -48,8 +48,11 @@ Examples:
     vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart
     vmap-proxy explain --from outside --to svc:default/web --manifests examples/ --node-name node-1
 
-  What stands in the way of Service traffic on this node?
-    vmap-proxy doctor
+When something does not work, on a node with the agent:
+  a Service refuses, or nobody answers    vmap-proxy explain --from POD-IP --to svc:shop/cart
+  some connections hang                   vmap-proxy doctor, then vmap-proxy trace --service shop/cart
+  it worked an hour ago                   vmap-proxy journal --service shop/cart
+  the whole node                          vmap-proxy status, vmap-proxy get services
 
   Remove the tables of vmap-proxy, and nothing else:
     vmap-proxy cleanup

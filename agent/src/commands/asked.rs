@@ -45,7 +45,7 @@ pub enum Asked {
     /// A running agent.
     Agent(Client),
     /// The sync thread of this process. Blocks its thread until there is an answer.
-    Own(mpsc::Sender<server::Asked>),
+    Own(mpsc::Sender<server::Asked>, server::Facts),
 }
 
 impl Asked {
@@ -84,11 +84,13 @@ impl Asked {
         match self {
             Self::Files(offline) => Ok(answer(&offline.state(), question)),
             Self::Agent(client) => Ok(client.ask(question)?),
-            Self::Own(questions) => {
+            Self::Own(questions, facts) => {
                 let (reply, answered) = oneshot::channel();
                 let asked = server::Asked { question: question.clone(), reply };
                 questions.blocking_send(asked).map_err(|_| AskError::Ending)?;
-                answered.blocking_recv().map_err(|_| AskError::Ending)
+                let mut answer = answered.blocking_recv().map_err(|_| AskError::Ending)?;
+                facts.add_to(&mut answer);
+                Ok(answer)
             }
         }
     }
@@ -242,7 +244,7 @@ impl Asked {
     pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
         match self {
             Self::Files(offline) => offline.pod_address(namespace, name),
-            Self::Agent(_) | Self::Own(_) => None,
+            Self::Agent(_) | Self::Own(..) => None,
         }
     }
 }

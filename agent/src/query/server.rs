@@ -52,7 +52,7 @@ pub fn channel() -> (mpsc::Sender<Asked>, mpsc::Receiver<Asked>) {
     mpsc::channel(WAITING)
 }
 
-/// What the server itself adds to an answer.
+/// What a server itself adds to an answer: the sync thread does not know it.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// When the agent started.
@@ -64,7 +64,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn add_to(&self, answer: &mut Answer) {
+    /// Adds the facts that an answer of the sync thread lacks.
+    pub(crate) fn add_to(&self, answer: &mut Answer) {
         let Answer::Status(status) = answer else { return };
         status.started = milliseconds(self.started);
         status.source.clone_from(&self.source);

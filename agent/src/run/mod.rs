@@ -176,7 +176,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
             failed.map(|never| match never {}).map_err(Error::from)
         }
         failed = serve_health(&options, health, metrics.clone(), recorder) => failed.map(|never| match never {}),
-        failed = serve_metrics(&options, metrics, questions.clone()) => failed.map(|never| match never {}),
+        failed = serve_metrics(&options, facts.clone(), questions.clone()) => failed.map(|never| match never {}),
         never = server::serve(options.query_socket.clone(), questions, facts) => match never {},
         () = take_over::once_ready(options.cleanup_kube_proxy, watched) => Ok(()),
         () = node::watch(addresses, changed_addresses, names.as_ref()) => Ok(()),
@@ -269,16 +269,16 @@ async fn serve_health(
 
 async fn serve_metrics(
     options: &RunOptions,
-    metrics: Metrics,
+    facts: Facts,
     questions: mpsc::Sender<Asked>,
 ) -> Result<Infallible, Error> {
     let Some(address) = options.metrics_address else { return std::future::pending().await };
     let connections = if options.service_metrics { Some(counters::source()?) } else { None };
     let configuration = options.configuration.effective();
-    let mut router = metrics_server::router(metrics.clone(), connections, &configuration);
+    let mut router = metrics_server::router(facts.metrics.clone(), connections, &configuration);
     router = router.merge(zpages::router(&options.flags));
     if options.status_page {
-        router = router.merge(status_page::router(questions, metrics));
+        router = router.merge(status_page::router(questions, facts));
     }
     let listen = Listen::new("metrics", "metricsBindAddress", address, options.bind_address_hard_fail);
     Ok(listen.serve(router).await?)

@@ -28,7 +28,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::commands::asked::Asked;
-use crate::metrics::{Format, Metrics};
+use crate::metrics::Format;
 use crate::query::server;
 use views::{Fields, ViewError};
 
@@ -44,15 +44,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The source of the answers.
 struct Page {
     questions: mpsc::Sender<server::Asked>,
-    metrics: Metrics,
+    facts: server::Facts,
     places: Arc<Semaphore>,
 }
 
 /// The routes `/` and `/page/…`. They answer clients on this node alone, and only
 /// under a name that no other web site can have ([`guard`](mod@guard)). Serve them
 /// with the address of the client ([`Peer`](crate::health::Peer)).
-pub fn router(questions: mpsc::Sender<server::Asked>, metrics: Metrics) -> Router {
-    let page = Page { questions, metrics, places: Arc::new(Semaphore::new(AT_A_TIME)) };
+pub fn router(questions: mpsc::Sender<server::Asked>, facts: server::Facts) -> Router {
+    let page = Page { questions, facts, places: Arc::new(Semaphore::new(AT_A_TIME)) };
     Router::new()
         .route("/", file("text/html; charset=utf-8", include_str!("files/index.html")))
         .route("/page/style.css", file("text/css; charset=utf-8", include_str!("files/style.css")))
@@ -83,7 +83,7 @@ impl Page {
     async fn answer(&self, make: impl FnOnce(&mut Asked) -> Result<String, ViewError> + Send + 'static) -> Response {
         let made = async {
             let place = self.places.clone().acquire_owned().await;
-            let mut asked = Asked::Own(self.questions.clone());
+            let mut asked = Asked::Own(self.questions.clone(), self.facts.clone());
             let made = spawn_blocking(move || {
                 let made = make(&mut asked);
                 drop(place);
@@ -104,7 +104,7 @@ impl Page {
 /// The metrics without those of single Services: their number would grow with the
 /// cluster.
 async fn counters(State(page): State<Arc<Page>>) -> Response {
-    let metrics = page.metrics.clone();
+    let metrics = page.facts.metrics.clone();
     match spawn_blocking(move || metrics.encode(Format::Prometheus, &[])).await {
         Ok(text) => ([(CONTENT_TYPE, Format::Prometheus.content_type())], text).into_response(),
         Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),

@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::LazyLock;
 use std::thread;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -12,7 +13,7 @@ use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::query::answer::{State, answer};
 use vmap_proxy_agent::query::journal::Journal;
 use vmap_proxy_agent::query::protocol::{JournalEntry, JournalService};
-use vmap_proxy_agent::query::server::{self, Asked};
+use vmap_proxy_agent::query::server::{self, Asked, Facts};
 use vmap_proxy_agent::status_page;
 use vmap_proxy_compiler::model::{Change, Object, ProxyConfig, Store};
 
@@ -42,12 +43,14 @@ fn start() -> SocketAddr {
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
+            let facts =
+                Facts { started: SystemTime::now(), source: "objects of a test".to_owned(), metrics: Metrics::new() };
             let listen = Listen::new("metrics", "metricsBindAddress", "127.0.0.1:0".parse().unwrap(), true);
             let mut listening = listen.listening.subscribe();
             tokio::spawn(async move {
                 let _ = tell.send(listening.wait_for(Option::is_some).await.unwrap().unwrap());
             });
-            listen.serve(status_page::router(questions, Metrics::new())).await.unwrap();
+            listen.serve(status_page::router(questions, facts)).await.unwrap();
         });
     });
     told.recv().unwrap()

@@ -55,6 +55,13 @@ fn services_are_sent_in_pages() {
 }
 
 #[test]
+fn the_state_names_the_source_and_the_start() {
+    let state = get("/page/status");
+    assert_eq!(state["source"], "objects of a test");
+    assert!(state["started"].as_u64().unwrap() > 1_700_000_000_000, "{state}");
+}
+
+#[test]
 fn a_search_finds_names_and_addresses_among_all_services() {
     let found = get("/page/services?search=backend-07654");
     assert_eq!(names(&found).len(), 10);
