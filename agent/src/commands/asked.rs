@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -45,7 +46,7 @@ pub enum Asked {
     /// A running agent.
     Agent(Client),
     /// The sync thread of this process. Blocks its thread until there is an answer.
-    Own(mpsc::Sender<server::Asked>, server::Facts),
+    Own(mpsc::Sender<server::Asked>, Arc<server::Facts>),
 }
 
 impl Asked {

@@ -9,7 +9,7 @@
 //! * [`kernel`]: our tables: submits transactions and reads back;
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
-//! * [`links`]: this node's interfaces; [`families`]: its families of addresses;
+//! * [`links`]: this node's interfaces; [`families()`]: its families of addresses;
 //! * [`name_take_over`]: table and routes that lead the cluster's DNS Service to
 //!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;

@@ -44,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The source of the answers.
 struct Page {
     questions: mpsc::Sender<server::Asked>,
-    facts: server::Facts,
+    facts: Arc<server::Facts>,
     places: Arc<Semaphore>,
 }
 
@@ -52,7 +52,7 @@ struct Page {
 /// under a name that no other web site can have ([`guard`](mod@guard)). Serve them
 /// with the address of the client ([`Peer`](crate::health::Peer)).
 pub fn router(questions: mpsc::Sender<server::Asked>, facts: server::Facts) -> Router {
-    let page = Page { questions, facts, places: Arc::new(Semaphore::new(AT_A_TIME)) };
+    let page = Page { questions, facts: Arc::new(facts), places: Arc::new(Semaphore::new(AT_A_TIME)) };
     Router::new()
         .route("/", file("text/html; charset=utf-8", include_str!("files/index.html")))
         .route("/page/style.css", file("text/css; charset=utf-8", include_str!("files/style.css")))

@@ -50,7 +50,7 @@ pub struct ServiceEntry {
 }
 
 impl ServiceEntry {
-    /// Its digest when it was renewed last: see [`crate::digest`].
+    /// Its digest when it was renewed last: see [`super::digest`].
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -160,7 +160,7 @@ impl Store {
     }
 
     /// The digest of all Services, as far as theirs were [renewed](Self::renew_digest):
-    /// the same on every node that was told the same, see [`crate::digest`].
+    /// the same on every node that was told the same, see [`super::digest`].
     pub fn digest(&self) -> u64 {
         self.digest
     }
