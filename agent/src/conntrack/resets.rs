@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Endpoint, Family, Protocol};
+use vmap_proxy_compiler::ruleset::chains::Hook;
 use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use vmap_proxy_wire::conntrack::DumpFilter;
 use vmap_proxy_wire::message::Request;
@@ -38,8 +39,8 @@ const AT_ONCE: usize = 512;
 /// The set of connections.
 const SET: &str = "gone";
 
-/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD` and `NF_INET_LOCAL_OUT`
-const HOOKS: [(&str, u32); 3] = [("input", 1), ("forward", 2), ("output", 3)];
+/// Every packet meets one of them, whichever end is this node.
+const HOOKS: [Hook; 3] = [Hook::Input, Hook::Forward, Hook::Output];
 
 /// Before the filters of others, which may drop such packets.
 const PRIORITY: i32 = -1;
@@ -207,7 +208,8 @@ fn find(
 
 fn skeleton(table: &SideTable<'_>) -> Vec<Request> {
     let mut requests = vec![table.make(), table.connections(SET, 1)];
-    for (chain, hook) in HOOKS {
+    for hook in HOOKS {
+        let chain = hook.keyword();
         requests.push(table.chain(chain, Some((hook, PRIORITY))));
         let is_gone = |rule: &mut SideRule<'_>| {
             rule.protocol(Protocol::Tcp);

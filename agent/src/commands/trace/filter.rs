@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use vmap_proxy_compiler::model::{Family, Protocol};
+use vmap_proxy_compiler::ruleset::chains::Hook;
 use vmap_proxy_wire::message::Request;
 use vmap_proxy_wire::nf_tables::side_table::{SideRule, SideTable, SideVerdict};
 
-/// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`
-const HOOKS: [(&str, u32); 2] = [("prerouting", 0), ("output", 3)];
+/// Where packets begin: from elsewhere, and from this node.
+const HOOKS: [Hook; 2] = [Hook::Prerouting, Hook::Output];
 
 /// Behind conntrack, before the first of our chains.
 const BEFORE_TRANSLATION: i32 = -150;
@@ -78,9 +79,9 @@ fn of_table(
     requests.push(table.rule(MARK, |rule: &mut SideRule<'_>| rule.is_new(), SideVerdict::Trace { per_second }));
     let priorities: BTreeSet<i32> = wanted.iter().map(|wanted| wanted.priority()).collect();
     for priority in priorities {
-        for (hook, number) in HOOKS {
-            let chain = format!("{hook}{priority}");
-            requests.push(table.chain(&chain, Some((number, priority))));
+        for hook in HOOKS {
+            let chain = format!("{}{priority}", hook.keyword());
+            requests.push(table.chain(&chain, Some((hook, priority))));
             for wanted in wanted.iter().filter(|wanted| wanted.priority() == priority) {
                 for matches in matches(*wanted, source) {
                     requests.push(table.rule(&chain, matches, SideVerdict::Jump(MARK)));

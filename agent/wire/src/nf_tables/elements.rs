@@ -11,7 +11,7 @@ use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verd
 use vmap_proxy_compiler::ruleset::maps::{DataKind, KeyField, Map};
 use vmap_proxy_compiler::ruleset::target::{FrontendKey, NodePortKey, Target};
 
-use super::expressions::{Octets, write_verdict};
+use super::expressions::{NO_CHAIN, Octets, write_verdict};
 use super::write_value;
 use crate::message::{Attribute, Attributes, Writer};
 use crate::uapi::*;
@@ -44,7 +44,7 @@ fn write_data(writer: &mut Writer, data: &Data) {
         Data::Nothing => {}
         Data::Verdict(verdict) => writer.nest(NFTA_SET_ELEM_DATA, |w| match verdict {
             Verdict::Goto(chain) => write_verdict(w, NFT_GOTO, Some(*chain)),
-            Verdict::Drop => write_verdict(w, NF_DROP, None),
+            Verdict::Drop => write_verdict(w, NF_DROP, NO_CHAIN),
         }),
         Data::Endpoint(endpoint) => writer.nest(NFTA_SET_ELEM_DATA, |w| {
             let open = w.begin_attribute(NFTA_DATA_VALUE);

@@ -5,12 +5,12 @@
 //! compare the two. The attributes are in the order in which the kernel lists
 //! them.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::{KeyPart, Op, Rule, Side, Statement, Way};
 
@@ -20,11 +20,13 @@ use crate::uapi::*;
 
 /// nft's bit of `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_STATE_NEW: u32 = 8;
+/// The chain of a verdict that leads to none.
+pub(super) const NO_CHAIN: Option<&str> = None;
 /// `IFNAMSIZ`: an interface name fills this many bytes.
 const IFNAMSIZ: usize = 16;
 
 /// The word of four bytes where a value starts, of the 16 there are.
-type Word = u32;
+pub(super) type Word = u32;
 
 /// The number of words that nft reserves for one value: a full register.
 const REGISTER_WORDS: Word = 4;
@@ -44,7 +46,7 @@ pub fn write_rule(writer: &mut Writer, family: Family, rule: &Rule) {
 }
 
 /// Writes a verdict: the content of a data attribute.
-pub(super) fn write_verdict(writer: &mut Writer, code: i32, chain: Option<Chain>) {
+pub(super) fn write_verdict(writer: &mut Writer, code: i32, chain: Option<impl Display>) {
     writer.nest(NFTA_DATA_VERDICT, |w| {
         w.be32(NFTA_VERDICT_CODE, code as u32);
         if let Some(chain) = chain {
@@ -55,7 +57,7 @@ pub(super) fn write_verdict(writer: &mut Writer, code: i32, chain: Option<Chain>
 
 /// Writes a chain's name without making a string of it first: verdict maps
 /// hold one in every element.
-pub(super) fn write_chain_name(writer: &mut Writer, kind: u16, chain: Chain) {
+pub(super) fn write_chain_name(writer: &mut Writer, kind: u16, chain: impl Display) {
     struct Raw<'a>(&'a mut Writer);
     impl std::fmt::Write for Raw<'_> {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
@@ -77,13 +79,15 @@ fn interface_name(way: Way) -> u32 {
     }
 }
 
-struct Expressions<'a> {
-    writer: &'a mut Writer,
-    family: Family,
+/// Writes expressions one after the other, for the main table and for side tables.
+#[derive(Debug)]
+pub(super) struct Expressions<'a> {
+    pub(super) writer: &'a mut Writer,
+    pub(super) family: Family,
 }
 
 impl Expressions<'_> {
-    fn statement(&mut self, statement: &Statement) {
+    pub(super) fn statement(&mut self, statement: &Statement) {
         match statement {
             Statement::CtStateNew => self.conntrack_bits(NFT_CT_STATE, CT_STATE_NEW),
             Statement::CtStatusDnat => self.conntrack_bits(NFT_CT_STATUS, IPS_DST_NAT),
@@ -110,35 +114,32 @@ impl Expressions<'_> {
             }
             Statement::Lookup(key, op, map) => {
                 self.key(key);
-                self.lookup(*map, *op, None);
+                self.lookup(map.name(), *op, None);
             }
             Statement::Vmap(key, map) => {
                 self.key(key);
-                self.lookup(*map, Op::Is, Some(NFT_REG_VERDICT));
+                self.lookup(map.name(), Op::Is, Some(NFT_REG_VERDICT));
             }
             Statement::Dnat(key, map) => {
                 self.key(key);
-                self.lookup(*map, Op::Is, Some(register(0)));
+                self.lookup(map.name(), Op::Is, Some(register(0)));
                 self.dnat();
             }
             Statement::SetPriority(key, map) => {
                 self.key(key);
-                self.lookup(*map, Op::Is, Some(register(0)));
-                self.set_priority();
+                self.lookup(map.name(), Op::Is, Some(register(0)));
+                self.set_meta(NFT_META_PRIORITY);
             }
             Statement::ClearPriority => {
-                self.expression("immediate", |w| {
-                    w.be32(NFTA_IMMEDIATE_DREG, register(0));
-                    w.nest(NFTA_IMMEDIATE_DATA, |w| w.attribute(NFTA_DATA_VALUE, &[0; 4]));
-                });
-                self.set_priority();
+                self.value(&[0; 4]);
+                self.set_meta(NFT_META_PRIORITY);
             }
             Statement::LearnAffinity { seconds } => self.learn_affinity(*seconds),
             Statement::Jump(chain) => self.verdict(NFT_JUMP, Some(*chain)),
             Statement::Goto(chain) => self.verdict(NFT_GOTO, Some(*chain)),
-            Statement::Return => self.verdict(NFT_RETURN, None),
-            Statement::Accept => self.verdict(NF_ACCEPT, None),
-            Statement::Drop => self.verdict(NF_DROP, None),
+            Statement::Return => self.verdict(NFT_RETURN, NO_CHAIN),
+            Statement::Accept => self.verdict(NF_ACCEPT, NO_CHAIN),
+            Statement::Drop => self.verdict(NF_DROP, NO_CHAIN),
             Statement::Reject => self.reject(),
             Statement::Masquerade => self.expression("masq", |w| {
                 w.be32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
@@ -146,14 +147,14 @@ impl Expressions<'_> {
         }
     }
 
-    fn expression(&mut self, name: &str, data: impl FnOnce(&mut Writer)) {
+    pub(super) fn expression(&mut self, name: &str, data: impl FnOnce(&mut Writer)) {
         self.writer.nest(NFTA_LIST_ELEM, |w| {
             w.string(NFTA_EXPR_NAME, name);
             w.nest(NFTA_EXPR_DATA, data);
         });
     }
 
-    fn address_words(&self) -> Word {
+    pub(super) fn address_words(&self) -> Word {
         self.family.address_bytes() as Word / 4
     }
 
@@ -225,7 +226,7 @@ impl Expressions<'_> {
 
     /// A prefix on a byte boundary compares only its bytes, any other the
     /// whole address under a mask.
-    fn match_prefix(&mut self, side: Side, op: Op, net: &IpNet) {
+    pub(super) fn match_prefix(&mut self, side: Side, op: Op, net: &IpNet) {
         let network = Octets::of(net.network());
         let length = usize::from(net.prefix_len());
         if length % 8 == 0 && length > 0 {
@@ -239,7 +240,7 @@ impl Expressions<'_> {
         }
     }
 
-    fn match_protocol(&mut self, number: u8) {
+    pub(super) fn match_protocol(&mut self, number: u8) {
         self.meta(NFT_META_L4PROTO, 0);
         self.compare(Op::Is, &[number]);
     }
@@ -251,7 +252,7 @@ impl Expressions<'_> {
         self.compare(Op::IsNot, &[0; 4]);
     }
 
-    fn payload(&mut self, base: u32, offset: u32, length: u32, word: Word) {
+    pub(super) fn payload(&mut self, base: u32, offset: u32, length: u32, word: Word) {
         self.expression("payload", |w| {
             w.be32(NFTA_PAYLOAD_DREG, register(word));
             w.be32(NFTA_PAYLOAD_BASE, base);
@@ -267,10 +268,18 @@ impl Expressions<'_> {
         });
     }
 
-    /// Sets the priority to the value at word 0.
-    fn set_priority(&mut self) {
+    /// Puts a constant at word 0.
+    pub(super) fn value(&mut self, bytes: &[u8]) {
+        self.expression("immediate", |w| {
+            w.be32(NFTA_IMMEDIATE_DREG, register(0));
+            write_value(w, NFTA_IMMEDIATE_DATA, bytes);
+        });
+    }
+
+    /// Sets a field of the packet's metadata to the value at word 0.
+    pub(super) fn set_meta(&mut self, key: u32) {
         self.expression("meta", |w| {
-            w.be32(NFTA_META_KEY, NFT_META_PRIORITY);
+            w.be32(NFTA_META_KEY, key);
             w.be32(NFTA_META_SREG, register(0));
         });
     }
@@ -283,7 +292,7 @@ impl Expressions<'_> {
         self.conntrack(key, Some(IP_CT_DIR_ORIGINAL), word);
     }
 
-    fn conntrack(&mut self, key: u32, direction: Option<u8>, word: Word) {
+    pub(super) fn conntrack(&mut self, key: u32, direction: Option<u8>, word: Word) {
         self.expression("ct", |w| {
             w.be32(NFTA_CT_DREG, register(word));
             w.be32(NFTA_CT_KEY, key);
@@ -305,7 +314,7 @@ impl Expressions<'_> {
         });
     }
 
-    fn compare(&mut self, op: Op, bytes: &[u8]) {
+    pub(super) fn compare(&mut self, op: Op, bytes: &[u8]) {
         let op = match op {
             Op::Is => NFT_CMP_EQ,
             Op::IsNot => NFT_CMP_NEQ,
@@ -335,13 +344,13 @@ impl Expressions<'_> {
     }
 
     /// Looks up the key at word 0.
-    fn lookup(&mut self, map: Map, op: Op, destination: Option<u32>) {
+    pub(super) fn lookup(&mut self, set: &str, op: Op, destination: Option<u32>) {
         let flags = match op {
             Op::Is => 0,
             Op::IsNot => NFT_LOOKUP_F_INV,
         };
         self.expression("lookup", |w| {
-            w.string(NFTA_LOOKUP_SET, map.name());
+            w.string(NFTA_LOOKUP_SET, set);
             w.be32(NFTA_LOOKUP_SREG, register(0));
             if let Some(destination) = destination {
                 w.be32(NFTA_LOOKUP_DREG, destination);
@@ -385,7 +394,7 @@ impl Expressions<'_> {
         });
     }
 
-    fn verdict(&mut self, code: i32, chain: Option<Chain>) {
+    pub(super) fn verdict(&mut self, code: i32, chain: Option<impl Display>) {
         self.expression("immediate", |w| {
             w.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
             w.nest(NFTA_IMMEDIATE_DATA, |w| write_verdict(w, code, chain));
@@ -436,6 +445,7 @@ impl Octets {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::ruleset::chains::Chain;
     use vmap_proxy_compiler::ruleset::target::{Domain, Pool};
 
     use std::collections::BTreeSet;
