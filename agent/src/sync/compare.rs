@@ -10,7 +10,7 @@ use vmap_proxy_compiler::plan::KernelState;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::skeleton::rules;
+use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::{Family, LAYOUT, TABLE};
 
 use super::affinity::learned_of;
@@ -110,20 +110,8 @@ impl Syncer {
         read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
         let state = &mut read.states[family];
-        state.exists = true;
-        for name in table.chain_names() {
-            if let Some(chain) = Chain::parse(name) {
-                state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
-            }
-        }
-        for map in Map::all().filter(|map| table.map_matches(*map, family)) {
-            state.maps.push(map);
-            match table.count(map) {
-                Some(count) if count > largest && !is_always_listed(map) => {
-                    read.looked_up[family].insert(map, count);
-                }
-                _ => read_map(&mut self.kernel, family, map, state, report)?,
-            }
+        for map in note_table(&table, family, &skeleton, largest, (state, &mut read.looked_up[family])) {
+            read_map(&mut self.kernel, family, map, state, report)?;
         }
         Ok(())
     }
@@ -161,6 +149,32 @@ impl Syncer {
     }
 }
 
+/// Notes the chains and maps of a table. Returns the maps to list; larger ones are
+/// to be looked up.
+pub(super) fn note_table(
+    table: &TableState,
+    family: Family,
+    skeleton: &SkeletonConfig,
+    largest: u32,
+    (state, looked_up): (&mut KernelState, &mut HashMap<Map, u32>),
+) -> Vec<Map> {
+    state.exists = true;
+    for chain in table.chain_names().filter_map(Chain::parse) {
+        state.chains.insert(chain, table.chain_matches(chain, family, &rules(skeleton, chain)));
+    }
+    let mut to_list = Vec::new();
+    for map in Map::all().filter(|map| table.map_matches(*map, family)) {
+        state.maps.push(map);
+        match table.count(map) {
+            Some(count) if count > largest && !is_always_listed(map) => {
+                looked_up.insert(map, count);
+            }
+            _ => to_list.push(map),
+        }
+    }
+    to_list
+}
+
 fn read_map(
     kernel: &mut Kernel,
     family: Family,
@@ -192,18 +206,23 @@ fn read_map(
     Ok(())
 }
 
+/// The keys of each map, which are looked up together.
+pub(super) fn by_map(keys: impl IntoIterator<Item = (Family, Map, Key)>) -> HashMap<(Family, Map), Vec<Key>> {
+    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
+    for (family, map, key) in keys {
+        by_map.entry((family, map)).or_default().push(key);
+    }
+    by_map
+}
+
 /// Looks up these elements. Foreign elements in their place are removed.
 pub(super) fn look_up(
     kernel: &mut Kernel,
     keys: Vec<(Family, Map, Key)>,
     report: &mut SyncReport,
 ) -> Result<Vec<(Family, Element)>, NetlinkError> {
-    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
-    for (family, map, key) in keys {
-        by_map.entry((family, map)).or_default().push(key);
-    }
     let mut elements = Vec::new();
-    for ((family, map), keys) in by_map {
+    for ((family, map), keys) in by_map(keys) {
         let (found, foreign) = kernel.look_up(family, map, &keys)?;
         if !foreign.is_empty() {
             kernel.delete_foreign(family, map, &foreign)?;

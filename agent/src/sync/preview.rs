@@ -1,16 +1,15 @@
 //! What a first sync would commit, without a commit: for `vmap-proxy plan`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use vmap_proxy_compiler::model::{PerFamily, Store};
 use vmap_proxy_compiler::plan::{KernelState, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::rules;
 
 use super::MAX_LISTED;
-use super::compare::{LookedUp, incompatible, is_always_listed};
+use super::compare::{LookedUp, by_map, incompatible, note_table};
 use crate::netlink::{Kernel, NetlinkError, OwnTable, TableState};
 
 /// Number of Services that are looked up together.
@@ -62,22 +61,10 @@ fn read_table(
 ) -> Result<(), NetlinkError> {
     let skeleton = planner.skeleton(store.node(), family);
     let state = &mut found.states[family];
-    state.exists = true;
-    for chain in table.chain_names().filter_map(Chain::parse) {
-        state.chains.insert(chain, table.chain_matches(chain, family, &rules(&skeleton, chain)));
-    }
-    for map in Map::all().filter(|map| table.map_matches(*map, family)) {
-        state.maps.push(map);
-        match table.count(map) {
-            _ if map.is_dynamic() => {}
-            Some(count) if count > MAX_LISTED && !is_always_listed(map) => {
-                found.looked_up[family].insert(map, count);
-            }
-            _ => {
-                let (states, _) = kernel.read_contents(family, map)?;
-                states.into_iter().for_each(|listed| state.elements.insert(listed.element));
-            }
-        }
+    let to_list = note_table(table, family, &skeleton, MAX_LISTED, (state, &mut found.looked_up[family]));
+    for map in to_list.into_iter().filter(|map| !map.is_dynamic()) {
+        let (states, _) = kernel.read_contents(family, map)?;
+        states.into_iter().for_each(|listed| state.elements.insert(listed.element));
     }
     Ok(())
 }
@@ -104,11 +91,7 @@ pub fn transactions(
     let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
     let mut seen: LookedUp = PerFamily::default();
     while !resync.is_finished() {
-        let mut by_map: HashMap<(Family, Map), Vec<_>> = HashMap::new();
-        for (family, map, key) in resync.keys_ahead(&maps, SERVICES_AT_ONCE) {
-            by_map.entry((family, map)).or_default().push(key);
-        }
-        for ((family, map), keys) in by_map {
+        for ((family, map), keys) in by_map(resync.keys_ahead(&maps, SERVICES_AT_ONCE)) {
             for state in kernel.look_up(family, map, &keys)?.0 {
                 *seen[family].entry(map).or_default() += 1;
                 resync.supply(family, state.element);
