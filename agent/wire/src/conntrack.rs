@@ -186,14 +186,11 @@ mod tests {
     use super::*;
     use crate::message::{NFGENMSG, Writer};
 
-    /// An entry as the kernel writes it, of a flow from a client to 10.96.0.10:53 that went to 10.244.1.5:5353.
-    fn entry(protocol: u8, status: u32, zone: Option<u16>) -> Vec<u8> {
-        let mut w = Writer::default();
-        let ends = [
-            (CTA_TUPLE_ORIG, [10, 244, 1, 7], [10, 96, 0, 10], 40_000, 53),
-            (CTA_TUPLE_REPLY, [10, 244, 1, 5], [10, 244, 1, 7], 5353, 40_000),
-        ];
-        w.raw(&[2, 0, 0, 0]);
+    /// Tuple, addresses and ports of one direction.
+    type End = (u16, [u8; 4], [u8; 4], u16, u16);
+
+    /// Writes both tuples of an entry.
+    pub(super) fn write_ends(w: &mut Writer, protocol: u8, ends: [End; 2]) {
         for (kind, source, destination, source_port, destination_port) in ends {
             w.nest(kind, |w| {
                 w.nest(CTA_TUPLE_IP, |w| {
@@ -207,6 +204,17 @@ mod tests {
                 });
             });
         }
+    }
+
+    /// An entry as the kernel writes it, of a flow from a client to 10.96.0.10:53 that went to 10.244.1.5:5353.
+    fn entry(protocol: u8, status: u32, zone: Option<u16>) -> Vec<u8> {
+        let mut w = Writer::default();
+        let ends = [
+            (CTA_TUPLE_ORIG, [10, 244, 1, 7], [10, 96, 0, 10], 40_000, 53),
+            (CTA_TUPLE_REPLY, [10, 244, 1, 5], [10, 244, 1, 7], 5353, 40_000),
+        ];
+        w.raw(&[2, 0, 0, 0]);
+        write_ends(&mut w, protocol, ends);
         w.be32(CTA_STATUS, status);
         w.be32(CTA_ID, 7);
         if let Some(zone) = zone {

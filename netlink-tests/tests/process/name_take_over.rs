@@ -164,6 +164,28 @@ fn start(cluster: &Cluster, manifests: &ManifestDirectory, log: &Scratch) -> Age
     agent
 }
 
+/// A Service for DNS with endpoints that answer, and an agent that has taken it over.
+struct TakenOver {
+    cluster: Cluster,
+    manifests: ManifestDirectory,
+    log: Scratch,
+    agent: Agent,
+    clients: Vec<Client>,
+}
+
+impl TakenOver {
+    /// Waits until the agent answers all clients.
+    fn begin() -> Self {
+        let (cluster, manifests, log) = (cluster(), manifests(), Scratch::new("log"));
+        manifests.write_objects("kube-dns.json", &kube_dns());
+        serve_endpoints(&cluster);
+        let agent = start(&cluster, &manifests, &log);
+        let mut clients = Client::all(&cluster);
+        await_answerer(&mut clients, Answerer::Agent);
+        Self { cluster, manifests, log, agent, clients }
+    }
+}
+
 /// The addresses that a local route of an agent leads to; they are removed.
 fn leftover_routes(cluster: &Cluster) -> Vec<IpAddr> {
     let removed = || {
@@ -180,12 +202,7 @@ fn has_table(cluster: &Cluster, family: &str) -> bool {
 #[test]
 #[expect(clippy::print_stdout, reason = "the times that decision 66 shows")]
 fn names_outlive_the_agent() {
-    let (cluster, manifests, log) = (cluster(), manifests(), Scratch::new("log"));
-    manifests.write_objects("kube-dns.json", &kube_dns());
-    serve_endpoints(&cluster);
-    let agent = start(&cluster, &manifests, &log);
-    let mut clients = Client::all(&cluster);
-    await_answerer(&mut clients, Answerer::Agent);
+    let TakenOver { cluster, manifests, log, agent, mut clients } = TakenOver::begin();
     let pod = cluster.lab().owner(ip(POD[0])).unwrap();
     for (namespace, service) in [(pod, SERVICE[0]), (pod, SERVICE[1]), (cluster.node(), SERVICE[0])] {
         assert_eq!(over_tcp(namespace, service), Some(Answerer::Agent), "{service}");
@@ -232,12 +249,7 @@ fn names_outlive_the_agent() {
 
 #[test]
 fn undefined_ports_are_rejected_and_cleanup_removes_the_routes() {
-    let (cluster, manifests, log) = (cluster(), manifests(), Scratch::new("log"));
-    manifests.write_objects("kube-dns.json", &kube_dns());
-    serve_endpoints(&cluster);
-    let agent = start(&cluster, &manifests, &log);
-    let mut clients = Client::all(&cluster);
-    await_answerer(&mut clients, Answerer::Agent);
+    let TakenOver { cluster, manifests: _manifests, log: _log, agent, .. } = TakenOver::begin();
     // A program of the node that listens on all addresses is not reached through the Service.
     let _all = cluster.node().run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 4711))).unwrap().unwrap();
     for (pod, service) in POD.into_iter().zip(SERVICE) {
@@ -255,12 +267,7 @@ fn undefined_ports_are_rejected_and_cleanup_removes_the_routes() {
 
 #[test]
 fn a_cluster_ip_that_changes_is_followed() {
-    let (cluster, manifests, log) = (cluster(), manifests(), Scratch::new("log"));
-    manifests.write_objects("kube-dns.json", &kube_dns());
-    serve_endpoints(&cluster);
-    let agent = start(&cluster, &manifests, &log);
-    let mut clients = Client::all(&cluster);
-    await_answerer(&mut clients, Answerer::Agent);
+    let TakenOver { cluster, manifests, log: _log, agent, .. } = TakenOver::begin();
     let mut objects = kube_dns();
     objects[0]["spec"]["clusterIP"] = "10.96.0.11".into();
     objects[0]["spec"]["clusterIPs"] = json!(["10.96.0.11"]);

@@ -183,6 +183,7 @@ fn counters(attributes: Attributes<'_>) -> Option<Direction> {
 mod tests {
     use super::*;
     use crate::conntrack::ENTRY;
+    use crate::conntrack::tests::write_ends;
     use crate::message::Writer;
 
     /// An entry of TCP as the kernel writes it: from a pod to 10.96.0.10:80,
@@ -194,19 +195,7 @@ mod tests {
             (CTA_TUPLE_ORIG, [10, 244, 1, 7], [10, 96, 0, 10], 40_000, 80),
             (CTA_TUPLE_REPLY, [10, 244, 2, 5], [192, 0, 2, 11], 8080, 51_000),
         ];
-        for (kind, source, destination, source_port, destination_port) in ends {
-            w.nest(kind, |w| {
-                w.nest(CTA_TUPLE_IP, |w| {
-                    w.attribute(CTA_IP_V4_SRC, &source);
-                    w.attribute(CTA_IP_V4_DST, &destination);
-                });
-                w.nest(CTA_TUPLE_PROTO, |w| {
-                    w.u8(CTA_PROTO_NUM, 6);
-                    w.be16(CTA_PROTO_SRC_PORT, source_port);
-                    w.be16(CTA_PROTO_DST_PORT, destination_port);
-                });
-            });
-        }
+        write_ends(&mut w, 6, ends);
         w.be32(CTA_STATUS, IPS_DST_NAT);
         w.be32(CTA_TIMEOUT, 299);
         w.nest(CTA_PROTOINFO, |w| w.nest(CTA_PROTOINFO_TCP, |w| w.u8(CTA_PROTOINFO_TCP_STATE, state)));
