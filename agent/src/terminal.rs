@@ -92,6 +92,15 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// The line about what is left out of a list of `count` that shows `shown`; empty
+/// if nothing is. `what` names the rest, with a space before it, or is empty.
+pub fn more(count: usize, shown: usize, what: &str) -> String {
+    match count.saturating_sub(shown) {
+        0 => String::new(),
+        left_out => format!("  … and {left_out} more{what} (-o json)\n"),
+    }
+}
+
 /// Lines of cells, in columns that are as wide as their widest cell. Cells are
 /// escaped; the last one of a line is not padded.
 pub fn columns(indent: &str, rows: &[Vec<String>]) -> String {

@@ -22,8 +22,8 @@ impl ServiceEvents {
 impl Observer for ServiceEvents {
     fn on_sync(&mut self, done: &SyncDone) {
         for refused in &done.report.refused {
-            if let Some((namespace, name)) = refused.owner.as_deref().and_then(|owner| owner.split_once('/')) {
-                self.recorder.quarantined(&ServiceName::new(namespace, name), &refused.description);
+            if let Some(name) = refused.owner.as_deref().and_then(ServiceName::parse) {
+                self.recorder.quarantined(&name, &refused.description);
             }
         }
         for large in &done.report.too_large {

@@ -20,7 +20,7 @@ use crate::cli::CheckMigrationOptions;
 use crate::migration::{Frontend, KubeProxyTable, Outcome, Packet};
 use crate::netlink::SocketError;
 use crate::query::protocol::{Detector, NodeAnswer};
-use crate::terminal::{Paint, print, rendered};
+use crate::terminal::{Paint, more, print, rendered};
 
 /// The two differ.
 const DIFFERS: u8 = 3;
@@ -292,8 +292,8 @@ fn text(report: &Report, paint: Paint) -> String {
         let _ = writeln!(text, "  vmap-proxy  {}", paint.warning(&one.vmap_proxy));
         let _ = writeln!(text, "  because     {}", crate::logging::escape::escaped(&one.reason));
     }
-    if let Some(more) = difference_count.checked_sub(PRINTED).filter(|more| *more > 0) {
-        let _ = writeln!(text, "\n  … and {more} more (-o json)");
+    if *difference_count > PRINTED {
+        let _ = write!(text, "\n{}", more(*difference_count, PRINTED, ""));
     }
     if !report.not_compared.is_empty() {
         let _ = writeln!(text, "\nNot compared");

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use tokio::task::spawn_blocking;
 use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::service::port_of_comment;
 use vmap_proxy_compiler::ruleset::target::Domain;
 
 use super::{ConnectionSource, ServiceConnections};
@@ -73,8 +74,6 @@ pub(crate) fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
 
 /// Parses the comment of an element, `namespace/name:port`.
 fn service_connections(comment: &str, connections: u64) -> Option<ServiceConnections> {
-    let (namespace, rest) = comment.split_once('/')?;
-    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
-    let [namespace, service, port] = [namespace, service, port].map(str::to_owned);
+    let [namespace, service, port] = port_of_comment(comment)?.map(str::to_owned);
     Some(ServiceConnections { namespace, service, port, connections })
 }

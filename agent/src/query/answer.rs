@@ -88,8 +88,7 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
 
 /// `namespace/name`; a name alone is in the namespace `default`.
 pub fn service_name(text: &str) -> ServiceName {
-    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
-    ServiceName::new(namespace, name)
+    ServiceName::parse(text).unwrap_or_else(|| ServiceName::new("default", text))
 }
 
 /// The packet of a question, as the evaluator wants it.

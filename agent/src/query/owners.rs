@@ -8,6 +8,7 @@ use serde::Serialize;
 use vmap_proxy_compiler::model::Family;
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::ruleset::service::port_of_comment;
 use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Target};
 
 use crate::netlink::{Kernel, NetlinkError};
@@ -26,9 +27,8 @@ pub struct Owner {
 impl Owner {
     /// Parses the comment of an element, `namespace/name:port`.
     pub fn parse(comment: &str) -> Self {
-        let (namespace, rest) = comment.split_once('/').unwrap_or(("", comment));
-        let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
-        Self { namespace: namespace.to_owned(), name: name.to_owned(), port: port.to_owned() }
+        let [namespace, name, port] = port_of_comment(comment).unwrap_or(["", comment, ""]).map(str::to_owned);
+        Self { namespace, name, port }
     }
 
     /// Returns whether it is this Service.

@@ -173,8 +173,8 @@ impl Syncer {
         met.refusals += 1;
         for refusal in culprits {
             met.last.clone_from(&refusal.description);
-            match refusal.owner.as_deref().and_then(|owner| owner.split_once('/')) {
-                Some((namespace, name)) => self.quarantine(&ServiceName::new(namespace, name)),
+            match refusal.owner.as_deref().and_then(ServiceName::parse) {
+                Some(name) => self.quarantine(&name),
                 None => return Err(SyncError::Skeleton(refusal.description)),
             }
             report.refused.push(refusal);

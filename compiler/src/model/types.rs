@@ -84,6 +84,11 @@ impl ServiceName {
         Self(format!("{namespace}/{name}").into())
     }
 
+    /// Reads `namespace/name`; `None` for a text without a namespace.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.contains('/').then(|| Self(text.into()))
+    }
+
     /// The namespace.
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or("", |(namespace, _)| namespace)

@@ -322,6 +322,15 @@ pub(crate) fn list_comments(name: &ServiceName, port: &ServicePort) -> [Arc<str>
     [List::Cluster, List::Local].map(|list| list_comment(name, port, list))
 }
 
+/// The namespace, the Service and the port (empty if it has no name) in the
+/// comment of an element that leads to endpoints; `None` for any other text. The
+/// end of a long comment is cut, see [`fit_comment`].
+pub fn port_of_comment(comment: &str) -> Option<[&str; 3]> {
+    let (namespace, rest) = comment.split_once('/')?;
+    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
+    Some([namespace, service, port])
+}
+
 /// `namespace/name:port`, or without the port if it has no name.
 fn comment(name: &ServiceName, port: &ServicePort) -> Arc<str> {
     if port.name.is_empty() {

@@ -17,6 +17,7 @@ use crate::cli::{
 use crate::config::go_duration::GoDuration;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::{ConfigError, Warning};
+use crate::query::answer::service_name;
 
 /// The state that a question is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -275,9 +276,8 @@ fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError>
         return Err(invalid("--manifests", "", "has no connections: they are the kernel's"));
     }
     let ConnectionFlags { service, endpoint, wait, timeout } = connections;
-    let (namespace, name) = match service.as_deref().map(|service| service.split_once('/')) {
-        Some(Some((namespace, name))) => (Some(namespace.to_owned()), Some(name.to_owned())),
-        Some(None) => (Some("default".to_owned()), service),
+    let (namespace, name) = match service.as_deref().map(service_name) {
+        Some(service) => (Some(service.namespace().to_owned()), Some(service.name().to_owned())),
         None if name.is_some() => (namespace.or_else(|| Some("default".to_owned())), name),
         None => (namespace, None),
     };

@@ -8,6 +8,7 @@ use vmap_proxy_compiler::model::convert::parse_address;
 use vmap_proxy_compiler::model::{Family, Protocol};
 
 use crate::commands::asked::{AskError, Asked};
+use crate::query::answer::service_name;
 use crate::query::protocol::{Answer, Detector, NodeAnswer, Place, Question};
 
 /// Addresses for documentation (RFC 5737, RFC 3849): a client outside.
@@ -83,8 +84,8 @@ pub(crate) enum Destination {
 }
 
 fn pair(text: &str) -> (String, String) {
-    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
-    (namespace.to_owned(), name.to_owned())
+    let name = service_name(text);
+    (name.namespace().to_owned(), name.name().to_owned())
 }
 
 /// Cuts `/TCP`, `/udp` and the like from the end.

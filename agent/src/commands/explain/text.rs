@@ -10,7 +10,7 @@ use vmap_proxy_compiler::explain::answer::{
 
 use crate::commands::get::frontend_text;
 use crate::query::kernel::KernelAnswer;
-use crate::terminal::{Paint, columns};
+use crate::terminal::{Paint, columns, more};
 
 /// Endpoints of a kind that are printed; the JSON form has more.
 const PRINTED: usize = 20;
@@ -88,13 +88,7 @@ fn push_decisions(text: &mut String, heading: &str, decisions: &[&Decision], pai
     for decision in decisions.iter().take(PRINTED) {
         push_decision(text, "  ", decision, paint);
     }
-    push_more(text, decisions.len());
-}
-
-fn push_more(text: &mut String, count: usize) {
-    if let Some(more) = count.checked_sub(PRINTED).filter(|more| *more > 0) {
-        let _ = writeln!(text, "  … and {more} more (-o json)");
-    }
+    text.push_str(&more(decisions.len(), PRINTED, ""));
 }
 
 fn push_endpoints(text: &mut String, endpoints: &[EndpointUse], count: usize, with_source: bool) {
@@ -112,7 +106,7 @@ fn push_endpoints(text: &mut String, endpoints: &[EndpointUse], count: usize, wi
         row
     };
     text.push_str(&columns("  ", &endpoints.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
-    push_more(text, count);
+    text.push_str(&more(count, PRINTED, ""));
 }
 
 fn push_unused(text: &mut String, unused: &[EndpointLeftOut], count: usize) {
@@ -124,7 +118,7 @@ fn push_unused(text: &mut String, unused: &[EndpointLeftOut], count: usize) {
         vec![SocketAddr::new(one.address, one.port).to_string(), one.text.clone(), one.cause.to_string()]
     };
     text.push_str(&columns("  ", &unused.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
-    push_more(text, count);
+    text.push_str(&more(count, PRINTED, ""));
 }
 
 /// The kernel's decision, under an agent's answer or alone.
@@ -173,7 +167,7 @@ pub(super) fn kernel_alone(packet: &Question, answer: &KernelAnswer, paint: Pain
     if !answer.endpoints.is_empty() {
         let _ = writeln!(text, "\nEndpoints");
         text.push_str(&columns("  ", &answer.endpoints.iter().take(PRINTED).map(row).collect::<Vec<_>>()));
-        push_more(&mut text, answer.endpoints.len());
+        text.push_str(&more(answer.endpoints.len(), PRINTED, ""));
     }
     text + &kernel(answer, false, paint)
 }

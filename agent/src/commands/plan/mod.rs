@@ -19,6 +19,7 @@ use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_compiler::model::{Family, NodeInfo, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::{Action, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
+use vmap_proxy_compiler::ruleset::service::port_of_comment;
 use vmap_proxy_compiler::ruleset::target::Target;
 
 use crate::cli::{PlanFrom, PlanOptions};
@@ -27,7 +28,7 @@ use crate::process;
 use crate::query::offline::Offline;
 use crate::source::manifests::{ManifestSource, SourceError};
 use crate::sync::preview::{self, Found};
-use crate::terminal::{Paint, print, rendered};
+use crate::terminal::{Paint, more, print, rendered};
 use forecast::{Forecast, Sizes};
 use words::ServiceChanges;
 
@@ -199,7 +200,10 @@ fn changes_of(transactions: &[Transaction]) -> BTreeMap<Arc<str>, ServiceChanges
     let mut owners: HashMap<(Family, Target), Arc<str>> = HashMap::new();
     for operation in operations() {
         let Some((element, target)) = element(&operation.action) else { continue };
-        let of_comment = || Some(element.comment.as_ref()?.split_once(':')?.0.into());
+        let of_comment = || {
+            let [namespace, name, _] = port_of_comment(element.comment.as_ref()?)?;
+            Some(format!("{namespace}/{name}").into())
+        };
         if let (Some(target), Some(owner)) = (target, operation.owner.clone().or_else(of_comment)) {
             owners.insert((operation.family, target), owner);
         }
@@ -256,12 +260,12 @@ fn text(report: &Report, paint: Paint) -> String {
             let _ = writeln!(text, "  {}", crate::logging::escape::escaped(change));
         }
     }
-    push_more(&mut text, report.services.len(), "Services");
+    push_more(&mut text, report.services.len(), " Services");
     let _ = writeln!(text, "\nTransactions");
     for (number, forecast) in report.transactions.iter().enumerate().take(PRINTED) {
         let _ = writeln!(text, "  {}. {forecast}", number + 1);
     }
-    push_more(&mut text, report.transactions.len(), "transactions");
+    push_more(&mut text, report.transactions.len(), " transactions");
     let Report { added, removed, objects, .. } = report;
     let _ = writeln!(
         text,
@@ -274,8 +278,8 @@ fn text(report: &Report, paint: Paint) -> String {
 }
 
 fn push_more(text: &mut String, count: usize, what: &str) {
-    if let Some(more) = count.checked_sub(PRINTED).filter(|more| *more > 0) {
-        let _ = writeln!(text, "\n  … and {more} more {what} (-o json)");
+    if count > PRINTED {
+        let _ = write!(text, "\n{}", more(count, PRINTED, what));
     }
 }
 

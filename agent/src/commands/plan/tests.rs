@@ -88,3 +88,15 @@ fn a_prediction_grows_with_the_elements_and_the_maps_that_are_walked() {
     let text = forecasts[0].to_string();
     assert!(text.contains("predicted"), "{text}");
 }
+
+#[test]
+fn a_service_that_goes_is_named_with_and_without_a_name_of_its_port() {
+    for port_name in ["http", ""] {
+        let mut state = [service("web", "10.96.0.10", "Cluster"), slice("web", &["10.244.1.5"])];
+        state[0]["spec"]["ports"][0]["name"] = port_name.into();
+        state[1]["ports"][0]["name"] = port_name.into();
+        let (words, _) = plan(&state, &[]);
+        let [words] = words.as_slice() else { panic!("{words:?}") };
+        assert!(words.starts_with("shop/web: no longer serves 10.96.0.10 port 80/TCP"), "{words}");
+    }
+}
