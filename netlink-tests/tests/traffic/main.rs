@@ -7,6 +7,8 @@ mod crash;
 mod disruption;
 mod harness;
 mod invalid_packets;
+mod ipvs;
+mod sctp;
 mod stress;
 mod takeover;
 mod traffic;

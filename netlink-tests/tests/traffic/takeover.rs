@@ -27,11 +27,11 @@ use vmap_proxy_testbed::skip::skipped;
 const PATIENT: Duration = Duration::from_millis(900);
 
 /// The addresses of one family.
-struct Net {
+pub(super) struct Net {
     family: Family,
-    service: &'static str,
-    pod_a: &'static str,
-    pod_b: &'static str,
+    pub(super) service: &'static str,
+    pub(super) pod_a: &'static str,
+    pub(super) pod_b: &'static str,
     client: &'static str,
     node: &'static str,
 }
@@ -54,7 +54,7 @@ const V6: Net = Net {
     node: "2001:db8:1::11",
 };
 
-const BOTH: [Net; 2] = [V4, V6];
+pub(super) const BOTH: [Net; 2] = [V4, V6];
 
 impl Net {
     /// Puts addresses for the names in braces.
@@ -72,7 +72,7 @@ impl Net {
             .replace("{multicast}", if v4 { "224.0.0.0/4" } else { "ff00::/8" })
     }
 
-    fn objects(&self) -> [Value; 2] {
+    pub(super) fn objects(&self) -> [Value; 2] {
         let name = format!("web-{}", self.family.keyword());
         let address_type = if self.family == Family::Ipv4 { "IPv4" } else { "IPv6" };
         [
@@ -96,13 +96,13 @@ impl Net {
 }
 
 /// A node, two pods that listen and one that asks.
-struct World {
-    lab: Lab,
+pub(super) struct World {
+    pub(super) lab: Lab,
     runtime: tokio::runtime::Runtime,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let ips = |of: fn(&Net) -> &'static str| BOTH.map(|net| of(&net).parse::<IpAddr>().unwrap());
         let lab = Lab::builder()
             .node_addresses(ips(|net| net.node))
@@ -142,7 +142,7 @@ impl World {
         self.lab.open_flow(&net.probe()).unwrap()
     }
 
-    fn flows_to(&self, pod: fn(&Net) -> &'static str) -> Vec<(Net, Flow)> {
+    pub(super) fn flows_to(&self, pod: fn(&Net) -> &'static str) -> Vec<(Net, Flow)> {
         let flows: Vec<(Net, Flow)> = BOTH
             .into_iter()
             .map(|net| {
@@ -160,13 +160,13 @@ impl World {
         self.lab.node().run(remove_kube_proxy).unwrap()
     }
 
-    fn tables(&self) -> String {
+    pub(super) fn tables(&self) -> String {
         run(self.lab.node(), "nft", &["list", "tables"], "").unwrap()
     }
 }
 
 #[track_caller]
-fn assert_answered(result: ProbeResult, pod: &str, what: &str) {
+pub(super) fn assert_answered(result: ProbeResult, pod: &str, what: &str) {
     let expected = SocketAddr::new(pod.parse().unwrap(), 8080);
     assert!(matches!(result, ProbeResult::Answered { by, .. } if by == expected), "{what} to {pod}: {result}");
 }
@@ -177,7 +177,7 @@ fn assert_clean(report: &Removals) {
 }
 
 /// Runs a program in a namespace; its output, or what it complains about.
-fn run(namespace: &NetNs, program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
+pub(super) fn run(namespace: &NetNs, program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
     let outcome = namespace.run(|| {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
