@@ -1,8 +1,17 @@
-//! This node's interfaces.
+//! This node's interfaces, and when they change.
 
-use nlink::netlink::{Connection, Route};
+use std::io;
+use std::time::Duration;
 
+use futures::{FutureExt, StreamExt};
+use nlink::netlink::{Connection, NetworkEvent, Route, RtnetlinkGroup};
+
+use super::InterfaceNames;
 use super::error::NetlinkError;
+
+/// Maximum number of listings until one is undisturbed, and the time in between.
+const LISTINGS: u32 = 20;
+const BETWEEN_LISTINGS: Duration = Duration::from_millis(50);
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,4 +33,145 @@ pub async fn interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let interface =
         |name: &str, kind: Option<&str>| Interface { name: name.to_owned(), is_bridge: kind == Some("bridge") };
     Ok(links.iter().filter_map(|link| Some(interface(link.name()?, link.kind()))).collect())
+}
+
+/// The names of the interfaces but the loopback one, in the network namespace of
+/// the calling thread.
+///
+/// # Errors
+///
+/// [`NetlinkError::News`] if the request to the kernel fails.
+pub async fn interface_names() -> Result<InterfaceNames, NetlinkError> {
+    listed(&Connection::<Route>::new()?).await
+}
+
+async fn listed(requests: &Connection<Route>) -> Result<InterfaceNames, NetlinkError> {
+    let mut attempts = 1;
+    let links = loop {
+        match requests.get_links().await {
+            // The library has tried several times, too.
+            Err(error) if error.is_dump_interrupted() && attempts < LISTINGS => {
+                attempts += 1;
+                tokio::time::sleep(BETWEEN_LISTINGS).await;
+            }
+            done => break done?,
+        }
+    };
+    let named = links.iter().filter(|link| !link.is_loopback());
+    Ok(named.filter_map(|link| Some((link.ifindex(), link.name()?.to_owned()))).collect())
+}
+
+/// Follows the names of the interfaces but the loopback one, in the network
+/// namespace of the thread that opened it.
+pub struct LinkWatcher {
+    events: Connection<Route>,
+    requests: Connection<Route>,
+    present: InterfaceNames,
+    /// Interfaces that may have gone.
+    doubtful: Vec<u32>,
+    /// Whether news were lost.
+    lost: bool,
+}
+
+impl std::fmt::Debug for LinkWatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkWatcher").field("present", &self.present).finish_non_exhaustive()
+    }
+}
+
+impl LinkWatcher {
+    /// Lists the interfaces, and follows them from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::News`], if a socket can't be made, or interfaces come and
+    /// go so fast that no listing succeeds.
+    pub async fn open() -> Result<LinkWatcher, NetlinkError> {
+        let events = Connection::<Route>::new()?;
+        events.subscribe(&[RtnetlinkGroup::Link])?;
+        let requests = Connection::<Route>::new()?;
+        let present = listed(&requests).await?;
+        Ok(LinkWatcher { events, requests, present, doubtful: Vec::new(), lost: false })
+    }
+
+    /// The interfaces, as of the last news that were taken.
+    pub fn present(&self) -> &InterfaceNames {
+        &self.present
+    }
+
+    /// Waits for news that change the interfaces, and takes them. May be dropped
+    /// and called again.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::News`], if the socket fails.
+    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            if self.settle_doubts().await? {
+                return Ok(());
+            }
+            let event = self.events.events().await.next().await;
+            let event =
+                event.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof)).map_err(nlink::Error::from)?;
+            if self.take(event)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the news that have arrived, and waits for no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::changed`].
+    pub async fn catch_up(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            let next = self.events.events().await.next().now_or_never();
+            let Some(Some(event)) = next else { break };
+            self.take(event)?;
+        }
+        self.settle_doubts().await.map(drop)
+    }
+
+    /// Takes one piece of news. Returns whether it changed the interfaces.
+    fn take(&mut self, event: nlink::Result<NetworkEvent>) -> Result<bool, NetlinkError> {
+        match event {
+            Ok(NetworkEvent::NewLink(link)) if !link.is_loopback() => {
+                let Some(name) = link.name() else { return Ok(false) };
+                let before = self.present.insert(link.ifindex(), name.to_owned());
+                Ok(before.as_deref() != Some(name))
+            }
+            // It may only have left a bridge.
+            Ok(NetworkEvent::DelLink(link)) => {
+                self.doubtful.push(link.ifindex());
+                Ok(false)
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.is_no_buffer_space() => {
+                self.lost = true;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks the kernel about interfaces that may have gone. Returns whether the
+    /// interfaces changed.
+    async fn settle_doubts(&mut self) -> Result<bool, NetlinkError> {
+        if self.lost {
+            let present = listed(&self.requests).await?;
+            (self.lost, self.present) = (false, present);
+            self.doubtful.clear();
+            return Ok(true);
+        }
+        let mut changed = false;
+        while let Some(index) = self.doubtful.last().copied() {
+            let link = self.requests.get_link_by_index(index).await?;
+            self.doubtful.pop();
+            if link.is_none() {
+                changed |= self.present.remove(&index).is_some();
+            }
+        }
+        Ok(changed)
+    }
 }

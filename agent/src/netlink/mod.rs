@@ -10,6 +10,7 @@
 //! * [`monitor`]: other programs' changes to our tables; [`addresses`]: this
 //!   node's addresses. These wait for news, on sockets of `nlink`'s;
 //! * [`links`]: this node's interfaces; [`families()`]: its families of addresses;
+//! * [`flow_table`]: the flow table of established connections;
 //! * [`name_take_over`]: table and routes that lead the cluster's DNS Service to
 //!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
@@ -19,6 +20,7 @@
 mod addresses;
 mod error;
 mod families;
+mod flow_table;
 mod kernel;
 mod links;
 mod monitor;
@@ -30,8 +32,9 @@ pub(crate) mod socket;
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use error::{CommitError, NetlinkError, Refusal, SocketError};
 pub use families::families;
+pub use flow_table::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames};
 pub use kernel::{CommitReport, Kernel, Moment};
-pub use links::{Interface, interfaces};
+pub use links::{Interface, LinkWatcher, interface_names, interfaces};
 pub use monitor::{ForeignChange, Monitor, Observed};
 pub use name_take_over::{NameTakeOver, remove_name_routes};
 pub use packets::await_packets;

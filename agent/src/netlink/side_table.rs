@@ -40,6 +40,14 @@ impl SideTables {
     pub fn submit(&mut self, requests: &[Request]) -> Result<(), SocketError> {
         self.socket.creation(requests)
     }
+
+    /// Carries out requests that remove something, all or none.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn remove(&mut self, requests: &[Request]) -> Result<(), SocketError> {
+        self.socket.transaction(requests)
+    }
 }
 
 /// Receives trace events of this network namespace.

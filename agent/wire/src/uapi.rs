@@ -23,6 +23,14 @@ numbers! {
         NFNL_MSG_BATCH_BEGIN = 16,
         NFNL_MSG_BATCH_END = 17,
     }
+    /// A family of `include/uapi/linux/netfilter.h`: IPv4 and IPv6 in one table.
+    u8 {
+        NFPROTO_INET = 1,
+    }
+    /// `enum nf_dev_hooks` of `include/uapi/linux/netfilter.h`
+    u32 {
+        NF_NETDEV_INGRESS = 0,
+    }
     /// Verdicts of `include/uapi/linux/netfilter.h`.
     i32 {
         NF_DROP = 0,
@@ -48,9 +56,10 @@ numbers! {
         IP_CT_DIR_ORIGINAL = 0,
         IP_CT_DIR_REPLY = 1,
     }
-    /// `include/uapi/linux/netfilter/nf_conntrack_common.h`: the destination was translated.
+    /// `include/uapi/linux/netfilter/nf_conntrack_common.h`: the destination was translated; a flow table has it.
     u32 {
         IPS_DST_NAT = 0x20,
+        IPS_OFFLOAD = 0x4000,
     }
     /// `enum cntl_msg_types` of `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, as what follows.
     u8 {
@@ -340,6 +349,7 @@ numbers! {
     u32 {
         NFT_CMP_EQ = 0,
         NFT_CMP_NEQ = 1,
+        NFT_CMP_GT = 4,
     }
     /// `enum nft_cmp_attributes`
     u16 {
@@ -404,6 +414,7 @@ numbers! {
         NFT_CT_STATUS = 2,
         NFT_CT_PROTO_SRC = 11,
         NFT_CT_PROTO_DST = 12,
+        NFT_CT_PKTS = 14,
         NFT_CT_SRC_IP = 19,
         NFT_CT_DST_IP = 20,
         NFT_CT_SRC_IP6 = 21,
@@ -499,9 +510,43 @@ numbers! {
         NFTA_OBJ_NAME = 2,
         NFTA_OBJ_TYPE = 3,
     }
+    /// `enum nft_flowtable_flags`
+    u32 {
+        // Since Linux 5.7.
+        NFT_FLOWTABLE_COUNTER = 0x2,
+    }
     /// `enum nft_flowtable_attributes`
     u16 {
+        NFTA_FLOWTABLE_TABLE = 1,
         NFTA_FLOWTABLE_NAME = 2,
+        NFTA_FLOWTABLE_HOOK = 3,
+        NFTA_FLOWTABLE_FLAGS = 7,
+    }
+    /// `enum nft_flowtable_hook_attributes`
+    u16 {
+        NFTA_FLOWTABLE_HOOK_NUM = 1,
+        NFTA_FLOWTABLE_HOOK_PRIORITY = 2,
+        NFTA_FLOWTABLE_HOOK_DEVS = 3,
+    }
+    /// `enum nft_devices_attributes`
+    u16 {
+        NFTA_DEVICE_NAME = 1,
+    }
+    /// `enum nft_offload_attributes`
+    u16 {
+        NFTA_FLOW_TABLE_NAME = 1,
+    }
+    /// `enum nft_byteorder_ops`
+    u32 {
+        NFT_BYTEORDER_HTON = 1,
+    }
+    /// `enum nft_byteorder_attributes`
+    u16 {
+        NFTA_BYTEORDER_SREG = 1,
+        NFTA_BYTEORDER_DREG = 2,
+        NFTA_BYTEORDER_OP = 3,
+        NFTA_BYTEORDER_LEN = 4,
+        NFTA_BYTEORDER_SIZE = 5,
     }
     /// `enum nft_ng_attributes`
     u16 {

@@ -101,6 +101,9 @@ pub struct Connection<'a> {
     pub seen_client: SocketAddr,
     /// Whether the destination was translated.
     pub translated: bool,
+    /// Whether a flow table has it. Then the kernel gives neither state nor
+    /// expiry.
+    pub offloaded: bool,
     /// Whether it is tracked in a zone other than 0.
     pub in_zone: bool,
     /// The state, of TCP only.
@@ -148,6 +151,7 @@ impl<'a> Connection<'a> {
             endpoint: reply.source?.into(),
             seen_client: reply.destination?.into(),
             translated: status & IPS_DST_NAT != 0,
+            offloaded: status & IPS_OFFLOAD != 0,
             in_zone: original.in_zone || identity.zone.is_some_and(|zone| zone.iter().any(|byte| *byte != 0)),
             tcp,
             expires,
@@ -222,7 +226,9 @@ mod tests {
         assert_eq!(connection.seen_client.to_string(), "192.0.2.11:51000");
         assert_eq!((connection.tcp, connection.expires), (Some(TcpState::Established), Some(299)));
         assert_eq!(connection.sent, Some(Direction { packets: 3, bytes: 180 }));
-        assert!(connection.translated && connection.is_open() && connection.received.is_none());
+        assert!(
+            connection.translated && !connection.offloaded && connection.is_open() && connection.received.is_none()
+        );
         assert_eq!(connection.deletion().kind, 0x0102);
     }
 

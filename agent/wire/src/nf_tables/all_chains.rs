@@ -1,4 +1,4 @@
-//! The chains of every table, regardless of its owner: name, hook, priority and policy.
+//! The chains of every table, regardless of its owner: name, hook, priority and policy; and the names of all flow tables.
 //!
 //! Rules of other programs are not read, because what their expressions mean is
 //! between them and their nft.
@@ -90,6 +90,37 @@ pub fn any_chain(message: &Message<'_>) -> Option<AnyChain> {
     })
 }
 
+/// A flow table of any table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyFlowTable {
+    /// The family of its table.
+    pub family: AnyFamily,
+    /// The name of its table.
+    pub table: String,
+    /// Its own name.
+    pub name: String,
+}
+
+/// Lists the flow tables of all tables; [`any_flow_table`] reads the answers. The
+/// kernel leaves out one whose interfaces do not fit a message (some 1,000), and
+/// those after it.
+pub fn list_all_flow_tables() -> Request {
+    Request::new(message_type(NFT_MSG_GETFLOWTABLE), EVERY_FAMILY, |_| {})
+}
+
+/// Reads one flow table. `None` as in [`any_chain`].
+pub fn any_flow_table(message: &Message<'_>) -> Option<AnyFlowTable> {
+    if message.kind != message_type(NFT_MSG_NEWFLOWTABLE) {
+        return None;
+    }
+    let (family, attributes) = message.body()?;
+    Some(AnyFlowTable {
+        family: AnyFamily(family),
+        table: attributes.string(NFTA_FLOWTABLE_TABLE)?.to_owned(),
+        name: attributes.string(NFTA_FLOWTABLE_NAME)?.to_owned(),
+    })
+}
+
 fn base(chain: Attributes<'_>, hook: Attributes<'_>) -> Option<AnyBase> {
     Some(AnyBase {
         kind: chain.string(NFTA_CHAIN_TYPE).unwrap_or_default().to_owned(),
@@ -128,6 +159,18 @@ mod tests {
         let base = AnyBase { kind: "filter".to_owned(), hook: 2, priority: -10, drops: true };
         let (table, name) = ("filter".to_owned(), "forward".to_owned());
         assert_eq!(chain, Some(AnyChain { family: AnyFamily(1), table, name, base: Some(base) }));
+    }
+
+    #[test]
+    fn a_flow_table_is_read_by_its_names() {
+        let request = crate::nf_tables::flow_table::make_flow_table();
+        let mut writer = Writer::default();
+        request.write(&mut writer, 0, 1);
+        let bytes = writer.bytes().to_vec();
+        let read = Messages::new(&bytes).next().and_then(|message| any_flow_table(&message));
+        let (table, name) = ("vmap-proxy-flows".to_owned(), "services".to_owned());
+        assert_eq!(read, Some(AnyFlowTable { family: AnyFamily(1), table, name }));
+        assert_eq!(Messages::new(&bytes).next().and_then(|message| any_chain(&message)), None);
     }
 
     #[test]

@@ -33,7 +33,7 @@ const REGISTER_WORDS: Word = 4;
 
 /// The kernel's number of a word: the four full registers are 1 to 4 (0 is the
 /// verdict), the words in between 8 to 23 (`NFT_REG32_00`...).
-fn register(word: Word) -> u32 {
+pub(super) fn register(word: Word) -> u32 {
     if word.is_multiple_of(REGISTER_WORDS) { 1 + word / REGISTER_WORDS } else { 8 + word }
 }
 
@@ -246,7 +246,7 @@ impl Expressions<'_> {
     }
 
     /// Matches if any of the bits is set; conntrack's words are in host order.
-    fn conntrack_bits(&mut self, key: u32, bits: u32) {
+    pub(super) fn conntrack_bits(&mut self, key: u32, bits: u32) {
         self.conntrack(key, None, 0);
         self.mask(&bits.to_ne_bytes());
         self.compare(Op::IsNot, &[0; 4]);

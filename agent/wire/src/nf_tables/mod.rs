@@ -12,6 +12,7 @@
 //!   [`foreign`]: foreign objects in it, and their removal;
 //! * [`side_table`]: tables for a limited time beside the main one, for traces
 //!   and resets; [`trace_event`]: what the kernel reports about traced packets;
+//! * [`flow_table`]: the table with the flow table of established connections;
 //! * [`kube_proxy_table`]: kube-proxy's table, to compare its verdicts with ours;
 //! * [`all_chains`]: name, hook, priority and policy of the chains of every
 //!   table, for checks of the node.
@@ -23,6 +24,7 @@ pub mod all_chains;
 pub mod batch;
 pub mod elements;
 pub mod expressions;
+pub mod flow_table;
 pub mod foreign;
 pub mod kube_proxy_table;
 pub mod sets;
