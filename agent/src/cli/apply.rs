@@ -111,6 +111,9 @@ fn apply_kernel(flags: &KernelFlags, configuration: &mut KubeProxyConfiguration)
     set(&mut configuration.nftables.flush_proof, &flags.nftables_flush_proof);
     set(&mut configuration.nftables.reset_gone_endpoints_after, &flags.nftables_reset_gone_endpoints_after);
     set(&mut configuration.nftables.compare_period, &flags.nftables_compare_period);
+    let flow_table = &mut configuration.nftables.flow_table;
+    set(&mut flow_table.interfaces, &without_empty(&flags.nftables_flow_table_interfaces));
+    set(&mut flow_table.after_packets, &flags.nftables_flow_table_after_packets);
     let conntrack = &mut configuration.conntrack;
     set(&mut conntrack.max_per_core, &flags.conntrack_max_per_core);
     set(&mut conntrack.min, &flags.conntrack_min);

@@ -51,6 +51,8 @@ pub const FLAGS_OF_FIELDS: &[(&str, &str)] = &[
     ("masquerade-all", "/nftables/masqueradeAll"),
     ("metrics-bind-address", "/metricsBindAddress"),
     ("nftables-compare-period", "/nftables/comparePeriod"),
+    ("nftables-flow-table-after-packets", "/nftables/flowTable/afterPackets"),
+    ("nftables-flow-table-interfaces", "/nftables/flowTable/interfaces"),
     ("nftables-flush-proof", "/nftables/flushProof"),
     ("nftables-reset-gone-endpoints-after", "/nftables/resetGoneEndpointsAfter"),
     ("oom-score-adj", "/oomScoreAdj"),

@@ -215,6 +215,15 @@ pub struct KernelFlags {
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     pub nftables_compare_period: Option<GoDuration>,
 
+    /// Interfaces of the flow table, on whose short way established connections through Services bypass the rules: eth*
+    /// means all names that begin with eth; none: no flow table [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    pub nftables_flow_table_interfaces: Option<Vec<String>>,
+
+    /// Packets, of both directions together, after which a connection gets into the flow table [default: 20]
+    #[arg(long, value_name = "COUNT")]
+    pub nftables_flow_table_after_packets: Option<u32>,
+
     /// Maximum number of tracked connections per CPU; 0 keeps the kernel's limit [default: 32768]
     #[arg(long, value_name = "COUNT")]
     pub conntrack_max_per_core: Option<i32>,

@@ -15,6 +15,7 @@ use super::{
     TrafficConfiguration, VerifyArguments, VersionArguments, flag_values,
 };
 use crate::config::addresses::listen_address;
+use crate::config::flow_table::FlowTableOptions;
 use crate::config::ignored::ignored_fields;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::validate::parse_cidrs;
@@ -177,6 +178,8 @@ pub struct RunOptions {
     /// Time in which the kernel is compared once in the background; zero for
     /// never.
     pub compare_period: Duration,
+    /// The flow table of established connections; `None` if it is off.
+    pub flow_table: Option<FlowTableOptions>,
     /// Whether `/metrics` has the connections of each service port.
     pub service_metrics: bool,
     /// Whether the metrics server has the status page.
@@ -363,6 +366,7 @@ fn run_options(
         sync_period,
         min_sync_period: min_sync_period(&configuration),
         compare_period: configuration.nftables.compare_period.to_duration(),
+        flow_table: configuration.nftables.flow_table.options().map_err(ConfigError::Invalid)?,
         service_metrics: flags.servers.service_metrics != Some(false),
         status_page: flags.servers.status_page != Some(false),
         query_socket: query_socket(flags, is_on_manifests),

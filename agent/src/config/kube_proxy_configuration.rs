@@ -190,6 +190,19 @@ pub struct Nftables {
     /// Time in which the kernel is compared once with what is programmed, in
     /// small pieces; 0 for never. kube-proxy has no such field.
     pub compare_period: GoDuration,
+    /// The flow table of established connections. kube-proxy has no such field.
+    pub flow_table: FlowTable,
+}
+
+/// `nftables.flowTable`: a section of vmap-proxy alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FlowTable {
+    /// Names of interfaces, or beginnings of names with an asterisk; none: no
+    /// flow table.
+    pub interfaces: Vec<String>,
+    /// Packets of both directions after which a connection gets into it.
+    pub after_packets: u32,
 }
 
 /// `winkernel`
@@ -383,7 +396,14 @@ impl Default for Nftables {
             flush_proof: false,
             reset_gone_endpoints_after: GoDuration::ZERO,
             compare_period: DEFAULT_COMPARE_PERIOD,
+            flow_table: FlowTable::default(),
         }
+    }
+}
+
+impl Default for FlowTable {
+    fn default() -> Self {
+        Self { interfaces: Vec::new(), after_packets: super::flow_table::DEFAULT_AFTER_PACKETS }
     }
 }
 

@@ -6,12 +6,13 @@
 //! * [`validate`]: kube-proxy's own checks;
 //! * [`ignored`]: fields without effect, and the reasons;
 //! * [`convert`]: to the compiler's [`vmap_proxy_compiler::model::config::ProxyConfig`];
-//! * [`dns`]: the settings of the DNS server;
+//! * [`dns`]: the settings of the DNS server; [`flow_table`]: those of the flow table;
 //! * [`go_duration`], [`addresses`]: notations.
 
 pub mod addresses;
 pub mod convert;
 pub mod dns;
+pub mod flow_table;
 pub mod go_duration;
 pub mod ignored;
 pub mod kube_proxy_configuration;

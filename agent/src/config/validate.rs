@@ -42,6 +42,9 @@ pub fn validate(configuration: &KubeProxyConfiguration) -> Result<(), ConfigErro
     if let Err(mut invalid) = configuration.dns.options(&[]) {
         check.invalid.append(&mut invalid);
     }
+    if let Err(mut invalid) = configuration.nftables.flow_table.options() {
+        check.invalid.append(&mut invalid);
+    }
     if check.invalid.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(check.invalid)) }
 }
 
@@ -229,7 +232,7 @@ mod tests {
     #[test]
     fn each_check_names_its_field() {
         type Change = fn(&mut KubeProxyConfiguration);
-        let cases: [(&str, Change); 27] = [
+        let cases: [(&str, Change); 28] = [
             ("iptables.masqueradeBit", |c| c.iptables.masquerade_bit = 32),
             ("nftables.masqueradeBit", |c| c.nftables.masquerade_bit = -1),
             ("oomScoreAdj", |c| c.oom_score_adj = 1001),
@@ -259,6 +262,7 @@ mod tests {
             ("dns.ttlSeconds", |c| c.dns.ttl_seconds = 3601),
             ("dns.clientCIDRs[0]", |c| c.dns.client_cidrs = vec!["10.0.0.1".to_owned()]),
             ("nftables.minSyncPeriod", |c| c.nftables.min_sync_period = GoDuration::from_seconds(-1)),
+            ("nftables.flowTable.interfaces[0]", |c| c.nftables.flow_table.interfaces = vec!["eth/0".to_owned()]),
         ];
         for (path, change) in cases {
             assert_eq!(invalid(change), [path]);

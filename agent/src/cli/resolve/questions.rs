@@ -217,6 +217,8 @@ pub struct DoctorOptions {
     pub socket: PathBuf,
     /// `clusterCIDR` of the configuration.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Whether the configuration wants a flow table.
+    pub flow_table: bool,
     /// Text or JSON.
     pub output: ReportFormat,
 }
@@ -253,7 +255,8 @@ pub(super) fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, Con
     }
     apply_logging(&arguments.logging, &mut configuration);
     let (socket, output) = (arguments.socket, arguments.output);
-    let options = DoctorOptions { socket, cluster_cidrs: configuration.cluster_cidrs()?, output };
+    let flow_table = configuration.nftables.flow_table.options().map_err(ConfigError::Invalid)?.is_some();
+    let options = DoctorOptions { socket, cluster_cidrs: configuration.cluster_cidrs()?, flow_table, output };
     Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
 }
 
