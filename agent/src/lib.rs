@@ -13,7 +13,7 @@
 //! * [`takeover`] removes what kube-proxy left, [`migration`] compares with one
 //!   that runs, [`sysctl`] sets its sysctls, and [`instance`] keeps a second
 //!   agent away;
-//! * [`files`], [`logging`], [`process`], [`terminal`], [`version`] and [`yaml`]
+//! * [`files`], [`lists`], [`logging`], [`process`], [`terminal`], [`version`] and [`yaml`]
 //!   serve all.
 
 pub mod after_sync;
@@ -26,6 +26,7 @@ pub mod files;
 pub mod health;
 pub mod instance;
 pub mod k8s_events;
+pub mod lists;
 pub mod logging;
 pub mod metrics;
 pub mod migration;

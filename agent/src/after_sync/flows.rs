@@ -119,6 +119,13 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
                     if cleaned.deleted > 0 {
                         tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
                     }
+                    if cleaned.offloaded > 0 {
+                        tracing::warn!(
+                            "{} stale flows stay: a flow table carries them, and this kernel (before Linux 6.4) does not \
+                             delete such entries; each ends 30 s after its last packet",
+                            cleaned.offloaded
+                        );
+                    }
                     // However many changes arrive, dumps take at most half of one processor; changes that
                     // arrive meanwhile share the next dump.
                     std::thread::sleep(cleaned.duration.min(LONGEST_REST));

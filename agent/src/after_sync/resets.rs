@@ -9,6 +9,7 @@ use super::{Observer, SyncDone};
 use crate::conntrack::resets::Resets;
 use crate::conntrack::{Conntrack, ConntrackError};
 use crate::metrics::Metrics;
+use crate::netlink::FlowRelease;
 use crate::sync::gone::GoneEndpoints;
 
 /// The wait when nothing is due.
@@ -18,21 +19,24 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct ConnectionResets {
     grace: Duration,
     metrics: Metrics,
+    /// Has connections meet the rules again, if there is a flow table.
+    release: Option<FlowRelease>,
     /// Reaches the thread, once there is one.
     queue: Option<Sender<GoneEndpoints>>,
 }
 
 impl ConnectionResets {
-    /// Connections go on for `grace` after their endpoint is gone.
-    pub fn new(grace: Duration, metrics: Metrics) -> Self {
-        Self { grace, metrics, queue: None }
+    /// Connections go on for `grace` after their endpoint is gone. `release`
+    /// reaches the flow table, if there is one.
+    pub fn new(grace: Duration, metrics: Metrics, release: Option<FlowRelease>) -> Self {
+        Self { grace, metrics, release, queue: None }
     }
 
     fn start(&self) -> Option<Sender<GoneEndpoints>> {
         let (queue, queued) = channel();
-        let (grace, metrics) = (self.grace, self.metrics.clone());
+        let (grace, metrics, release) = (self.grace, self.metrics.clone(), self.release.clone());
         let work = move || {
-            if let Err(error) = reset_all(&queued, grace, &metrics) {
+            if let Err(error) = reset_all(&queued, grace, &metrics, release.as_ref()) {
                 tracing::warn!("connections to endpoints that are gone are not reset: {error}");
             }
         };
@@ -62,7 +66,12 @@ impl Observer for ConnectionResets {
 
 /// Takes endpoints and resets their connections when it is time; returns when
 /// the channel closes.
-fn reset_all(queued: &Receiver<GoneEndpoints>, grace: Duration, metrics: &Metrics) -> Result<(), ConntrackError> {
+fn reset_all(
+    queued: &Receiver<GoneEndpoints>,
+    grace: Duration,
+    metrics: &Metrics,
+    release: Option<&FlowRelease>,
+) -> Result<(), ConntrackError> {
     let mut conntrack = Conntrack::open()?;
     let mut resets = Resets::new(grace);
     loop {
@@ -77,6 +86,8 @@ fn reset_all(queued: &Receiver<GoneEndpoints>, grace: Duration, metrics: &Metric
             Ok(0) => {}
             Ok(count) => {
                 metrics.connections_reset(count);
+                // The flow table would carry their packets past the rule that resets them.
+                release.into_iter().for_each(FlowRelease::request);
                 tracing::info!("{count} connections to endpoints that are gone get a reset");
             }
             Err(error) => tracing::warn!("some connections to endpoints that are gone go on: {error}"),

@@ -124,6 +124,7 @@ pub struct Metrics {
     elements_changed: MetricFamily<OperationLabel, Counter>,
     quarantined_services: Gauge,
     flush_proof: Gauge,
+    flow_table_interfaces: Gauge,
     state_digest: Gauge,
     connections_reset: Counter,
     drift_repairs: Counter,
@@ -190,6 +191,7 @@ impl Metrics {
             elements_changed: MetricFamily::default(),
             quarantined_services: Gauge::default(),
             flush_proof: Gauge::default(),
+            flow_table_interfaces: Gauge::default(),
             state_digest: Gauge::default(),
             connections_reset: Counter::default(),
             drift_repairs: Counter::default(),
@@ -338,6 +340,11 @@ impl Metrics {
     /// Sets whether the kernel keeps other programs from flushing our tables.
     pub fn set_flush_proof(&self, flush_proof: bool) {
         self.flush_proof.set(flush_proof.into());
+    }
+
+    /// Sets the number of interfaces in the flow table.
+    pub fn set_flow_table_interfaces(&self, interfaces: usize) {
+        self.flow_table_interfaces.set(gauge_value(interfaces));
     }
 
     /// Records that a foreign change to our tables was undone.

@@ -118,6 +118,11 @@ impl Metrics {
             self.flush_proof.clone(),
         );
         registry.register(
+            "flow_table_interfaces",
+            "Interfaces in the flow table, on which established connections bypass the rules; 0 without a flow table",
+            self.flow_table_interfaces.clone(),
+        );
+        registry.register(
             "state_digest",
             "Digest of the programmed Services and endpoints, the same on every node that was told the same",
             self.state_digest.clone(),

@@ -1,6 +1,7 @@
 //! `vmap-proxy` and `vmap-proxy run`: the node agent itself. Wires the modules
 //! together: a source, the sync loop, and their observers.
 
+mod flow_table;
 mod name_take_over;
 mod names;
 mod node;
@@ -32,7 +33,7 @@ use crate::instance::{self, InstanceError};
 use crate::k8s_events::{self, Notice, Recorder};
 use crate::logging;
 use crate::metrics::{Metrics, counters};
-use crate::netlink::{AddressWatcher, NetlinkError, families, local_addresses};
+use crate::netlink::{AddressWatcher, FlowRelease, NetlinkError, families, local_addresses};
 use crate::process;
 use crate::query::server::{self, Asked, Facts};
 use crate::source::Event;
@@ -42,6 +43,7 @@ use crate::status_page;
 use crate::sync::SyncError;
 use crate::sync_loop::{Inputs, Status, SyncLoopOptions};
 use crate::sysctl::{SysctlError, Sysctls};
+use flow_table::FlowTableThread;
 pub use own_node::NodeError;
 use own_node::NodeSource;
 use sync_thread::{SyncThread, Work};
@@ -134,8 +136,10 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     recorder.starting();
     let mut observers = observers(&metrics, &health, &families, &recorder);
     let grace = options.configuration.nftables.reset_gone_endpoints_after.to_duration();
+    let flow_release = FlowRelease::default();
     if !grace.is_zero() {
-        observers.push(Box::new(ConnectionResets::new(grace, metrics.clone())));
+        let release = options.flow_table.is_some().then(|| flow_release.clone());
+        observers.push(Box::new(ConnectionResets::new(grace, metrics.clone(), release)));
     }
 
     let (events, listed) = mpsc::channel(EVENT_QUEUE);
@@ -148,6 +152,9 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     let (changed_addresses, changes_of_addresses) = mpsc::channel(EVENT_QUEUE);
     let (questions, asked) = server::channel();
     let (status, watched) = watch::channel(Status::default());
+    // Ends with this function, and so does the flow table.
+    let _flow_table =
+        FlowTableThread::start(options.flow_table.clone(), metrics.clone(), flow_release, watched.clone());
     let metrics_of_source = metrics.clone();
     let facts = Facts { started: SystemTime::now(), source: options.source.to_string(), metrics: metrics.clone() };
     let follow_options = SyncLoopOptions {

@@ -17,6 +17,7 @@ use super::affinity::learned_of;
 use super::replace::Carry;
 use super::report::{Cleaned, SyncReport};
 use super::{SyncError, Syncer};
+use crate::lists::some_of;
 use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, OwnTable, TableState};
 
 /// A map with more elements than this is looked up element by element instead
@@ -135,14 +136,14 @@ impl Syncer {
                 family,
                 "policy",
                 policies.len(),
-                &format!("policy of {}, set back to accept", list(&policies)),
+                &format!("policy of {}, set back to accept", some_of(&policies, NAMED)),
             );
         }
         self.kernel.disarm_foreign(family, table.foreign())?;
         for kind in ["chain", "set", "object", "flowtable"] {
             let objects: Vec<_> = table.foreign().iter().filter(|object| group(object.kind) == kind).collect();
             if !objects.is_empty() {
-                report.cleaned(family, kind, objects.len(), &format!("{}, removed", list(&objects)));
+                report.cleaned(family, kind, objects.len(), &format!("{}, removed", some_of(&objects, NAMED)));
             }
         }
         Ok(())
@@ -294,14 +295,6 @@ fn owner(port: u32) -> String {
         Ok(name) => format!("process {port} ({})", String::from_utf8_lossy(&name).trim_end().escape_debug()),
         Err(_) => format!("another process (netlink port {port})"),
     }
-}
-
-fn list(names: &[impl ToString]) -> String {
-    let mut text = names.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if let Some(more) = names.len().checked_sub(NAMED).filter(|more| *more > 0) {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
 }
 
 impl SyncReport {

@@ -8,6 +8,8 @@ use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, Verdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::target::Target;
 
+use crate::lists::some_of;
+
 /// Frontends and endpoints of one kind that a sentence names.
 const NAMED: usize = 4;
 
@@ -139,12 +141,5 @@ fn treatment(element: &Element) -> Option<Treatment> {
 }
 
 fn sentence(verb: &str, objects: &[String]) -> Option<String> {
-    if objects.is_empty() {
-        return None;
-    }
-    let mut text = format!("{verb} {}", objects.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", "));
-    if let Some(more) = objects.len().checked_sub(NAMED).filter(|more| *more > 0) {
-        text.push_str(&format!(" and {more} more"));
-    }
-    Some(text)
+    (!objects.is_empty()).then(|| format!("{verb} {}", some_of(objects, NAMED)))
 }

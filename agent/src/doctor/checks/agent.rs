@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::doctor::facts::Facts;
 use crate::doctor::{Finding, Severity};
+use crate::lists::some_of;
 use crate::query::protocol::StatusAnswer;
 
 /// The API server counts as silent after this time: it sends a bookmark about
@@ -73,14 +74,7 @@ fn version(agent: &StatusAnswer) -> Option<Finding> {
 
 /// The first of some names; `None` if there is none.
 fn names(all: &[String]) -> Option<String> {
-    if all.is_empty() {
-        return None;
-    }
-    let mut text = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-    if let Some(more) = all.len().checked_sub(NAMED).filter(|more| *more > 0) {
-        text.push_str(&format!(" and {more} more"));
-    }
-    Some(text)
+    (!all.is_empty()).then(|| some_of(all, NAMED))
 }
 
 #[cfg(test)]
