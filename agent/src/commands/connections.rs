@@ -35,6 +35,9 @@ const REST: u32 = 10;
 /// Connections in the JSON form, at most; the counts are of all.
 const LISTED: usize = 10_000;
 
+/// In the place of the state of a connection that a flow table has, as `conntrack -L` prints it.
+const OFFLOADED: &str = "OFFLOAD";
+
 /// The reason why there is no list.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -70,6 +73,9 @@ struct Line {
     endpoint: SocketAddr,
     /// Whether the endpoint sees another address than the client's.
     masqueraded: bool,
+    /// Whether a flow table has it; then its state is unknown.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    offloaded: bool,
     /// The state, of TCP only.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<&'static str>,
@@ -196,6 +202,7 @@ fn line(connection: &Connection<'_>, options: &ConnectionsOptions) -> Option<Lin
         destination,
         endpoint,
         masqueraded: seen_client != client,
+        offloaded: connection.offloaded,
         state: tcp.map(TcpState::name),
         open: connection.is_open(),
         expires_seconds: expires,
@@ -250,7 +257,7 @@ fn listed(lines: &[Line]) -> String {
             line.client.to_string(),
             format!("{}/{}", line.destination, line.protocol),
             line.endpoint.to_string(),
-            line.state.unwrap_or("-").to_owned(),
+            line.state.unwrap_or(if line.offloaded { OFFLOADED } else { "-" }).to_owned(),
             if line.masqueraded { "masqueraded" } else { "kept" }.to_owned(),
             line.expires_seconds.map_or("-".to_owned(), |seconds| format!("{seconds}s")),
             number(line.bytes),
@@ -286,6 +293,7 @@ mod tests {
             destination: "10.96.0.10:80".parse().unwrap(),
             endpoint: endpoint.parse().unwrap(),
             masqueraded: false,
+            offloaded: false,
             state: Some("ESTABLISHED"),
             open,
             expires_seconds: Some(3),
@@ -306,6 +314,8 @@ mod tests {
         assert_eq!(rows[1], ["shop", "cart", "http", "10.244.2.9:8080/TCP", "1", "1"], "{text}");
         assert!(!text.contains('\u{1b}') && rows.len() == 3, "{text}");
         assert!(listed(&lines).contains("10.244.1.7:4000"));
+        let offloaded = Line { state: None, offloaded: true, ..line("shop/cart:http", "10.244.2.9:8080", true) };
+        assert!(listed(&[offloaded]).contains("OFFLOAD"));
         let value: serde_json::Value = serde_json::from_str(&json(&lines, 2).unwrap()).unwrap();
         assert_eq!((&value["open"], &value["endpoints"][0]["closing"]), (&2.into(), &1.into()), "{value}");
     }

@@ -32,7 +32,7 @@ pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     // An agent is not needed: the node can be examined before there is one.
     let agent = Asked::agent(&options.socket).and_then(|mut asked| asked.status()).ok();
-    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, agent)));
+    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table, agent)));
     let report = match options.output {
         ReportFormat::Text => text(&findings, Paint::of_terminal()),
         ReportFormat::Json => json(&findings),

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ipnet::IpNet;
-use vmap_proxy_wire::nf_tables::all_chains::{AnyChain, any_chain, list_all_chains};
+use vmap_proxy_wire::nf_tables::all_chains::{
+    AnyChain, AnyFlowTable, any_chain, any_flow_table, list_all_chains, list_all_flow_tables,
+};
 
 use super::probe::{self, Probed};
 use crate::netlink::SocketError;
@@ -36,6 +38,12 @@ pub struct Facts {
     pub chains: Vec<AnyChain>,
     /// The reason why the chains can't be listed.
     pub chains_unknown: Option<String>,
+    /// The flow tables of all nftables tables.
+    pub flow_tables: Vec<AnyFlowTable>,
+    /// Whether the configuration wants a flow table.
+    pub wants_flow_table: bool,
+    /// The reason why the kernel can't have a wanted one.
+    pub flow_table_refused: Option<String>,
     /// Whether the kernel takes our rules.
     pub rules: Probed,
     /// The version of the nft program of this node, if it has one.
@@ -57,7 +65,7 @@ impl std::fmt::Display for Version {
 }
 
 /// The settings that checks ask for.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
     "net/ipv6/conf/all/disable_ipv6",
@@ -65,13 +73,14 @@ const SETTINGS: [&str; 9] = [
     "net/ipv4/conf/default/rp_filter",
     "net/bridge/bridge-nf-call-iptables",
     "net/bridge/bridge-nf-call-ip6tables",
+    "net/netfilter/nf_conntrack_acct",
     "net/netfilter/nf_conntrack_max",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
 ];
 
 impl Facts {
     /// Reads this node, in the network namespace of the calling thread.
-    pub async fn read(cluster_cidrs: Vec<IpNet>, agent: Option<StatusAnswer>) -> Self {
+    pub async fn read(cluster_cidrs: Vec<IpNet>, wants_flow_table: bool, agent: Option<StatusAnswer>) -> Self {
         let files = Files { root: "/".into() };
         let (chains, chains_unknown) = match chains() {
             Ok(chains) => (chains, None),
@@ -85,6 +94,9 @@ impl Facts {
             has_ipvs_servers: files.has_ipvs_servers(),
             chains,
             chains_unknown,
+            flow_tables: flow_tables().unwrap_or_default(),
+            wants_flow_table,
+            flow_table_refused: if wants_flow_table { probe::flow_table() } else { None },
             rules: probe::rules(),
             nft: nft_version(),
             cluster_cidrs,
@@ -130,6 +142,10 @@ impl Files {
 
 fn chains() -> Result<Vec<AnyChain>, SocketError> {
     Socket::open(Protocol::Netfilter)?.list(&list_all_chains(), any_chain)
+}
+
+fn flow_tables() -> Result<Vec<AnyFlowTable>, SocketError> {
+    Socket::open(Protocol::Netfilter)?.list(&list_all_flow_tables(), any_flow_table)
 }
 
 fn nft_version() -> Option<Version> {

@@ -1,4 +1,4 @@
-//! Whether the kernel takes our rules: they are loaded in a network namespace
+//! Whether the kernel takes our rules, and can have a flow table: they are loaded in a network namespace
 //! of their own, which ends with the thread that made it. The node's own tables
 //! are not touched.
 
@@ -11,7 +11,8 @@ use vmap_proxy_compiler::model::{Change, PerFamily, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::{Operation, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 
-use crate::netlink::Kernel;
+use crate::config::flow_table::DEFAULT_AFTER_PACKETS;
+use crate::netlink::{FlowTable, Kernel};
 
 /// The result.
 #[derive(Debug, Default)]
@@ -33,11 +34,33 @@ pub enum ProbeFailure {
 
 /// Loads the rules of every kind of Service.
 pub(super) fn rules() -> Probed {
+    in_own_namespace(|| {
+        Kernel::open().map_or_else(
+            |error| Probed::failed(ProbeFailure::NfTables(error.to_string())),
+            |mut kernel| Probed { refused: load(&mut kernel), failed: None },
+        )
+    })
+    .unwrap_or_else(|error| Probed::failed(ProbeFailure::Namespace(error)))
+}
+
+/// Makes a flow table. Returns the reason why the kernel can't have one; `None`
+/// also if that is unknown.
+pub(super) fn flow_table() -> Option<String> {
+    let made = in_own_namespace(|| FlowTable::make(DEFAULT_AFTER_PACKETS).map(drop)).ok()?;
+    made.err().map(|error| error.to_string())
+}
+
+/// Does something in a network namespace that ends with it.
+fn in_own_namespace<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let enter = || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| errno.desc().to_owned())?;
+        Ok(work())
+    };
     // The thread alone enters the new namespace.
-    match thread::Builder::new().name("probe".to_owned()).spawn(in_own_namespace).map(thread::JoinHandle::join) {
-        Ok(Ok(probed)) => probed,
-        Ok(Err(_)) => Probed::failed(ProbeFailure::Namespace("the probe ended early".to_owned())),
-        Err(error) => Probed::failed(ProbeFailure::Namespace(error.to_string())),
+    match thread::Builder::new().name("probe".to_owned()).spawn(enter).map(thread::JoinHandle::join) {
+        Ok(Ok(done)) => done,
+        Ok(Err(_)) => Err("the probe ended early".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -45,16 +68,6 @@ impl Probed {
     fn failed(failure: ProbeFailure) -> Self {
         Self { failed: Some(failure), ..Self::default() }
     }
-}
-
-fn in_own_namespace() -> Probed {
-    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-        return Probed::failed(ProbeFailure::Namespace(errno.desc().to_owned()));
-    }
-    Kernel::open().map_or_else(
-        |error| Probed::failed(ProbeFailure::NfTables(error.to_string())),
-        |mut kernel| Probed { refused: load(&mut kernel), failed: None },
-    )
 }
 
 /// Returns the families that were refused.
