@@ -26,6 +26,9 @@ enum Command {
     Scale(commands::scale::Options),
     /// Measure what new connections pay, against the number of Services.
     Packets(commands::packets::Options),
+    /// Measure what packets of an established flow pay with and without the flow
+    /// table.
+    Established(commands::established::Options),
     /// Draw the JSON of `scale` and `packets` as SVG pictures.
     Plots(commands::plots::Options),
     /// Say what got slower since an earlier run. Exit status 1 if anything did,
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Cluster(options) => commands::cluster::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Scale(options) => commands::scale::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, vmap_proxy_lab::enter_user_namespace()),
+        Command::Established(options) => commands::established::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Plots(options) => commands::plots::run(&options),
         Command::Fleet(options) => commands::fleet::run(&options),
         Command::Compare(options) => commands::compare::run(&options),

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod compare;
+pub mod established;
 pub mod fleet;
 pub mod packets;
 pub mod plots;

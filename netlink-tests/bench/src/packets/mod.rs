@@ -8,10 +8,12 @@
 //! | [`shapes`] | the rules: ours, kube-proxy's shape, none |
 //! | [`load`] | the load generator: new flows, timed one by one |
 //! | [`report`] | figures as JSON and Markdown |
+//! | [`established`] | packets of an established flow, with and without the flow table |
 //!
 //! All stages of a run exist side by side, and take turns: what else the
 //! machine does meanwhile meets all of them alike.
 
+pub mod established;
 pub mod load;
 pub mod report;
 pub mod shapes;
