@@ -10,6 +10,7 @@ mod doctor;
 mod explain;
 mod faults;
 mod files;
+mod flow_table;
 mod hostile;
 mod idle;
 mod journal;
