@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use nlink::netlink::{Connection, NetworkEvent, Route, RtnetlinkGroup};
+use nix::net::if_::if_nametoindex;
+use nlink::netlink::{Connection, NetworkEvent, OwnedEventStream, Route, RtnetlinkGroup};
 
 use super::InterfaceNames;
 use super::error::NetlinkError;
@@ -62,13 +63,12 @@ async fn listed(requests: &Connection<Route>) -> Result<InterfaceNames, NetlinkE
 }
 
 /// Follows the names of the interfaces but the loopback one, in the network
-/// namespace of the thread that opened it.
+/// namespace of the thread that uses it.
 pub struct LinkWatcher {
-    events: Connection<Route>,
+    /// Kept as a whole: it may have read more than it has handed out.
+    events: OwnedEventStream<Route>,
     requests: Connection<Route>,
     present: InterfaceNames,
-    /// Interfaces that may have gone.
-    doubtful: Vec<u32>,
     /// Whether news were lost.
     lost: bool,
 }
@@ -91,7 +91,7 @@ impl LinkWatcher {
         events.subscribe(&[RtnetlinkGroup::Link])?;
         let requests = Connection::<Route>::new()?;
         let present = listed(&requests).await?;
-        Ok(LinkWatcher { events, requests, present, doubtful: Vec::new(), lost: false })
+        Ok(LinkWatcher { events: events.into_events().await, requests, present, lost: false })
     }
 
     /// The interfaces, as of the last news that were taken.
@@ -99,18 +99,15 @@ impl LinkWatcher {
         &self.present
     }
 
-    /// Waits for news that change the interfaces, and takes them. May be dropped
-    /// and called again.
+    /// Waits for news that change the interfaces, and takes them, or for their
+    /// loss; then call [`Self::catch_up`]. May be dropped and called again.
     ///
     /// # Errors
     ///
     /// [`NetlinkError::News`], if the socket fails.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         loop {
-            if self.settle_doubts().await? {
-                return Ok(());
-            }
-            let event = self.events.events().await.next().await;
+            let event = self.events.next().await;
             let event =
                 event.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof)).map_err(nlink::Error::from)?;
             if self.take(event)? {
@@ -119,18 +116,21 @@ impl LinkWatcher {
         }
     }
 
-    /// Takes the news that have arrived, and waits for no others.
+    /// Takes the news that have arrived, and waits for no others. Lists the
+    /// interfaces if some were lost.
     ///
     /// # Errors
     ///
     /// As [`Self::changed`].
     pub async fn catch_up(&mut self) -> Result<(), NetlinkError> {
-        loop {
-            let next = self.events.events().await.next().now_or_never();
-            let Some(Some(event)) = next else { break };
+        while let Some(Some(event)) = self.events.next().now_or_never() {
             self.take(event)?;
         }
-        self.settle_doubts().await.map(drop)
+        if self.lost {
+            self.present = listed(&self.requests).await?;
+            self.lost = false;
+        }
+        Ok(())
     }
 
     /// Takes one piece of news. Returns whether it changed the interfaces.
@@ -141,37 +141,17 @@ impl LinkWatcher {
                 let before = self.present.insert(link.ifindex(), name.to_owned());
                 Ok(before.as_deref() != Some(name))
             }
-            // It may only have left a bridge.
+            // One that only left a bridge is still there.
             Ok(NetworkEvent::DelLink(link)) => {
-                self.doubtful.push(link.ifindex());
-                Ok(false)
+                let index = link.name().and_then(|name| if_nametoindex(name).ok());
+                Ok(index != Some(link.ifindex()) && self.present.remove(&link.ifindex()).is_some())
             }
             Ok(_) => Ok(false),
             Err(error) if error.is_no_buffer_space() => {
                 self.lost = true;
-                Ok(false)
+                Ok(true)
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Asks the kernel about interfaces that may have gone. Returns whether the
-    /// interfaces changed.
-    async fn settle_doubts(&mut self) -> Result<bool, NetlinkError> {
-        if self.lost {
-            let present = listed(&self.requests).await?;
-            (self.lost, self.present) = (false, present);
-            self.doubtful.clear();
-            return Ok(true);
-        }
-        let mut changed = false;
-        while let Some(index) = self.doubtful.last().copied() {
-            let link = self.requests.get_link_by_index(index).await?;
-            self.doubtful.pop();
-            if link.is_none() {
-                changed |= self.present.remove(&index).is_some();
-            }
-        }
-        Ok(changed)
     }
 }
