@@ -12,7 +12,7 @@ use vmap_proxy_compiler::evaluate::Host;
 use vmap_proxy_compiler::explain::answer::Fate;
 use vmap_proxy_compiler::explain::{Cause, Code, Explanation};
 
-use crate::model::deciding::Deciding;
+use crate::model::deciding::{Choice, Deciding};
 use crate::model::{ObjectKey, Outcome, Packet, ReferenceModel};
 use crate::run_compiled::{Compiled, host};
 use crate::run_model;
@@ -136,13 +136,19 @@ fn cause_fault(answer: &Explanation, model: &ReferenceModel, packet: &Packet) ->
     };
     let field = |field: &str| answer.decision.causes.iter().any(|cause| cause.field == field);
     let (code, service, ok) = match &wanted {
-        Deciding::Frontend { service, field: wanted, local_policy } => {
+        Deciding::Frontend { service, field: wanted, local_policy, choice } => {
             let policy = [Code::InternalPolicyLocal, Code::ExternalPolicyLocal].into_iter().any(has);
-            (Code::Frontend, service, policy == *local_policy && (field(wanted) || is_node_port(answer, wanted)))
+            let is_frontend = field(wanted) || is_node_port(answer, wanted);
+            (Code::Frontend, service, policy == *local_policy && is_frontend && has(code_of(*choice)))
         }
         Deciding::SourceRanges { service } => (Code::SourceRangesDeny, service, field("spec.loadBalancerSourceRanges")),
         Deciding::LocalPolicy { service, field: wanted } => (Code::NoLocalEndpoint, service, field(wanted)),
-        Deciding::NoEndpoint { service } => (Code::NoEndpoint, service, true),
+        Deciding::NoEndpoint { service, is_listed } => {
+            // The condition of an endpoint, or a field of a slice.
+            let is_condition = |cause: &Cause| cause.field.ends_with("].conditions.ready") && cause.value == "false";
+            let mut causes = answer.decision.causes.iter().filter(|cause| cause.kind == "EndpointSlice");
+            (Code::NoEndpoint, service, causes.any(|cause| is_condition(cause) == *is_listed))
+        }
         Deciding::UndefinedPort { service } => (Code::UndefinedPort, service, field("spec.clusterIPs")),
         Deciding::ServiceCidr => (Code::Unallocated, &String::new(), field("spec.cidrs")),
         Deciding::Nothing => {
@@ -157,6 +163,15 @@ fn cause_fault(answer: &Explanation, model: &ReferenceModel, packet: &Packet) ->
     };
     (answer.decision.code != code || !same_service || !ok)
         .then(|| format!("the model holds {wanted:?} responsible, explain says {of_service:?} {:#?}", answer.decisions))
+}
+
+fn code_of(choice: Choice) -> Code {
+    match choice {
+        Choice::Ready => Code::Ready,
+        Choice::HintOfNode => Code::HintOfNode,
+        Choice::HintOfZone => Code::HintOfZone,
+        Choice::Terminating => Code::Terminating,
+    }
 }
 
 fn is_node_port(answer: &Explanation, wanted: &str) -> bool {
@@ -388,6 +403,27 @@ mod tests {
             // That there is no slice of another Service is right, too.
             |answer| answer.decision.causes.iter().any(|cause| cause.kind != "EndpointSlice" || !cause.name.is_empty()),
             |answer| answer.decision.causes.iter_mut().for_each(|cause| cause.value = "192.0.2.254".to_owned()),
+        );
+    }
+
+    #[test]
+    fn another_reason_for_the_choice_of_endpoints_is_noticed() {
+        let choices = [Code::Ready, Code::HintOfNode, Code::HintOfZone, Code::Terminating];
+        notices(
+            |answer| answer.verdict == Fate::Dnat,
+            |answer| {
+                for decision in answer.decisions.iter_mut().filter(|decision| choices.contains(&decision.code)) {
+                    decision.code = if decision.code == Code::Ready { Code::HintOfZone } else { Code::Ready };
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn another_condition_of_an_endpoint_is_noticed() {
+        notices(
+            |answer| answer.decision.causes.iter().any(|cause| cause.field.ends_with("conditions.ready")),
+            |answer| answer.decision.causes.iter_mut().for_each(|cause| cause.field = "addressType".to_owned()),
         );
     }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use super::address::Family;
 use super::datapath::State;
+pub use super::endpoints::Choice;
+use super::endpoints::Selection;
 use super::services::ServicePort;
 use super::{Outcome, Packet, ReferenceModel};
 
@@ -20,6 +22,8 @@ pub enum Deciding {
         field: String,
         /// Whether only endpoints of this node serve it, by a policy.
         local_policy: bool,
+        /// How its endpoints were chosen.
+        choice: Choice,
     },
     /// The client is in none of the source ranges.
     SourceRanges {
@@ -37,6 +41,8 @@ pub enum Deciding {
     NoEndpoint {
         /// The Service.
         service: String,
+        /// Whether slices list endpoints, none of which is ready.
+        is_listed: bool,
     },
     /// A cluster IP without this port.
     UndefinedPort {
@@ -58,7 +64,9 @@ impl ReferenceModel {
             Outcome::Dnat { .. } => match state.serving(packet) {
                 Some((port, by_node_port, local_policy)) => {
                     let field = if by_node_port { "nodePort" } else { frontend_field(port, packet.to) };
-                    Deciding::Frontend { service: name(port), field: field.to_owned(), local_policy }
+                    let Selection { cluster_choice, local_choice, .. } = port.endpoints;
+                    let choice = if local_policy { local_choice } else { cluster_choice };
+                    Deciding::Frontend { service: name(port), field: field.to_owned(), local_policy, choice }
                 }
                 None => Deciding::Nothing,
             },
@@ -72,7 +80,7 @@ impl ReferenceModel {
                 (None, None) => Deciding::ServiceCidr,
             },
             Outcome::Reject => match state.lacking(packet) {
-                Some((port, _)) => Deciding::NoEndpoint { service: name(port) },
+                Some((port, _)) => Deciding::NoEndpoint { service: name(port), is_listed: port.endpoints.is_listed },
                 None => match state.ports().iter().find(|port| port.cluster_ip == packet.to) {
                     Some(port) => Deciding::UndefinedPort { service: name(port) },
                     None => Deciding::Nothing,

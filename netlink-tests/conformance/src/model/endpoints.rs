@@ -23,6 +23,26 @@ pub(super) struct Selection {
     pub(super) reachable_here: BTreeSet<SocketAddr>,
     /// Whether any endpoint, here or elsewhere, could take traffic.
     pub(super) has_any: bool,
+    /// Whether a slice lists any endpoint, whatever its state.
+    pub(super) is_listed: bool,
+    /// How `cluster` was chosen.
+    pub(super) cluster_choice: Choice,
+    /// How `local` was chosen.
+    pub(super) local_choice: Choice,
+}
+
+/// How the endpoints of a list were chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// All that are ready.
+    #[default]
+    Ready,
+    /// Those with a hint of this node.
+    HintOfNode,
+    /// Those with a hint of its zone.
+    HintOfZone,
+    /// None is ready: those that still serve while they terminate.
+    Terminating,
 }
 
 /// One endpoint and one port of a slice.
@@ -54,14 +74,14 @@ enum Topology {
 /// Chooses the endpoints of a service port.
 pub(super) fn select(model: &ReferenceModel, port: &ServicePort, family: Family) -> Selection {
     let endpoints = endpoints_of(model, port, family);
-    let mut selection = Selection::default();
+    let mut selection = Selection { is_listed: !endpoints.is_empty(), ..Selection::default() };
     if port.uses_cluster_endpoints() {
-        selection.cluster = cluster_endpoints(model, &endpoints);
+        (selection.cluster, selection.cluster_choice) = cluster_endpoints(model, &endpoints);
         selection.has_any = !selection.cluster.is_empty();
     }
     if port.uses_local_endpoints() {
         selection.has_any |= endpoints.values().any(|e| e.ready || e.is_fallback());
-        selection.local = local_endpoints(&endpoints);
+        (selection.local, selection.local_choice) = local_endpoints(&endpoints);
     }
     selection.reachable_here =
         selection.cluster.union(&selection.local).filter(|address| endpoints[*address].local).copied().collect();
@@ -69,16 +89,32 @@ pub(super) fn select(model: &ReferenceModel, port: &ServicePort, family: Family)
 }
 
 /// Ready endpoints that fit the topology, else draining ones from anywhere.
-fn cluster_endpoints(model: &ReferenceModel, endpoints: &BTreeMap<SocketAddr, Endpoint>) -> BTreeSet<SocketAddr> {
+fn cluster_endpoints(
+    model: &ReferenceModel,
+    endpoints: &BTreeMap<SocketAddr, Endpoint>,
+) -> (BTreeSet<SocketAddr>, Choice) {
     let topology = topology(model, endpoints);
     let chosen = addresses(endpoints, |e| e.ready && fits(model, e, topology));
-    if chosen.is_empty() { addresses(endpoints, Endpoint::is_fallback) } else { chosen }
+    let choice = match topology {
+        Topology::Anywhere => Choice::Ready,
+        Topology::SameNode => Choice::HintOfNode,
+        Topology::SameZone => Choice::HintOfZone,
+    };
+    or_fallback(chosen, choice, || addresses(endpoints, Endpoint::is_fallback))
+}
+
+fn or_fallback(
+    chosen: BTreeSet<SocketAddr>,
+    choice: Choice,
+    fallback: impl FnOnce() -> BTreeSet<SocketAddr>,
+) -> (BTreeSet<SocketAddr>, Choice) {
+    if chosen.is_empty() { (fallback(), Choice::Terminating) } else { (chosen, choice) }
 }
 
 /// Local ready endpoints, else local draining ones. Hints play no part.
-fn local_endpoints(endpoints: &BTreeMap<SocketAddr, Endpoint>) -> BTreeSet<SocketAddr> {
+fn local_endpoints(endpoints: &BTreeMap<SocketAddr, Endpoint>) -> (BTreeSet<SocketAddr>, Choice) {
     let chosen = addresses(endpoints, |e| e.local && e.ready);
-    if chosen.is_empty() { addresses(endpoints, |e| e.local && e.is_fallback()) } else { chosen }
+    or_fallback(chosen, Choice::Ready, || addresses(endpoints, |e| e.local && e.is_fallback()))
 }
 
 /// A kind of hint counts only if every ready endpoint has one of that kind and
