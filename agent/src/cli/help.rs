@@ -164,16 +164,21 @@ Exit status: 0 success, 1 failure, 2 wrong usage, 3 no such packet came.";
 
 /// Examples and exit status of `vmap-proxy check-migration`.
 pub(super) const CHECK_MIGRATION_HELP: &str = "\
-It reads the table of a running kube-proxy (nftables mode) on this node, follows a packet to each frontend of either side
-through its rules, from a pod of this node, from this node and from outside, and compares endpoints, verdict and
-masquerading with vmap-proxy's. The other side is the running agent, or files. It changes nothing.
+It reads the table of a running kube-proxy (nftables mode) on this node, or with --iptables-save its rules (iptables
+mode), follows a packet to each frontend of either side through them, from a pod of this node, from this node and from
+outside, and compares endpoints, verdict and masquerading with vmap-proxy's. The other side is the running agent, or
+files. It changes nothing.
 
 Examples:
   Before the change, with the objects of the cluster:
     kubectl get services,endpointslices,servicecidrs,nodes -A -o yaml > state.yaml
     vmap-proxy check-migration --manifests state.yaml --config /var/lib/kube-proxy/config.conf --node-name $(hostname)
 
+  The same for kube-proxy in iptables mode:
+    (iptables-save; ip6tables-save) > rules
+    vmap-proxy check-migration --iptables-save rules --manifests state.yaml --node-name $(hostname)
+
   While both run:
     vmap-proxy check-migration -o json
 
-Exit status: 0 the two do the same, 1 failure (no kube-proxy in nftables mode), 2 wrong usage, 3 they differ.";
+Exit status: 0 the two do the same, 1 failure (no kube-proxy found), 2 wrong usage, 3 they differ.";

@@ -29,8 +29,8 @@ pub use questions::{
 pub use flag_values::FLAGS_OF_FIELDS;
 pub use resolve::{
     Action, CheckMigrationOptions, CleanupOptions, CompileOptions, ConnectionsOptions, DoctorOptions, ExplainOptions,
-    GetOptions, JournalOptions, ListOf, PlanFrom, PlanOptions, Resolved, RunOptions, Source, StateSource,
-    StatusOptions, TraceOptions, VerifyOptions, VersionOptions,
+    GetOptions, JournalOptions, PlanFrom, PlanOptions, Resolved, RunOptions, Source, StateSource, StatusOptions,
+    TraceOptions, VerifyOptions, VersionOptions,
 };
 
 const EXAMPLES: &str = "\
@@ -129,7 +129,7 @@ pub enum Command {
     /// Examine this node for whatever stands in the way of Service traffic; changes nothing
     #[command(after_help = help::DOCTOR_HELP)]
     Doctor(DoctorArguments),
-    /// Compare what kube-proxy (nftables mode) does on this node with what vmap-proxy does; changes nothing
+    /// Compare what kube-proxy (nftables or iptables mode) does on this node with what vmap-proxy does; changes nothing
     #[command(after_help = help::CHECK_MIGRATION_HELP)]
     CheckMigration(Box<CheckMigrationArguments>),
     /// Print the versions of this program and of the agent of this node

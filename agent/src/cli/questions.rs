@@ -142,6 +142,11 @@ pub struct JournalArguments {
 /// `vmap-proxy check-migration`
 #[derive(Debug, Clone, Args)]
 pub struct CheckMigrationArguments {
+    /// The output of iptables-save and ip6tables-save on this node, if kube-proxy runs in iptables mode; `-` for
+    /// standard input [default: the kernel's table of the nftables mode]
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub iptables_save: Vec<PathBuf>,
+
     /// Output format
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: ReportFormat,

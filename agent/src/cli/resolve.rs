@@ -27,8 +27,8 @@ use crate::sync_loop::MIN_GAP;
 mod questions;
 
 pub use questions::{
-    CheckMigrationOptions, ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions, JournalOptions, ListOf,
-    PlanFrom, PlanOptions, StateSource, StatusOptions, TraceOptions, VerifyOptions, VersionOptions,
+    CheckMigrationOptions, ConnectionsOptions, DoctorOptions, ExplainOptions, GetOptions, JournalOptions, PlanFrom,
+    PlanOptions, StateSource, StatusOptions, TraceOptions, VerifyOptions, VersionOptions,
 };
 use questions::{
     resolve_check_migration, resolve_doctor, resolve_explain, resolve_get, resolve_journal, resolve_plan, resolve_trace,

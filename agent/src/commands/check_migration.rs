@@ -1,23 +1,26 @@
 //! `vmap-proxy check-migration`: compares the verdicts of a running kube-proxy
-//! (nftables mode) with ours, over all frontends and kinds of clients. It changes
-//! nothing.
+//! (nftables or iptables mode) with ours, over all frontends and kinds of clients.
+//! It changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ipnet::IpNet;
 use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, Question as PacketQuestion};
+use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Fate, FrontendState, Question as PacketQuestion};
 use vmap_proxy_compiler::model::Family;
 
 use super::asked::{AskError, Asked};
 use super::explain::{node_address, outside, usual_interface};
 use crate::cli::CheckMigrationOptions;
-use crate::migration::{Frontend, KubeProxyTable, Outcome, Packet};
+use crate::migration::iptables::{self, KubeProxyChains, ParseError};
+use crate::migration::nftables::KubeProxyTable;
+use crate::migration::{Frontend, KubeProxy, Outcome, Packet};
 use crate::netlink::SocketError;
 use crate::query::protocol::{Detector, NodeAnswer};
 use crate::terminal::{Paint, more, print, rendered};
@@ -27,6 +30,10 @@ const DIFFERS: u8 = 3;
 
 /// Differences that are listed, at most; the rest are counted.
 const LISTED: usize = 1000;
+
+/// The part of its fair chance by which an endpoint's may differ: kube-proxy's are
+/// rounded.
+const UNEVEN: f64 = 0.02;
 
 /// Differences in the text form, at most.
 const PRINTED: usize = 50;
@@ -42,10 +49,21 @@ pub enum Error {
     Kernel(#[from] SocketError),
     /// There is nothing to compare with.
     #[error(
-        "there is no table kube-proxy in this network namespace: kube-proxy does not run in nftables mode here; other \
-         modes can't be compared"
+        "there is no table kube-proxy in this network namespace: kube-proxy does not run in nftables mode here. If it runs \
+         in iptables mode: (iptables-save; ip6tables-save) | vmap-proxy check-migration --iptables-save - …"
     )]
     NoKubeProxy,
+    /// The rules of the iptables mode can't be read.
+    #[error("{} can't be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The rules of the iptables mode can't be understood.
+    #[error("the rules of kube-proxy: {0}")]
+    Rules(#[from] ParseError),
     /// The comparison could not be printed.
     #[error("the comparison could not be printed: {0}")]
     Print(#[from] io::Error),
@@ -95,23 +113,49 @@ pub fn check_migration(options: CheckMigrationOptions) -> Result<ExitCode, Error
     let node = asked.node()?;
     let own = own_frontends(&mut asked)?;
     let mut report = Report { version: 1, node: node.name.clone(), ..Report::default() };
-    let mut is_there = false;
-    for family in crate::netlink::families() {
-        let Some(table) = KubeProxyTable::read(family)? else { continue };
-        is_there = true;
-        compare_family(&mut asked, &node, (family, &table), &own, &mut report)?;
-    }
-    if !is_there {
-        return Err(Error::NoKubeProxy);
+    let rules = match options.iptables_save.is_empty() {
+        true => of_nftables()?,
+        false => of_iptables(&options.iptables_save, &node)?,
+    };
+    for (family, rules) in &rules {
+        compare_family(&mut asked, &node, (*family, rules), &own, &mut report)?;
     }
     print(&rendered(options.output, &report, text)?)?;
     Ok(if report.difference_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
 
+/// What kube-proxy has in the kernel.
+fn of_nftables() -> Result<Vec<(Family, KubeProxy)>, Error> {
+    let mut rules = Vec::new();
+    for family in crate::netlink::families() {
+        rules.extend(KubeProxyTable::read(family)?.map(|table| (family, KubeProxy::Nftables(table))));
+    }
+    if rules.is_empty() { Err(Error::NoKubeProxy) } else { Ok(rules) }
+}
+
+/// What kube-proxy has in files, or in the text at standard input.
+fn of_iptables(paths: &[PathBuf], node: &NodeAnswer) -> Result<Vec<(Family, KubeProxy)>, Error> {
+    let mut text = String::new();
+    for path in paths {
+        let read = match path.as_os_str() == "-" {
+            true => io::read_to_string(io::stdin()),
+            false => std::fs::read_to_string(path),
+        };
+        text.push_str(&read.map_err(|source| Error::Unreadable { path: path.clone(), source })?);
+        text.push('\n');
+    }
+    let local: Vec<IpAddr> = node.addresses.iter().chain(&node.interface_addresses).copied().collect();
+    let of_family = |mut chains: KubeProxyChains| {
+        chains.set_local_addresses(local.clone());
+        (chains.family(), KubeProxy::Iptables(Box::new(chains)))
+    };
+    Ok(iptables::parse(&text)?.into_iter().map(of_family).collect())
+}
+
 /// The frontends that we serve, refuse or drop.
 fn own_frontends(asked: &mut Asked) -> Result<BTreeSet<Frontend>, AskError> {
     let mut own = BTreeSet::new();
-    asked.each_service(None, |service| {
+    asked.each_service(None, Detail::Frontends, |service| {
         let frontends = service.ports.iter().flat_map(|port| &port.frontends);
         let ours = frontends.filter(|one| !matches!(one.state, FrontendState::Denied | FrontendState::NotProgrammed));
         own.extend(ours.map(|one| Frontend { address: one.address, protocol: one.protocol, port: one.port }));
@@ -122,13 +166,13 @@ fn own_frontends(asked: &mut Asked) -> Result<BTreeSet<Frontend>, AskError> {
 fn compare_family(
     asked: &mut Asked,
     node: &NodeAnswer,
-    (family, table): (Family, &KubeProxyTable),
+    (family, rules): (Family, &KubeProxy),
     own: &BTreeSet<Frontend>,
     report: &mut Report,
 ) -> Result<(), AskError> {
     let is_of_family = |frontend: &&Frontend| frontend.address.is_none_or(|address| Family::of(address) == family);
     let frontends: BTreeSet<Frontend> =
-        table.all().into_iter().chain(own.iter().filter(is_of_family).copied()).collect();
+        rules.all().into_iter().chain(own.iter().filter(is_of_family).copied()).collect();
     let clients = clients(node, family);
     let node_address = node_address(node, family).ok();
     for frontend in frontends {
@@ -137,17 +181,24 @@ fn compare_family(
             continue;
         };
         report.frontends += 1;
-        if table.has_source_ranges(&frontend) {
+        if rules.has_source_ranges(&frontend) {
             note(report, format!("{}: loadBalancerSourceRanges are not compared", name(&frontend)));
         }
         for (client, source) in &clients {
-            if *client == "outside" && table.has_source_ranges(&frontend) {
+            if *client == "outside" && rules.has_source_ranges(&frontend) {
                 continue;
             }
             let is_own = *client == "node";
             let destination = SocketAddr::new(address, frontend.port);
-            let packet = Packet { source: *source, is_own, destination, protocol: frontend.protocol };
-            let outcome = table.outcome(&frontend, &packet);
+            let interface = (!is_own).then(|| usual_interface(node, *source));
+            let packet = Packet {
+                source: *source,
+                is_own,
+                interface: interface.clone(),
+                destination,
+                protocol: frontend.protocol,
+            };
+            let outcome = rules.outcome(&frontend, &packet);
             if let Some(unknown) = &outcome.unknown {
                 note(report, format!("{} from {client}: {unknown} is not understood", name(&frontend)));
                 continue;
@@ -157,7 +208,7 @@ fn compare_family(
                 destination: address,
                 protocol: frontend.protocol,
                 port: frontend.port,
-                interface: (!is_own).then(|| usual_interface(node, *source)),
+                interface,
             };
             let ours = asked.packet(&question, None)?;
             report.compared += 1;
@@ -257,9 +308,14 @@ fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours
         true => theirs.endpoints.len() == ours.endpoint_count && theirs.verdict == own.verdict,
         false => theirs == own,
     };
-    if is_same {
+    let uneven =
+        outcome.chances.iter().find(|(_, chance)| (**chance * ours.endpoint_count as f64 - 1.0).abs() > UNEVEN);
+    let uneven = uneven.filter(|_| is_same);
+    if is_same && uneven.is_none() {
         return None;
     }
+    let chance =
+        |text: String, endpoint: &SocketAddr, chance: f64| format!("{text}, {endpoint} by {:.1} %", chance * 100.0);
     let causes: Vec<String> = ours.decision.causes.iter().map(ToString::to_string).collect();
     let reason = match causes.is_empty() {
         true => ours.decision.text.clone(),
@@ -269,8 +325,14 @@ fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours
         frontend: name(frontend),
         client,
         service: ours.service.as_ref().map(|port| format!("{}/{}", port.namespace, port.name)),
-        kube_proxy: theirs.text(&own),
-        vmap_proxy: own.text(&theirs),
+        kube_proxy: match uneven {
+            Some((endpoint, probability)) => chance(theirs.text(&own), endpoint, *probability),
+            None => theirs.text(&own),
+        },
+        vmap_proxy: match uneven {
+            Some((endpoint, _)) => chance(own.text(&theirs), endpoint, 1.0 / ours.endpoint_count as f64),
+            None => own.text(&theirs),
+        },
         reason,
     })
 }

@@ -18,6 +18,7 @@ use crate::config::go_duration::GoDuration;
 use crate::config::kube_proxy_configuration::Logging;
 use crate::config::{ConfigError, Warning};
 use crate::query::answer::service_name;
+use crate::query::protocol::List;
 
 /// The state that a question is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,22 +55,11 @@ pub struct ExplainOptions {
     pub output: ReportFormat,
 }
 
-/// A list of the agent's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListOf {
-    /// One line for each Service.
-    Services,
-    /// One line for each address and port, or NodePort.
-    Frontends,
-    /// One line for each endpoint of each port.
-    Endpoints,
-}
-
 /// Options of `vmap-proxy get`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GetOptions {
     /// The list.
-    pub listed: ListOf,
+    pub listed: List,
     /// Only this Service.
     pub name: Option<String>,
     /// Only this namespace.
@@ -126,6 +116,9 @@ pub struct ConnectionsOptions {
 /// Options of `vmap-proxy check-migration`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckMigrationOptions {
+    /// Files with the rules of the iptables mode; empty: the kernel's table of the
+    /// nftables mode.
+    pub iptables_save: Vec<PathBuf>,
     /// The state that is compared with kube-proxy's.
     pub source: StateSource,
     /// Text or JSON.
@@ -232,9 +225,9 @@ pub(super) fn resolve_explain(arguments: ExplainArguments) -> Result<Resolved, C
 
 pub(super) fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigError> {
     let listed = match arguments.listed {
-        Listed::Services => ListOf::Services,
-        Listed::Frontends => ListOf::Frontends,
-        Listed::Endpoints => ListOf::Endpoints,
+        Listed::Services => List::Services,
+        Listed::Frontends => List::Frontends,
+        Listed::Endpoints => List::Endpoints,
         Listed::Connections => return resolve_connections(arguments),
     };
     let GetArguments { name, namespace, output, state, connections, .. } = arguments;
@@ -306,9 +299,9 @@ fn full_name(service: String) -> String {
 }
 
 pub(super) fn resolve_check_migration(arguments: CheckMigrationArguments) -> Result<Resolved, ConfigError> {
-    let CheckMigrationArguments { output, state } = arguments;
+    let CheckMigrationArguments { iptables_save, output, state } = arguments;
     let (source, logging, warnings) = resolve_state(state)?;
-    let options = CheckMigrationOptions { source, output };
+    let options = CheckMigrationOptions { iptables_save, source, output };
     Ok(Resolved { action: Action::CheckMigration(Box::new(options)), logging, warnings })
 }
 
