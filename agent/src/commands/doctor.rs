@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::asked::Asked;
 use crate::cli::{DoctorOptions, ReportFormat};
-use crate::doctor::facts::Facts;
+use crate::doctor::facts::{Agent, Facts};
 use crate::doctor::{examine, exit_status, json, text};
 use crate::terminal::{Paint, print};
 
@@ -31,8 +31,11 @@ pub enum Error {
 pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     // An agent is not needed: the node can be examined before there is one.
-    let agent = Asked::agent(&options.socket).and_then(|mut asked| asked.status()).ok();
-    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table, agent)));
+    let agent = Asked::agent(&options.socket).and_then(|mut asked| {
+        let status = asked.status()?;
+        Ok(Agent { status, without_endpoints: asked.without_endpoints()? })
+    });
+    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table, agent.ok())));
     let report = match options.output {
         ReportFormat::Text => text(&findings, Paint::of_terminal()),
         ReportFormat::Json => json(&findings),

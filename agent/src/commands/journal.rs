@@ -37,6 +37,9 @@ struct Report {
     version: u32,
     /// The oldest first.
     entries: Vec<JournalEntry>,
+    /// The Service that was asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
 }
 
 /// Prints the syncs that match, the oldest first.
@@ -60,19 +63,16 @@ pub fn journal(options: &JournalOptions) -> Result<ExitCode, Error> {
     }
     entries.reverse();
     let status = if entries.is_empty() { ExitCode::from(NOTHING) } else { ExitCode::SUCCESS };
-    print(&rendered(options.output, &Report { version: 1, entries }, text)?)?;
+    print(&rendered(options.output, &Report { version: 1, entries, service: options.service.clone() }, text)?)?;
     Ok(status)
 }
 
 /// Returns whether a sync is about the Service and the address that were asked
-/// for. One that touched more than it names may be, and is shown.
+/// for. One that touched more than it names may be: it is shown, with a line about
+/// that.
 fn matches(entry: &JournalEntry, options: &JournalOptions) -> bool {
-    let is_of_service = options.service.as_ref().is_none_or(|wanted| {
-        let object = format!("Service {wanted}");
-        entry.services.iter().any(|service| service.name == *wanted)
-            || entry.causes.iter().any(|cause| cause.object == object)
-            || entry.more_services
-    });
+    let is_of_service =
+        options.service.as_ref().is_none_or(|wanted| names_service(entry, wanted) || entry.more_services);
     let is_of_address = options.address.is_none_or(|wanted| entry.more_addresses || entry.addresses.contains(&wanted));
     is_of_service && is_of_address
 }
@@ -84,8 +84,19 @@ fn text(report: &Report, paint: Paint) -> String {
     let mut text = String::new();
     for entry in &report.entries {
         push_entry(&mut text, entry, paint);
+        let is_certain = |wanted: &&String| names_service(entry, wanted) || !entry.more_services;
+        if let Some(service) = report.service.as_ref().filter(|wanted| !is_certain(wanted)) {
+            let line = format!("it is not known whether {service} is one of them");
+            let _ = writeln!(text, "  {}", paint.warning(&line));
+        }
     }
     text
+}
+
+fn names_service(entry: &JournalEntry, wanted: &str) -> bool {
+    let object = format!("Service {wanted}");
+    entry.services.iter().any(|service| service.name == *wanted)
+        || entry.causes.iter().any(|cause| cause.object == object)
 }
 
 fn push_entry(text: &mut String, entry: &JournalEntry, paint: Paint) {
@@ -170,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_printed_with_its_causes_escaped() {
-        let text = text(&Report { version: 1, entries: vec![entry()] }, Paint::plain());
+        let text = text(&Report { version: 1, entries: vec![entry()], service: None }, Paint::plain());
         assert!(text.starts_with("2026-09-21T14:13:20.123Z  #7  2.3 ms  +2 -1 elements"), "{text}");
         assert!(text.contains(r"because EndpointSlice shop/cart\n\u{1b}[2J applied, resourceVersion 41"), "{text}");
         assert!(
@@ -199,5 +210,16 @@ mod tests {
         }
         let more = JournalEntry { more_addresses: true, ..entry() };
         assert!(matches(&more, &options(None, Some("10.96.0.11"))));
+    }
+
+    #[test]
+    fn an_entry_that_may_be_about_the_service_has_a_line_about_that() {
+        let shown = |service: &str, more_services: bool| {
+            let entries = vec![JournalEntry { more_services, ..entry() }];
+            text(&Report { version: 1, entries, service: Some(service.to_owned()) }, Paint::plain())
+        };
+        assert!(shown("shop/other", true).ends_with("it is not known whether shop/other is one of them\n"));
+        assert!(!shown("shop/cart", true).contains("not known"));
+        assert!(!shown("shop/cart", false).contains("not known"));
     }
 }

@@ -51,7 +51,16 @@ pub struct Facts {
     /// `clusterCIDR` of the configuration.
     pub cluster_cidrs: Vec<IpNet>,
     /// The state of the running agent, if one answers.
-    pub agent: Option<StatusAnswer>,
+    pub agent: Option<Agent>,
+}
+
+/// The state of a running agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// Its state.
+    pub status: StatusAnswer,
+    /// The Services of which a port has no endpoint, in the order of their names.
+    pub without_endpoints: Vec<String>,
 }
 
 /// The version of a program.
@@ -80,7 +89,7 @@ const SETTINGS: [&str; 10] = [
 
 impl Facts {
     /// Reads this node, in the network namespace of the calling thread.
-    pub async fn read(cluster_cidrs: Vec<IpNet>, wants_flow_table: bool, agent: Option<StatusAnswer>) -> Self {
+    pub async fn read(cluster_cidrs: Vec<IpNet>, wants_flow_table: bool, agent: Option<Agent>) -> Self {
         let files = Files { root: "/".into() };
         let (chains, chains_unknown) = match chains() {
             Ok(chains) => (chains, None),
@@ -140,7 +149,8 @@ impl Files {
     }
 }
 
-fn chains() -> Result<Vec<AnyChain>, SocketError> {
+/// The chains of all tables.
+pub(crate) fn chains() -> Result<Vec<AnyChain>, SocketError> {
     Socket::open(Protocol::Netfilter)?.list(&list_all_chains(), any_chain)
 }
 

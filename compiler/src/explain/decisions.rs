@@ -143,7 +143,7 @@ impl<'a> Story<'a> {
             (Code::ExternalPolicyLocalNode, "this node itself")
         } else {
             causes.push(self.known.detection(self.family));
-            (Code::ExternalPolicyLocalPod, "a local pod")
+            (Code::ExternalPolicyLocalPod, "recognized as a pod")
         };
         let text =
             format!("the client is {who}, so all endpoints of the cluster serve it in spite of the policy Local");
@@ -312,13 +312,13 @@ impl<'a> Story<'a> {
             }
             (Map::ClusterIps, true) => decision(
                 Code::MasqueradeNotFromPod,
-                "the client is no local pod, so the endpoint sees an address of this node",
+                "the client is not recognized as a pod, so the endpoint sees an address of this node",
                 [detection()],
             ),
             (Map::ClusterIps, false) => {
                 let text = match no_detection(self.known, self.family) {
-                    true => "the endpoint sees the client's address: no setting recognizes local pods",
-                    false => "the client is a local pod, so the endpoint sees its address",
+                    true => "the endpoint sees the client's address: no setting recognizes pods",
+                    false => "the client is recognized as a pod, so the endpoint sees its address",
                 };
                 decision(Code::SourceKept, text, [detection()])
             }

@@ -28,7 +28,7 @@ pub struct CheckedChange {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {
     /// The reason why a Service has no rules at all.
-    pub not_proxied: Option<NotProxied>,
+    pub not_proxied: Option<Box<NotProxied>>,
     /// Its first unusable fields, at most [`MAX_PROBLEMS`].
     pub problems: Box<[Problem]>,
 }
@@ -38,7 +38,7 @@ pub const MAX_PROBLEMS: usize = 8;
 
 impl LeftOut {
     fn of(not_proxied: Option<NotProxied>, problems: &[Problem]) -> Self {
-        Self { not_proxied, problems: problems.iter().take(MAX_PROBLEMS).cloned().collect() }
+        Self { not_proxied: not_proxied.map(Box::new), problems: problems.iter().take(MAX_PROBLEMS).cloned().collect() }
     }
 }
 
@@ -106,8 +106,8 @@ fn not_proxied(object: &Object, content: &Content) -> Option<NotProxied> {
     let (Object::Service(object), Content::Service(services)) = (object, content) else { return None };
     if services.values().any(Option::is_some) {
         None
-    } else if object.metadata.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
-        Some(NotProxied::OtherProxy)
+    } else if let Some(proxy) = object.metadata.labels.get(LABEL_SERVICE_PROXY_NAME) {
+        Some(NotProxied::OtherProxy(proxy.clone()))
     } else if object.spec.service_type == "ExternalName" {
         Some(NotProxied::ExternalName)
     } else if object.spec.cluster_ip == "None" {

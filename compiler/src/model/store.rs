@@ -61,8 +61,8 @@ impl ServiceEntry {
     }
 
     /// The reason why a Service that exists has no rules in any family.
-    pub fn not_proxied(&self) -> Option<NotProxied> {
-        self.left_out.not_proxied
+    pub fn not_proxied(&self) -> Option<&NotProxied> {
+        self.left_out.not_proxied.as_deref()
     }
 
     /// The first unusable fields of the Service and of its slices.

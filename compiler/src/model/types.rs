@@ -165,11 +165,12 @@ pub(super) fn index(position: usize) -> u16 {
 }
 
 /// The reason why a Service that exists has no rules in any family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NotProxied {
-    /// Label `service.kubernetes.io/service-proxy-name`: another proxy serves it.
-    OtherProxy,
+    /// Label `service.kubernetes.io/service-proxy-name`: the proxy of this name
+    /// serves it.
+    OtherProxy(String),
     /// `spec.clusterIP: None`.
     Headless,
     /// `spec.type: ExternalName`: a name for DNS alone.

@@ -9,6 +9,7 @@ use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
 
 use super::Error;
+use super::others::OtherChain;
 use crate::netlink::{Kernel, default_addresses, local_addresses};
 use crate::process;
 use crate::query::answer::first_packet;
@@ -21,6 +22,9 @@ pub(super) struct Live<'a> {
     #[serde(flatten)]
     pub(super) agent: &'a Explanation,
     pub(super) kernel: &'a KernelAnswer,
+    /// Base chains of other tables on the packet's way.
+    #[serde(rename = "otherChains", skip_serializing_if = "Option::is_none")]
+    pub(super) other_chains: Option<Vec<OtherChain>>,
 }
 
 /// The answer of the kernel alone.

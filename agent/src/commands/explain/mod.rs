@@ -2,6 +2,8 @@
 //! served.
 
 mod live;
+mod next;
+mod others;
 mod place;
 mod text;
 
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{Explanation, Fate, FrontendState, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Explanation, Fate, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
@@ -51,11 +53,6 @@ pub enum Error {
     /// The answer could not be written as JSON.
     #[error("the answer could not be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-}
-
-/// The state of a frontend in words.
-pub(super) fn state_text(state: FrontendState) -> &'static str {
-    text::state(state)
 }
 
 /// Explains a packet, or with no source a Service.
@@ -124,8 +121,11 @@ fn packet(asked: &mut Asked, answer: &Explanation, is_live: bool, output: Report
     }
     let mut kernel = live::read(&asked.node()?, &answer.packet)?;
     kernel.compare(answer);
-    let live = Live { agent: answer, kernel: &kernel };
-    let text = |live: &Live<'_>, paint| text::packet(live.agent, paint) + &text::kernel(live.kernel, true, paint);
+    let live = Live { agent: answer, kernel: &kernel, other_chains: others::on_the_way(answer) };
+    let text = |live: &Live<'_>, paint| {
+        let others = live.other_chains.as_deref().unwrap_or_default();
+        text::packet(live.agent, paint) + &text::kernel(live.kernel, true, paint) + &others::text(others, paint)
+    };
     print(&rendered(output, &live, text)?)?;
     Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
 }

@@ -16,7 +16,7 @@ const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(198, 51, 100, 1), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
 
 /// The interface of a packet from elsewhere, where its name does not matter.
-const UPLINK: &str = "eth0";
+pub(super) const UPLINK: &str = "eth0";
 
 /// A source or destination that can't be used.
 #[derive(Debug, Error)]

@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use vmap_proxy_compiler::explain::answer::{
-    Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, FrontendState, PortAnswer, PortName,
-    Question, ServiceAnswer,
+    Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, PortAnswer, PortName, Question,
+    ServiceAnswer,
 };
 
-use crate::commands::get::frontend_text;
+use super::next;
+use super::place::UPLINK;
 use crate::query::kernel::KernelAnswer;
+use crate::query::lines::{frontend_text, state_text};
 use crate::terminal::{Paint, columns, more};
 
 /// Endpoints of a kind that are printed; the JSON form has more.
@@ -26,12 +28,18 @@ pub(super) fn packet(answer: &Explanation, paint: Paint) -> String {
     let mut text = String::new();
     let packet = &answer.packet;
     let to = SocketAddr::new(packet.destination, packet.port);
-    let way = packet.interface.as_ref().map_or("sent by the node".to_owned(), |name| format!("arrives on {name}"));
+    // The name stands for any interface.
+    let way = match packet.interface.as_deref() {
+        None => "sent by the node".to_owned(),
+        Some(UPLINK) => "arrives at the node".to_owned(),
+        Some(name) => format!("arrives on {name}"),
+    };
     let line = format!("{} -> {to}/{} on node {}, {way}", packet.source, packet.protocol, answer.node);
     let _ = writeln!(text, "{}\n", paint.heading(&line));
 
     let _ = writeln!(text, "Verdict  {}", verdict(answer, paint));
     push_decision(&mut text, "Because  ", &answer.decision, paint);
+    push_next(&mut text, next::of_packet(answer));
     let others: Vec<&Decision> = answer.decisions.iter().filter(|one| **one != answer.decision).collect();
     push_decisions(&mut text, "Then", &others, paint);
     push_endpoints(&mut text, &answer.endpoints, answer.endpoint_count, true);
@@ -77,6 +85,12 @@ fn push_decision(text: &mut String, label: &str, decision: &Decision, paint: Pai
     let _ = writeln!(text, "{label}{}", crate::logging::escape::escaped(&decision.text));
     for cause in &decision.causes {
         let _ = writeln!(text, "{indent}  {}", paint.faint(&cause.to_string()));
+    }
+}
+
+fn push_next(text: &mut String, next: Option<String>) {
+    if let Some(next) = next {
+        let _ = writeln!(text, "Next     {}", crate::logging::escape::escaped(&next));
     }
 }
 
@@ -182,6 +196,7 @@ pub(super) fn service(answer: &ServiceAnswer, paint: Paint) -> String {
     for reason in &answer.reasons {
         push_decision(&mut text, "Because  ", reason, paint);
     }
+    push_next(&mut text, next::of_service(answer));
     for port in &answer.ports {
         push_port(&mut text, port, paint);
     }
@@ -193,21 +208,10 @@ fn push_port(text: &mut String, port: &PortAnswer, paint: Paint) {
     let row = |one: &FrontendAnswer| {
         let local = one.local_endpoints.map(|number| format!(", {number} on this node")).unwrap_or_default();
         let endpoints = format!("{} endpoints{local}", one.cluster_endpoints);
-        vec![frontend_text(one), state(one.state).to_owned(), endpoints, one.cause.to_string()]
+        vec![frontend_text(one), state_text(one.state).to_owned(), endpoints, one.cause.to_string()]
     };
     text.push_str(&columns("  ", &port.frontends.iter().map(row).collect::<Vec<_>>()));
     push_endpoints(text, &port.endpoints, port.endpoint_count, false);
     push_unused(text, &port.unused, port.unused_count);
     push_decisions(text, "Notes", &port.notes.iter().collect::<Vec<_>>(), paint);
-}
-
-pub(crate) fn state(state: FrontendState) -> &'static str {
-    match state {
-        FrontendState::Serves => "serves",
-        FrontendState::ServesLocalClients => "serves local clients only",
-        FrontendState::Rejects => "refuses: no endpoint",
-        FrontendState::Drops => "drops: no endpoint on this node",
-        FrontendState::Denied => "belongs to another Service",
-        FrontendState::NotProgrammed => "not programmed",
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::doctor::facts::Facts;
+use crate::doctor::facts::{Agent, Facts};
 use crate::doctor::{Finding, Severity};
 use crate::lists::some_of;
 use crate::query::protocol::StatusAnswer;
@@ -15,12 +15,27 @@ const SILENCE: Duration = Duration::from_secs(150);
 const NAMED: usize = 5;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    let Some(agent) = &facts.agent else { return Vec::new() };
+    let Some(Agent { status, without_endpoints }) = &facts.agent else { return Vec::new() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    [out_of_step(agent), refused(agent), too_large(agent), contested(agent), silent(agent, now), version(agent)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let findings = [
+        out_of_step(status),
+        refused(status),
+        too_large(status),
+        contested(status),
+        silent(status, now),
+        version(status),
+        idle(without_endpoints),
+    ];
+    findings.into_iter().flatten().collect()
+}
+
+/// Services may be without endpoints by intent.
+fn idle(without_endpoints: &[String]) -> Option<Finding> {
+    let number = without_endpoints.len();
+    let finding =
+        format!("a port of {} has no endpoint, so clients are refused: {number} in all", names(without_endpoints)?);
+    let remedy = "vmap-proxy explain --to svc:NAMESPACE/NAME answers why";
+    Some(Finding::new(Severity::Note, "Services without endpoints", finding, remedy))
 }
 
 fn out_of_step(agent: &StatusAnswer) -> Option<Finding> {
@@ -108,7 +123,14 @@ mod tests {
         assert_eq!(version(&agent).unwrap().severity, Severity::Note);
         let healthy =
             StatusAnswer { program: env!("CARGO_PKG_VERSION").to_owned(), ready: true, ..StatusAnswer::default() };
-        assert_eq!(check(&Facts { agent: Some(healthy), ..Facts::default() }), []);
+        let healthy = Agent { status: healthy, without_endpoints: Vec::new() };
+        assert_eq!(check(&Facts { agent: Some(healthy.clone()), ..Facts::default() }), []);
+        let without_endpoints = (0..6).map(|number| format!("shop/a-{number}")).collect();
+        let agent = Agent { without_endpoints, ..healthy };
+        let findings = check(&Facts { agent: Some(agent), ..Facts::default() });
+        assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note));
+        assert!(findings[0].finding.contains("shop/a-4 and 1 more has no endpoint"), "{findings:?}");
+        assert!(findings[0].finding.ends_with("6 in all"), "{findings:?}");
         assert_eq!(check(&Facts::default()), []);
     }
 

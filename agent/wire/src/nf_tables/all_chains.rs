@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use vmap_proxy_compiler::ruleset::Family;
+
 use super::message_type;
 use crate::message::{Attributes, Message, Request};
 use crate::uapi::*;
@@ -39,6 +41,12 @@ impl AnyFamily {
     /// same hooks as through ours.
     pub fn is_ip(self) -> bool {
         matches!(self.0, Self::INET | Self::IPV4 | Self::IPV6)
+    }
+
+    /// Returns whether packets of a family go through its chains.
+    pub fn has_packets_of(self, family: Family) -> bool {
+        let own = if family == Family::Ipv4 { Self::IPV4 } else { Self::IPV6 };
+        self.0 == Self::INET || self.0 == own
     }
 }
 
