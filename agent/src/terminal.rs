@@ -104,26 +104,53 @@ pub fn more(count: usize, shown: usize, what: &str) -> String {
 /// Lines of cells, in columns that are as wide as their widest cell. Cells are
 /// escaped; the last one of a line is not padded.
 pub fn columns(indent: &str, rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| escaped(cell).into_owned()).collect()).collect();
-    let width = |column: usize| {
-        let cells = rows.iter().filter(|row| row.len() > column + 1).filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
-        let mut line = indent.to_owned();
-        for (position, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            line.push_str(cell);
-            if position + 1 < row.len() {
-                line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+    for row in rows {
+        for (position, cell) in row.iter().enumerate() {
+            if position > 0 {
+                text.push('\t');
             }
+            text.push_str(&escaped(cell));
         }
-        text.push_str(line.trim_end());
         text.push('\n');
     }
-    text
+    aligned_by(indent, &text)
+}
+
+/// The same for lines with tabs between the cells, which are escaped.
+pub fn aligned(text: &str) -> String {
+    aligned_by("", text)
+}
+
+fn aligned_by(indent: &str, text: &str) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for line in text.lines() {
+        // All cells but the last.
+        let mut rest = line;
+        let mut position = 0;
+        while let Some((cell, behind)) = rest.split_once('\t') {
+            if widths.len() == position {
+                widths.push(0);
+            }
+            widths[position] = widths[position].max(cell.chars().count());
+            (rest, position) = (behind, position + 1);
+        }
+    }
+    let mut out = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        out.push_str(indent);
+        let mut rest = line;
+        let mut widths = widths.iter();
+        while let (Some((cell, behind)), Some(width)) = (rest.split_once('\t'), widths.next()) {
+            out.push_str(cell);
+            out.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+            rest = behind;
+        }
+        out.push_str(rest);
+        out.truncate(out.trim_end_matches(' ').len());
+        out.push('\n');
+    }
+    out
 }
 
 #[cfg(test)]

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::ruleset::maps::Map;
 
 use crate::cli::StateSource;
 use crate::query::answer::answer;
 use crate::query::client::{Client, ClientError};
 use crate::query::offline::Offline;
 use crate::query::protocol::{
-    AddressAnswer, Answer, ElementsAnswer, JournalAnswer, NodeAnswer, Question, ServiceDigest, ServicesAnswer,
+    AddressAnswer, Answer, ElementGroup, JournalAnswer, List, NodeAnswer, Question, ServiceDigest, ServicesAnswer,
     StatusAnswer,
 };
 use crate::query::server;
@@ -96,6 +97,38 @@ impl Asked {
         }
     }
 
+    /// Asks one question, and calls `each` with every page of the answer.
+    ///
+    /// # Errors
+    /// If there is no answer, or only a part of it.
+    pub fn ask_all(&mut self, question: &Question, mut each: impl FnMut(Answer)) -> Result<(), AskError> {
+        if let Self::Agent(client) = self {
+            return Ok(client.ask_all(question, each)?);
+        }
+        let mut next = Some(question.clone());
+        while let Some(question) = next {
+            let page = self.ask(&question)?;
+            next = question.behind(&page);
+            each(page);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the part of every page that `read` takes from it.
+    fn pages<T>(
+        &mut self,
+        question: &Question,
+        read: impl Fn(Answer) -> Option<T>,
+        mut each: impl FnMut(T),
+    ) -> Result<(), AskError> {
+        let mut is_other = false;
+        self.ask_all(question, |page| match read(page) {
+            Some(page) => each(page),
+            None => is_other = true,
+        })?;
+        if is_other { Err(AskError::Unexpected) } else { Ok(()) }
+    }
+
     /// The node.
     ///
     /// # Errors
@@ -146,15 +179,14 @@ impl Asked {
     /// # Errors
     /// As [`Self::ask`].
     pub fn find_address(&mut self, address: IpAddr) -> Result<Option<String>, AskError> {
-        let mut after = None;
-        loop {
-            match self.ask(&Question::FindAddress { address, after })? {
-                Answer::Address(AddressAnswer { found: Some(found), .. }) => return Ok(Some(found)),
-                Answer::Address(AddressAnswer { last: None, .. }) => return Ok(None),
-                Answer::Address(AddressAnswer { last, .. }) => after = last,
-                _ => return Err(AskError::Unexpected),
-            }
-        }
+        let question = Question::FindAddress { address, after: None };
+        let read = |page| match page {
+            Answer::Address(page) => Some(page),
+            _ => None,
+        };
+        let mut found = None;
+        self.pages(&question, read, |page: AddressAnswer| found = page.found)?;
+        Ok(found)
     }
 
     /// The state of the agent.
@@ -179,22 +211,32 @@ impl Asked {
         }
     }
 
+    /// The Services of which a port has no endpoint.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn without_endpoints(&mut self) -> Result<Vec<String>, AskError> {
+        let read = |page| match page {
+            Answer::Names(page) => Some(page.names),
+            _ => None,
+        };
+        let mut all = Vec::new();
+        self.pages(&Question::WithoutEndpoints { after: None }, read, |page| all.extend(page))?;
+        Ok(all)
+    }
+
     /// The digests of all Services.
     ///
     /// # Errors
     /// As [`Self::ask`].
     pub fn digests(&mut self) -> Result<Vec<ServiceDigest>, AskError> {
-        let (mut all, mut after) = (Vec::new(), None);
-        loop {
-            let Answer::Digests(page) = self.ask(&Question::Digests { after })? else {
-                return Err(AskError::Unexpected);
-            };
-            all.extend(page.services);
-            match page.last {
-                Some(last) => after = Some(last),
-                None => return Ok(all),
-            }
-        }
+        let read = |page| match page {
+            Answer::Digests(page) => Some(page.services),
+            _ => None,
+        };
+        let mut all = Vec::new();
+        self.pages(&Question::Digests { after: None }, read, |page| all.extend(page))?;
+        Ok(all)
     }
 
     /// Calls `each` with every Service, or those of a namespace, in the order of
@@ -205,18 +247,35 @@ impl Asked {
     pub fn each_service(
         &mut self,
         namespace: Option<&str>,
+        detail: Detail,
         mut each: impl FnMut(ServiceAnswer),
     ) -> Result<(), AskError> {
-        let mut after = None;
-        loop {
-            let namespace = namespace.map(str::to_owned);
-            let page = self.services(Question::Services { namespace, matching: None, limit: None, after })?;
-            page.services.into_iter().for_each(&mut each);
-            match page.last {
-                Some(last) => after = Some(last),
-                None => return Ok(()),
-            }
-        }
+        let namespace = namespace.map(str::to_owned);
+        let question = Question::Services { namespace, detail, matching: None, limit: None, after: None };
+        let read = |page| match page {
+            Answer::Services(page) => Some(page.services),
+            _ => None,
+        };
+        self.pages(&question, read, |page| page.into_iter().for_each(&mut each))
+    }
+
+    /// Calls `each` with every page of the lines of a list of all Services, or of
+    /// those of a namespace.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn each_line(
+        &mut self,
+        list: List,
+        wide: bool,
+        namespace: Option<String>,
+        mut each: impl FnMut(&str),
+    ) -> Result<(), AskError> {
+        let read = |page| match page {
+            Answer::Lines(page) => Some(page.text),
+            _ => None,
+        };
+        self.pages(&Question::Lines { list, wide, namespace, after: None }, read, |text| each(&text))
     }
 
     /// One page of a [`Question::Services`].
@@ -230,15 +289,23 @@ impl Asked {
         }
     }
 
-    /// A page of the programmed elements, or those of one Service.
+    /// Calls `each` with every page of the programmed elements of some maps, or of
+    /// all.
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub fn elements(&mut self, only: Option<&str>, after: Option<String>) -> Result<ElementsAnswer, AskError> {
-        match self.ask(&Question::Elements { only: only.map(str::to_owned), after })? {
-            Answer::Elements(page) => Ok(page),
-            _ => Err(AskError::Unexpected),
-        }
+    pub fn each_group(&mut self, maps: &[Map], each: impl FnMut(Vec<ElementGroup>)) -> Result<(), AskError> {
+        let maps = maps.iter().map(|map| map.name().to_owned()).collect();
+        self.pages(&Question::Elements { maps, only: None, after: None }, groups, each)
+    }
+
+    /// The programmed elements of one owner.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn elements_of(&mut self, owner: &str) -> Result<Vec<ElementGroup>, AskError> {
+        let only = Some(owner.to_owned());
+        groups(self.ask(&Question::Elements { maps: Vec::new(), only, after: None })?).ok_or(AskError::Unexpected)
     }
 
     /// The address of a Pod, if the files have it. An agent follows no Pods.
@@ -247,5 +314,12 @@ impl Asked {
             Self::Files(offline) => offline.pod_address(namespace, name),
             Self::Agent(_) | Self::Own(..) => None,
         }
+    }
+}
+
+fn groups(answer: Answer) -> Option<Vec<ElementGroup>> {
+    match answer {
+        Answer::Elements(page) => Some(page.groups),
+        _ => None,
     }
 }

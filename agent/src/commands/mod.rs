@@ -1,5 +1,5 @@
 //! The subcommands, one module each. `cli` has their flags; `run` is the agent.
-//! [`asked`] is shared: who answers.
+//! [`asked`] is shared: who answers; [`read_back`] looks elements up in the kernel.
 
 pub mod asked;
 pub mod check_migration;
@@ -12,6 +12,7 @@ pub mod explain;
 pub mod get;
 pub mod journal;
 pub mod plan;
+mod read_back;
 pub mod status;
 pub mod trace;
 pub mod verify;

@@ -3,17 +3,21 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use thiserror::Error;
+use vmap_proxy_compiler::ruleset::element::Key;
 
 use super::asked::{AskError, Asked};
+use super::read_back::{ReadBackError, read_back};
 use crate::cli::{ReportFormat, StatusOptions};
 use crate::metrics::ServiceConnections;
-use crate::metrics::counters;
+use crate::metrics::counters::{self, COUNTING, Connections};
 use crate::netlink::Kernel;
 use crate::query::protocol::{JournalEntry, StatusAnswer};
 use crate::terminal::{Paint, columns, print, rendered};
@@ -139,9 +143,35 @@ fn is_in_step(status: &StatusAnswer) -> bool {
 
 impl Status {
     fn read(agent: StatusAnswer, options: &StatusOptions) -> Self {
-        let is_wanted = options.busiest || agent.services <= FEW_SERVICES;
-        Self { version: 1, agent, conntrack: Use::read(), busiest: is_wanted.then(busiest).flatten() }
+        let busiest = match agent.services <= FEW_SERVICES {
+            true => listed(),
+            // To list very many elements takes the kernel longer than to look each of them up.
+            false => options.busiest.then(|| looked_up(&options.socket)).flatten(),
+        };
+        Self { version: 1, agent, conntrack: Use::read(), busiest: busiest.map(self::busiest) }
     }
+}
+
+/// The counters as the kernel lists them; `None` without permission.
+fn listed() -> Option<Vec<ServiceConnections>> {
+    Some(counters::read(&mut Kernel::open().ok()?).to_vec())
+}
+
+/// The counters of the elements that the agent names; `None` without permission.
+fn looked_up(socket: &Path) -> Option<Vec<ServiceConnections>> {
+    let mut asked = Asked::agent(socket).ok()?;
+    let connections = Mutex::new(Connections::default());
+    let read = read_back::<ReadBackError>(&mut asked, &COUNTING, |kernel, group| {
+        let Some((map, wanted)) = group.read() else { return Ok(()) };
+        let keys: Vec<Key> = wanted.iter().map(|(_, element)| element.key).collect();
+        let (found, _) = kernel.look_up(group.family, map, &keys)?;
+        let mut connections = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = found.into_iter().filter_map(|state| Some((state.element, state.counter?)));
+        counted.for_each(|(element, counter)| connections.add(element, counter));
+        Ok(())
+    });
+    read.inspect_err(|error| tracing::debug!("no counters: {error}")).ok()?;
+    Some(connections.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
 }
 
 impl Use {
@@ -155,10 +185,8 @@ impl Use {
     }
 }
 
-/// The service ports with most connections; `None` without permission.
-fn busiest() -> Option<Vec<Busy>> {
-    let mut kernel = Kernel::open().ok()?;
-    let mut all: Vec<ServiceConnections> = counters::read(&mut kernel).to_vec();
+/// The service ports with most connections.
+fn busiest(mut all: Vec<ServiceConnections>) -> Vec<Busy> {
     all.sort_by_key(|service| std::cmp::Reverse(service.connections));
     let busy = |ServiceConnections { namespace, service, port, connections }| Busy {
         namespace,
@@ -166,7 +194,7 @@ fn busiest() -> Option<Vec<Busy>> {
         port,
         connections,
     };
-    Some(all.into_iter().take(BUSIEST).map(busy).collect())
+    all.into_iter().take(BUSIEST).map(busy).collect()
 }
 
 fn text(status: &Status, paint: Paint) -> String {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use thiserror::Error;
@@ -12,15 +13,18 @@ use vmap_proxy_compiler::model::Family;
 use vmap_proxy_compiler::model::digest::Digest;
 use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::chains::Chain;
-use vmap_proxy_compiler::ruleset::element::Key;
+use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
+use vmap_proxy_wire::message::Writer;
 use vmap_proxy_wire::nf_tables::OwnTable;
+use vmap_proxy_wire::nf_tables::elements::write_element;
 
 use super::asked::{AskError, Asked};
+use super::read_back::read_back;
 use crate::cli::VerifyOptions;
 use crate::netlink::{Kernel, NetlinkError, TableState};
-use crate::query::protocol::{ElementLine, NodeAnswer, ServiceDigest};
+use crate::query::protocol::{NodeAnswer, ServiceDigest};
 use crate::sync::MAX_LISTED;
 use crate::terminal::{Paint, print, rendered};
 
@@ -88,18 +92,7 @@ pub fn verify(options: &VerifyOptions) -> Result<ExitCode, Error> {
     let node = asked.node()?;
     let mut comparison = Comparison::new()?;
     comparison.tables(&node)?;
-    let mut after = None;
-    loop {
-        let page = asked.elements(None, after)?;
-        let suspects = comparison.page(&page.elements)?;
-        for owner in suspects {
-            comparison.again(&mut asked, &owner)?;
-        }
-        match page.last {
-            Some(last) => after = Some(last),
-            None => break,
-        }
-    }
+    comparison.elements(&mut asked)?;
     comparison.surplus()?;
     let mut report = comparison.report(node.name);
     report.state_digest = asked.status()?.digest;
@@ -113,28 +106,36 @@ pub fn verify(options: &VerifyOptions) -> Result<ExitCode, Error> {
 struct Comparison {
     kernel: Kernel,
     tables: BTreeMap<Family, TableState>,
+    tally: Tally,
+    differences: BTreeSet<Difference>,
+}
+
+/// The sums over all elements.
+#[derive(Default)]
+struct Tally {
     /// Keys of shared elements that were counted, and the number of all keys.
     shared: HashSet<(Family, Map, Key)>,
     counts: HashMap<(Family, Map), u32>,
     /// Keys of maps that are small enough to be listed.
     listed: HashSet<(Family, Map, Key)>,
     elements: usize,
+    /// Of the wanted elements, and of the kernel's.
     digests: [u64; 2],
-    differences: BTreeSet<Difference>,
+    /// The owners of what differs.
+    suspects: BTreeSet<String>,
+}
+
+/// A wanted element, and the kernel's under the same key.
+struct Pair<'a> {
+    owner: &'a str,
+    wanted: Element,
+    found: Option<Element>,
 }
 
 impl Comparison {
     fn new() -> Result<Self, NetlinkError> {
-        Ok(Self {
-            kernel: Kernel::open()?,
-            tables: BTreeMap::new(),
-            shared: HashSet::new(),
-            counts: HashMap::new(),
-            listed: HashSet::new(),
-            elements: 0,
-            digests: [0; 2],
-            differences: BTreeSet::new(),
-        })
+        let (tables, tally, differences) = (BTreeMap::new(), Tally::default(), BTreeSet::new());
+        Ok(Self { kernel: Kernel::open()?, tables, tally, differences })
     }
 
     fn differ(&mut self, family: Family, owner: &str, what: String) {
@@ -171,79 +172,48 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares a page; returns the owners of what differs, to be asked again: a
-    /// sync may have come in between.
-    fn page(&mut self, lines: &[ElementLine]) -> Result<BTreeSet<String>, NetlinkError> {
-        let mut suspects = BTreeSet::new();
-        for (family, map, lines) in by_map(lines) {
+    /// All elements. Whoever differs is asked about again: a sync may have come in
+    /// between.
+    fn elements(&mut self, asked: &mut Asked) -> Result<(), Error> {
+        let (tables, tally) = (&self.tables, Mutex::new(Tally::default()));
+        read_back::<Error>(asked, &[], |kernel, group| {
             // A family that the node does not have.
-            if !self.tables.contains_key(&family) {
-                continue;
-            }
-            let found = self.found(family, map, &lines)?;
-            let is_small =
-                self.tables.get(&family).and_then(|table| table.count(map)).is_none_or(|count| count <= MAX_LISTED);
-            for line in lines {
-                let is_new = !map.is_shared() || self.shared.insert((family, map, line.key));
-                if !is_new {
-                    continue;
-                }
-                *self.counts.entry((family, map)).or_default() += 1;
-                if is_small {
-                    self.listed.insert((family, map, line.key));
-                }
-                self.elements += 1;
-                self.digests[0] = self.digests[0].wrapping_add(digest(family, map, &line.text));
-                let kernels = found.get(&line.key);
-                if let Some(text) = kernels {
-                    self.digests[1] = self.digests[1].wrapping_add(digest(family, map, text));
-                }
-                if kernels != Some(&line.text) {
-                    suspects.insert(line.owner.clone());
-                }
-            }
-        }
-        Ok(suspects)
-    }
-
-    /// Asks the agent once more about one owner, and compares it at once.
-    fn again(&mut self, asked: &mut Asked, owner: &str) -> Result<(), Error> {
-        let lines = if owner == "node" {
-            asked.elements(None, None)?.elements.into_iter().filter(|line| line.owner == "node").collect()
-        } else {
-            asked.elements(Some(owner), None)?.elements
-        };
-        for (family, map, lines) in by_map(&lines) {
-            if !self.tables.contains_key(&family) {
-                continue;
-            }
-            let found = self.found(family, map, &lines)?;
-            for line in lines {
-                let what = match found.get(&line.key) {
-                    None => format!("{map} lacks {}", line.text),
-                    Some(text) if *text != line.text => format!("{map} has {text}, and {} is wanted", line.text),
-                    Some(_) => continue,
-                };
-                self.differ(family, owner, what);
-            }
+            let Some(table) = tables.get(&group.family) else { return Ok(()) };
+            let Some((map, wanted)) = group.read() else { return Ok(()) };
+            let is_small = table.count(map).is_none_or(|count| count <= MAX_LISTED);
+            let pairs = pairs(kernel, group.family, map, wanted)?;
+            let digests: Vec<[u64; 2]> = pairs.iter().map(|pair| pair.digests(group.family)).collect();
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            pairs.iter().zip(digests).for_each(|(pair, digests)| tally.add(group.family, pair, digests, is_small));
+            Ok(())
+        })?;
+        self.tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for owner in std::mem::take(&mut self.tally.suspects) {
+            self.again(asked, &owner)?;
         }
         Ok(())
     }
 
-    /// The kernel's elements under these keys. Prefixes cannot be looked up.
-    fn found(
-        &mut self,
-        family: Family,
-        map: Map,
-        lines: &[&ElementLine],
-    ) -> Result<HashMap<Key, String>, NetlinkError> {
-        let (states, _) = if map.is_interval() {
-            self.kernel.read_contents(family, map)?
-        } else {
-            let keys: Vec<Key> = lines.iter().map(|line| line.key).collect();
-            self.kernel.look_up(family, map, &keys)?
-        };
-        Ok(states.into_iter().map(|state| (state.element.key, render::element(&state.element))).collect())
+    /// Asks the agent once more about one owner, and compares it at once.
+    fn again(&mut self, asked: &mut Asked, owner: &str) -> Result<(), Error> {
+        for group in asked.elements_of(owner)? {
+            if !self.tables.contains_key(&group.family) {
+                continue;
+            }
+            let Some((map, wanted)) = group.read() else { continue };
+            for Pair { wanted, found, .. } in pairs(&mut self.kernel, group.family, map, wanted)? {
+                let wanted_text = render::element(&wanted);
+                let what = match found {
+                    None => format!("{map} lacks {wanted_text}"),
+                    Some(other) if other != wanted => {
+                        format!("{map} has {}, and {wanted_text} is wanted", render::element(&other))
+                    }
+                    Some(_) => continue,
+                };
+                self.differ(group.family, owner, what);
+            }
+        }
+        Ok(())
     }
 
     /// Elements that nobody wants.
@@ -252,7 +222,7 @@ impl Comparison {
         for family in families {
             for map in Map::all().filter(|map| !map.is_dynamic()) {
                 let count = self.tables.get(&family).and_then(|table| table.count(map));
-                let wanted = self.counts.get(&(family, map)).copied().unwrap_or(0);
+                let wanted = self.tally.counts.get(&(family, map)).copied().unwrap_or(0);
                 if count.is_some_and(|count| count > MAX_LISTED) {
                     if let Some(more) = count.and_then(|count| count.checked_sub(wanted)).filter(|more| *more > 0) {
                         self.differ(family, "nobody", format!("{map} has {more} elements that nobody wants"));
@@ -260,7 +230,9 @@ impl Comparison {
                     continue;
                 }
                 let (states, foreign) = self.kernel.read_contents(family, map)?;
-                for state in states.iter().filter(|state| !self.listed.contains(&(family, map, state.element.key))) {
+                for state in
+                    states.iter().filter(|state| !self.tally.listed.contains(&(family, map, state.element.key)))
+                {
                     let what = format!("{map} has {}, which nobody wants", render::element(&state.element));
                     self.differences.insert(Difference { owner: "nobody".to_owned(), table: family.keyword(), what });
                 }
@@ -273,11 +245,11 @@ impl Comparison {
     }
 
     fn report(self, node: String) -> Report {
-        let [wanted, kernels] = self.digests;
+        let [wanted, kernels] = self.tally.digests;
         Report {
             version: 1,
             node,
-            elements: self.elements,
+            elements: self.tally.elements,
             digest: format!("{wanted:016x}"),
             kernel_digest: format!("{kernels:016x}"),
             state_digest: String::new(),
@@ -288,21 +260,69 @@ impl Comparison {
     }
 }
 
-fn by_map(lines: &[ElementLine]) -> Vec<(Family, Map, Vec<&ElementLine>)> {
-    let mut grouped: BTreeMap<(Family, Map), Vec<&ElementLine>> = BTreeMap::new();
-    for line in lines {
-        // A newer agent may have maps that this program does not know.
-        if let Some(map) = Map::parse(&line.map) {
-            grouped.entry((line.family, map)).or_default().push(line);
+impl Tally {
+    fn add(&mut self, family: Family, pair: &Pair<'_>, digests: [u64; 2], is_small: bool) {
+        let Element { map, key, .. } = pair.wanted;
+        let is_new = !map.is_shared() || self.shared.insert((family, map, key));
+        if !is_new {
+            return;
+        }
+        *self.counts.entry((family, map)).or_default() += 1;
+        if is_small {
+            self.listed.insert((family, map, key));
+        }
+        self.elements += 1;
+        for (sum, digest) in self.digests.iter_mut().zip(digests) {
+            *sum = sum.wrapping_add(digest);
+        }
+        if pair.found.as_ref() != Some(&pair.wanted) && !self.suspects.contains(pair.owner) {
+            self.suspects.insert(pair.owner.to_owned());
         }
     }
-    grouped.into_iter().map(|((family, map), lines)| (family, map, lines)).collect()
+}
+
+impl Pair<'_> {
+    /// Of the wanted element, and of the kernel's; 0 if that is missing.
+    fn digests(&self, family: Family) -> [u64; 2] {
+        let wanted = digest(family, &self.wanted);
+        let found = match &self.found {
+            Some(found) if *found == self.wanted => wanted,
+            Some(found) => digest(family, found),
+            None => 0,
+        };
+        [wanted, found]
+    }
+}
+
+/// The wanted elements of one map beside the kernel's. Prefixes can't be looked
+/// up.
+fn pairs<'a>(
+    kernel: &mut Kernel,
+    family: Family,
+    map: Map,
+    mut wanted: Vec<(&'a str, Element)>,
+) -> Result<Vec<Pair<'a>>, NetlinkError> {
+    if map.is_shared() {
+        let mut seen = HashSet::new();
+        wanted.retain(|(_, element)| seen.insert(element.key));
+    }
+    let (states, _) = if map.is_interval() {
+        kernel.read_contents(family, map)?
+    } else {
+        let keys: Vec<Key> = wanted.iter().map(|(_, element)| element.key).collect();
+        kernel.look_up(family, map, &keys)?
+    };
+    let mut found: HashMap<Key, Element> = states.into_iter().map(|state| (state.element.key, state.element)).collect();
+    let pair = |(owner, wanted): (&'a str, Element)| Pair { owner, found: found.remove(&wanted.key), wanted };
+    Ok(wanted.into_iter().map(pair).collect())
 }
 
 /// The digest of one element; the sum over all elements does not depend on
 /// their order.
-fn digest(family: Family, map: Map, text: &str) -> u64 {
-    Digest::default().text(family.keyword()).text(map.name()).text(text).finish()
+fn digest(family: Family, element: &Element) -> u64 {
+    let mut writer = Writer::default();
+    write_element(&mut writer, element);
+    Digest::default().text(family.keyword()).text(element.map.name()).bytes(writer.bytes()).finish()
 }
 
 fn text(report: &Report, paint: Paint) -> String {

@@ -52,14 +52,10 @@ impl Counters {
 
 /// Reads the connections of each service port that had any.
 pub(crate) fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
-    let mut counts: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+    let mut connections = Connections::default();
     for family in families() {
-        for map in [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)] {
-            let mut count = |element: Element, counter: Counter| {
-                if let Some(comment) = element.comment {
-                    *counts.entry(comment).or_default() += counter.packets;
-                }
-            };
+        for map in COUNTING {
+            let mut count = |element: Element, counter: Counter| connections.add(element, counter);
             if let Err(error) = kernel.read_counters(family, map, &mut count) {
                 // Without a table there are no connections, for example before
                 // the first sync.
@@ -67,9 +63,29 @@ pub(crate) fn read(kernel: &mut Kernel) -> Arc<[ServiceConnections]> {
             }
         }
     }
-    // Most Services of a large cluster see no connection on a node, and a series for each would not be worth its cost.
-    let used = counts.into_iter().filter(|(_, connections)| *connections > 0);
-    used.filter_map(|(comment, connections)| service_connections(&comment, connections)).collect()
+    connections.finish().into()
+}
+
+/// The maps whose elements count connections.
+pub(crate) const COUNTING: [Map; 2] = [Map::Frontends(Domain::Frontend), Map::Frontends(Domain::NodePort)];
+
+/// The connections of service ports, by the comments of their elements.
+#[derive(Debug, Default)]
+pub(crate) struct Connections(BTreeMap<Arc<str>, u64>);
+
+impl Connections {
+    /// Adds the counter of one element. Most Services of a large cluster see no
+    /// connection on a node, and a series for each would not be worth its cost.
+    pub(crate) fn add(&mut self, element: Element, counter: Counter) {
+        if let Some(comment) = element.comment.filter(|_| counter.packets > 0) {
+            *self.0.entry(comment).or_default() += counter.packets;
+        }
+    }
+
+    /// Those of each service port that had any.
+    pub(crate) fn finish(self) -> Vec<ServiceConnections> {
+        self.0.iter().filter_map(|(comment, connections)| service_connections(comment, *connections)).collect()
+    }
 }
 
 /// Parses the comment of an element, `namespace/name:port`.

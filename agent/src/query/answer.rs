@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use vmap_proxy_compiler::evaluate::{Host, Packet};
-use vmap_proxy_compiler::explain::Known;
 use vmap_proxy_compiler::explain::answer::Question as PacketQuestion;
+use vmap_proxy_compiler::explain::{Detail, Known};
 use vmap_proxy_compiler::model::Store;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::Planner;
-use vmap_proxy_compiler::render;
 use vmap_proxy_compiler::ruleset::Family;
-use vmap_proxy_compiler::ruleset::element::Element;
 use vmap_proxy_compiler::ruleset::target::Target;
 
+use super::elements;
 use super::journal::Journal;
+use super::lines::Lines;
 use super::protocol::{
-    AddressAnswer, Answer, ContestedLine, DigestsAnswer, ElementLine, ElementsAnswer, NodeAnswer, PAGE, Place,
+    AddressAnswer, Answer, ContestedLine, DigestsAnswer, LinesAnswer, List, NamesAnswer, NodeAnswer, PAGE, Place,
     Question, RulesOf, ServiceDigest, ServicesAnswer, StatusAnswer,
 };
 
@@ -27,8 +27,8 @@ const PAGE_ENDPOINTS: usize = 4096;
 /// than to describe its Service.
 const SEARCHED: usize = 4096;
 
-/// Elements in one page, at which a page ends early.
-const PAGE_ELEMENTS: usize = 4096;
+/// Services that a search for those without endpoints looks at for one page.
+const SEARCHED_FOR_ENDPOINTS: usize = 2048;
 
 /// Digests in one page.
 const PAGE_DIGESTS: usize = 2048;
@@ -71,17 +71,33 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
             let text = |name: ServiceName| name.to_string();
             Answer::Address(AddressAnswer { found: page.found.map(text), last: page.last.map(text) })
         }
-        Question::Services { namespace, matching, limit, after } => {
+        Question::Services { namespace, detail, matching, limit, after } => {
             let wanted = Wanted {
                 namespace: namespace.as_deref(),
+                detail: *detail,
                 matching: matching.as_deref(),
                 limit: limit.unwrap_or(PAGE).clamp(1, PAGE),
             };
             Answer::Services(services(&known, &wanted, after.as_deref()))
         }
-        Question::Elements { only, after } => Answer::Elements(elements(state, only.as_deref(), after.as_deref())),
+        Question::Lines { list, wide, namespace, after } => {
+            let detail = match (list, wide) {
+                (List::Endpoints, true) => Detail::All,
+                (List::Endpoints, false) => Detail::Endpoints,
+                (List::Services | List::Frontends, _) => Detail::Frontends,
+            };
+            let wanted = Wanted { namespace: namespace.as_deref(), detail, matching: None, limit: PAGE };
+            let page = services(&known, &wanted, after.as_deref());
+            let mut lines = Lines::default();
+            page.services.iter().for_each(|service| lines.push(*list, service, *wide));
+            Answer::Lines(LinesAnswer { text: lines.into_text(), last: page.last })
+        }
+        Question::Elements { maps, only, after } => {
+            Answer::Elements(elements::page(state, maps, only.as_deref(), after.as_deref()))
+        }
         Question::Status => Answer::Status(Box::new(status(state))),
         Question::Journal { before } => Answer::Journal(state.journal.page(*before)),
+        Question::WithoutEndpoints { after } => Answer::Names(without_endpoints(state, after.as_deref())),
         Question::Digests { after } => Answer::Digests(digests(store, after.as_deref())),
     }
 }
@@ -126,6 +142,7 @@ fn node(state: &State<'_>) -> NodeAnswer {
 /// The Services that a list is to have.
 struct Wanted<'a> {
     namespace: Option<&'a str>,
+    detail: Detail,
     matching: Option<&'a str>,
     limit: usize,
 }
@@ -150,47 +167,12 @@ fn services(known: &Known<'_>, wanted: &Wanted<'_>, after: Option<&str>) -> Serv
         }
         last = Some(name);
         if entry.exists() && wanted.matching.is_none_or(|text| name.text().contains(text)) {
-            let answer = known.service(name);
+            let answer = known.service_in(name, wanted.detail);
             endpoints += answer.ports.iter().map(|port| port.endpoints.len() + port.unused.len()).sum::<usize>();
             page.services.push(answer);
         }
     }
     page
-}
-
-fn elements(state: &State<'_>, only: Option<&str>, after: Option<&str>) -> ElementsAnswer {
-    let mut page = ElementsAnswer { elements: Vec::new(), last: None };
-    if let Some(only) = only {
-        add_elements(state, &service_name(only), &mut page.elements);
-        return page;
-    }
-    if after.is_none() {
-        for family in Family::ALL {
-            let of_node = state.planner.elements_of_node(family).iter();
-            page.elements.extend(of_node.map(|element| line(family, "node", element)));
-        }
-    }
-    for (seen, (name, _)) in state.store.after(after.map(service_name).as_ref()).enumerate() {
-        if seen == PAGE || page.elements.len() >= PAGE_ELEMENTS {
-            return page;
-        }
-        page.last = Some(name.to_string());
-        add_elements(state, name, &mut page.elements);
-    }
-    page.last = None;
-    page
-}
-
-fn add_elements(state: &State<'_>, name: &ServiceName, found: &mut Vec<ElementLine>) {
-    for family in Family::ALL {
-        let elements = state.planner.elements_of(name, family);
-        found.extend(elements.iter().map(|element| line(family, name.text(), element)));
-    }
-}
-
-fn line(family: Family, owner: &str, element: &Element) -> ElementLine {
-    let (map, text) = (element.map.name().to_owned(), render::element(element));
-    ElementLine { family, owner: owner.to_owned(), map, key: element.key, text }
 }
 
 fn status(state: &State<'_>) -> StatusAnswer {
@@ -246,6 +228,23 @@ fn digests(store: &Store, after: Option<&str>) -> DigestsAnswer {
         }
         if entry.service.values().any(Option::is_some) {
             page.services.push(ServiceDigest { name: name.to_string(), digest: digest_text(entry.digest()) });
+        }
+    }
+    page
+}
+
+fn without_endpoints(state: &State<'_>, after: Option<&str>) -> NamesAnswer {
+    let mut page = NamesAnswer { names: Vec::new(), last: None };
+    let mut last = None;
+    for (seen, (name, _)) in state.store.after(after.map(service_name).as_ref()).enumerate() {
+        if seen == SEARCHED_FOR_ENDPOINTS {
+            page.last = last.map(ServiceName::to_string);
+            return page;
+        }
+        last = Some(name);
+        let mut compiled = Family::ALL.into_iter().filter_map(|family| state.planner.compiled(name, family));
+        if compiled.any(|compiled| compiled.ports.iter().any(|port| !port.any && port.cluster.is_empty())) {
+            page.names.push(name.to_string());
         }
     }
     page

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
+use super::protocol::{Answer, Ask, Question, Reply, VERSION};
 
 /// Longest wait for an answer. A first sync of a large cluster takes seconds, and
 /// questions wait for it.
@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Maximum length of an answer in bytes.
 const ANSWER_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Bytes that one read takes, at most.
+const BUFFER: usize = 256 * 1024;
 
 /// The agent does not answer.
 #[derive(Debug, Error)]
@@ -82,7 +85,7 @@ impl Client {
             Ok(stream)
         });
         match connected {
-            Ok(stream) => Ok(Self { path, stream: BufReader::new(stream) }),
+            Ok(stream) => Ok(Self { path, stream: BufReader::with_capacity(BUFFER, stream) }),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 Err(ClientError::Permission { path, source })
             }
@@ -95,18 +98,51 @@ impl Client {
     /// # Errors
     /// If there is no answer.
     pub fn ask(&mut self, question: &Question) -> Result<Answer, ClientError> {
-        let mut text = serde_json::to_vec(&Ask { version: VERSION, question: question.clone() })?;
-        text.push(b'\n');
-        let mut line = Vec::new();
-        let exchanged = self.stream.get_mut().write_all(&text).and_then(|()| {
-            (&mut self.stream).take(ANSWER_BYTES).read_until(b'\n', &mut line)?;
-            if line.last() == Some(&b'\n') { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-        });
-        exchanged.map_err(|source| ClientError::Lost { path: self.path.clone(), source })?;
-        let reply: Reply = serde_json::from_slice(&line)?;
-        match reply.result {
-            Outcome::Answer(answer) => Ok(answer),
-            Outcome::Error(why) => Err(ClientError::Refused(why)),
+        self.send(question, false)?;
+        Ok(self.receive()?.0)
+    }
+
+    /// Asks one question, and calls `each` with every page of the answer.
+    ///
+    /// # Errors
+    /// If there is no answer, or only a part of it.
+    pub fn ask_all(&mut self, question: &Question, mut each: impl FnMut(Answer)) -> Result<(), ClientError> {
+        let mut question = question.clone();
+        self.send(&question, true)?;
+        loop {
+            let (answer, more) = self.receive()?;
+            let next = question.behind(&answer);
+            each(answer);
+            match next {
+                None => return Ok(()),
+                Some(next) => question = next,
+            }
+            // An agent that knows no streams has ended its answer.
+            if !more {
+                self.send(&question, true)?;
+            }
         }
+    }
+
+    fn send(&mut self, question: &Question, stream: bool) -> Result<(), ClientError> {
+        let mut text = serde_json::to_vec(&Ask { version: VERSION, question: question.clone(), stream })?;
+        text.push(b'\n');
+        self.stream.get_mut().write_all(&text).map_err(|source| self.lost(source))
+    }
+
+    /// The next reply, and whether another one follows it.
+    fn receive(&mut self) -> Result<(Answer, bool), ClientError> {
+        let mut line = Vec::new();
+        let read = (&mut self.stream).take(ANSWER_BYTES).read_until(b'\n', &mut line);
+        let is_whole = |_| if line.last() == Some(&b'\n') { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        read.and_then(is_whole).map_err(|source| self.lost(source))?;
+        match serde_json::from_slice(&line)? {
+            Reply { answer: Some(answer), more, .. } => Ok((answer, more)),
+            Reply { error, .. } => Err(ClientError::Refused(error.unwrap_or_else(|| "it gave no reason".to_owned()))),
+        }
+    }
+
+    fn lost(&self, source: io::Error) -> ClientError {
+        ClientError::Lost { path: self.path.clone(), source }
     }
 }

@@ -4,15 +4,17 @@
 //! the reply `{"version":1,"answer":{"service":{…}}}` or
 //! `{"version":1,"error":"…"}`. New questions and new fields may come at any time
 //! and do not change the version.
+//!
+//! With `"stream":true` the pages behind the first come unasked, one line each.
+//! All but the last have `"more":true`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vmap_proxy_compiler::explain::answer::{Explanation, Question as PacketQuestion, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::{Family, Protocol};
-use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 
 /// The version of the protocol.
@@ -29,6 +31,13 @@ pub struct Ask {
     pub version: u32,
     /// The question.
     pub question: Question,
+    /// Whether all pages are wanted, one after the other.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stream: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One question. Services are named `namespace/name`.
@@ -74,6 +83,9 @@ pub enum Question {
         /// Only those of this namespace.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         namespace: Option<String>,
+        /// How much of each.
+        #[serde(default)]
+        detail: Detail,
         /// Only those whose `namespace/name` contains this text.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         matching: Option<String>,
@@ -84,9 +96,26 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
+    /// The lines of a list, of the next Services.
+    Lines {
+        /// The list.
+        list: List,
+        /// Whether the deciding field is added to each line.
+        #[serde(default)]
+        wide: bool,
+        /// Only Services of this namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// The programmed elements of the next Services, and on the first page those
     /// of the node.
     Elements {
+        /// Only those of these sets and maps; of all if it is empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        maps: Vec<String>,
         /// Only this Service.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         only: Option<String>,
@@ -103,6 +132,12 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         before: Option<u64>,
     },
+    /// The Services with rules of which a port has no endpoint, among the next.
+    WithoutEndpoints {
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// The digests of the next Services.
     Digests {
         /// The `last` of the page before.
@@ -111,24 +146,61 @@ pub enum Question {
     },
 }
 
-/// A reply.
+/// A list of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum List {
+    /// One line for each Service.
+    Services,
+    /// One line for each address and port, or NodePort.
+    Frontends,
+    /// One line for each endpoint of each port.
+    Endpoints,
+}
+
+impl Question {
+    /// The question for the page behind an answer; `None` if it is the last, or
+    /// no page at all.
+    pub fn behind(&self, answer: &Answer) -> Option<Question> {
+        let last = match answer {
+            Answer::Journal(page) => return Some(Question::Journal { before: Some(page.last?) }),
+            Answer::Services(page) => &page.last,
+            Answer::Lines(page) => &page.last,
+            Answer::Elements(page) => &page.last,
+            Answer::Digests(page) => &page.last,
+            Answer::Names(page) => &page.last,
+            Answer::Address(page) if page.found.is_none() => &page.last,
+            _ => return None,
+        };
+        let last = last.clone()?;
+        let mut next = self.clone();
+        match &mut next {
+            Question::Services { after, .. }
+            | Question::Lines { after, .. }
+            | Question::Elements { after, .. }
+            | Question::Digests { after }
+            | Question::WithoutEndpoints { after }
+            | Question::FindAddress { after, .. } => *after = Some(last),
+            _ => return None,
+        }
+        Some(next)
+    }
+}
+
+/// A reply: an answer, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// [`VERSION`]
     pub version: u32,
-    /// The answer, or why there is none.
-    #[serde(flatten)]
-    pub result: Outcome,
-}
-
-/// An answer, or why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+    /// Whether the next page follows without another question.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
     /// The answer.
-    Answer(Answer),
-    /// The reason, for people.
-    Error(String),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
+    /// The reason for no answer, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The answer to a [`Question`].
@@ -147,12 +219,16 @@ pub enum Answer {
     Address(AddressAnswer),
     /// To [`Question::Services`].
     Services(ServicesAnswer),
+    /// To [`Question::Lines`].
+    Lines(LinesAnswer),
     /// To [`Question::Elements`].
     Elements(ElementsAnswer),
     /// To [`Question::Status`].
     Status(Box<StatusAnswer>),
     /// To [`Question::Journal`].
     Journal(JournalAnswer),
+    /// To [`Question::WithoutEndpoints`].
+    Names(NamesAnswer),
     /// To [`Question::Digests`].
     Digests(DigestsAnswer),
 }
@@ -228,28 +304,38 @@ pub struct ServicesAnswer {
     pub last: Option<String>,
 }
 
-/// One page of programmed elements.
+/// One page of the lines of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ElementsAnswer {
-    /// The elements.
-    pub elements: Vec<ElementLine>,
+pub struct LinesAnswer {
+    /// The lines, with tabs between the cells. Control characters in names are
+    /// escaped.
+    pub text: String,
     /// Where the next page begins; absent at the end.
     pub last: Option<String>,
 }
 
-/// One programmed element.
+/// One page of programmed elements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ElementLine {
+pub struct ElementsAnswer {
+    /// The elements of each set and map.
+    pub groups: Vec<ElementGroup>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
+/// Programmed elements of one set or map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementGroup {
     /// The table.
     pub family: Family,
-    /// The Service, or `node`.
-    pub owner: String,
     /// The set or map.
     pub map: String,
-    /// The key.
-    pub key: Key,
-    /// The element in nft syntax.
-    pub text: String,
+    /// The Services that they belong to, or `node`, each with the number of its
+    /// elements, in the order of the elements.
+    pub owners: Vec<(String, usize)>,
+    /// The elements as netlink attributes, in base64: the form that they are
+    /// looked up in.
+    pub elements: String,
 }
 
 /// The state of the agent.
@@ -313,6 +399,15 @@ pub struct JournalAnswer {
     pub entries: Vec<JournalEntry>,
     /// Where the next page begins; absent at the end.
     pub last: Option<u64>,
+}
+
+/// One page of names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesAnswer {
+    /// The names, `namespace/name`.
+    pub names: Vec<String>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
 }
 
 /// One page of digests.

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::protocol::{Answer, Ask, Outcome, Question, Reply, VERSION};
+use super::protocol::{Answer, Ask, Question, Reply, VERSION};
 use crate::metrics::Metrics;
 
 /// The default path of the socket.
@@ -195,40 +196,72 @@ async fn converse(stream: UnixStream, questions: &mpsc::Sender<Asked>, facts: &F
             Ok(Ok(count)) if count > 0 => {}
             _ => return,
         }
-        let is_complete = line.last() == Some(&b'\n');
-        let result = match is_complete {
-            true => answer(&line, questions, facts).await,
-            false => Outcome::Error(format!("a question is one line of at most {QUESTION_BYTES} bytes")),
+        if line.last() != Some(&b'\n') {
+            let why = format!("a question is one line of at most {QUESTION_BYTES} bytes");
+            let _ = write(&mut writing, Err(why), false).await;
+            return;
+        }
+        let is_written = match read(&line) {
+            Ok(ask) => answer(ask, &mut writing, questions, facts).await,
+            Err(why) => write(&mut writing, Err(why), false).await,
         };
-        let Ok(mut text) = serde_json::to_vec(&Reply { version: VERSION, result }) else { return };
-        text.push(b'\n');
-        match timeout(CLIENT_PATIENCE, writing.write_all(&text)).await {
-            Ok(Ok(())) if is_complete => {}
-            _ => return,
+        if !is_written {
+            return;
         }
     }
 }
 
-async fn answer(line: &[u8], questions: &mpsc::Sender<Asked>, facts: &Facts) -> Outcome {
-    let ask: Ask = match serde_json::from_slice(line) {
-        Ok(ask) => ask,
-        Err(error) => return Outcome::Error(format!("this is no question that this agent knows: {error}")),
-    };
-    if ask.version != VERSION {
-        let wanted = ask.version;
-        return Outcome::Error(format!("this agent speaks version {VERSION} of the protocol, not {wanted}"));
+fn read(line: &[u8]) -> Result<Ask, String> {
+    let ask: Ask =
+        serde_json::from_slice(line).map_err(|error| format!("this is no question that this agent knows: {error}"))?;
+    match ask.version {
+        VERSION => Ok(ask),
+        wanted => Err(format!("this agent speaks version {VERSION} of the protocol, not {wanted}")),
     }
-    let (reply, answered) = oneshot::channel();
-    if questions.send(Asked { question: ask.question, reply }).await.is_err() {
-        return Outcome::Error("the agent is ending".to_owned());
-    }
-    match answered.await {
-        Ok(mut answer) => {
-            facts.add_to(&mut answer);
-            Outcome::Answer(answer)
+}
+
+/// Answers a question. If all pages are wanted, the sync thread makes the next one
+/// while this one is written: one page at a time is in memory, however slow the
+/// client is. Returns whether the client took everything.
+async fn answer(ask: Ask, writing: &mut OwnedWriteHalf, questions: &mpsc::Sender<Asked>, facts: &Facts) -> bool {
+    let Ask { mut question, stream, .. } = ask;
+    let mut answered = to_sync_thread(&question, questions).await;
+    loop {
+        let Some(mut answer) = received(answered).await else {
+            return write(writing, Err("the agent is ending".to_owned()), false).await;
+        };
+        facts.add_to(&mut answer);
+        let Some(next) = question.behind(&answer).filter(|_| stream) else {
+            return write(writing, Ok(answer), false).await;
+        };
+        question = next;
+        answered = to_sync_thread(&question, questions).await;
+        if !write(writing, Ok(answer), true).await {
+            return false;
         }
-        Err(_) => Outcome::Error("the agent is ending".to_owned()),
     }
+}
+
+/// Hands a question to the sync thread; `None` if that has ended.
+async fn to_sync_thread(question: &Question, questions: &mpsc::Sender<Asked>) -> Option<oneshot::Receiver<Answer>> {
+    let (reply, answered) = oneshot::channel();
+    questions.send(Asked { question: question.clone(), reply }).await.ok()?;
+    Some(answered)
+}
+
+async fn received(answered: Option<oneshot::Receiver<Answer>>) -> Option<Answer> {
+    answered?.await.ok()
+}
+
+/// Writes one reply. Returns whether the client took it.
+async fn write(writing: &mut OwnedWriteHalf, result: Result<Answer, String>, more: bool) -> bool {
+    let (answer, error) = match result {
+        Ok(answer) => (Some(answer), None),
+        Err(why) => (None, Some(why)),
+    };
+    let Ok(mut text) = serde_json::to_vec(&Reply { version: VERSION, more, answer, error }) else { return false };
+    text.push(b'\n');
+    matches!(timeout(CLIENT_PATIENCE, writing.write_all(&text)).await, Ok(Ok(())))
 }
 
 #[cfg(test)]
@@ -239,6 +272,7 @@ mod tests {
     use std::os::unix::net::UnixStream as Client;
 
     use super::*;
+    use crate::query::protocol::DigestsAnswer;
 
     fn directory(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("vmap-proxy-{name}-{}", std::process::id()));
@@ -246,8 +280,18 @@ mod tests {
         path
     }
 
-    /// Serves in a thread whose runtime ends with the sender, and answers every
-    /// question with a name.
+    /// Three pages of digests, without Services; of any other question nothing.
+    fn answer_to(question: &Question) -> Answer {
+        let Question::Digests { after } = question else { return Answer::Destination(None) };
+        let last = match after.as_deref() {
+            None => Some("a/1"),
+            Some("a/1") => Some("a/2"),
+            Some(_) => None,
+        };
+        Answer::Digests(DigestsAnswer { services: Vec::new(), last: last.map(str::to_owned) })
+    }
+
+    /// Serves in a thread whose runtime ends with the sender.
     fn with_server(name: &str, test: impl FnOnce(&Path)) {
         let directory = directory(name);
         let path = directory.join("agent.sock");
@@ -259,8 +303,8 @@ mod tests {
                 let (questions, mut asked) = channel();
                 let facts = Facts { started: UNIX_EPOCH, source: String::new(), metrics: Metrics::new() };
                 let answering = async {
-                    while let Some(Asked { reply, .. }) = asked.recv().await {
-                        let _ = reply.send(Answer::Destination(None));
+                    while let Some(Asked { question, reply }) = asked.recv().await {
+                        let _ = reply.send(answer_to(&question));
                     }
                 };
                 runtime.block_on(async {
@@ -305,6 +349,25 @@ mod tests {
             assert!(ask(path, &long).contains("at most 16384 bytes"));
             // One client may ask again and again.
             assert_eq!(ask(path, &known.repeat(3)).lines().count(), 3);
+        });
+    }
+
+    #[test]
+    fn all_pages_come_if_they_are_asked_for() {
+        with_server("stream", |path| {
+            let one = ask(path, b"{\"version\":1,\"question\":{\"ask\":\"digests\"}}\n");
+            assert_eq!(one, "{\"version\":1,\"answer\":{\"digests\":{\"services\":[],\"last\":\"a/1\"}}}\n");
+            let all = ask(path, b"{\"version\":1,\"question\":{\"ask\":\"digests\"},\"stream\":true}\n");
+            let lines: Vec<bool> = all.lines().map(|line| line.contains("\"more\":true")).collect();
+            assert_eq!(lines, [true, true, false], "{all}");
+            // The client puts them together, and may go on asking.
+            let mut client = super::super::client::Client::connect(path).unwrap();
+            for _ in 0..2 {
+                let mut pages = 0;
+                client.ask_all(&Question::Digests { after: None }, |_| pages += 1).unwrap();
+                assert_eq!(pages, 3);
+            }
+            assert_eq!(client.ask(&Question::Node).unwrap(), Answer::Destination(None));
         });
     }
 

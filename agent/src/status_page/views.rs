@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use axum::http::StatusCode;
 use serde::Serialize;
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::{FrontendAnswer, PortAnswer, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Detail, FrontendAnswer, PortAnswer, ServiceAnswer};
 use vmap_proxy_compiler::model::Family;
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -13,8 +13,8 @@ use vmap_proxy_compiler::ruleset::target::{FrontendKey, NodePortKey, Target};
 
 use crate::commands::asked::{AskError, Asked};
 use crate::commands::explain::{self, Destination, Explained, PlaceError};
-use crate::commands::get::{Summary, frontend_text};
 use crate::netlink::{Kernel, NetlinkError};
+use crate::query::lines::{Summary, frontend_text};
 use crate::query::protocol::{Question, ServicesAnswer, StatusAnswer};
 
 /// Services in one answer.
@@ -135,7 +135,13 @@ pub(super) fn services(asked: &mut Asked, fields: &Fields) -> Result<Rows, ViewE
     let mut rows = Rows { services: Vec::new(), next: fields.get("after")?.map(str::to_owned) };
     loop {
         let limit = Some(ROWS - rows.services.len());
-        let question = Question::Services { namespace: None, matching: search.clone(), limit, after: rows.next.take() };
+        let question = Question::Services {
+            namespace: None,
+            detail: Detail::Frontends,
+            matching: search.clone(),
+            limit,
+            after: rows.next.take(),
+        };
         let ServicesAnswer { services, last } = asked.services(question)?;
         rows.services.extend(services.iter().map(row));
         rows.next = last;

@@ -372,6 +372,19 @@ pub struct PortAnswer {
     pub notes: Vec<Decision>,
 }
 
+/// How much of a Service an answer has: a list of many has no use for all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detail {
+    /// Everything.
+    #[default]
+    All,
+    /// The endpoints without the fields that let them serve, and no notes.
+    Endpoints,
+    /// No endpoints but the number of those that serve, and no notes.
+    Frontends,
+}
+
 /// The answer to a question about a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -65,8 +65,8 @@ impl<'a> PortEndpoints<'a> {
     }
 
     /// The endpoints that a packet may reach, each with whether it is
-    /// masqueraded.
-    pub(super) fn uses(&self, list: List, reached: &BTreeMap<Endpoint, bool>) -> Vec<EndpointUse> {
+    /// masqueraded; with the field that lets it serve, if it is wanted.
+    pub(super) fn uses(&self, list: List, reached: &BTreeMap<Endpoint, bool>, with_causes: bool) -> Vec<EndpointUse> {
         let judged: HashMap<Endpoint, &Judged<'_>> =
             self.judged.iter().filter(|one| Self::verdict(list, one).is_ok()).map(|one| (one.address, one)).collect();
         let answer = |(address, masqueraded): (&Endpoint, &bool)| {
@@ -79,7 +79,7 @@ impl<'a> PortEndpoints<'a> {
                 masqueraded: *masqueraded,
                 local: found.is_some_and(|judged| judged.entry.local),
                 used,
-                cause: found.zip(used).map(|(judged, used)| self.cause_of_use(judged, used)),
+                cause: found.zip(used).filter(|_| with_causes).map(|(judged, used)| self.cause_of_use(judged, used)),
             }
         };
         reached.iter().take(MAX_LISTED).map(answer).collect()

@@ -36,7 +36,7 @@ use crate::ruleset::Family;
 use crate::ruleset::service::all_frontends;
 use crate::ruleset::target::Target;
 
-pub use answer::{Cause, Code, Decision, Explanation, ServiceAnswer};
+pub use answer::{Cause, Code, Decision, Detail, Explanation, ServiceAnswer};
 
 /// The state that is asked about.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,12 @@ impl Known<'_> {
     /// Explains a Service: its frontends, its endpoints, and whatever of it is
     /// not programmed.
     pub fn service(&self, name: &ServiceName) -> ServiceAnswer {
-        service::explain(self, name)
+        service::explain(self, name, Detail::All)
+    }
+
+    /// [`Self::service`] with less in the answer, for a list.
+    pub fn service_in(&self, name: &ServiceName, detail: Detail) -> ServiceAnswer {
+        service::explain(self, name, detail)
     }
 
     /// Looks for a Service with this address (cluster IP, external IP or load

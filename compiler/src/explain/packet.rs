@@ -84,7 +84,7 @@ fn add_endpoints(known: &Known<'_>, family: Family, serving: &Serving, outcome: 
     };
     let endpoints = PortEndpoints::of(known, (&serving.name, entry), port, family);
     let list = if answer.verdict == Fate::Reject { List::Cluster } else { serving.list };
-    answer.endpoints = endpoints.uses(list, &reached);
+    answer.endpoints = endpoints.uses(list, &reached, true);
     answer.endpoint_count = reached.len();
     (answer.unused, answer.unused_count) = endpoints.unused(list);
     answer.notes.extend(endpoints.slices());

@@ -2,19 +2,18 @@
 //! programmed.
 
 use super::Known;
-use super::answer::{Code, Decision, FrontendAnswer, FrontendState, PortAnswer, ServiceAnswer, VERSION};
+use super::answer::{Code, Decision, Detail, FrontendAnswer, FrontendState, PortAnswer, ServiceAnswer, VERSION};
 use super::endpoints::{List, PortEndpoints};
 use super::fields::{decision, is_internal, of_service, port_name};
 use super::packet::denied;
 use crate::limits::MAX_ELEMENTS;
 use crate::model::objects::LABEL_SERVICE_PROXY_NAME;
-use crate::model::store::ServiceEntry;
-use crate::model::types::{NotProxied, Service, ServiceName};
+use crate::model::types::{NotProxied, Service, ServiceName, ServicePort};
 use crate::ruleset::Family;
 use crate::ruleset::service::{Claim, CompiledPort, CompiledService, ServedFrontend, all_frontends};
 use crate::ruleset::target::Target;
 
-pub(super) fn explain(known: &Known<'_>, name: &ServiceName) -> ServiceAnswer {
+pub(super) fn explain(known: &Known<'_>, name: &ServiceName, detail: Detail) -> ServiceAnswer {
     let programmed = Family::ALL.into_iter().any(|family| known.planner.compiled(name, family).is_some());
     let mut answer = ServiceAnswer {
         version: VERSION,
@@ -31,8 +30,15 @@ pub(super) fn explain(known: &Known<'_>, name: &ServiceName) -> ServiceAnswer {
         let compiled = known.planner.compiled(name, family);
         let service = compiled.map(|compiled| &compiled.service).or(entry.service[family].as_ref());
         if let Some(service) = service {
-            let ports =
-                (0..service.ports.len()).filter_map(|position| port(known, (name, entry), service, family, position));
+            let mut ports: Vec<PortAnswer> = service.ports.iter().map(|port| of_port(name, port)).collect();
+            add_frontends(known, name, service, compiled, &mut ports);
+            for (position, (answer, port)) in ports.iter_mut().zip(&service.ports).enumerate() {
+                let endpoints = compiled.and_then(|compiled| compiled.ports.get(position));
+                match (detail, endpoints) {
+                    (Detail::Frontends, Some(endpoints)) => answer.endpoint_count = endpoints.cluster.len(),
+                    _ => add_endpoints(&PortEndpoints::of(known, (name, entry), port, family), detail, answer),
+                }
+            }
             answer.ports.extend(ports);
         }
     }
@@ -86,13 +92,13 @@ pub(super) fn faults(known: &Known<'_>, name: &ServiceName, family: Option<Famil
     faults
 }
 
-fn not_proxied(name: &ServiceName, reason: NotProxied) -> Decision {
+fn not_proxied(name: &ServiceName, reason: &NotProxied) -> Decision {
     let label = || format!("metadata.labels[{LABEL_SERVICE_PROXY_NAME}]");
     match reason {
-        NotProxied::OtherProxy => decision(
+        NotProxied::OtherProxy(proxy) => decision(
             Code::OtherProxy,
-            format!("a label gives Service {name} to another proxy, so nothing of it is programmed"),
-            [of_service(name, label(), "(set)")],
+            format!("a label gives Service {name} to the proxy {proxy:?}, so nothing of it is programmed"),
+            [of_service(name, label(), proxy)],
         ),
         NotProxied::Headless => decision(
             Code::Headless,
@@ -112,28 +118,43 @@ fn not_proxied(name: &ServiceName, reason: NotProxied) -> Decision {
     }
 }
 
-fn port(
-    known: &Known<'_>,
-    (name, entry): (&ServiceName, &ServiceEntry),
-    service: &Service,
-    family: Family,
-    position: usize,
-) -> Option<PortAnswer> {
-    let port = service.ports.get(position)?;
-    let compiled = known.planner.compiled(name, family);
-    let endpoints = PortEndpoints::of(known, (name, entry), port, family);
-    let served = endpoints.served(List::Cluster);
-    let (unused, unused_count) = endpoints.unused(List::Cluster);
-    let frontends = all_frontends(service).into_iter().filter(|frontend| frontend.position == position);
-    Some(PortAnswer {
+/// A port without frontends and endpoints.
+fn of_port(name: &ServiceName, port: &ServicePort) -> PortAnswer {
+    PortAnswer {
         port: port_name(name, port),
-        frontends: frontends.filter_map(|served| frontend(known, name, service, compiled, served)).collect(),
-        endpoints: endpoints.uses(List::Cluster, &served),
-        endpoint_count: served.len(),
-        unused,
-        unused_count,
-        notes: endpoints.slices(),
-    })
+        frontends: Vec::new(),
+        endpoints: Vec::new(),
+        endpoint_count: 0,
+        unused: Vec::new(),
+        unused_count: 0,
+        notes: Vec::new(),
+    }
+}
+
+fn add_frontends(
+    known: &Known<'_>,
+    name: &ServiceName,
+    service: &Service,
+    compiled: Option<&CompiledService>,
+    ports: &mut [PortAnswer],
+) {
+    for served in all_frontends(service) {
+        let Some(port) = ports.get_mut(served.position) else { continue };
+        port.frontends.extend(frontend(known, name, service, compiled, served));
+    }
+}
+
+fn add_endpoints(endpoints: &PortEndpoints<'_>, detail: Detail, answer: &mut PortAnswer) {
+    let served = endpoints.served(List::Cluster);
+    answer.endpoint_count = served.len();
+    if detail == Detail::Frontends {
+        return;
+    }
+    answer.endpoints = endpoints.uses(List::Cluster, &served, detail == Detail::All);
+    (answer.unused, answer.unused_count) = endpoints.unused(List::Cluster);
+    if detail == Detail::All {
+        answer.notes = endpoints.slices();
+    }
 }
 
 fn frontend(

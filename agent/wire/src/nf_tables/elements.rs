@@ -256,8 +256,14 @@ impl Reader {
 
     /// Reads one message's elements.
     pub fn read(&mut self, message: Attributes<'_>) {
-        let Some(list) = message.get(NFTA_SET_ELEM_LIST_ELEMENTS) else { return };
-        for element in list.nested() {
+        if let Some(list) = message.get(NFTA_SET_ELEM_LIST_ELEMENTS) {
+            self.read_list(list.nested());
+        }
+    }
+
+    /// Reads elements one behind the other, as [`write_element`] writes them.
+    pub fn read_list(&mut self, list: Attributes<'_>) {
+        for element in list {
             self.read_element(element.nested());
         }
     }
