@@ -8,6 +8,7 @@
 //! * [`sync_loop`] decides when to sync, [`sync`] does it, and [`after_sync`]
 //!   has its consequences: [`metrics`], [`health`], [`k8s_events`] and stale
 //!   flows ([`conntrack`]);
+//! * [`localhost_node_ports`] relays connections from localhost to NodePorts;
 //! * [`query`] answers questions over a Unix socket, [`status_page`] in a browser;
 //!   [`doctor`] checks the node;
 //! * [`takeover`] removes what kube-proxy left, [`migration`] compares with one
@@ -27,6 +28,7 @@ pub mod health;
 pub mod instance;
 pub mod k8s_events;
 pub mod lists;
+pub mod localhost_node_ports;
 pub mod logging;
 pub mod metrics;
 pub mod migration;

@@ -19,7 +19,10 @@ use serde_json::Value;
 use vmap_proxy_agent::cli::{Cli, FLAGS_OF_FIELDS};
 use vmap_proxy_agent::config::KubeProxyConfiguration;
 use vmap_proxy_agent::config::ignored::IGNORED_FIELDS;
-use vmap_proxy_agent::metrics::{ElementOperation, Format, Metrics, ServiceConnections, SyncKind, TrafficPolicy};
+use vmap_proxy_agent::metrics::{
+    ElementOperation, Format, Metrics, Refusal, ServiceConnections, SyncKind, TrafficPolicy,
+};
+use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_dns::DnsMetrics;
@@ -127,6 +130,7 @@ const WITHOUT_FLAG: &[(&str, &str)] = &[
         "clientConnection.acceptContentTypes",
         "a list of encodings for lists and watches, the most wanted first, instead of `contentType`",
     ),
+    ("featureGates", "as `--feature-gates`"),
     ("nodePortAddresses", "as `--nodeport-addresses`; an empty list means `primary`"),
 ];
 
@@ -181,6 +185,11 @@ fn exercised() -> Metrics {
     metrics.conntrack_reconciled(family, moment, 1);
     metrics.elements_changed(ElementOperation::Add, 1);
     metrics.foreign_removed("chain", 1);
+    let localhost = metrics.localhost();
+    localhost.listener_opened(family);
+    localhost.listener_failed(family);
+    localhost.connected(family, Protocol::Tcp);
+    localhost.refused(family, Protocol::Tcp, Refusal::Limit);
     metrics.api_answered("GET", "server", Some(200), Some(moment));
     metrics.api_received(Kind::Service, std::time::SystemTime::now());
     metrics

@@ -9,8 +9,10 @@ use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::service::CompiledService;
 
+use super::localhost_node_ports::node_port_changes;
 use crate::conntrack::StaleFlows;
 use crate::health::service_servers::{ServiceHealth, listen_addresses};
+use crate::localhost_node_ports::changes::NodePortChanges;
 use crate::metrics::SyncKind;
 use crate::sync::report::SyncReport;
 use crate::sync::{SyncError, Syncer};
@@ -33,6 +35,8 @@ pub struct SyncDone {
     pub without_local: WithoutLocal,
     /// The health check ports of Services.
     pub health_checks: HealthChecks,
+    /// The NodePorts that are served on localhost.
+    pub node_ports: NodePortChanges,
     /// Tracked flows that must not go on.
     pub stale_flows: StaleFlows,
 }
@@ -81,6 +85,7 @@ impl SyncDone {
             digest: Some(syncer.digest()),
             without_local: WithoutLocal::of(syncer, &report),
             health_checks: HealthChecks::of(syncer, &report),
+            node_ports: node_port_changes(syncer, &report),
             stale_flows: StaleFlows::of_sync(syncer.planner(), syncer.store().node(), &report),
             report,
         }

@@ -9,6 +9,7 @@
 //! * [`health_checks`]: the health check ports of Services;
 //! * [`flows`]: deletes tracked flows that must not go on;
 //! * [`resets`]: ends connections to endpoints that are gone;
+//! * [`localhost_node_ports`]: serves NodePorts on localhost;
 //! * [`events`]: Kubernetes Events about Services that can't be programmed.
 
 mod done;
@@ -16,6 +17,7 @@ pub mod events;
 pub mod flows;
 pub mod health;
 pub mod health_checks;
+pub mod localhost_node_ports;
 pub mod metrics;
 pub mod resets;
 

@@ -21,11 +21,11 @@ fn set<T: Clone>(field: &mut T, given: &Option<T>) {
 /// If `--feature-gates` is no list of `NAME=BOOL`.
 pub(super) fn apply_flags(flags: &ProxyFlags, configuration: &mut KubeProxyConfiguration) -> Result<(), ConfigError> {
     apply_api(&flags.api, configuration);
-    apply_traffic(&flags.traffic, configuration);
+    apply_traffic(&flags.traffic, configuration)?;
     apply_dns(&flags.dns, configuration);
     apply_kernel(&flags.kernel, configuration);
     apply_timing(&flags.timing, configuration);
-    apply_inert(&flags.inert, configuration)?;
+    apply_inert(&flags.inert, configuration);
     // Defaults of the addresses below depend on the family of --bind-address.
     configuration.healthz_bind_address.clear();
     configuration.metrics_bind_address.clear();
@@ -47,7 +47,13 @@ fn apply_api(flags: &ApiFlags, configuration: &mut KubeProxyConfiguration) {
 }
 
 /// Also used by `vmap-proxy compile`.
-pub(super) fn apply_traffic(flags: &TrafficFlags, configuration: &mut KubeProxyConfiguration) {
+///
+/// # Errors
+/// If `--feature-gates` is no list of `NAME=BOOL`.
+pub(super) fn apply_traffic(
+    flags: &TrafficFlags,
+    configuration: &mut KubeProxyConfiguration,
+) -> Result<(), ConfigError> {
     set(&mut configuration.mode, &flags.proxy_mode);
     set(&mut configuration.bind_address, &flags.bind_address);
     set(&mut configuration.detect_local_mode, &flags.detect_local_mode);
@@ -56,6 +62,11 @@ pub(super) fn apply_traffic(flags: &TrafficFlags, configuration: &mut KubeProxyC
     set(&mut configuration.detect_local.interface_name_prefix, &flags.pod_interface_name_prefix);
     set(&mut configuration.nftables.masquerade_all, &flags.masquerade_all);
     set(&mut configuration.node_port_addresses, &without_empty(&flags.nodeport_addresses));
+    for gate in flags.feature_gates.iter().flatten().filter(|gate| !gate.is_empty()) {
+        let (name, enabled) = feature_gate(gate)?;
+        configuration.feature_gates.insert(name, enabled);
+    }
+    Ok(())
 }
 
 /// `--nodeport-addresses=""` is an empty list.
@@ -130,11 +141,7 @@ fn apply_timing(flags: &TimingFlags, configuration: &mut KubeProxyConfiguration)
     set(&mut configuration.nftables.min_sync_period, &flags.iptables_min_sync_period);
 }
 
-fn apply_inert(flags: &InertFlags, configuration: &mut KubeProxyConfiguration) -> Result<(), ConfigError> {
-    for gate in flags.feature_gates.iter().flatten().filter(|gate| !gate.is_empty()) {
-        let (name, enabled) = feature_gate(gate)?;
-        configuration.feature_gates.insert(name, enabled);
-    }
+fn apply_inert(flags: &InertFlags, configuration: &mut KubeProxyConfiguration) {
     let client = &mut configuration.client_connection;
     set(&mut client.burst, &flags.kube_api_burst);
     set(&mut client.qps, &flags.kube_api_qps);
@@ -152,7 +159,6 @@ fn apply_inert(flags: &InertFlags, configuration: &mut KubeProxyConfiguration) -
     set(&mut ipvs.tcp_timeout, &flags.ipvs_tcp_timeout);
     set(&mut ipvs.tcp_fin_timeout, &flags.ipvs_tcpfin_timeout);
     set(&mut ipvs.udp_timeout, &flags.ipvs_udp_timeout);
-    Ok(())
 }
 
 fn feature_gate(text: &str) -> Result<(String, bool), ConfigError> {

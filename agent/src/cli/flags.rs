@@ -98,10 +98,15 @@ pub struct TrafficFlags {
           value_name = "BOOL")]
     pub masquerade_all: Option<bool>,
 
-    /// The node addresses that serve NodePorts: ranges, `primary`, `all`, in any combination; `localhost` is accepted
-    /// and serves none [default: primary]
+    /// The node addresses that serve NodePorts: ranges, `primary`, `all`, `localhost`, in any combination; a loopback
+    /// range needs the feature gate KubeProxyNFTablesLocalhostNodePorts [default: primary]
     #[arg(long, alias = "node-port-addresses", value_delimiter = ',', value_name = "CIDR,...")]
     pub nodeport_addresses: Option<Vec<String>>,
+
+    /// Feature gates of Kubernetes: KubeProxyNFTablesLocalhostNodePorts=true serves NodePorts on localhost if
+    /// --nodeport-addresses names it; others have no effect
+    #[arg(long, value_delimiter = ',', value_name = "NAME=BOOL,...")]
+    pub feature_gates: Option<Vec<String>>,
 }
 
 /// The servers of health and metrics.
@@ -289,10 +294,6 @@ pub struct LoggingFlags {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Accepted for compatibility, without effect")]
 pub struct InertFlags {
-    /// No feature gate of Kubernetes concerns this proxy
-    #[arg(long, value_delimiter = ',', value_name = "NAME=BOOL,...")]
-    pub feature_gates: Option<Vec<String>>,
-
     /// Watches need no rate limit
     #[arg(long, value_name = "COUNT")]
     pub kube_api_burst: Option<i32>,

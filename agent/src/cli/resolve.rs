@@ -455,7 +455,7 @@ fn traffic_configuration(
 ) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let (mut configuration, mut warnings) = file_or_defaults(arguments.config.as_deref())?;
     if arguments.config.is_none() {
-        apply_traffic(&arguments.traffic, &mut configuration);
+        apply_traffic(&arguments.traffic, &mut configuration)?;
         // The usual notice about an empty mode would be noise here.
         if arguments.traffic.proxy_mode.is_none() {
             configuration.mode = "nftables".to_owned();

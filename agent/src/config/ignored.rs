@@ -4,8 +4,7 @@
 use serde_json::Value;
 
 use super::kube_proxy_configuration::KubeProxyConfiguration;
-use super::validate::LOCALHOST;
-use super::{ConfigError, Warning};
+use super::{ConfigError, Warning, localhost_node_ports};
 
 const OTHER_MODE: &str = "belongs to another mode of kube-proxy";
 const WINDOWS: &str = "belongs to kube-proxy on Windows";
@@ -16,7 +15,6 @@ const NO_MARKS: &str = "no packet marks are used: whether to masquerade is read 
 
 /// Path of a field, or of a whole section, and why it is ignored.
 pub const IGNORED_FIELDS: &[(&str, &str)] = &[
-    ("featureGates", "no feature gate of Kubernetes concerns this proxy"),
     ("clientConnection.qps", "a handful of watches need no rate limit; retries back off"),
     ("clientConnection.burst", "a handful of watches need no rate limit; retries back off"),
     ("logging.flushFrequency", KLOG),
@@ -33,8 +31,8 @@ pub const IGNORED_FIELDS: &[(&str, &str)] = &[
     ("portRange", "unused by kube-proxy itself since its userspace mode is gone"),
 ];
 
-/// A line for each ignored field that has another value than its default, and
-/// one for an empty `mode`.
+/// A line for each ignored field that has another value than its default, for
+/// settings that have no effect without another one, and for an empty `mode`.
 ///
 /// # Errors
 /// Never for a configuration that was loaded; the printer's own otherwise.
@@ -48,13 +46,7 @@ pub fn ignored_fields(configuration: &KubeProxyConfiguration) -> Result<Vec<Warn
         .filter(|(path, _)| lookup(&given, path) != lookup(&default, path))
         .map(|(path, why)| Warning::new(*path, format!("ignored: {why}")))
         .collect();
-    if configuration.node_port_addresses.iter().any(|address| address == LOCALHOST) {
-        warnings.push(Warning::new(
-            "nodePortAddresses",
-            "localhost: no NodePort is served on a loopback address, as in kube-proxy unless its alpha feature \
-             KubeProxyNFTablesLocalhostNodePorts is on; use an address of the node, or the Service's cluster IP",
-        ));
-    }
+    warnings.append(&mut localhost_node_ports::warnings(configuration));
     if configuration.client_connection.encoding().is_none() {
         warnings.push(Warning::new("clientConnection", UNKNOWN_ENCODING));
     }

@@ -33,7 +33,8 @@ pub struct KubeProxyConfiguration {
     pub api_version: String,
     /// Always [`KIND`].
     pub kind: String,
-    /// Feature gates of Kubernetes by name; none concerns this proxy.
+    /// Feature gates of Kubernetes by name; one of them concerns this proxy:
+    /// [`localhost_node_ports::GATE`](super::localhost_node_ports::GATE).
     pub feature_gates: BTreeMap<String, bool>,
     /// The connection to the API server.
     pub client_connection: ClientConnection,

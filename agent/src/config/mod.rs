@@ -7,6 +7,7 @@
 //! * [`ignored`]: fields without effect, and the reasons;
 //! * [`convert`]: to the compiler's [`vmap_proxy_compiler::model::config::ProxyConfig`];
 //! * [`dns`]: the settings of the DNS server; [`flow_table`]: those of the flow table;
+//! * [`localhost_node_ports`]: whether NodePorts are served on localhost;
 //! * [`go_duration`], [`addresses`]: notations.
 
 pub mod addresses;
@@ -17,6 +18,7 @@ pub mod go_duration;
 pub mod ignored;
 pub mod kube_proxy_configuration;
 pub mod load;
+pub mod localhost_node_ports;
 pub mod validate;
 
 use std::fmt;

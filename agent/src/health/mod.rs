@@ -16,7 +16,7 @@ pub mod state;
 pub mod zpages;
 
 #[cfg(test)]
-mod test_client;
+pub(crate) mod test_client;
 
 pub(crate) use connection::Peer;
 pub use listen::{Listen, ListenError};

@@ -164,9 +164,10 @@ struct Answer {
 impl ServiceHealthServers {
     /// No servers, and no addresses yet. `health` decides whether a node with
     /// endpoints may be used: 200 takes endpoints and a proxy that keeps up.
-    /// Called within the tokio runtime in which the servers are to run.
-    pub fn new(health: HealthState) -> Self {
-        let shared = Shared::new(process::descriptor_limit());
+    /// `descriptors` bounds their number, together with all that the process opens
+    /// for other purposes than this number leaves out. Called within the tokio runtime in which the servers are to run.
+    pub fn new(health: HealthState, descriptors: u64) -> Self {
+        let shared = Shared::new(descriptors);
         Self { health, runtime: Handle::current(), shared, state: Mutex::default() }
     }
 

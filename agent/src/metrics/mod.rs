@@ -12,6 +12,7 @@ mod component_base;
 mod connections;
 pub(crate) mod counters;
 mod exposition;
+mod localhost;
 mod process;
 mod registered;
 
@@ -35,6 +36,7 @@ use vmap_proxy_dns::DnsMetrics;
 use buckets::{commit_histogram, network_programming_histogram, sync_histogram};
 pub use connections::{ConnectionSource, ServiceConnections};
 pub use exposition::Format;
+pub use localhost::{LocalhostMetrics, Refusal};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FamilyLabel {
@@ -102,6 +104,7 @@ pub enum ElementOperation {
 pub struct Metrics {
     registry: Arc<Registry>,
     api: api::ApiMetrics,
+    localhost: LocalhostMetrics,
     sync_duration: ByFamily<Histogram>,
     full_sync_duration: ByFamily<Histogram>,
     partial_sync_duration: ByFamily<Histogram>,
@@ -169,6 +172,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Arc::default(),
             api: api::ApiMetrics::register(&mut registry),
+            localhost: LocalhostMetrics::register(&mut registry),
             sync_duration: ByFamily::new_with_constructor(sync),
             full_sync_duration: ByFamily::new_with_constructor(sync),
             partial_sync_duration: ByFamily::new_with_constructor(sync),
@@ -204,6 +208,11 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process::new(proc)));
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// The metrics of NodePorts on localhost.
+    pub fn localhost(&self) -> &LocalhostMetrics {
+        &self.localhost
     }
 
     /// Connections to endpoints that are gone get a reset.

@@ -2,6 +2,7 @@
 //! together: a source, the sync loop, and their observers.
 
 mod flow_table;
+mod localhost;
 mod name_take_over;
 mod names;
 mod node;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::ruleset::Family;
 
 use crate::after_sync::Observers;
@@ -22,6 +24,7 @@ use crate::after_sync::events::ServiceEvents;
 use crate::after_sync::flows::FlowCleaner;
 use crate::after_sync::health::SyncHealth;
 use crate::after_sync::health_checks::ServiceHealthChecks;
+use crate::after_sync::localhost_node_ports::LocalhostRelay;
 use crate::after_sync::metrics::SyncMetrics;
 use crate::after_sync::resets::ConnectionResets;
 use crate::cli::{RunOptions, Source};
@@ -31,6 +34,7 @@ use crate::health::state::{Clock, HealthState, NodeEligibility};
 use crate::health::{metrics_server, proxy_server, zpages};
 use crate::instance::{self, InstanceError};
 use crate::k8s_events::{self, Notice, Recorder};
+use crate::localhost_node_ports::limits;
 use crate::logging;
 use crate::metrics::{Metrics, counters};
 use crate::netlink::{AddressWatcher, FlowRelease, NetlinkError, families, local_addresses};
@@ -134,7 +138,8 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     }
     let (recorder, notices) = k8s_events::channel(&options.proxy.node_name);
     recorder.starting();
-    let mut observers = observers(&metrics, &health, &families, &recorder);
+    let node_ports_on_localhost = localhost::served(&options, &families);
+    let mut observers = observers(&metrics, &health, &families, &recorder, node_ports_on_localhost);
     let grace = options.configuration.nftables.reset_gone_endpoints_after.to_duration();
     let flow_release = FlowRelease::default();
     if !grace.is_zero() {
@@ -166,6 +171,7 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
         config: options.proxy.clone(),
         flush_proof: options.configuration.nftables.flush_proof,
         follow_gone: !grace.is_zero(),
+        follow_node_ports: node_ports_on_localhost,
         metrics: metrics.clone(),
         families,
         addresses: own_addresses,
@@ -201,15 +207,28 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
 
 /// Everything that follows from a sync beside the rules. Called where the health
 /// check servers of Services are to run.
-fn observers(metrics: &Metrics, health: &HealthState, families: &[Family], recorder: &Recorder) -> Observers {
-    let servers = ServiceHealthServers::new(health.clone()).with_events(recorder.clone());
-    vec![
+fn observers(
+    metrics: &Metrics,
+    health: &HealthState,
+    families: &[Family],
+    recorder: &Recorder,
+    node_ports_on_localhost: PerFamily<bool>,
+) -> Observers {
+    let descriptors = process::descriptor_limit();
+    let relay = localhost::start(node_ports_on_localhost, descriptors, metrics);
+    let left = if relay.is_some() { limits::left_to_others(descriptors) } else { descriptors };
+    let servers = ServiceHealthServers::new(health.clone(), left).with_events(recorder.clone());
+    let mut observers: Observers = vec![
         Box::new(SyncMetrics::new(metrics.clone(), families, SystemTime::now())),
         Box::new(SyncHealth::new(health.clone(), families)),
         Box::new(ServiceHealthChecks::new(servers)),
         Box::new(FlowCleaner::new(metrics.clone(), families)),
         Box::new(ServiceEvents::new(recorder.clone())),
-    ]
+    ];
+    if let Some(relay) = relay {
+        observers.push(Box::new(LocalhostRelay::new(relay)));
+    }
+    observers
 }
 
 /// Sets the sysctls that kube-proxy sets on a node. With manifests the machine

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::model::{PerFamily, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 
 use super::Error;
@@ -28,6 +28,8 @@ pub(super) struct Work {
     pub(super) flush_proof: bool,
     /// Whether endpoints that are gone are to be followed.
     pub(super) follow_gone: bool,
+    /// The families whose NodePorts are to be followed.
+    pub(super) follow_node_ports: PerFamily<bool>,
     pub(super) metrics: Metrics,
     pub(super) families: Vec<Family>,
     pub(super) addresses: Vec<IpAddr>,
@@ -88,7 +90,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let Work { config, flush_proof, follow_gone, metrics, families, addresses, inputs, .. } = work;
-        let Work { status, mut observers, options, .. } = work;
+        let Work { status, mut observers, options, follow_node_ports, .. } = work;
         let mut kernel = Kernel::open()?;
         if flush_proof {
             metrics.set_flush_proof(make_flush_proof(&mut kernel)?);
@@ -98,6 +100,7 @@ fn run(work: Work, opened: oneshot::Sender<StopFlag>, asked: oneshot::Receiver<(
         if follow_gone {
             syncer.report_gone_endpoints();
         }
+        syncer.report_node_ports(follow_node_ports);
         // The caller waits for it.
         let _ = opened.send(syncer.stop_flag());
         let shutdown = async {

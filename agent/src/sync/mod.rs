@@ -137,6 +137,8 @@ pub struct Syncer {
     /// successful sync has to report them.
     untold: HashMap<ServiceName, Arc<Programmed>>,
     background: Background,
+    /// The families whose NodePorts listeners follow.
+    node_ports: PerFamily<bool>,
 }
 
 /// The result of a sync, also of a failed one.
@@ -192,6 +194,7 @@ impl Syncer {
             leaving: None,
             untold: HashMap::new(),
             background: Background::default(),
+            node_ports: PerFamily::default(),
         }
     }
 
@@ -244,6 +247,17 @@ impl Syncer {
     /// yet. Returns their unusable parts.
     pub fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Problem> {
         changes.into_iter().flat_map(|change| self.store.apply(change)).collect()
+    }
+
+    /// Has the changes of NodePorts reported to the listeners of syncs, in these
+    /// families.
+    pub fn report_node_ports(&mut self, families: PerFamily<bool>) {
+        self.node_ports = families.zip(self.enabled).map(|(wanted, enabled)| wanted && enabled);
+    }
+
+    /// The families whose NodePorts are reported; none by default.
+    pub fn reported_node_ports(&self) -> PerFamily<bool> {
+        self.node_ports
     }
 
     /// The families that the node has.

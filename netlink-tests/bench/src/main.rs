@@ -29,6 +29,8 @@ enum Command {
     /// Measure what packets of an established flow pay with and without the flow
     /// table.
     Established(commands::established::Options),
+    /// Measure what the relay for NodePorts on localhost costs.
+    Localhost(commands::localhost::Options),
     /// Draw the JSON of `scale` and `packets` as SVG pictures.
     Plots(commands::plots::Options),
     /// Say what got slower since an earlier run. Exit status 1 if anything did,
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Scale(options) => commands::scale::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Established(options) => commands::established::run(&options, vmap_proxy_lab::enter_user_namespace()),
+        Command::Localhost(options) => commands::localhost::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Plots(options) => commands::plots::run(&options),
         Command::Fleet(options) => commands::fleet::run(&options),
         Command::Compare(options) => commands::compare::run(&options),

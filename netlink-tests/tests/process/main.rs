@@ -15,6 +15,7 @@ mod hostile;
 mod idle;
 mod journal;
 mod lab_crash;
+mod localhost_node_ports;
 mod log;
 mod migration;
 mod name_take_over;

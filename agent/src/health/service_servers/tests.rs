@@ -1,11 +1,9 @@
-use std::sync::atomic::{AtomicU16, Ordering};
-
 use tokio::io::AsyncReadExt;
 use vmap_proxy_compiler::model::config::NodePortAddresses;
 
 use super::*;
 use crate::health::state::tests::HandClock;
-use crate::health::test_client::{get, request, run};
+use crate::health::test_client::{free_port, get, request, run};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -19,7 +17,7 @@ impl Node {
     fn new() -> Self {
         let clock = HandClock::default();
         let health = HealthState::new(clock.clock(), Duration::from_secs(60));
-        let servers = ServiceHealthServers::new(health.clone());
+        let servers = ServiceHealthServers::new(health.clone(), process::descriptor_limit());
         servers.set_addresses(&[LOCALHOST]);
         Self { clock, health, servers }
     }
@@ -98,22 +96,6 @@ fn more_ports_than_descriptors_leave_some_to_the_others() {
         node.set(&[(["a", "b"][stays], ports[stays], 1)]);
         node.wait_open(&[ports[stays]]).await;
     });
-}
-
-/// A port that nobody else takes between now and the moment the server binds it: below those that the kernel hands
-/// out by itself, and each test process looks in another part.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u32 = 10_000;
-    const PARTS: u32 = 1_000;
-    const PART: u16 = 20;
-    let start = FIRST + std::process::id() % PARTS * u32::from(PART);
-    loop {
-        let port = u16::try_from(start).unwrap() + NEXT.fetch_add(1, Ordering::Relaxed);
-        if std::net::TcpListener::bind((LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod compare;
 pub mod established;
 pub mod fleet;
+pub mod localhost;
 pub mod packets;
 pub mod plots;
 pub mod scale;
