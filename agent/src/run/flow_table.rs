@@ -19,9 +19,11 @@ use crate::sync_loop::Status;
 /// interfaces are awaited.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Changes of interfaces are followed for at most one part in so many of a
-/// processor.
+/// After a change the thread rests for so many times as long as that took.
 const REST: u32 = 10;
+
+/// The longest rest, also where the kernel is slow.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Time between two attempts after a failure.
 const RETRY: Duration = Duration::from_secs(5);
@@ -151,7 +153,7 @@ impl Keeper {
                 let (Followed { added, removed, .. }, members) = (followed, table.members());
                 tracing::debug!("flow table: {added} interfaces added, {removed} removed, {members} in it");
             }
-            tokio::time::sleep(began.elapsed() * REST).await;
+            tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
         }
     }
 
