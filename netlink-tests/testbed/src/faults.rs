@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use vmap_proxy_wire::message::{HEADER, NLM_F_DUMP_INTR, NLMSG_ERROR};
@@ -54,6 +55,8 @@ struct State {
     calls: AtomicU32,
     injected: AtomicU32,
     by_kind: Mutex<BTreeMap<&'static str, u32>>,
+    /// Notified of each fault.
+    news: Condvar,
 }
 
 impl FaultyNetlink {
@@ -83,6 +86,13 @@ impl FaultyNetlink {
     /// The number of faults so far.
     pub fn injected(&self) -> u32 {
         self.state.injected.load(Ordering::Acquire)
+    }
+
+    /// Waits until there were this number of faults more, or for `patience`.
+    pub fn await_more(&self, count: u32, patience: Duration) {
+        let wanted = self.injected() + count;
+        let guard = self.state.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.state.news.wait_timeout_while(guard, patience, |_| self.injected() < wanted));
     }
 
     /// The number of faults of each kind.
@@ -137,8 +147,10 @@ impl Faults {
     }
 
     fn note(&self, kind: &'static str) {
+        let mut by_kind = self.state.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.injected.fetch_add(1, Ordering::AcqRel);
-        *self.state.by_kind.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+        *by_kind.entry(kind).or_default() += 1;
+        self.state.news.notify_all();
     }
 
     fn fail(&mut self, kind: &'static str, errors: &[i32]) -> Reply {

@@ -11,6 +11,8 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::target::Target;
 use vmap_proxy_lab::NetNs;
 
+use crate::generation::Commits;
+
 /// Value and comment of an element.
 type Value = (Data, Option<String>);
 /// Elements by their place.
@@ -206,6 +208,8 @@ fn await_read(
     context: &dyn std::fmt::Display,
 ) -> Duration {
     let begun = Instant::now();
+    let commits = namespace.run(Commits::follow).unwrap_or_else(|error| panic!("{error}"));
+    let commits = commits.unwrap_or_else(|error| panic!("{error}"));
     loop {
         let read = Holdings::try_read(namespace).map(|mut now| {
             now.iter_mut().for_each(&prepare);
@@ -221,7 +225,8 @@ fn await_read(
         }
         let some: Vec<&String> = lines.iter().take(10).collect();
         assert!(begun.elapsed() < patience, "{context}: {} differences: {some:#?}", lines.len());
-        std::thread::sleep(Duration::from_millis(20));
+        // Only a commit can remove a difference. A reading that failed for another reason is repeated without one.
+        commits.wait(Duration::from_secs(1)).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 

@@ -4,6 +4,7 @@
 //! The test command injects a few hundred faults. `FAULTS=10000 cargo test -p netlink-tests --test process faults::`
 //! injects as many in each test; `FAULT_SEED=N` repeats a run that failed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,11 +27,15 @@ const FAULTS: u32 = 120;
 /// Services there may be.
 const SERVICES: u32 = 120;
 
-/// Longest time that a state of the cluster lasts.
-const STEP: Duration = Duration::from_millis(100);
+/// The number of states of the cluster that an agent lives to see.
+const STATES: usize = 12;
 
-/// A failed sync is tried again after a second at most.
-const FLAGS: [&str; 1] = ["--iptables-sync-period=1s"];
+/// Most faults that a state of the cluster meets, and the longest time that it lasts.
+const FAULTS_OF_STATE: usize = 8;
+const STATE: Duration = Duration::from_millis(300);
+
+/// A failed sync is tried again after this time at most: a longer one makes the test longer, and no other faults.
+const FLAGS: [&str; 2] = ["--iptables-sync-period=250ms", "--iptables-min-sync-period=10ms"];
 
 /// Without comparisons in the background: whatever is wrong is noticed when it happens.
 const NO_COMPARISONS: &str = "--nftables-compare-period=0";
@@ -93,52 +98,84 @@ impl Node {
         (agent, faults)
     }
 
-    /// States follow each other while calls fail; in the end the last one is there. Prints the number of faults, and
-    /// of differences that only a comparison in the background found.
+    /// States follow each other while calls fail, until there were as many faults as are wanted. Prints their number, and
+    /// that of the differences that only a comparison in the background found.
     #[track_caller]
     fn run(&mut self, kinds: Kinds) {
-        let (mut injected, mut found, mut starts, mut calls) = (0, 0, 0, 0);
-        let mut by_kind = std::collections::BTreeMap::new();
-        while injected < wanted() {
-            let mut objects = self.write();
-            let one_in = self.random.pick(&[10, 30, 100, 300]);
-            let (agent, faults) = self.agent(kinds, one_in);
-            starts += 1;
-            std::thread::sleep(STEP * 4);
-            faults.inject(0);
-            // An agent that may not change the tables at its start gives up, and is started again.
-            if !agent.comes_to("programmed ") {
-                let log = agent.log().join("\n");
-                assert!(log.contains("Error") || log.contains("error"), "it ended without a reason: {log}");
-            } else {
-                for _ in 0..12 {
-                    let one_in = self.random.pick(&[2, 3, 5, 10, 30, 100]);
-                    faults.inject(one_in);
-                    objects = self.write();
-                    // Whatever the agent does in this time meets faults.
-                    std::thread::sleep(STEP);
-                }
-                faults.inject(0);
-                let context = format!("after {} faults and {:?}", injected + faults.injected(), faults.by_kind());
-                await_used_holdings(&self.namespace, &wanted_holdings(&objects), &context);
-                let blamed: Vec<String> = agent.log().into_iter().filter(|line| line.contains("quarantined")).collect();
-                assert!(blamed.is_empty(), "{context}: {blamed:#?}");
-            }
-            found += agent.log().iter().filter(|line| line.contains("nobody reported a change")).count();
-            injected += faults.injected();
-            calls += faults.calls();
-            for (kind, count) in faults.by_kind() {
-                *by_kind.entry(kind).or_insert(0) += count;
-            }
-            agent.kill();
-            faults.end().unwrap();
+        let (begun, mut sum) = (Instant::now(), Sum::default());
+        while sum.injected < wanted() {
+            self.one_agent(kinds, &mut sum);
         }
+        let Sum { agents, gave_up, calls, injected, found_in_background, by_kind } = sum;
         eprintln!(
-            "{injected} faults at {calls} calls of {starts} agents, {found} differences found in the background: {by_kind:#?}"
+            "{injected} faults at {calls} calls of {agents} agents, of which {gave_up} gave up at their start; \
+             {found_in_background} differences found in the background, nothing lost, in {:?}: {by_kind:#?}",
+            begun.elapsed()
         );
         if kinds == Kinds::Honest {
-            assert_eq!(found, 0);
+            assert_eq!(found_in_background, 0);
         }
+    }
+
+    /// An agent starts and meets some states while calls fail; in the end the last one is there.
+    #[track_caller]
+    fn one_agent(&mut self, kinds: Kinds, sum: &mut Sum) {
+        let mut objects = self.write();
+        let one_in = self.random.pick(&[10, 30, 100, 300]);
+        let (agent, faults) = self.agent(kinds, one_in);
+        let most = self.some_faults();
+        faults.await_more(most, STATE);
+        faults.inject(0);
+        // An agent that may not change the tables at its start gives up, and is started again.
+        if agent.comes_to("programmed ") {
+            for _ in 0..STATES {
+                let one_in = self.random.pick(&[2, 3, 5, 10, 30, 100]);
+                faults.inject(one_in);
+                objects = self.write();
+                let most = self.some_faults();
+                faults.await_more(most, STATE);
+            }
+            faults.inject(0);
+            let context = format!("after {} faults and {:?}", sum.injected + faults.injected(), faults.by_kind());
+            await_used_holdings(&self.namespace, &wanted_holdings(&objects), &context);
+            let blamed: Vec<String> = agent.log().into_iter().filter(|line| line.contains("quarantined")).collect();
+            assert!(blamed.is_empty(), "{context}: {blamed:#?}");
+        } else {
+            let log = agent.log().join("\n");
+            assert!(log.contains("Error") || log.contains("error"), "it ended without a reason: {log}");
+            assert!(faults.injected() > 0, "it ended without a fault: {log}");
+            sum.gave_up += 1;
+        }
+        sum.add(&agent, &faults);
+        agent.kill();
+        faults.end().unwrap();
+    }
+
+    fn some_faults(&mut self) -> u32 {
+        1 + self.random.below(FAULTS_OF_STATE) as u32
+    }
+}
+
+/// What happened to all agents together.
+#[derive(Default)]
+struct Sum {
+    agents: u32,
+    gave_up: u32,
+    calls: u32,
+    injected: u32,
+    by_kind: BTreeMap<&'static str, u32>,
+    found_in_background: usize,
+}
+
+impl Sum {
+    fn add(&mut self, agent: &AgentProcess, faults: &FaultyNetlink) {
+        self.agents += 1;
+        self.calls += faults.calls();
+        self.injected += faults.injected();
+        for (kind, count) in faults.by_kind() {
+            *self.by_kind.entry(kind).or_insert(0) += count;
+        }
+        self.found_in_background += agent.log().iter().filter(|line| line.contains("nobody reported a change")).count();
     }
 }
 
