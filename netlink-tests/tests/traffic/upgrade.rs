@@ -1,18 +1,28 @@
 //! A table of another layout is replaced: no connection notices it, and clients stay where they were if the maps that
 //! remember them have the same shape.
+//!
+//! `OLD_AGENT=PROGRAM UPGRADES=N cargo test -p netlink-tests --test traffic upgrade::no_connection_fails_through`
+//! upgrades from another build, and goes back to it.
 
 use serde_json::Value;
 use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_lab::Transport::{Tcp, Udp};
+use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, NODE, POD, POD_PORT, REMOTE, at, node_object, proxy_config};
 use vmap_proxy_testbed::continuous::none_fails_while;
 use vmap_proxy_testbed::holdings::{Holdings, learned};
+use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::manifests::{service, slice};
 use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::other_layout::{as_stand_in, install, listing};
 use vmap_proxy_testbed::proxy::Proxy;
 use vmap_proxy_testbed::skip::skipped;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
+
+/// Upgrades and downgrades of each kind, unless `UPGRADES` is another number.
+const UPGRADES: u32 = 2;
 
 const AFFINITY_BY_FRONTEND: &str = include_str!("layouts/affinity-by-frontend.nft");
 
@@ -131,4 +141,45 @@ fn a_stand_in_that_was_left_over_is_removed() {
         }
         assert_eq!(learned(cluster.node(), Family::Ipv4), known, "{left}");
     }
+}
+
+/// The agent as a process is replaced by another build and the other way round, after SIGTERM and after SIGKILL. The
+/// other build is what `OLD_AGENT` names, else the same program.
+#[test]
+fn no_connection_fails_through_upgrades_and_downgrades() {
+    let old = std::env::var("OLD_AGENT").unwrap_or_else(|_| PROGRAM.to_owned());
+    let rounds = std::env::var("UPGRADES").ok().and_then(|number| number.parse().ok()).unwrap_or(UPGRADES);
+    let (cluster, manifests) = (Cluster::new(), ManifestDirectory::new());
+    manifests.write_objects("services.json", &objects());
+    let start = |program: &str| AgentProcess::start(program, cluster.node(), &manifests, &[]);
+    let mut agent = start(PROGRAM);
+    let expected = Holdings::read(cluster.node());
+    agent.stop();
+    agent = start(&old);
+    let ways = [
+        (POD[0], at("10.96.0.10", 80), Tcp),
+        (NODE[0], at("10.96.0.10", 80), Tcp),
+        (REMOTE[0][3], at("10.96.0.10", 80), Tcp),
+        (CLIENT[0], at(NODE[0], 30080), Tcp),
+        (POD[1], at("fd00:10:96::10", 80), Udp),
+    ];
+    let connections = none_fails_while(&cluster, &ways, || {
+        for round in 0..rounds {
+            for (program, is_killed) in [(PROGRAM, false), (&*old, false), (PROGRAM, true), (&*old, true)] {
+                if is_killed {
+                    agent.kill();
+                } else {
+                    agent.stop();
+                }
+                agent = start(program);
+                if program == PROGRAM {
+                    for (now, expected) in Holdings::read(cluster.node()).iter().zip(&expected) {
+                        assert_eq!(now.differences(expected), [] as [String; 0], "round {round}");
+                    }
+                }
+            }
+        }
+    });
+    eprintln!("{connections} connections through {} upgrades and as many downgrades from and to {old}", 2 * rounds);
+    assert!(connections > 20, "{connections}");
 }
