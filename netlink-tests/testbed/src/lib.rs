@@ -7,6 +7,7 @@
 //! * [`syncer_thread`] and [`proxy`]: the agent's syncer in a namespace, step by step;
 //! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
 //! * [`calls`]: the agent's calls to the kernel, watched; [`crash`] kills it at one of them, [`faults`] makes them fail;
+//! * [`confined`]: a program under a seccomp profile;
 //! * [`random`]: random numbers that are the same in every run;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
@@ -19,6 +20,7 @@ pub mod api_objects;
 pub mod apiserver;
 pub mod calls;
 pub mod cluster;
+pub mod confined;
 pub mod continuous;
 pub mod crash;
 pub mod end_to_end;

@@ -34,7 +34,7 @@ fn behind_tls(cluster: &mut EndToEnd, fields: &str) -> Option<(Front, PathBuf)> 
     Some((front, path))
 }
 
-fn flags(source: String) -> [String; 4] {
+pub(crate) fn flags(source: String) -> [String; 4] {
     [source, format!("--hostname-override={NODE}"), "--proxy-mode=nftables".into(), "--conntrack-max-per-core=0".into()]
 }
 

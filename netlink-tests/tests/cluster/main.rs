@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod changes;
+mod clock;
+mod confined;
 mod connection;
 mod events;
 mod node;

@@ -9,8 +9,8 @@ use vmap_proxy_testbed::end_to_end::{CLIENT_POD, NODE_IP, local_pod};
 
 use crate::{apply, apply_service, cluster, frontend};
 
-const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_256);
-const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
+pub(crate) const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_256);
+pub(crate) const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
 /// The value of a metric, its labels in braces included in `name`.
 fn metric(text: &str, name: &str) -> f64 {

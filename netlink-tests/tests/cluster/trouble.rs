@@ -68,7 +68,7 @@ fn a_relist_sends_only_differences() {
 }
 
 /// Returns the number of requests that begin a list of a resource.
-fn lists(requests: Vec<String>, resource: Resource) -> usize {
+pub(crate) fn lists(requests: Vec<String>, resource: Resource) -> usize {
     let start = format!("GET {}?", resource.path());
     let is_list = |request: &&String| !request.contains("watch=true") || request.contains("sendInitialEvents=true");
     requests.iter().filter(|request| request.starts_with(&start)).filter(is_list).count()
