@@ -35,6 +35,8 @@ pub use families::families;
 pub use flow_table::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames};
 pub use kernel::{CommitReport, Kernel, Moment};
 pub use links::{Interface, LinkWatcher, interface_names, interfaces};
+#[cfg(fuzzing)]
+pub use monitor::follow_datagrams;
 pub use monitor::{ForeignChange, Monitor, Observed};
 pub use name_take_over::{NameTakeOver, remove_name_routes};
 pub use packets::await_packets;

@@ -233,6 +233,14 @@ impl Follower {
     }
 }
 
+/// Follows the notifications in these datagrams, for the fuzz target `notifications`.
+#[cfg(fuzzing)]
+pub fn follow_datagrams<'a>(datagrams: impl Iterator<Item = &'a [u8]>) -> Vec<Observed> {
+    let mut follower = Follower::default();
+    datagrams.for_each(|datagram| follower.read(datagram));
+    follower.seen.into()
+}
+
 /// Returns the name of a process. The process may choose it, so unprintable
 /// characters are replaced.
 fn process_name(attributes: Attributes<'_>) -> String {

@@ -12,6 +12,8 @@ mod bounds;
 mod connect;
 mod encoding;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod json;
 mod notices;
 mod protobuf;

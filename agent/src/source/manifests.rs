@@ -3,6 +3,8 @@
 
 mod catalog;
 mod document;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod reader;
 #[cfg(test)]
 mod tests;

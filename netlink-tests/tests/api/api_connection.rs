@@ -1,6 +1,8 @@
 //! A kubeconfig means the same as to client-go, against real TLS servers and
 //! real proxies.
 
+mod rotation;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

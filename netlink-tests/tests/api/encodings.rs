@@ -293,7 +293,7 @@ async fn a_truncated_list_is_not_taken_for_a_whole_one() {
         server.set_streaming_lists(streaming);
         server.set_fault(Resource::Services, Some(Fault::TruncatedFrame));
         let mut follower = Follower::start(&server).await;
-        let is_told = |line: &String| line.contains("the list is incomplete") || line.contains("the list ended early");
+        let is_told = |line: &String| line.contains("the list can't be used") || line.contains("the list ended early");
         follower.until(|follower| follower.log.iter().any(is_told)).await;
         assert!(follower.count("listed Service") == 0);
         server.set_fault(Resource::Services, None);

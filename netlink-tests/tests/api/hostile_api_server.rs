@@ -151,6 +151,29 @@ async fn a_list_without_end_is_given_up_and_told_once() {
     }
 }
 
+/// Nothing works, for any resource.
+#[tokio::test]
+async fn a_storm_of_500_is_paced_and_told_once() {
+    let server = ApiServer::start().await.unwrap();
+    server.apply(service("s", "10.0.0.1"));
+    let mut running = Running::start(&server, timing()).await;
+    running.until(|running| running.is_synced).await;
+    let (before, started) = (requests(&server, Resource::Services), Instant::now());
+    for resource in Resource::ALL {
+        server.refuse(resource, 500, "internal error");
+        server.break_watches(resource);
+    }
+    running.until_asked(&server, before + 6).await;
+    assert_paced("500", requests(&server, Resource::Services) - before, started.elapsed());
+    // 100, 200, 400, 800 and 1200 ms, at the least.
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    Resource::ALL.into_iter().for_each(|resource| server.allow(resource));
+    server.apply(service("t", "10.0.0.2"));
+    running.until(|running| running.services.contains(&"t".to_owned())).await;
+    assert!(running.lines.len() <= Resource::ALL.len(), "{:?}", running.lines);
+    assert_eq!(running.lines.iter().filter(|line| line.contains("Service")).count(), 2, "{:?}", running.lines);
+}
+
 /// 136 years are what fits into the field.
 #[tokio::test]
 async fn a_server_that_asks_for_years_of_patience_is_asked_again() {

@@ -19,7 +19,7 @@ use vmap_proxy_agent::source::kubernetes::{ConnectError, Encoding, KubernetesOpt
 use vmap_proxy_compiler::model::checked::Content;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_dns_zone::{Answer, QuestionType, Records, Zone, ZoneConfig};
-use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
+use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
 
 async fn sync_and_follow(streaming: bool, protobuf: bool) {
     let server = server_with_one_of_each().await;
@@ -306,6 +306,55 @@ async fn what_a_later_list_cannot_read_stays_as_it_was() {
     server.expire_watches(Resource::Services);
     follower.until(|follower| follower.log.iter().filter(|line| *line == "listed Service").count() == 2).await;
     assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
+}
+
+/// From a cache or a proxy that mixes up answers.
+#[tokio::test]
+async fn what_is_of_another_kind_changes_nothing() {
+    for (is_streaming, is_protobuf) in [(true, true), (true, false), (false, true), (false, false)] {
+        let server = server_with_one_of_each().await;
+        server.set_streaming_lists(is_streaming);
+        server.set_protobuf(is_protobuf);
+        let mut options = options(&server);
+        options.timing.list_idle = Duration::from_millis(300);
+        let mut follower = Follower::with(options).await;
+        follower.synced().await;
+        all_watched(&server).await;
+        let known = follower.names();
+        let mut stranger = node("cart");
+        stranger["metadata"]["namespace"] = json!("shop");
+        server.send_object(Resource::Services, &stranger);
+        server.set_fault(Resource::Services, Some(Fault::OtherKind));
+        server.expire_watches(Resource::Services);
+        let is_told = |line: &String| line.contains("it is a NodeList instead of a ServiceList");
+        follower.until(|follower| follower.log.iter().any(is_told)).await;
+        assert_eq!(follower.names(), known);
+        assert_eq!(follower.cluster_ip("cart").as_deref(), Some("10.0.0.1"));
+        server.set_fault(Resource::Services, None);
+        server.apply(service("late", "10.0.0.3"));
+        follower.until(|follower| follower.has("late")).await;
+        assert_eq!(follower.names().len(), known.len() + 1);
+    }
+}
+
+/// A server that was restored from a backup, or one of several that is behind.
+#[tokio::test]
+async fn a_version_that_goes_back_is_followed_and_loses_nothing() {
+    let server = server_with_one_of_each().await;
+    let mut follower = Follower::start(&server).await;
+    follower.synced().await;
+    for round in 1..=5 {
+        all_watched(&server).await;
+        server.apply(service("cart", &format!("10.0.0.{round}")));
+        server.apply(service(&format!("new-{round}"), "10.0.1.1"));
+        server.bookmark_at(Resource::Services, 1);
+        server.end_watches(Resource::Services);
+        server.apply(service(&format!("last-{round}"), "10.0.1.2"));
+        follower.until(|follower| follower.has(&format!("last-{round}"))).await;
+        assert!(follower.has(&format!("new-{round}")));
+        assert_eq!(follower.cluster_ip("cart"), Some(format!("10.0.0.{round}")));
+    }
+    assert_eq!(lists(&server, Resource::Services), 1);
 }
 
 #[tokio::test]

@@ -6,3 +6,4 @@ mod api_connection;
 mod encodings;
 mod hostile_api_server;
 mod kubernetes_source;
+mod random_faults;

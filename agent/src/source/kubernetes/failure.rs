@@ -90,7 +90,7 @@ impl Failure {
     /// Converts a response that can't be taken apart.
     pub(super) fn of_malformed(malformed: &Malformed) -> Self {
         match malformed {
-            Malformed::TooLong => Self::Broken(malformed.to_string()),
+            Malformed::TooLong | Malformed::OtherKind(_) => Self::Broken(malformed.to_string()),
             Malformed::NotEncoded { .. } => Self::NotEncoded(malformed.to_string()),
         }
     }

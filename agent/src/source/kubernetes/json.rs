@@ -1,5 +1,6 @@
 //! The JSON of lists and watches.
 
+mod of_kind;
 mod split;
 
 use std::fmt;
@@ -9,10 +10,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::Value;
 use vmap_proxy_compiler::model::objects::{Kind, Object, ObjectRef};
 
+use self::of_kind::{OfKind, is_other};
 use self::split::{Items, Lines};
 use super::encoding::Encoding;
-use super::wire::{EventType, Frame, ListMeta, Malformed, Status, Unreadable, name_of};
-use crate::source::typed::ObjectOf;
+use super::wire::{self, EventType, Frame, ListMeta, Malformed, Status, Unreadable, name_of};
 
 /// A watch: one event a line.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl ListReader {
 
     /// The metadata, at the end of the body.
     pub(super) fn finish(&self) -> Result<ListMeta, String> {
-        list_meta(self.items.rest()).map_err(|error| error.to_string())
+        list_meta(self.kind, self.items.rest())
     }
 }
 
@@ -114,7 +115,18 @@ struct Annotations {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Meta {
+    kind: String,
     metadata: Metadata,
+}
+
+impl Meta {
+    /// The metadata, if it is of an object of this kind.
+    fn of<E: serde::de::Error>(self, kind: Kind) -> Result<Metadata, E> {
+        match is_other(kind, &self.kind) {
+            Some(other) => Err(E::custom(other)),
+            None => Ok(self.metadata),
+        }
+    }
 }
 
 /// Reads one line of a watch.
@@ -127,37 +139,40 @@ fn frame(kind: Kind, line: &[u8]) -> Result<Frame, Unreadable> {
         struct Envelope {
             object: Meta,
         }
-        let meta = serde_json::from_slice::<Envelope>(line).unwrap_or_default().object.metadata;
+        let meta = serde_json::from_slice::<Envelope>(line).unwrap_or_default().object;
         unreadable(kind, meta, &error)
     })
 }
 
 /// Reads one item of a list.
 fn item(kind: Kind, item: &[u8]) -> Result<Object, Unreadable> {
-    let object = ObjectOf(kind).deserialize(&mut serde_json::Deserializer::from_slice(item)).and_then(named);
-    object.map_err(|error| {
-        let meta = serde_json::from_slice::<Meta>(item).unwrap_or_default().metadata;
-        unreadable(kind, meta, &error)
-    })
+    let object = OfKind(kind).deserialize(&mut serde_json::Deserializer::from_slice(item)).and_then(named);
+    object.map_err(|error| unreadable(kind, serde_json::from_slice(item).unwrap_or_default(), &error))
 }
 
 /// Reads the metadata of a list.
-fn list_meta(rest: &[u8]) -> Result<ListMeta, serde_json::Error> {
+fn list_meta(kind: Kind, rest: &[u8]) -> Result<ListMeta, String> {
     #[derive(Deserialize)]
     struct List {
+        #[serde(default)]
+        kind: String,
         metadata: ListMeta,
     }
-    Ok(serde_json::from_slice::<List>(rest)?.metadata)
+    let list: List = serde_json::from_slice(rest).map_err(|error| error.to_string())?;
+    wire::check_kind(kind, list.kind.as_bytes())?;
+    list.metadata.check()
 }
 
-fn unreadable(kind: Kind, meta: Metadata, error: &serde_json::Error) -> Unreadable {
+/// An object of another kind is none that is known by its name.
+fn unreadable(kind: Kind, meta: Meta, error: &serde_json::Error) -> Unreadable {
+    let (meta, what) = match meta.of::<serde_json::Error>(kind) {
+        Ok(meta) => (meta, error.to_string()),
+        // Without the place, so that the line is the same each time.
+        Err(other) => (Metadata::default(), other.to_string()),
+    };
     let named = !meta.name.is_empty();
     let object = named.then_some(ObjectRef { kind, namespace: meta.namespace, name: meta.name });
-    Unreadable {
-        object,
-        version: Some(meta.resource_version).filter(|version| !version.is_empty()),
-        what: error.to_string(),
-    }
+    Unreadable { object, version: Some(meta.resource_version).filter(|version| !version.is_empty()), what }
 }
 
 fn named(object: Object) -> Result<Object, serde_json::Error> {
@@ -222,10 +237,10 @@ impl<'de> DeserializeSeed<'de> for BodyOf {
         let Self(kind, event) = self;
         Ok(match event {
             EventType::Added | EventType::Modified => {
-                Frame::Apply(named(ObjectOf(kind).deserialize(deserializer)?).map_err(D::Error::custom)?)
+                Frame::Apply(named(OfKind(kind).deserialize(deserializer)?).map_err(D::Error::custom)?)
             }
             EventType::Deleted => {
-                let meta = Meta::deserialize(deserializer)?.metadata;
+                let meta = Meta::deserialize(deserializer)?.of::<D::Error>(kind)?;
                 if meta.name.is_empty() {
                     return Err(D::Error::custom("metadata.name is empty"));
                 }
@@ -233,7 +248,7 @@ impl<'de> DeserializeSeed<'de> for BodyOf {
                 Frame::Delete { object, version: meta.resource_version }
             }
             EventType::Bookmark => {
-                let meta = Meta::deserialize(deserializer)?.metadata;
+                let meta = Meta::deserialize(deserializer)?.of::<D::Error>(kind)?;
                 let ends_list = meta.annotations.is_some_and(|annotations| annotations.initial_events_end == "true");
                 Frame::Bookmark { version: meta.resource_version, ends_list }
             }

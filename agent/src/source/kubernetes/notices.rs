@@ -73,6 +73,39 @@ impl Notices {
     }
 }
 
+/// Maximum number of lines that are remembered.
+const MOST_LINES: usize = 1024;
+
+/// The lines of the last minute, by their hashes.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    written: HashMap<u64, Instant>,
+}
+
+impl Lines {
+    /// Returns whether a line was not written in the last minute; it counts as written then. Beyond a thousand lines
+    /// none is remembered: the limit of the log holds.
+    pub(super) fn is_new(&mut self, line: &str) -> bool {
+        self.is_new_at(line, Instant::now())
+    }
+
+    fn is_new_at(&mut self, line: &str, now: Instant) -> bool {
+        let mut hasher = DefaultHasher::new();
+        line.hash(&mut hasher);
+        let hash = hasher.finish();
+        if self.written.get(&hash).is_some_and(|written| now.duration_since(*written) < GAP) {
+            return false;
+        }
+        if self.written.len() >= MOST_LINES {
+            self.written.retain(|_, written| now.duration_since(*written) < GAP);
+        }
+        if self.written.len() < MOST_LINES {
+            self.written.insert(hash, now);
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +124,15 @@ mod tests {
         assert_eq!(notices.due_at(broken, now + GAP), Some(5));
         let lines = (0..1000).filter(|code| notices.due_at(Cause::Refused(*code), now + GAP).is_some()).count();
         assert!(lines <= MOST_CAUSES, "{lines}");
+    }
+
+    #[test]
+    fn a_line_is_written_once_a_minute() {
+        let (mut lines, now) = (Lines::default(), Instant::now());
+        assert!(lines.is_new_at("a", now) && lines.is_new_at("b", now));
+        assert!(!lines.is_new_at("a", now + GAP / 2));
+        assert!(lines.is_new_at("a", now + GAP));
+        (0..2 * MOST_LINES).for_each(|number| assert!(lines.is_new_at(&number.to_string(), now + GAP)));
+        assert_eq!(lines.written.len(), MOST_LINES);
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct ListReader {
 impl ListReader {
     /// Nothing read yet.
     pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, items: Items::default() }
+        Self { kind, items: Items::new(kind) }
     }
 
     /// The next complete item of `chunk`, which loses it.
@@ -82,7 +82,7 @@ impl ListReader {
     /// The metadata, at the end of the body.
     pub(super) fn finish(&self) -> Result<ListMeta, String> {
         let meta = messages::ListMeta::decode(self.items.list_meta()?).map_err(|error| error.to_string())?;
-        Ok(ListMeta { resource_version: meta.resource_version, token: meta.continue_token })
+        ListMeta { resource_version: meta.resource_version, token: meta.continue_token }.check()
     }
 }
 

@@ -16,7 +16,7 @@ use super::backoff::{Backoff, random_up_to};
 use super::bounds::{Budget, Pages};
 use super::encoding::Encoding;
 use super::failure::Failure;
-use super::notices::{Cause, Notices};
+use super::notices::{Cause, Lines, Notices};
 use super::resource::Resource;
 use super::turns::Turns;
 use super::wire::{self, Frame, ListReader, Status, Unreadable, WatchReader};
@@ -79,6 +79,7 @@ pub(super) struct Reflector {
     /// The failure that was reported last, if nothing was received since.
     degraded: Option<String>,
     notices: Notices,
+    lines: Lines,
     metrics: Metrics,
 }
 
@@ -112,6 +113,7 @@ impl Reflector {
             batch: Vec::new(),
             degraded: None,
             notices: Notices::default(),
+            lines: Lines::default(),
             metrics,
         }
     }
@@ -273,7 +275,7 @@ impl Reflector {
             }
             let meta = reader
                 .finish()
-                .map_err(|error| Failure::Broken(format!("the list is incomplete ({error}); trying again")))?;
+                .map_err(|error| Failure::Broken(format!("the list can't be used ({error}); trying again")))?;
             self.succeed();
             if meta.token.is_empty() {
                 self.complete_list().await?;
@@ -397,11 +399,19 @@ impl Reflector {
     async fn skip(&mut self, unreadable: Unreadable) -> Result<(), Failure> {
         let what = unreadable.what;
         let Some(object) = unreadable.object else {
-            tracing::warn!("skipped a {} without a readable name: {what}", self.resource.kind);
+            self.warn(&format!("skipped a {} without a readable name: {what}", self.resource.kind));
             return Ok(());
         };
-        tracing::warn!("skipped {object}, which can't be read: {what}; its earlier state stays until it changes");
+        self.warn(&format!("skipped {object}, which can't be read: {what}; its earlier state stays until it changes"));
         self.push(&Change::Keep(object)).await
+    }
+
+    /// Writes a line about an object, but not the same line again in a minute: a server that sends an object again and
+    /// again does not fill the log.
+    fn warn(&mut self, line: &str) {
+        if self.lines.is_new(line) {
+            tracing::warn!("{line}");
+        }
     }
 
     /// Returns the next bytes of a response, `None` at its end. While none are
@@ -512,7 +522,7 @@ impl Reflector {
         let read = if self.with_names { ObjectChange::read_with_names } else { ObjectChange::read };
         let (change, problems) = read(change, &self.node_name, Origin::ApiServer);
         for problem in problems {
-            tracing::warn!("{problem}");
+            self.warn(&problem.to_string());
         }
         self.batch.push(change);
         if self.batch.len() >= BATCH { self.flush().await } else { Ok(()) }

@@ -101,12 +101,31 @@ pub(super) struct ListMeta {
     pub(super) token: String,
 }
 
+/// Checks that a list is one of objects of this kind. The answer to another request, from a cache or a proxy, would
+/// otherwise count as the news that every object is gone. The error is the defect.
+pub(super) fn check_kind(expected: Kind, named: &[u8]) -> Result<(), String> {
+    if named.is_empty() || named == format!("{expected}List").as_bytes() {
+        return Ok(());
+    }
+    Err(format!("it is a {} instead of a {expected}List", named.escape_ascii()))
+}
+
+impl ListMeta {
+    /// Checks that it is of a list of the API server, which has a version. The error is the defect.
+    pub(super) fn check(self) -> Result<Self, String> {
+        if self.resource_version.is_empty() { Err("it has no resourceVersion".to_owned()) } else { Ok(self) }
+    }
+}
+
 /// A response that can't be taken apart any further.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(super) enum Malformed {
     /// A piece grew beyond all bounds.
     #[error("an object is larger than any API server stores; check that the URL is the API server's")]
     TooLong,
+    /// A list of something else.
+    #[error("the list can't be used ({0}); trying again")]
+    OtherKind(String),
     /// The body is not in the encoding that its header names.
     #[error("the API server announces {} and sends something else ({what})", encoding.name())]
     NotEncoded {

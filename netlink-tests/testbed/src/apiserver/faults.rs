@@ -25,4 +25,6 @@ pub enum Fault {
     WrongMagic,
     /// Each protobuf answer ends inside its first object.
     TruncatedFrame,
+    /// Lists and new watches are those of another resource.
+    OtherKind,
 }

@@ -56,6 +56,11 @@ impl Resource {
         }
     }
 
+    /// One that is not this one.
+    pub(super) fn other(self) -> Self {
+        if self == Self::Nodes { Self::Services } else { Self::Nodes }
+    }
+
     pub(super) fn of_kind(kind: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.kind() == kind)
     }
@@ -94,6 +99,11 @@ impl Stored {
             name: field("/metadata/name"),
             cluster_ip: field("/spec/clusterIP"),
         }
+    }
+
+    /// An object that is not stored; `None` if the double does not know its kind.
+    pub(super) fn of_any_kind(object: &Value) -> Option<Self> {
+        Some(Self::new(Resource::of_kind(object["kind"].as_str()?)?, object))
     }
 
     /// An event of a watch about it.

@@ -127,7 +127,7 @@ fn list(shared: &Arc<Shared>, resource: Resource, query: &Query, encoding: Encod
     };
     let limit = query.number("limit").filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
     let token = query.get("continue").map(|token| decode_token(token).ok_or(token));
-    let (mut body, breaks_after, slow) = match shared.with(|state| {
+    let answered = shared.with(|state| {
         let (version, after) = match token {
             None => (state.objects.version(), None),
             Some(Ok((version, key))) => (version, Some(key)),
@@ -136,19 +136,25 @@ fn list(shared: &Arc<Shared>, resource: Resource, query: &Query, encoding: Encod
         if after.is_some() && (state.objects.is_compacted(version) || state.take_expired_page(resource)) {
             return Err((410, "Expired", "The provided continue parameter is too old".to_owned()));
         }
-        let (page, last) = state.objects.list(resource, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
+        let fault = state.faults.get(&resource).copied();
+        let (shown, selector) = match fault {
+            Some(Fault::OtherKind) => (resource.other(), Selector::default()),
+            _ => (resource, selector),
+        };
+        let (page, last) = state.objects.list(shown, &selector, after.as_ref(), limit.unwrap_or(usize::MAX));
         let token = last.map(|(namespace, name)| format!("{version}:{namespace}:{name}")).unwrap_or_default();
         let number = state.requests.len();
-        let token = match state.faults.get(&resource) {
+        let token = match fault {
             Some(Fault::EndlessPages) => format!("{version}::{number}"),
             // Behind every name.
             Some(Fault::EmptyPages) => format!("{version}:~~~:{number}"),
             _ => token,
         };
-        let mut body = objects::list(encoding, resource, version, &token, &page);
-        spoil(&mut body, encoding, state.faults.get(&resource).copied());
+        let mut body = objects::list(encoding, shown, version, &token, &page);
+        spoil(&mut body, encoding, fault);
         Ok((body, state.take_break(resource), state.slow))
-    }) {
+    });
+    let (mut body, breaks_after, slow) = match answered {
         Ok(answer) => answer,
         Err((code, reason, message)) => return failure(encoding, code, reason, &message),
     };
@@ -334,6 +340,12 @@ impl Watch {
                     events.extend(bookmark(self.encoding, self.resource, now, false));
                     events
                 }
+                Ok(Ok(Signal::BookmarkAt(resource, version))) if resource == self.resource => {
+                    bookmark(self.encoding, self.resource, version, false)
+                }
+                Ok(Ok(Signal::Object(resource, object))) if resource == self.resource => {
+                    object.event(self.encoding, "ADDED")
+                }
                 Ok(Ok(Signal::Raw(resource, bytes))) if resource == self.resource => bytes,
                 Ok(Ok(Signal::Expire(resource))) if resource == self.resource => {
                     send(&sender, self.expired(), slow).await;
@@ -362,13 +374,17 @@ impl Watch {
             Some(version) if !self.is_streaming => return (Vec::new(), version, state.slow),
             _ => now,
         };
-        let (objects, _) = state.objects.list(self.resource, &self.selector, None, usize::MAX);
+        let (resource, selector) = match state.faults.get(&self.resource) {
+            Some(Fault::OtherKind) => (self.resource.other(), Selector::default()),
+            _ => (self.resource, self.selector.clone()),
+        };
+        let (objects, _) = state.objects.list(resource, &selector, None, usize::MAX);
         let mut events = Vec::new();
         for object in objects {
             events.extend(object.event(self.encoding, "ADDED"));
         }
         if self.is_streaming && !state.forgets_bookmark {
-            events.extend(bookmark(self.encoding, self.resource, now, true));
+            events.extend(bookmark(self.encoding, resource, now, true));
         }
         (events, version, state.slow)
     }

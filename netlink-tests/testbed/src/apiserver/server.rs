@@ -17,7 +17,7 @@ use tempfile::TempPath;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::faults::Fault;
-use super::objects::{Objects, Resource};
+use super::objects::{Objects, Resource, Stored};
 use super::respond::respond;
 
 /// A message to the running watches.
@@ -26,6 +26,8 @@ pub(super) enum Signal {
     Changed,
     Bookmark,
     Raw(Resource, Vec<u8>),
+    Object(Resource, Arc<Stored>),
+    BookmarkAt(Resource, u64),
     Expire(Resource),
     Break(Resource),
     End(Resource),
@@ -233,6 +235,18 @@ impl ApiServer {
     /// Sends a bookmark on every watch that wants them.
     pub fn bookmark(&self) {
         self.tell(Signal::Bookmark);
+    }
+
+    /// Sends a bookmark of this version on the running watches of a resource.
+    pub fn bookmark_at(&self, resource: Resource, version: u64) {
+        self.tell(Signal::BookmarkAt(resource, version));
+    }
+
+    /// Sends the event that this object was added on the running watches of a resource, whatever kind it is of.
+    pub fn send_object(&self, resource: Resource, object: &Value) {
+        if let Some(stored) = Stored::of_any_kind(object) {
+            self.tell(Signal::Object(resource, Arc::new(stored)));
+        }
     }
 
     /// Sends this on the running watches of a resource, whatever it is.

@@ -23,7 +23,7 @@ fn items_are_cut_wherever_the_pieces_end() {
     for size in 1..text.len() {
         let (found, rest) = items_of(text, size);
         assert_eq!(found, [r#"{"a":"}]{","b":[{"c":"\\"}]}"#, r#"{"ü":{}}"#, "{}"], "pieces of {size}");
-        let meta = list_meta(rest.as_bytes()).unwrap();
+        let meta = list_meta(Kind::Service, rest.as_bytes()).unwrap();
         assert_eq!((meta.resource_version.as_str(), meta.token.as_str()), ("7", "a\"b]"));
     }
 }
@@ -36,11 +36,38 @@ fn a_list_without_items_is_complete_and_half_a_list_is_not() {
         r#"{"metadata":{"resourceVersion":"1"}}"#,
     ] {
         let (found, rest) = items_of(text, 5);
-        assert_eq!((found.len(), list_meta(rest.as_bytes()).unwrap().resource_version.as_str()), (0, "1"));
+        assert_eq!((found.len(), list_meta(Kind::Node, rest.as_bytes()).unwrap().resource_version.as_str()), (0, "1"));
     }
     let (found, rest) = items_of(r#"{"metadata":{"resourceVersion":"1"},"items":[{"a":1},{"b""#, 64);
     assert_eq!(found.len(), 1);
-    assert!(list_meta(rest.as_bytes()).is_err());
+    assert!(list_meta(Kind::Node, rest.as_bytes()).is_err());
+}
+
+#[test]
+fn what_is_of_another_kind_is_refused() {
+    let list = |text: &str| list_meta(Kind::Service, text.as_bytes()).map(|meta| meta.resource_version);
+    assert_eq!(list(r#"{"kind":"ServiceList","metadata":{"resourceVersion":"1"}}"#).as_deref(), Ok("1"));
+    let refused = list(r#"{"kind":"NodeList","metadata":{"resourceVersion":"1"},"items":[]}"#).unwrap_err();
+    assert_eq!(refused, "it is a NodeList instead of a ServiceList");
+    assert_eq!(list(r#"{"kind":"Status","metadata":{}}"#).unwrap_err(), "it is a Status instead of a ServiceList");
+    assert_eq!(list(r#"{"metadata":{}}"#).unwrap_err(), "it has no resourceVersion");
+    for event in ["ADDED", "DELETED", "BOOKMARK"] {
+        for object in [
+            r#"{"kind":"Secret","metadata":{"name":"a","namespace":"n","resourceVersion":"5"}}"#,
+            r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"5"},"kind":"Secret"}"#,
+        ] {
+            for text in [
+                format!(r#"{{"type":"{event}","object":{object}}}"#),
+                format!(r#"{{"object":{object},"type":"{event}"}}"#),
+            ] {
+                let unreadable = frame(Kind::Service, text.as_bytes()).unwrap_err();
+                assert!(unreadable.what.starts_with("it is a Secret"), "{text}: {unreadable:?}");
+                assert_eq!((unreadable.object, unreadable.version), (None, None), "{text}");
+            }
+        }
+    }
+    assert!(item(Kind::Node, br#"{"kind":null,"metadata":{"name":"a"}}"#).is_ok());
+    assert!(item(Kind::Node, br#"{"kind":7,"metadata":{"name":"a"}}"#).is_err());
 }
 
 #[test]

@@ -2,12 +2,17 @@
 //! one: the frames of a watch, the items of a list. A piece that arrived whole is
 //! not copied.
 
+use vmap_proxy_compiler::model::objects::Kind;
+
 use super::fields::{Defect, Form, field_of_key, varint};
-use super::{MAGIC, broken, unknown};
-use crate::source::kubernetes::wire::{LONGEST, Malformed};
+use super::{MAGIC, broken, kind_of, unknown};
+use crate::source::kubernetes::wire::{LONGEST, Malformed, check_kind};
 
 /// Bytes of the length in front of a frame.
 const LENGTH: usize = 4;
+
+/// No kind is longer, with its version and their heads.
+const LONGEST_KIND: usize = 1024;
 
 /// Fields of every list.
 mod list {
@@ -90,7 +95,7 @@ impl Frames {
 }
 
 /// The items of a wrapped list.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Items {
     place: Place,
     /// The incomplete key and length of a field.
@@ -102,6 +107,7 @@ pub(super) struct Items {
     /// Whether the wrapper's list has come to its end.
     is_complete: bool,
     list_meta: Vec<u8>,
+    kind: Kind,
 }
 
 /// The next thing to be read.
@@ -118,11 +124,26 @@ enum Place {
     Item(usize),
     /// The content of the list's metadata.
     ListMeta(usize),
+    /// The content of the list's kind.
+    TypeMeta(usize),
     /// Content of no use, of the list or of the wrapper around it.
     Skipped { left: usize, is_in_list: bool },
 }
 
 impl Items {
+    /// Nothing read yet of a list of objects of this kind.
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            place: Place::default(),
+            head: Vec::new(),
+            content: Piece::default(),
+            left_of_list: 0,
+            is_complete: false,
+            list_meta: Vec::new(),
+            kind,
+        }
+    }
+
     /// The next complete item of `chunk`, which loses it. `None`: the rest is
     /// kept, and the next chunk wanted.
     pub(super) fn next<'s, 'c: 's>(&'s mut self, chunk: &mut &'c [u8]) -> Result<Option<&'s [u8]>, Malformed> {
@@ -139,6 +160,11 @@ impl Items {
                     let Some(bytes) = self.content.take(chunk, length) else { return Ok(None) };
                     self.list_meta = bytes.to_vec();
                     self.place = Place::List;
+                }
+                Place::TypeMeta(length) => {
+                    let Some(bytes) = self.content.take(chunk, length) else { return Ok(None) };
+                    check_kind(self.kind, kind_of(bytes)?).map_err(Malformed::OtherKind)?;
+                    self.place = Place::Wrapper;
                 }
                 Place::Skipped { left, is_in_list } => {
                     let skipped = left.min(chunk.len());
@@ -175,7 +201,7 @@ impl Items {
     /// the end of the list.
     fn needs_nothing(&self) -> bool {
         match self.place {
-            Place::Item(length) | Place::ListMeta(length) => length == 0,
+            Place::Item(length) | Place::ListMeta(length) | Place::TypeMeta(length) => length == 0,
             Place::Skipped { left, .. } => left == 0,
             Place::List => self.left_of_list == 0 && self.head.is_empty(),
             Place::Magic | Place::Wrapper => false,
@@ -199,6 +225,7 @@ impl Items {
                 self.left_of_list = length;
                 Place::List
             }
+            unknown::TYPE_META if length <= LONGEST_KIND => Place::TypeMeta(length),
             _ => Place::Skipped { left: length, is_in_list: false },
         };
         Ok(())

@@ -101,6 +101,20 @@ fn a_list_of_something_else_is_refused() {
 }
 
 #[test]
+fn a_list_of_another_kind_is_refused() {
+    let meta = ListMetaMessage { resource_version: "7".to_owned(), continue_token: String::new() };
+    let raw = field(1, &meta.encode_to_vec());
+    for size in [1, 7, 1000] {
+        let refused = read_list(&wrapped("NodeList", &raw), size).unwrap_err();
+        assert!(refused.to_string().contains("it is a NodeList instead of a ServiceList"), "{refused}");
+        let (_, refused) = read_list(&wrapped("ServiceList", &[]), size).unwrap();
+        assert_eq!(refused.unwrap_err(), "it has no resourceVersion");
+        let (_, meta) = read_list(&wrapped("", &raw), size).unwrap();
+        assert_eq!(meta.unwrap().resource_version, "7");
+    }
+}
+
+#[test]
 fn frames_are_cut_wherever_the_pieces_end() {
     let names = ["a", "b", &"c".repeat(300)];
     let bytes: Vec<u8> = names
