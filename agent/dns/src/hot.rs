@@ -4,33 +4,71 @@
 //! same search list of each outside name. Such a question costs a comparison and
 //! a copy instead of decoding, looking up and encoding.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 
 use crate::metrics::Seen;
 
-/// The most answers that are kept, of each listener. Further ones replace all of
-/// them.
-const SIZE: usize = 2048;
+/// The most answers that are kept, of each listener, and the most bytes of them
+/// and their questions. Further ones replace all of them. The table of this many
+/// takes 0.5 MiB.
+const MOST_ANSWERS: usize = 14_000;
+const MOST_BYTES: usize = 2 << 20;
 
-/// The longest question and answer that are kept, in bytes. All of them together
-/// take 1.7 MiB at most, and usually a fifth of that.
+/// The longest question and answer that are kept, in bytes.
 const LONGEST_QUESTION: usize = 256;
 const LONGEST_ANSWER: usize = 512;
 
 /// The bytes of the identifier, in which equal questions differ.
 const ID: usize = 2;
 
+/// A question without its identifier, and the answer behind it in the same
+/// bytes. It is found by the question alone.
 #[derive(Debug)]
 struct Answer {
     bytes: Box<[u8]>,
+    question: u16,
     seen: Seen,
 }
+
+impl Answer {
+    fn question(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.question)).unwrap_or_default()
+    }
+
+    fn answer(&self) -> &[u8] {
+        self.bytes.get(usize::from(self.question)..).unwrap_or_default()
+    }
+}
+
+// The three agree, as `Borrow` demands: all look at the question only.
+impl Borrow<[u8]> for Answer {
+    fn borrow(&self) -> &[u8] {
+        self.question()
+    }
+}
+
+impl Hash for Answer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.question().hash(state);
+    }
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        self.question() == other.question()
+    }
+}
+
+impl Eq for Answer {}
 
 /// The answers by their questions, without the identifier.
 #[derive(Debug, Default)]
 pub(crate) struct HotAnswers {
     generation: u64,
-    answers: HashMap<Box<[u8]>, Answer>,
+    answers: HashSet<Answer>,
+    bytes: usize,
 }
 
 impl HotAnswers {
@@ -39,13 +77,13 @@ impl HotAnswers {
     pub(crate) fn get(&mut self, generation: u64, question: &[u8], out: &mut Vec<u8>) -> Option<Seen> {
         if self.generation != generation {
             self.generation = generation;
-            self.answers.clear();
+            self.clear();
             return None;
         }
         let (id, rest) = question.split_at_checked(ID)?;
         let answer = self.answers.get(rest)?;
         out.clear();
-        out.extend_from_slice(&answer.bytes);
+        out.extend_from_slice(answer.answer());
         out.get_mut(..ID)?.copy_from_slice(id);
         Some(answer.seen)
     }
@@ -59,10 +97,20 @@ impl HotAnswers {
             return;
         }
         let Some((_, rest)) = question.split_at_checked(ID) else { return };
-        if self.answers.len() >= SIZE {
-            self.answers.clear();
+        let Ok(length) = u16::try_from(rest.len()) else { return };
+        let bytes: Box<[u8]> = [rest, answer].concat().into();
+        if self.answers.len() >= MOST_ANSWERS || self.bytes + bytes.len() > MOST_BYTES {
+            self.clear();
         }
-        self.answers.insert(rest.into(), Answer { bytes: answer.into(), seen });
+        self.bytes += bytes.len();
+        if let Some(previous) = self.answers.replace(Answer { bytes, question: length, seen }) {
+            self.bytes -= previous.bytes.len();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.answers.clear();
+        self.bytes = 0;
     }
 }
 
@@ -111,12 +159,33 @@ mod tests {
     }
 
     #[test]
+    fn the_same_question_counts_once() {
+        let (mut hot, mut out) = (HotAnswers::default(), Vec::new());
+        hot.put(&[1, 1, 7, 8], &answer([1, 1], 1), SEEN);
+        let bytes = hot.bytes;
+        hot.put(&[3, 3, 7, 8], &answer([3, 3], 0), SEEN);
+        assert_eq!((hot.answers.len(), hot.bytes), (1, bytes));
+        assert!(hot.get(0, &[2, 2, 7, 8], &mut out).is_some());
+        assert_eq!(out, answer([2, 2], 0));
+    }
+
+    /// The names of a large cluster stay, and long names asked at random take no more memory.
+    #[test]
     fn many_questions_take_bounded_memory() {
         let (mut hot, mut out) = (HotAnswers::default(), Vec::new());
-        for number in 0..10_000_u32 {
-            hot.put(&[&[1, 1], &number.to_be_bytes()[..]].concat(), &answer([1, 1], 1), SEEN);
+        let question = |number: u32, length: usize| {
+            let mut question = [&[1, 1], &number.to_be_bytes()[..]].concat();
+            question.resize(length, 0);
+            question
+        };
+        for number in 0..10_000 {
+            hot.put(&question(number, 60), &answer([1, 1], 1), SEEN);
         }
-        assert!(hot.answers.len() <= SIZE);
-        assert!(hot.get(0, &[&[1, 1], &9_999_u32.to_be_bytes()[..]].concat(), &mut out).is_some());
+        assert!((0..10_000).all(|number| hot.get(0, &question(number, 60), &mut out).is_some()));
+        for number in 0..100_000 {
+            hot.put(&question(number, 250), &[&answer([1, 1], 1)[..], &[0; 400]].concat(), SEEN);
+            assert!(hot.answers.len() <= MOST_ANSWERS && hot.bytes <= MOST_BYTES);
+        }
+        assert!(hot.get(0, &question(99_999, 250), &mut out).is_some());
     }
 }

@@ -4,11 +4,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_lab::LabError;
 
 use crate::packets::report::{Report, StageFigures, median};
 use crate::packets::shapes::Shape;
-use crate::packets::stage::Stage;
+use crate::packets::stage::{Origin, Plan, Stage};
 use crate::scale::Failure;
 use crate::scale::report::Machine;
 use crate::scale::statistics::Summary;
@@ -20,8 +21,15 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
     pub services: Vec<u32>,
     /// Shapes of rules.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "no-rules,maps,chain-per-service")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "no-rules,one-rule,maps,chain-per-service")]
     pub shapes: Vec<Shape>,
+    /// Where connections come from.
+    #[arg(long, value_enum, default_value_t)]
+    pub from: Origin,
+    /// Measure our rules also without each of their base chains, to see what
+    /// each costs (with the last number of Services).
+    #[arg(long)]
+    pub each_chain: bool,
     /// The most Services for the shape of a chain per Service: loading more
     /// takes `nft` very long.
     #[arg(long, default_value_t = 10_000)]
@@ -45,19 +53,43 @@ pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
     )
 }
 
-fn stages(options: &Options) -> Result<Vec<Stage>, Failure> {
-    let mut stages = Vec::new();
-    for shape in &options.shapes {
-        let sizes: &[u32] = if *shape == Shape::NoRules { &[0] } else { &options.services };
-        for services in sizes {
-            if *shape == Shape::ChainPerService && *services > options.chain_limit {
+/// The base chains that a new connection to a cluster IP passes and works
+/// without, if it comes from a client or from the node.
+fn passed(from: Origin) -> &'static [Chain] {
+    match from {
+        Origin::Outside | Origin::Pod => {
+            &[Chain::FilterPreroutingPreDnat, Chain::FilterForward, Chain::NatPostrouting, Chain::NatOutput]
+        }
+        Origin::Node => &[Chain::FilterOutputPreDnat, Chain::FilterOutput, Chain::NatPostrouting, Chain::NatPrerouting],
+    }
+}
+
+fn plans(options: &Options) -> Vec<Plan> {
+    let from = options.from;
+    let mut plans = Vec::new();
+    for &shape in &options.shapes {
+        let sizes: &[u32] = if shape.has_services() { &options.services } else { &[0] };
+        for &services in sizes {
+            if shape == Shape::ChainPerService && services > options.chain_limit {
                 eprintln!("{} with {services} services: left out, see --chain-limit", shape.name());
                 continue;
             }
-            let stage = Stage::new(*shape, *services)?;
-            eprintln!("{} with {services} services: loaded in {:.0} ms", shape.name(), stage.load_ms);
-            stages.push(stage);
+            plans.push(Plan { shape, services, from, without: None });
         }
+    }
+    if let (true, Some(&services)) = (options.each_chain, options.services.last()) {
+        let shape = Shape::Maps;
+        plans.extend(passed(from).iter().map(|&chain| Plan { shape, services, from, without: Some(chain) }));
+    }
+    plans
+}
+
+fn stages(options: &Options) -> Result<Vec<Stage>, Failure> {
+    let mut stages = Vec::new();
+    for plan in plans(options) {
+        let stage = Stage::new(plan)?;
+        eprintln!("{} with {} services: loaded in {:.0} ms", plan.shape.name(), plan.services, stage.load_ms);
+        stages.push(stage);
     }
     Ok(stages)
 }
@@ -87,12 +119,14 @@ fn measure(options: &Options) -> Result<Report, Failure> {
         }
     }
     let figures = stages.iter().zip(rounds).map(|(stage, rounds)| StageFigures {
-        shape: stage.shape,
-        services: stage.services,
+        shape: stage.plan.shape,
+        services: stage.plan.services,
+        without: stage.plan.without.map(|chain| chain.to_string()),
         load_ms: stage.load_ms,
         first_packet_us: median(&rounds.first_packets),
         connect_us: median(&rounds.connects),
         connections_per_second: Summary::of(rounds.rates).p50,
     });
-    Ok(Report { machine: Machine::this(), flows: options.flows, rounds: options.rounds, stages: figures.collect() })
+    let (flows, rounds, from) = (options.flows, options.rounds, options.from);
+    Ok(Report { machine: Machine::this(), flows, rounds, from, stages: figures.collect() })
 }

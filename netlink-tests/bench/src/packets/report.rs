@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::shapes::Shape;
+use super::stage::Origin;
 use crate::scale::report::Machine;
 use crate::scale::statistics::Summary;
 
@@ -17,6 +18,9 @@ pub struct Report {
     pub flows: usize,
     /// Rounds.
     pub rounds: usize,
+    /// Where the connections came from.
+    #[serde(default)]
+    pub from: Origin,
     /// One entry for each stage.
     pub stages: Vec<StageFigures>,
 }
@@ -28,6 +32,9 @@ pub struct StageFigures {
     pub shape: Shape,
     /// The number of Services, TCP and UDP in turn.
     pub services: u32,
+    /// The base chain that was taken out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
     /// The time of loading the rules, in milliseconds, including parsing and,
     /// for `nft`, starting the program.
     pub load_ms: f64,
@@ -39,6 +46,14 @@ pub struct StageFigures {
     /// TCP connections opened, one after the other, in a second: the median
     /// over the rounds.
     pub connections_per_second: f64,
+}
+
+impl StageFigures {
+    /// For people: the rules, and what they lack.
+    fn name(&self) -> String {
+        let shape = self.shape.name();
+        self.without.as_ref().map_or_else(|| shape.to_owned(), |chain| format!("{shape} without `{chain}`"))
+    }
 }
 
 /// The median over rounds of each figure.
@@ -59,8 +74,13 @@ impl Report {
     pub fn markdown(&self) -> String {
         let machine = &self.machine;
         let mut text = format!(
-            "Kernel {}, {} CPUs ({}); {} flows a round, medians of {} rounds\n\n",
-            machine.kernel, machine.cpus, machine.model, self.flows, self.rounds
+            "Kernel {}, {} CPUs ({}); from {}; {} flows a round, medians of {} rounds\n\n",
+            machine.kernel,
+            machine.cpus,
+            machine.model,
+            self.from.name(),
+            self.flows,
+            self.rounds
         );
         text.push_str("| rules | Services | first packet p50 / p90 / p99 | TCP connect p50 / p90 / p99 | connections/s | loaded in |\n");
         text.push_str("|---|---|---|---|---|---|\n");
@@ -70,8 +90,8 @@ impl Report {
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {:.0} | {:.0} ms |",
-                stage.shape.name(),
-                if stage.shape == Shape::NoRules { "-".to_owned() } else { stage.services.to_string() },
+                stage.name(),
+                if stage.shape.has_services() { stage.services.to_string() } else { "-".to_owned() },
                 us(&stage.first_packet_us),
                 us(&stage.connect_us),
                 stage.connections_per_second,

@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use vmap_proxy_compiler::ruleset::chains::Chain;
+
 use crate::scale::Failure;
 use crate::scale::agent::Agent;
 use crate::scale::workload::{Pods, Port, cluster_ip, names, node_manifest, parse, pod_ip};
@@ -42,6 +44,9 @@ pub fn ports(service: u32) -> &'static [Port] {
 pub enum Shape {
     /// Nothing: packets go straight to a pod, and connections aren't tracked.
     NoRules,
+    /// One rule that translates one Service to one pod: the least that NAT in
+    /// nf_tables costs. Loaded by `nft -f`.
+    OneRule,
     /// Our maps, loaded by the agent.
     Maps,
     /// A chain with an anonymous map for each Service, as kube-proxy 1.36 has
@@ -50,10 +55,16 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// Returns whether its figures depend on the number of Services.
+    pub fn has_services(self) -> bool {
+        matches!(self, Shape::Maps | Shape::ChainPerService)
+    }
+
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
             Shape::NoRules => "no rules",
+            Shape::OneRule => "one `dnat` rule",
             Shape::Maps => "vmap-proxy",
             Shape::ChainPerService => "chain per Service",
         }
@@ -86,6 +97,30 @@ pub fn load_maps(services: u32) -> Result<Agent, Failure> {
     }
     agent.sync()?;
     Ok(agent)
+}
+
+/// The first Service and its first pod as two rules with everything written
+/// into them: one for packets from elsewhere, one for the node's own.
+pub fn one_rule() -> String {
+    let (ip, pod) = (cluster_ip(0), pod_ip(0));
+    let mut text = String::from("table ip one-rule {\n");
+    for (hook, chain) in [("prerouting", "from-elsewhere"), ("output", "from-the-node")] {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "  chain {chain} {{ type nat hook {hook} priority -100;");
+        for Port { protocol, port, target, .. } in PORTS {
+            let protocol = protocol.to_lowercase();
+            let _ = writeln!(text, "    ip daddr {ip} {protocol} dport {port} dnat to {pod}:{target}");
+        }
+        text.push_str("  }\n");
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// The base chains of our table that a new connection may pass: nft text that
+/// takes one out.
+pub fn without(chain: Chain) -> String {
+    format!("flush chain ip vmap-proxy {chain}\ndelete chain ip vmap-proxy {chain}\n")
 }
 
 /// The rules that every packet meets in kube-proxy 1.36
