@@ -129,6 +129,17 @@ impl Asked {
         if is_other { Err(AskError::Unexpected) } else { Ok(()) }
     }
 
+    /// Everything that `read` takes from the pages.
+    fn collected<T>(
+        &mut self,
+        question: &Question,
+        read: impl Fn(Answer) -> Option<Vec<T>>,
+    ) -> Result<Vec<T>, AskError> {
+        let mut all = Vec::new();
+        self.pages(question, read, |page| all.extend(page))?;
+        Ok(all)
+    }
+
     /// The node.
     ///
     /// # Errors
@@ -220,9 +231,7 @@ impl Asked {
             Answer::Names(page) => Some(page.names),
             _ => None,
         };
-        let mut all = Vec::new();
-        self.pages(&Question::WithoutEndpoints { after: None }, read, |page| all.extend(page))?;
-        Ok(all)
+        self.collected(&Question::WithoutEndpoints { after: None }, read)
     }
 
     /// The digests of all Services.
@@ -234,9 +243,7 @@ impl Asked {
             Answer::Digests(page) => Some(page.services),
             _ => None,
         };
-        let mut all = Vec::new();
-        self.pages(&Question::Digests { after: None }, read, |page| all.extend(page))?;
-        Ok(all)
+        self.collected(&Question::Digests { after: None }, read)
     }
 
     /// Calls `each` with every Service, or those of a namespace, in the order of

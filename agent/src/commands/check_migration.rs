@@ -314,8 +314,13 @@ fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours
     if is_same && uneven.is_none() {
         return None;
     }
-    let chance =
-        |text: String, endpoint: &SocketAddr, chance: f64| format!("{text}, {endpoint} by {:.1} %", chance * 100.0);
+    let (mut kube_proxy, mut vmap_proxy) = (theirs.text(&own), own.text(&theirs));
+    if let Some((endpoint, chance)) = uneven {
+        let fair = 1.0 / ours.endpoint_count as f64;
+        for (text, chance) in [(&mut kube_proxy, *chance), (&mut vmap_proxy, fair)] {
+            let _ = write!(text, ", {endpoint} by {:.1} %", chance * 100.0);
+        }
+    }
     let causes: Vec<String> = ours.decision.causes.iter().map(ToString::to_string).collect();
     let reason = match causes.is_empty() {
         true => ours.decision.text.clone(),
@@ -325,14 +330,8 @@ fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours
         frontend: name(frontend),
         client,
         service: ours.service.as_ref().map(|port| format!("{}/{}", port.namespace, port.name)),
-        kube_proxy: match uneven {
-            Some((endpoint, probability)) => chance(theirs.text(&own), endpoint, *probability),
-            None => theirs.text(&own),
-        },
-        vmap_proxy: match uneven {
-            Some((endpoint, _)) => chance(own.text(&theirs), endpoint, 1.0 / ours.endpoint_count as f64),
-            None => own.text(&theirs),
-        },
+        kube_proxy,
+        vmap_proxy,
         reason,
     })
 }

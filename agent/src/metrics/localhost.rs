@@ -18,6 +18,7 @@ use super::{ByFamily, by_family};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConnectionLabels {
     ip_family: &'static str,
+    /// In Kubernetes' spelling, as in kube-proxy's metrics.
     protocol: &'static str,
 }
 
@@ -100,7 +101,7 @@ impl LocalhostMetrics {
 
     /// A connection or flow to an endpoint begins.
     pub fn connected(&self, family: Family, protocol: Protocol) {
-        let labels = ConnectionLabels { ip_family: by_family(family).ip_family, protocol: name(protocol) };
+        let labels = ConnectionLabels { ip_family: by_family(family).ip_family, protocol: protocol.name() };
         self.connections.get_or_create(&labels).inc();
     }
 
@@ -111,17 +112,8 @@ impl LocalhostMetrics {
             Refusal::Limit => "limit",
             Refusal::Source => "source",
         };
-        let labels = RefusalLabels { ip_family: by_family(family).ip_family, protocol: name(protocol), reason };
+        let labels = RefusalLabels { ip_family: by_family(family).ip_family, protocol: protocol.name(), reason };
         self.refused.get_or_create(&labels).inc();
-    }
-}
-
-/// Kubernetes' spelling, as kube-proxy's `protocol` label has it.
-fn name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Sctp => "SCTP",
     }
 }
 

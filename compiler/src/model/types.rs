@@ -24,6 +24,15 @@ impl Protocol {
     /// All of them.
     pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
+    /// Kubernetes' spelling.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
+
     /// The number in the IP header (`IPPROTO_*`).
     pub fn number(self) -> u8 {
         match self {
@@ -51,11 +60,7 @@ impl Protocol {
 impl fmt::Display for Protocol {
     /// Kubernetes' spelling.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -114,6 +114,13 @@ impl Hook {
         self as u32
     }
 
+    /// From the number; `None` if no hook of IP has it.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
+            .into_iter()
+            .find(|hook| hook.number() == number)
+    }
+
     /// nft's word for the hook.
     pub fn keyword(self) -> &'static str {
         match self {

@@ -11,9 +11,6 @@ use vmap_proxy_wire::nf_tables::all_chains::AnyChain;
 use crate::doctor::facts::chains;
 use crate::terminal::{Paint, columns};
 
-/// The hooks by their numbers, in the order of `NF_INET_*`.
-const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
-
 /// The hooks of a packet that this node sends to itself, or receives and hands on,
 /// in the order of its way.
 const ORDER: [Hook; 5] = [Hook::Output, Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting];
@@ -50,7 +47,7 @@ fn at(all: &[AnyChain], family: Family, hooks: &[&str]) -> Vec<OtherChain> {
 
 fn other(chain: &AnyChain, family: Family, hooks: &[&str]) -> Option<(usize, OtherChain)> {
     let base = chain.base.as_ref().filter(|_| chain.table != TABLE && chain.family.has_packets_of(family))?;
-    let hook = *HOOKS.get(base.hook as usize).filter(|hook| hooks.contains(&hook.keyword()))?;
+    let hook = Hook::from_number(base.hook).filter(|hook| hooks.contains(&hook.keyword()))?;
     let position = ORDER.iter().position(|one| *one == hook)?;
     let other = OtherChain {
         hook: hook.keyword(),

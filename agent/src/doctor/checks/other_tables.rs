@@ -5,14 +5,11 @@
 //! between their program and its nft.
 
 use vmap_proxy_compiler::ruleset::TABLE;
-use vmap_proxy_compiler::ruleset::chains::Chain;
+use vmap_proxy_compiler::ruleset::chains::{Chain, Hook};
 use vmap_proxy_wire::nf_tables::all_chains::{AnyBase, AnyChain};
 
 use crate::doctor::facts::Facts;
 use crate::doctor::{Finding, Severity};
-
-/// The hooks of IPv4 and IPv6, `NF_INET_*` of `include/uapi/linux/netfilter.h`.
-const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let unknown = facts.chains_unknown.iter().map(|error| {
@@ -28,7 +25,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
 }
 
 fn finding(chain: &AnyChain, base: &AnyBase) -> Option<Finding> {
-    let hook = *HOOKS.get(base.hook as usize)?;
+    let hook = Hook::from_number(base.hook)?.keyword();
     let place = format!("chain {} {} {}", chain.family, chain.table, chain.name);
     let at = format!("at hook {hook}, priority {}", base.priority);
     if base.drops {

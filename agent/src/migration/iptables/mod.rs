@@ -181,18 +181,13 @@ impl KubeProxyChains {
 
     /// All frontends, with endpoints or without.
     pub fn all(&self) -> BTreeSet<Frontend> {
-        let rules = |chains: &'_ HashMap<String, RuleChain>, name: &str| -> Vec<Rule> {
-            chains.get(name).map(|chain| chain.rules.clone()).unwrap_or_default()
-        };
-        let mut all: BTreeSet<Frontend> = rules(&self.nat, SERVICES).iter().filter_map(Rule::frontend).collect();
-        let node_ports = rules(&self.nat, NODE_PORTS);
+        let mut all: BTreeSet<Frontend> = rules(&self.nat, SERVICES).filter_map(Rule::frontend).collect();
         all.extend(
-            node_ports
-                .iter()
+            rules(&self.nat, NODE_PORTS)
                 .filter_map(|rule| Some(Frontend { address: None, protocol: rule.protocol()?, port: rule.port()? })),
         );
         for name in REFUSING {
-            all.extend(rules(&self.filter, name).iter().filter_map(Rule::frontend));
+            all.extend(rules(&self.filter, name).filter_map(Rule::frontend));
         }
         all
     }
@@ -200,6 +195,11 @@ impl KubeProxyChains {
     fn has_kube_proxy(&self) -> bool {
         self.nat.contains_key(SERVICES)
     }
+}
+
+/// The rules of a chain; none if nobody has made it.
+fn rules<'a>(chains: &'a HashMap<String, RuleChain>, name: &str) -> impl Iterator<Item = &'a Rule> {
+    chains.get(name).into_iter().flat_map(|chain| &chain.rules)
 }
 
 #[cfg(test)]
