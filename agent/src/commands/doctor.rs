@@ -2,11 +2,12 @@
 //! [`crate::doctor`].
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use thiserror::Error;
 
-use super::asked::Asked;
+use super::asked::{AskError, Asked};
 use crate::cli::{DoctorOptions, ReportFormat};
 use crate::doctor::facts::{Agent, Facts};
 use crate::doctor::{examine, exit_status, json, text};
@@ -31,15 +32,25 @@ pub enum Error {
 pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     // An agent is not needed: the node can be examined before there is one.
-    let agent = Asked::agent(&options.socket).and_then(|mut asked| {
-        let status = asked.status()?;
-        Ok(Agent { status, without_endpoints: asked.without_endpoints()? })
-    });
-    let findings = examine(&runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table, agent.ok())));
+    let (agent, agent_unknown) = match agent(&options.socket) {
+        Ok(agent) => (Some(agent), None),
+        Err(AskError::Client(error)) if error.is_no_agent() => (None, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let facts = runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table));
+    let findings = examine(&Facts { agent, agent_unknown, ..facts });
     let report = match options.output {
         ReportFormat::Text => text(&findings, Paint::of_terminal()),
         ReportFormat::Json => json(&findings),
     };
     print(&report).map_err(Error::Print)?;
     Ok(ExitCode::from(exit_status(&findings)))
+}
+
+fn agent(socket: &Path) -> Result<Agent, AskError> {
+    let mut asked = Asked::agent(socket)?;
+    let status = asked.status()?;
+    // An agent of an earlier version may not know this question.
+    let without_endpoints = asked.without_endpoints().map_err(|error| error.to_string());
+    Ok(Agent { status, without_endpoints })
 }

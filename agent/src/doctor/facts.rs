@@ -52,15 +52,18 @@ pub struct Facts {
     pub cluster_cidrs: Vec<IpNet>,
     /// The state of the running agent, if one answers.
     pub agent: Option<Agent>,
+    /// The reason why an agent that exists does not answer.
+    pub agent_unknown: Option<String>,
 }
 
 /// The state of a running agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
     /// Its state.
     pub status: StatusAnswer,
-    /// The Services of which a port has no endpoint, in the order of their names.
-    pub without_endpoints: Vec<String>,
+    /// The Services of which a port has no endpoint, in the order of their names;
+    /// or the reason why the agent did not list them.
+    pub without_endpoints: Result<Vec<String>, String>,
 }
 
 /// The version of a program.
@@ -88,8 +91,9 @@ const SETTINGS: [&str; 10] = [
 ];
 
 impl Facts {
-    /// Reads this node, in the network namespace of the calling thread.
-    pub async fn read(cluster_cidrs: Vec<IpNet>, wants_flow_table: bool, agent: Option<Agent>) -> Self {
+    /// Reads this node, in the network namespace of the calling thread. Does not
+    /// ask the agent.
+    pub async fn read(cluster_cidrs: Vec<IpNet>, wants_flow_table: bool) -> Self {
         let files = Files { root: "/".into() };
         let (chains, chains_unknown) = match chains() {
             Ok(chains) => (chains, None),
@@ -109,7 +113,8 @@ impl Facts {
             rules: probe::rules(),
             nft: nft_version(),
             cluster_cidrs,
-            agent,
+            agent: None,
+            agent_unknown: None,
         }
     }
 

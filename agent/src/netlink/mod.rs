@@ -17,6 +17,8 @@
 //! * [`side_table`]: tables for a limited time, and trace events;
 //! * [`error`]: the errors.
 
+use vmap_proxy_compiler::ruleset::TABLE;
+
 mod addresses;
 mod error;
 mod families;
@@ -46,3 +48,9 @@ pub use vmap_proxy_wire::nf_tables::elements::{Counter, ElementState, ForeignEle
 pub use vmap_proxy_wire::nf_tables::foreign::{ForeignKind, ForeignObject};
 pub use vmap_proxy_wire::nf_tables::table_state::{ChainState, MapState, TableState};
 pub use vmap_proxy_wire::nf_tables::{OwnTable, encode};
+
+/// Whether a table is ours by its name: that of Services, or one of the side
+/// tables (`vmap-proxy-dns`, `vmap-proxy-resets`).
+pub(crate) fn is_own_table(name: &str) -> bool {
+    name.strip_prefix(TABLE).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}

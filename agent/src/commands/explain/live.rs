@@ -16,13 +16,23 @@ use crate::query::answer::first_packet;
 use crate::query::kernel::{self, KernelAnswer};
 use crate::query::protocol::{NodeAnswer, RulesOf};
 
+/// An answer with the next step for its reader.
+#[derive(Debug, Serialize)]
+pub(super) struct WithNext<'a, T> {
+    #[serde(flatten)]
+    pub(super) answer: &'a T,
+    /// Absent if nothing needs to be done, or nothing is known that would help.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<String>,
+}
+
 /// The answer of an agent and of the kernel.
 #[derive(Debug, Serialize)]
 pub(super) struct Live<'a> {
     #[serde(flatten)]
-    pub(super) agent: &'a Explanation,
+    pub(super) agent: WithNext<'a, Explanation>,
     pub(super) kernel: &'a KernelAnswer,
-    /// Base chains of other tables on the packet's way.
+    /// Base chains outside of the table of Services on the packet's way.
     #[serde(rename = "otherChains", skip_serializing_if = "Option::is_none")]
     pub(super) other_chains: Option<Vec<OtherChain>>,
 }

@@ -19,7 +19,7 @@ use super::asked::{AskError, Asked};
 use crate::cli::{ExplainOptions, ReportFormat, StateSource};
 use crate::netlink::NetlinkError;
 use crate::terminal::{print, rendered};
-use live::{KernelAlone, Live};
+use live::{KernelAlone, Live, WithNext};
 pub(crate) use place::{Destination, PlaceError, node_address, outside, usual_interface};
 
 /// The packet is dropped or refused, or the Service is not served.
@@ -115,16 +115,17 @@ pub(crate) fn ask(
 }
 
 fn packet(asked: &mut Asked, answer: &Explanation, is_live: bool, output: ReportFormat) -> Result<ExitCode, Error> {
+    let agent = WithNext { answer, next: next::of_packet(answer) };
     if !is_live {
-        print(&rendered(output, answer, text::packet)?)?;
+        print(&rendered(output, &agent, text::packet)?)?;
         return Ok(status_of(answer.verdict));
     }
     let mut kernel = live::read(&asked.node()?, &answer.packet)?;
     kernel.compare(answer);
-    let live = Live { agent: answer, kernel: &kernel, other_chains: others::on_the_way(answer) };
+    let live = Live { agent, kernel: &kernel, other_chains: others::on_the_way(answer) };
     let text = |live: &Live<'_>, paint| {
         let others = live.other_chains.as_deref().unwrap_or_default();
-        text::packet(live.agent, paint) + &text::kernel(live.kernel, true, paint) + &others::text(others, paint)
+        text::packet(&live.agent, paint) + &text::kernel(live.kernel, true, paint) + &others::text(others, paint)
     };
     print(&rendered(output, &live, text)?)?;
     Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
@@ -155,7 +156,9 @@ fn status_of(verdict: Fate) -> ExitCode {
 }
 
 fn service(answer: &ServiceAnswer, output: ReportFormat) -> Result<ExitCode, Error> {
-    print(&rendered(output, answer, text::service)?)?;
+    let answer = WithNext { answer, next: next::of_service(answer) };
+    print(&rendered(output, &answer, text::service)?)?;
+    let answer = answer.answer;
     Ok(if is_served(answer) { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
 }
 

@@ -1,5 +1,6 @@
-//! Base chains of other tables that a packet passes: their place and policy. What
-//! their rules do is between their program and its nft, and not evaluated.
+//! Base chains outside of the table of Services that a packet passes: their place
+//! and policy. What the rules of other programs do is between them and their nft,
+//! and our side tables act on few packets; neither is evaluated.
 
 use serde::Serialize;
 use vmap_proxy_compiler::explain::answer::Explanation;
@@ -9,6 +10,7 @@ use vmap_proxy_compiler::ruleset::chains::Hook;
 use vmap_proxy_wire::nf_tables::all_chains::AnyChain;
 
 use crate::doctor::facts::chains;
+use crate::netlink::is_own_table;
 use crate::terminal::{Paint, columns};
 
 /// The hooks of a packet that this node sends to itself, or receives and hands on,
@@ -29,6 +31,8 @@ pub(super) struct OtherChain {
     name: String,
     /// `accept` or `drop`
     policy: &'static str,
+    /// Whether it belongs to a side table of vmap-proxy.
+    own: bool,
 }
 
 /// The chains at the hooks of a packet's way, in the order in which it passes them.
@@ -55,16 +59,26 @@ fn other(chain: &AnyChain, family: Family, hooks: &[&str]) -> Option<(usize, Oth
         kind: base.kind.clone(),
         name: format!("{} {} {}", chain.family, chain.table, chain.name),
         policy: if base.drops { "drop" } else { "accept" },
+        own: is_own_table(&chain.table),
     };
     Some((position, other))
 }
 
 /// The chains as a part of an explanation.
 pub(super) fn text(chains: &[OtherChain], paint: Paint) -> String {
+    let (own, others): (Vec<&OtherChain>, Vec<&OtherChain>) = chains.iter().partition(|chain| chain.own);
+    list(
+        "Chains of vmap-proxy's side tables on its way; they act on few packets and are not part of this answer",
+        &own,
+        paint,
+    ) + &list("Chains of other tables on its way; their rules are not part of this answer", &others, paint)
+}
+
+fn list(heading: &str, chains: &[&OtherChain], paint: Paint) -> String {
     if chains.is_empty() {
         return String::new();
     }
-    let row = |one: &OtherChain| {
+    let row = |one: &&OtherChain| {
         vec![
             one.hook.to_owned(),
             format!("priority {}", one.priority),
@@ -73,7 +87,6 @@ pub(super) fn text(chains: &[OtherChain], paint: Paint) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = chains.iter().map(row).collect();
-    let heading = "Chains of other tables on its way; their rules are not part of this answer";
     format!("\n{}\n{}", paint.heading(heading), columns("  ", &rows))
 }
 
@@ -104,7 +117,21 @@ mod tests {
         let found = at(&all, Family::Ipv4, &["prerouting", "forward", "prerouting"]);
         let names: Vec<&str> = found.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["ip wall first", "inet wall early", "inet wall late"]);
+        assert!(found.iter().all(|chain| !chain.own));
         let text = text(&found, Paint::plain());
         assert!(text.contains("  forward     priority 10   filter chain inet wall late   policy drop\n"), "{text}");
+        assert!(!text.contains("side tables"), "{text}");
+    }
+
+    #[test]
+    fn our_side_tables_are_not_taken_for_foreign_ones() {
+        let mut side = chain(2, "c", 0, -300, false);
+        side.table = format!("{TABLE}-dns");
+        let found = at(&[side, chain(2, "first", 0, 0, false)], Family::Ipv4, &["prerouting"]);
+        assert_eq!(found.iter().map(|chain| chain.own).collect::<Vec<_>>(), [true, false]);
+        let text = text(&found, Paint::plain());
+        let (own, others) = text.split_once("Chains of other tables").unwrap();
+        assert!(own.contains("side tables") && own.contains("vmap-proxy-dns"), "{text}");
+        assert!(others.contains("ip wall first") && !others.contains("vmap-proxy-dns"), "{text}");
     }
 }

@@ -8,7 +8,7 @@ use vmap_proxy_compiler::explain::answer::{
     ServiceAnswer,
 };
 
-use super::next;
+use super::live::WithNext;
 use super::place::UPLINK;
 use crate::query::kernel::KernelAnswer;
 use crate::query::lines::{frontend_text, state_text};
@@ -24,7 +24,8 @@ fn port_name(port: &PortName) -> String {
 }
 
 /// One packet.
-pub(super) fn packet(answer: &Explanation, paint: Paint) -> String {
+pub(super) fn packet(answer: &WithNext<'_, Explanation>, paint: Paint) -> String {
+    let WithNext { answer, next } = answer;
     let mut text = String::new();
     let packet = &answer.packet;
     let to = SocketAddr::new(packet.destination, packet.port);
@@ -39,7 +40,7 @@ pub(super) fn packet(answer: &Explanation, paint: Paint) -> String {
 
     let _ = writeln!(text, "Verdict  {}", verdict(answer, paint));
     push_decision(&mut text, "Because  ", &answer.decision, paint);
-    push_next(&mut text, next::of_packet(answer));
+    push_next(&mut text, next.as_deref());
     let others: Vec<&Decision> = answer.decisions.iter().filter(|one| **one != answer.decision).collect();
     push_decisions(&mut text, "Then", &others, paint);
     push_endpoints(&mut text, &answer.endpoints, answer.endpoint_count, true);
@@ -88,9 +89,9 @@ fn push_decision(text: &mut String, label: &str, decision: &Decision, paint: Pai
     }
 }
 
-fn push_next(text: &mut String, next: Option<String>) {
+fn push_next(text: &mut String, next: Option<&str>) {
     if let Some(next) = next {
-        let _ = writeln!(text, "Next     {}", crate::logging::escape::escaped(&next));
+        let _ = writeln!(text, "Next     {}", crate::logging::escape::escaped(next));
     }
 }
 
@@ -187,7 +188,8 @@ pub(super) fn kernel_alone(packet: &Question, answer: &KernelAnswer, paint: Pain
 }
 
 /// One Service.
-pub(super) fn service(answer: &ServiceAnswer, paint: Paint) -> String {
+pub(super) fn service(answer: &WithNext<'_, ServiceAnswer>, paint: Paint) -> String {
+    let WithNext { answer, next } = answer;
     let mut text = String::new();
     let line = format!("Service {}/{} on node {}", answer.namespace, answer.name, answer.node);
     let _ = writeln!(text, "{}\n", paint.heading(&line));
@@ -196,7 +198,7 @@ pub(super) fn service(answer: &ServiceAnswer, paint: Paint) -> String {
     for reason in &answer.reasons {
         push_decision(&mut text, "Because  ", reason, paint);
     }
-    push_next(&mut text, next::of_service(answer));
+    push_next(&mut text, next.as_deref());
     for port in &answer.ports {
         push_port(&mut text, port, paint);
     }

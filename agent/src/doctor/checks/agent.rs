@@ -15,6 +15,15 @@ const SILENCE: Duration = Duration::from_secs(150);
 const NAMED: usize = 5;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    if let Some(error) = &facts.agent_unknown {
+        let remedy = "see whether it runs and is of this version: vmap-proxy status, and its log";
+        return vec![Finding::new(
+            Severity::Warning,
+            "agent",
+            format!("not checked, because it does not answer: {error}"),
+            remedy,
+        )];
+    }
     let Some(Agent { status, without_endpoints }) = &facts.agent else { return Vec::new() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let findings = [
@@ -24,7 +33,10 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         contested(status),
         silent(status, now),
         version(status),
-        idle(without_endpoints),
+        match without_endpoints {
+            Ok(services) => idle(services),
+            Err(error) => Some(idle_unknown(error)),
+        },
     ];
     findings.into_iter().flatten().collect()
 }
@@ -36,6 +48,11 @@ fn idle(without_endpoints: &[String]) -> Option<Finding> {
         format!("a port of {} has no endpoint, so clients are refused: {number} in all", names(without_endpoints)?);
     let remedy = "vmap-proxy explain --to svc:NAMESPACE/NAME answers why";
     Some(Finding::new(Severity::Note, "Services without endpoints", finding, remedy))
+}
+
+fn idle_unknown(error: &str) -> Finding {
+    let finding = format!("not checked, because the agent did not list them: {error}");
+    Finding::new(Severity::Note, "Services without endpoints", finding, "vmap-proxy get services lists all")
 }
 
 fn out_of_step(agent: &StatusAnswer) -> Option<Finding> {
@@ -123,15 +140,21 @@ mod tests {
         assert_eq!(version(&agent).unwrap().severity, Severity::Note);
         let healthy =
             StatusAnswer { program: env!("CARGO_PKG_VERSION").to_owned(), ready: true, ..StatusAnswer::default() };
-        let healthy = Agent { status: healthy, without_endpoints: Vec::new() };
+        let healthy = Agent { status: healthy, without_endpoints: Ok(Vec::new()) };
         assert_eq!(check(&Facts { agent: Some(healthy.clone()), ..Facts::default() }), []);
         let without_endpoints = (0..6).map(|number| format!("shop/a-{number}")).collect();
-        let agent = Agent { without_endpoints, ..healthy };
+        let agent = Agent { without_endpoints: Ok(without_endpoints), ..healthy.clone() };
         let findings = check(&Facts { agent: Some(agent), ..Facts::default() });
         assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note));
         assert!(findings[0].finding.contains("shop/a-4 and 1 more has no endpoint"), "{findings:?}");
         assert!(findings[0].finding.ends_with("6 in all"), "{findings:?}");
         assert_eq!(check(&Facts::default()), []);
+
+        let older = Agent { without_endpoints: Err("unknown question".to_owned()), ..healthy };
+        let findings = check(&Facts { agent: Some(older), ..Facts::default() });
+        assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note));
+        let findings = check(&Facts { agent_unknown: Some("no answer".to_owned()), ..Facts::default() });
+        assert_eq!((findings.len(), findings[0].severity), (1, Severity::Warning));
     }
 
     fn contested_text(agent: &StatusAnswer) -> String {

@@ -131,7 +131,7 @@ mod tests {
         let agent = StatusAnswer { ready: true, ..StatusAnswer::default() };
         let without = Facts {
             wants_flow_table: true,
-            agent: Some(Agent { status: agent, without_endpoints: Vec::new() }),
+            agent: Some(Agent { status: agent, without_endpoints: Ok(Vec::new()) }),
             ..Facts::default()
         };
         assert!(found(without)[0].contains("the running agent has none"));

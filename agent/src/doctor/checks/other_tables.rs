@@ -4,12 +4,12 @@
 //! Only the place and the policy of a chain are judged. What its rules do is
 //! between their program and its nft.
 
-use vmap_proxy_compiler::ruleset::TABLE;
 use vmap_proxy_compiler::ruleset::chains::{Chain, Hook};
 use vmap_proxy_wire::nf_tables::all_chains::{AnyBase, AnyChain};
 
 use crate::doctor::facts::Facts;
 use crate::doctor::{Finding, Severity};
+use crate::netlink::is_own_table;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let unknown = facts.chains_unknown.iter().map(|error| {
@@ -20,7 +20,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             "run doctor as root, in the node's network namespace",
         )
     });
-    let others = facts.chains.iter().filter(|chain| chain.family.is_ip() && chain.table != TABLE);
+    let others = facts.chains.iter().filter(|chain| chain.family.is_ip() && !is_own_table(&chain.table));
     unknown.chain(others.filter_map(|chain| finding(chain, chain.base.as_ref()?))).collect()
 }
 
@@ -86,7 +86,9 @@ mod tests {
         }
         // A bridge's hooks have other numbers and other packets.
         assert_eq!(found(chain(7, "filter", "filter", 2, 0, true)), None);
-        assert_eq!(found(chain(2, TABLE, "filter", 2, 0, true)), None);
+        assert_eq!(found(chain(2, "vmap-proxy", "filter", 2, 0, true)), None);
+        assert_eq!(found(chain(2, "vmap-proxy-dns", "filter", 2, 0, true)), None);
+        assert_eq!(found(chain(2, "vmap-proxyless", "filter", 2, 0, true)), Some(Severity::Warning));
     }
 
     #[test]
