@@ -95,6 +95,18 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// Opens another socket, which the flag of this one stops, too. It is for
+    /// questions: a table with an owner can be changed by that socket alone.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
+    pub(crate) fn open_another(&self) -> Result<Kernel, NetlinkError> {
+        let socket = self.socket.open_another()?;
+        let (batch, destroy) = (Batch::default(), self.destroy);
+        Ok(Kernel { socket, batch, destroy, commits: 0, flush_proof: false, refuse: None })
+    }
+
     /// The most bytes one [`Kernel::commit`] can take. An element takes 40 to
     /// 300. 64 MiB or more with `CAP_NET_ADMIN` in the initial user namespace;
     /// otherwise the kernel bounds it by `net.core.wmem_max`.

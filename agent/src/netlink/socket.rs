@@ -118,6 +118,11 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Opens another socket for batches, which the flag of this one stops, too.
+    pub(crate) fn open_another(&self) -> Result<Self, SocketError> {
+        Ok(Self { stop: self.stop.clone(), ..Self::open_for_batches()? })
+    }
+
     /// The address in netlink: the sender of everything that is sent here.
     pub(crate) fn port(&self) -> u32 {
         self.port

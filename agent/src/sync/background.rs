@@ -150,7 +150,7 @@ impl Syncer {
             return Some(format!("chain {chain} has another policy"));
         }
         let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
-        if let Some(chain) = Chain::FIXED.into_iter().find(|chain| !names.contains(chain)) {
+        if let Some(chain) = Chain::missing(&names).first() {
             return Some(format!("chain {chain} is missing"));
         }
         let skeleton = self.planner.skeleton(self.store.node(), family);

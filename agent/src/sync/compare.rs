@@ -8,7 +8,6 @@ use std::sync::Arc;
 use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::KernelState;
 use vmap_proxy_compiler::ruleset::chains::Chain;
-use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::{Family, LAYOUT, TABLE};
@@ -207,33 +206,6 @@ fn read_map(
     Ok(())
 }
 
-/// The keys of each map, which are looked up together.
-pub(super) fn by_map(keys: impl IntoIterator<Item = (Family, Map, Key)>) -> HashMap<(Family, Map), Vec<Key>> {
-    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
-    for (family, map, key) in keys {
-        by_map.entry((family, map)).or_default().push(key);
-    }
-    by_map
-}
-
-/// Looks up these elements. Foreign elements in their place are removed.
-pub(super) fn look_up(
-    kernel: &mut Kernel,
-    keys: Vec<(Family, Map, Key)>,
-    report: &mut SyncReport,
-) -> Result<Vec<(Family, Element)>, NetlinkError> {
-    let mut elements = Vec::new();
-    for ((family, map), keys) in by_map(keys) {
-        let (found, foreign) = kernel.look_up(family, map, &keys)?;
-        if !foreign.is_empty() {
-            kernel.delete_foreign(family, map, &foreign)?;
-            report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
-        }
-        elements.extend(found.into_iter().map(|state| (family, state.element)));
-    }
-    Ok(elements)
-}
-
 /// Foreign objects are counted in these groups.
 fn group(kind: ForeignKind) -> &'static str {
     match kind {
@@ -298,7 +270,7 @@ fn owner(port: u32) -> String {
 }
 
 impl SyncReport {
-    fn cleaned(&mut self, family: Family, kind: &'static str, count: usize, description: &str) {
+    pub(super) fn cleaned(&mut self, family: Family, kind: &'static str, count: usize, description: &str) {
         self.cleaned.push(Cleaned { family, kind, count, description: description.to_owned() });
     }
 }

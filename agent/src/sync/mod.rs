@@ -18,6 +18,7 @@ mod background;
 mod compare;
 mod foreign;
 pub mod gone;
+mod look_up;
 mod pipeline;
 pub mod preview;
 mod repair;

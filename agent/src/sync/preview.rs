@@ -9,7 +9,8 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::rules;
 
 use super::MAX_LISTED;
-use super::compare::{LookedUp, by_map, incompatible, note_table};
+use super::compare::{LookedUp, incompatible, note_table};
+use super::look_up::by_map;
 use crate::netlink::{Kernel, NetlinkError, OwnTable, TableState};
 
 /// Number of Services that are looked up together.

@@ -11,7 +11,8 @@ use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::plan::{KernelState, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::maps::Map;
 
-use super::compare::{LookedUp, Read, look_up};
+use super::compare::{LookedUp, Read};
+use super::look_up::LookUps;
 use super::replace::Carry;
 use super::report::{Refused, SyncReport};
 use super::{SyncError, Syncer, commit, pipeline, programmed};
@@ -233,15 +234,16 @@ impl Syncer {
         }
         let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
         let mut found: LookedUp = Default::default();
+        let mut look_ups = LookUps::new(&mut self.kernel);
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
-            for element in look_up(&mut self.kernel, keys, report)? {
+            for element in look_ups.look_up(keys, report)? {
                 *found[element.0].entry(element.1.map).or_default() += 1;
                 resync.supply(element.0, element.1);
             }
             for mut transaction in resync.next_chunk(SERVICES_AT_ONCE) {
-                carry.before(&transaction, &mut self.kernel)?;
-                if let Err(error) = commit(&mut self.kernel, writable, &mut transaction, report) {
+                carry.before(&transaction, look_ups.kernel())?;
+                if let Err(error) = commit(look_ups.kernel(), writable, &mut transaction, report) {
                     return Ok(Pass::Refused(transaction, error));
                 }
             }
