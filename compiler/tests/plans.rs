@@ -19,6 +19,7 @@ use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::ListNumber;
 use vmap_proxy_compiler::ruleset::maps::{DataKind, Map};
+use vmap_proxy_compiler::ruleset::skeleton::rules;
 use vmap_proxy_compiler::ruleset::spread::Spread;
 
 fn config() -> ProxyConfig {
@@ -384,6 +385,48 @@ fn a_restart_gives_no_list_a_number_that_clients_are_remembered_under() {
     commit_changes(&mut store, &mut restarted, &mut kernel);
     let owners = kernel.list_owners(Family::Ipv4);
     assert!(owners.len() == 2 && owners.contains_key(&learned[0]), "{owners:?}");
+}
+
+/// Every packet passes the base chains in front of DNAT, so they are there only for Services with source ranges.
+/// Earlier versions always had them.
+#[test]
+fn the_firewall_has_base_chains_only_for_source_ranges() {
+    let present = |kernel: &FakeKernel| {
+        Chain::FIREWALL.map(|chain| kernel.0.ipv4.chains.get(&chain).is_some_and(|rules| !rules.is_empty()))
+    };
+    let (mut store, mut planner) = start();
+    let mut kernel = FakeKernel::default();
+    resync(&mut planner, &mut store, &mut kernel);
+    assert_eq!(present(&kernel), [false; 2]);
+
+    for chain in Chain::FIREWALL {
+        kernel.0.ipv4.chains.insert(chain, rules(&planner.skeleton(store.node(), Family::Ipv4), chain));
+    }
+    assert_eq!(present(&kernel), [true; 2]);
+    let (mut store, mut upgraded) = start();
+    resync(&mut upgraded, &mut store, &mut kernel);
+    assert!(Chain::FIREWALL.iter().all(|chain| !kernel.0.ipv4.chains.contains_key(chain)));
+    let (mut store, mut restarted) = start();
+    assert_eq!(resync(&mut restarted, &mut store, &mut kernel), 0);
+
+    apply(
+        &mut store,
+        json!({"kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10", "ports": [{"port": 80}],
+                "loadBalancerSourceRanges": ["198.51.100.0/24"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}),
+    );
+    commit_changes(&mut store, &mut restarted, &mut kernel);
+    assert_eq!(present(&kernel), [true; 2]);
+    let (_, mut restarted) = start();
+    assert_eq!(resync(&mut restarted, &mut store, &mut kernel), 0);
+    // Somebody else deletes one.
+    kernel.0.ipv4.chains.remove(&Chain::FIREWALL[0]);
+    let names = kernel.0.ipv4.chains.keys().copied().collect();
+    assert_eq!(Chain::missing(&names), [Chain::FIREWALL[0]].into());
+    let (_, mut restarted) = start();
+    resync(&mut restarted, &mut store, &mut kernel);
+    assert_eq!(present(&kernel), [true; 2]);
 }
 
 /// The law: objects do not depend on the number of Services.

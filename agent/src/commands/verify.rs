@@ -156,10 +156,9 @@ impl Comparison {
             };
             let skeleton = SkeletonConfig::from(of_family);
             let mut wrong: Vec<String> = table.foreign().iter().map(|object| format!("{object} is not ours")).collect();
-            let names: BTreeSet<&str> = table.chain_names().collect();
-            let fixed = Chain::FIXED.into_iter().filter(|chain| !names.contains(chain.to_string().as_str()));
-            wrong.extend(fixed.map(|chain| format!("chain {chain} is missing")));
-            for chain in names.iter().filter_map(|name| Chain::parse(name)) {
+            let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
+            wrong.extend(Chain::missing(&names).into_iter().map(|chain| format!("chain {chain} is missing")));
+            for chain in names {
                 if !table.chain_matches(chain, family, &rules(&skeleton, chain)) {
                     wrong.push(format!("chain {chain} has other rules"));
                 }

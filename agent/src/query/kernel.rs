@@ -60,7 +60,13 @@ pub fn read(
 ) -> Result<KernelAnswer, NetlinkError> {
     let family = Family::of(packet.destination);
     let Some(table) = kernel.read_table(OwnTable::Main, family)? else { return Ok(without_table(family)) };
+    let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
+    let base = names.iter().copied().filter(|chain| chain.base().is_some());
     let differences = Chain::FIXED
+        .into_iter()
+        .chain(base)
+        .chain(Chain::missing(&names))
+        .collect::<BTreeSet<Chain>>()
         .into_iter()
         .filter(|chain| !table.chain_matches(*chain, family, &self::rules(rules, *chain)))
         .map(|chain| format!("chain {chain} of the kernel is not the one that this configuration makes"));

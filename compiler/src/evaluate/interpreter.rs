@@ -199,7 +199,7 @@ impl<'e> Walker<'_, 'e, '_> {
         let holds = |op: Op, is: bool| is == (op == Op::Is);
         match statement {
             // Only first packets are evaluated.
-            Statement::CtStateNew => true,
+            Statement::CtStateNew(op) => holds(*op, true),
             Statement::CtStatusDnat => state.is_translated(),
             Statement::Protocol(protocol) => state.protocol == *protocol,
             Statement::Address(side, op, net) => holds(*op, net.contains(&self.address(*side))),

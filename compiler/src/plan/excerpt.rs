@@ -8,6 +8,7 @@ use super::planner::{FamilyState, Planner};
 use crate::model::types::ServiceName;
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
+use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::Map;
 use crate::ruleset::service::{Claim, elements};
@@ -69,7 +70,9 @@ impl Planner {
         }
         found.sort_unstable_by_key(|element| (element.map, element.key));
         found.dedup_by_key(|element| (element.map, element.key));
-        Ruleset { tables: vec![Table::new(state.skeleton.clone(), found)] }
+        // Every packet passes these while any Service has source ranges.
+        let firewall = Chain::FIREWALL.into_iter().filter(|chain| state.chains.has(*chain));
+        Ruleset { tables: vec![Table::new(state.skeleton.clone(), found).with_chains(firewall)] }
     }
 
     /// The programmed elements of one Service in a family. Shared elements are

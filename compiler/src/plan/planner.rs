@@ -423,9 +423,8 @@ impl Planner {
         let wanted = FamilyState::new(family, &self.config, store.node());
         let state = &mut self.families[family];
         let mut operations = Vec::new();
-        for chain in
-            Chain::FIXED.into_iter().chain(Chain::LEARNING.into_iter().filter(|chain| state.chains.has(*chain)))
-        {
+        let present = Chain::LEARNING.into_iter().chain(Chain::FIREWALL).filter(|chain| state.chains.has(*chain));
+        for chain in Chain::FIXED.into_iter().chain(present) {
             let new = rules(&wanted.skeleton, chain);
             if rules(&state.skeleton, chain) != new {
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });

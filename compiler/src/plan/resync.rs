@@ -62,13 +62,18 @@ impl Planner {
 
 impl<'a> Resync<'a> {
     /// Begins with the skeleton and the firewall; the Services follow.
-    fn begin(planner: &'a mut Planner, store: &'a Store, kernel: PerFamily<KernelState>) -> Self {
+    fn begin(planner: &'a mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
         let services = planner.by_precedence(store);
         let mut phases = Phases::with_new_tables(kernel.as_ref().map(|state| !state.exists));
         let mut ready = VecDeque::new();
-        for (family, kernel) in kernel.iter() {
+        for family in Family::ALL {
+            let kernel = &mut kernel[family];
+            let needless = take_needless(kernel);
             planner.reset(store, family, kernel);
             let mut skeleton = skeleton_operations(&planner.families[family].skeleton, kernel);
+            let actions =
+                needless.into_iter().flat_map(|chain| [Action::FlushChain(chain), Action::DeleteChain(chain)]);
+            skeleton.extend(actions.map(|action| Operation { family, action, owner: None }));
             if !kernel.exists {
                 let is_rule = |operation: &mut Operation| matches!(operation.action, Action::AddRule(..));
                 phases.connect(skeleton.extract_if(.., is_rule));
@@ -265,6 +270,14 @@ fn is_firewall(map: Map) -> bool {
 
 fn is_of_node(map: Map) -> bool {
     matches!(map, Map::NodePortIps | Map::ServiceCidrs)
+}
+
+/// Forgets the base chains of the firewall where nothing needs them, and returns
+/// them: earlier versions always had them, and every packet passed them.
+fn take_needless(kernel: &mut KernelState) -> Vec<Chain> {
+    let is_needed = kernel.chains.keys().any(|chain| matches!(chain, Chain::SourceRanges(_)));
+    let needless = Chain::FIREWALL.into_iter().filter(|chain| !is_needed && kernel.chains.remove(chain).is_some());
+    needless.collect()
 }
 
 /// Creates the missing parts of the table, its maps and chains, and rewrites

@@ -16,7 +16,7 @@ pub fn rule(family: Family, rule: &Rule) -> String {
 fn statement(family: Family, statement: &Statement) -> String {
     let ip = family.keyword();
     match statement {
-        Statement::CtStateNew => "ct state new".to_owned(),
+        Statement::CtStateNew(op) => format!("ct state{} new", op_word(*op)),
         Statement::CtStatusDnat => "ct status dnat".to_owned(),
         Statement::Protocol(protocol) => format!("meta l4proto {}", protocol.keyword()),
         Statement::Address(side, op, net) => format!("{ip} {}{} {}", side_word(*side), op_word(*op), prefix(*net)),

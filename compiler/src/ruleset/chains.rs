@@ -2,6 +2,7 @@
 //! for each *distinct* endpoint count (large ones by powers of two) or affinity
 //! timeout in use.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -152,9 +153,7 @@ const SRCNAT: i32 = 100;
 
 impl Chain {
     /// The chains that always exist, in the order in which they are listed.
-    pub const FIXED: [Chain; 18] = [
-        Chain::FilterPreroutingPreDnat,
-        Chain::FilterOutputPreDnat,
+    pub const FIXED: [Chain; 16] = [
         Chain::NatPrerouting,
         Chain::NatOutput,
         Chain::FilterInput,
@@ -176,6 +175,10 @@ impl Chain {
     /// The chains that exist once a Service has session affinity: a cluster
     /// without pays nothing for it.
     pub const LEARNING: [Chain; 2] = [Chain::LearnPrerouting, Chain::LearnOutput];
+
+    /// The chains that exist once a Service has source ranges, for the same
+    /// reason.
+    pub const FIREWALL: [Chain; 2] = [Chain::FilterPreroutingPreDnat, Chain::FilterOutputPreDnat];
 
     /// The hook of the chain; `None` for a chain that is only reached by jumps.
     pub fn base(self) -> Option<BaseChain> {
@@ -215,14 +218,25 @@ impl Chain {
             Chain::SourceRanges(family) => source_ranges::later_chains(family),
             _ => Vec::new(),
         };
-        let learning: &[Chain] = if let Chain::LearnFor { .. } = self { &Chain::LEARNING } else { &[] };
-        draw.into_iter().chain(place).chain(learning.iter().copied()).chain(ranges)
+        let leading: &[Chain] = match self {
+            Chain::LearnFor { .. } => &Chain::LEARNING,
+            Chain::SourceRanges(_) => &Chain::FIREWALL,
+            _ => &[],
+        };
+        draw.into_iter().chain(place).chain(leading.iter().copied()).chain(ranges)
+    }
+
+    /// Returns the chains that a table with these chains lacks: those that always
+    /// exist, and those that the others [need](Self::needs). None if all are there.
+    pub fn missing(chains: &BTreeSet<Chain>) -> BTreeSet<Chain> {
+        let needed = chains.iter().flat_map(|chain| chain.needs());
+        Chain::FIXED.into_iter().chain(needed).filter(|chain| !chains.contains(chain)).collect()
     }
 
     /// Reads a chain's name back. `None` for a name that is not ours.
     pub fn parse(name: &str) -> Option<Chain> {
         let searching = Family::ALL.map(Chain::SourceRanges);
-        let named = Chain::FIXED.into_iter().chain(Chain::LEARNING).chain(searching);
+        let named = Chain::FIXED.into_iter().chain(Chain::LEARNING).chain(Chain::FIREWALL).chain(searching);
         if let Some(fixed) = named.into_iter().find(|chain| chain.fixed_name() == Some(name)) {
             return Some(fixed);
         }
@@ -348,6 +362,7 @@ mod tests {
     fn every_name_reads_back_as_its_chain() {
         let mut chains = Chain::FIXED.to_vec();
         chains.extend(Chain::LEARNING);
+        chains.extend(Chain::FIREWALL);
         chains.extend(balancing_chains());
         chains.push(Chain::LearnFor { seconds: 10800 });
         for family in Family::ALL {

@@ -65,8 +65,8 @@ pub enum KeyPart {
 /// One statement of a rule: a match or an action.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Statement {
-    /// `ct state new`
-    CtStateNew,
+    /// `ct state new`, `ct state != new`
+    CtStateNew(Op),
     /// `ct status dnat`
     CtStatusDnat,
     /// `meta l4proto tcp`

@@ -76,7 +76,7 @@ fn key_of(domain: Domain) -> &'static [KeyPart] {
 }
 
 use Statement::{
-    ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade,
+    Accept, ClearPriority, CtStateNew, CtStatusDnat, Drop, FibLocal, Goto, Jump, LearnAffinity, Lookup, Masquerade,
     NoInputInterface, Reject, Return, SetPriority, Vmap,
 };
 
@@ -91,26 +91,20 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
     match chain {
         // ct state new jump firewall-check
         Chain::FilterPreroutingPreDnat | Chain::FilterOutputPreDnat => {
-            vec![rule([CtStateNew, Jump(Chain::FirewallCheck)])]
+            vec![rule([CtStateNew(Op::Is), Jump(Chain::FirewallCheck)])]
         }
         // jump services
         Chain::NatPrerouting | Chain::NatOutput => vec![rule([Jump(Chain::Frontends(Domain::Frontend))])],
         // ct state new meta priority vmap @affinity-timeouts
         Chain::LearnPrerouting | Chain::LearnOutput => {
-            vec![rule([CtStateNew, Vmap(vec![KeyPart::Priority], Map::AffinityTimeouts)])]
+            vec![rule([CtStateNew(Op::Is), Vmap(vec![KeyPart::Priority], Map::AffinityTimeouts)])]
         }
-        // ct state new jump nodeport-endpoints-check
-        // ct state new jump service-endpoints-check
-        Chain::FilterInput => vec![
-            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::NodePort))]),
-            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::Frontend))]),
-        ],
-        // ct state new jump service-endpoints-check
-        // ct state new jump cluster-ips-check
-        Chain::FilterForward | Chain::FilterOutput => vec![
-            rule([CtStateNew, Jump(Chain::EndpointsCheck(Domain::Frontend))]),
-            rule([CtStateNew, Jump(Chain::ClusterIpsCheck)]),
-        ],
+        Chain::FilterInput => {
+            checks([Chain::EndpointsCheck(Domain::NodePort), Chain::EndpointsCheck(Domain::Frontend)])
+        }
+        Chain::FilterForward | Chain::FilterOutput => {
+            checks([Chain::EndpointsCheck(Domain::Frontend), Chain::ClusterIpsCheck])
+        }
         // ct status dnat jump masquerading
         Chain::NatPostrouting => vec![rule([CtStatusDnat, Jump(Chain::Masquerading)])],
         // ip daddr . meta l4proto . th dport vmap @firewall-ips
@@ -135,6 +129,21 @@ pub fn rules(config: &SkeletonConfig, chain: Chain) -> Vec<Rule> {
         Chain::Balance { domain, pool, sticky: true, spread } => List { domain, pool }.sticky(spread),
         Chain::LearnFor { seconds } => learn_for(seconds),
     }
+}
+
+/// The checks for new connections. Translated ones are checked, too: an endpoint
+/// may be an address of another frontend.
+///
+/// ```nft
+/// ct state != new accept
+/// jump service-endpoints-check
+/// jump cluster-ips-check
+/// ```
+///
+/// `accept` ends this base chain only. All other packets leave with one test.
+fn checks(chains: [Chain; 2]) -> Vec<Rule> {
+    let leave = rule([CtStateNew(Op::IsNot), Accept]);
+    [leave].into_iter().chain(chains.map(|chain| rule([Jump(chain)]))).collect()
 }
 
 /// Frontends come before NodePorts: a load balancer address on this node with

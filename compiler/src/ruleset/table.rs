@@ -40,6 +40,14 @@ impl Table {
             .collect();
         Table { family: config.family, config, chains, elements }
     }
+
+    /// Adds chains, with their rules, that no element here leads to.
+    #[must_use]
+    pub fn with_chains(mut self, chains: impl IntoIterator<Item = Chain>) -> Table {
+        let config = &self.config;
+        self.chains.extend(chains.into_iter().map(|chain| (chain, skeleton::rules(config, chain))));
+        self
+    }
 }
 
 /// The tables of both families, or of the one that the node has.

@@ -89,7 +89,12 @@ pub(super) struct Expressions<'a> {
 impl Expressions<'_> {
     pub(super) fn statement(&mut self, statement: &Statement) {
         match statement {
-            Statement::CtStateNew => self.conntrack_bits(NFT_CT_STATE, CT_STATE_NEW),
+            Statement::CtStateNew(Op::Is) => self.conntrack_bits(NFT_CT_STATE, CT_STATE_NEW),
+            // A packet has one state; nft reads and writes this without a mask.
+            Statement::CtStateNew(Op::IsNot) => {
+                self.conntrack(NFT_CT_STATE, None, 0);
+                self.compare(Op::IsNot, &CT_STATE_NEW.to_ne_bytes());
+            }
             Statement::CtStatusDnat => self.conntrack_bits(NFT_CT_STATUS, IPS_DST_NAT),
             Statement::Protocol(protocol) => self.match_protocol(protocol.number()),
             Statement::Address(side, op, net) => self.match_prefix(*side, *op, net),
@@ -459,6 +464,7 @@ mod tests {
     fn chains() -> Vec<Chain> {
         let mut chains = Chain::FIXED.to_vec();
         chains.extend(Chain::LEARNING);
+        chains.extend(Chain::FIREWALL);
         chains.push(Chain::LearnFor { seconds: 10800 });
         for (domain, sticky) in [(Domain::Frontend, false), (Domain::NodePort, true)] {
             for endpoints in [3, 100] {

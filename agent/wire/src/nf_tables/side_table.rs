@@ -171,7 +171,7 @@ impl SideRule<'_> {
 
     /// `ct state new`
     pub fn is_new(&mut self) {
-        self.0.statement(&Statement::CtStateNew);
+        self.0.statement(&Statement::CtStateNew(Op::Is));
     }
 
     /// The connection of the packet, in whichever direction it goes, is in a set

@@ -57,10 +57,8 @@ pub fn run(options: &Options, permitted: Result<(), LabError>) -> ExitCode {
 /// without, if it comes from a client or from the node.
 fn passed(from: Origin) -> &'static [Chain] {
     match from {
-        Origin::Outside | Origin::Pod => {
-            &[Chain::FilterPreroutingPreDnat, Chain::FilterForward, Chain::NatPostrouting, Chain::NatOutput]
-        }
-        Origin::Node => &[Chain::FilterOutputPreDnat, Chain::FilterOutput, Chain::NatPostrouting, Chain::NatPrerouting],
+        Origin::Outside | Origin::Pod => &[Chain::FilterForward, Chain::NatPostrouting, Chain::NatOutput],
+        Origin::Node => &[Chain::FilterOutput, Chain::NatPostrouting, Chain::NatPrerouting],
     }
 }
 
