@@ -234,7 +234,10 @@ fn metrics() {
 /// The purpose of each chain, in the order of the page. `N`, `M`, `T` and `L`
 /// stand for numbers.
 const CHAINS: &[(&str, &str)] = &[
-    ("filter-prerouting-pre-dnat", "sends new connections that arrive to `firewall-check`, before their translation"),
+    (
+        "filter-prerouting-pre-dnat",
+        "sends new connections that arrive to `firewall-check`, before their translation; exists once a Service has source ranges",
+    ),
     ("filter-output-pre-dnat", "the same for new connections of the node itself"),
     ("nat-prerouting", "sends connections that arrive to `services`"),
     ("nat-output", "sends connections of the node itself to `services`"),
