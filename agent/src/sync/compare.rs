@@ -2,7 +2,7 @@
 //! them are removed or undone on the way: once our own rules are correct again,
 //! nothing refers to them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vmap_proxy_compiler::model::PerFamily;
@@ -30,7 +30,7 @@ pub(crate) const MAX_LISTED: u32 = 8_192;
 const NAMED: usize = 3;
 
 /// Maps that are looked up, and how many elements each has.
-pub(super) type LookedUp = PerFamily<HashMap<Map, u32>>;
+pub(super) type LookedUp = PerFamily<BTreeMap<Map, u32>>;
 
 /// The kernel's state.
 #[derive(Default)]
@@ -156,7 +156,7 @@ pub(super) fn note_table(
     family: Family,
     skeleton: &SkeletonConfig,
     largest: u32,
-    (state, looked_up): (&mut KernelState, &mut HashMap<Map, u32>),
+    (state, looked_up): (&mut KernelState, &mut BTreeMap<Map, u32>),
 ) -> Vec<Map> {
     state.exists = true;
     for chain in table.chain_names().filter_map(Chain::parse) {

@@ -5,7 +5,7 @@
 //! `net/netfilter/nf_tables_api.c`). So half of the keys are asked for on a
 //! second thread.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::thread;
 
@@ -69,7 +69,7 @@ impl<'a> LookUps<'a> {
         Ok(elements)
     }
 
-    fn ask(&mut self, keys: &HashMap<(Family, Map), Vec<Key>>) -> Result<Vec<Found>, NetlinkError> {
+    fn ask(&mut self, keys: &BTreeMap<(Family, Map), Vec<Key>>) -> Result<Vec<Found>, NetlinkError> {
         let (mut one, mut other): (Vec<Keys<'_>>, Vec<Keys<'_>>) = Default::default();
         for (&(family, map), keys) in keys {
             let middle = if keys.len() < WORTH_A_THREAD { keys.len() } else { keys.len() / 2 };
@@ -109,8 +109,9 @@ fn ask_one(kernel: &mut Kernel, keys: &[Keys<'_>]) -> Result<Vec<Found>, Netlink
 }
 
 /// The keys of each map, which are looked up together.
-pub(super) fn by_map(keys: impl IntoIterator<Item = (Family, Map, Key)>) -> HashMap<(Family, Map), Vec<Key>> {
-    let mut by_map: HashMap<(Family, Map), Vec<Key>> = HashMap::new();
+pub(super) fn by_map(keys: impl IntoIterator<Item = (Family, Map, Key)>) -> BTreeMap<(Family, Map), Vec<Key>> {
+    // Few maps and many keys: a comparison is cheaper than a hash.
+    let mut by_map: BTreeMap<(Family, Map), Vec<Key>> = BTreeMap::new();
     for (family, map, key) in keys {
         by_map.entry((family, map)).or_default().push(key);
     }

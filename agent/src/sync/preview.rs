@@ -1,6 +1,6 @@
 //! What a first sync would commit, without a commit: for `vmap-proxy plan`.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use vmap_proxy_compiler::model::{PerFamily, Store};
 use vmap_proxy_compiler::plan::{KernelState, Planner, Transaction};
@@ -89,7 +89,7 @@ pub fn transactions(
         resync.for_each(each);
         return Ok(0);
     };
-    let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
+    let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
     let mut seen: LookedUp = PerFamily::default();
     while !resync.is_finished() {
         for ((family, map), keys) in by_map(resync.keys_ahead(&maps, SERVICES_AT_ONCE)) {

@@ -1,7 +1,7 @@
 //! The start, and the repair after a refusal or a foreign change: read the
 //! kernel's state, compare, and send the difference.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,7 +223,7 @@ impl Syncer {
     ) -> Result<Pass, SyncError> {
         let writable = self.writable();
         let mut resync = self.planner.resync(&mut self.store, kernel);
-        if looked_up.values().all(HashMap::is_empty) {
+        if looked_up.values().all(BTreeMap::is_empty) {
             let sent = pipeline::run(&mut resync, &mut self.kernel, writable, carry, report);
             let left_out = resync.take_left_out();
             self.plan_again(left_out);
@@ -232,7 +232,7 @@ impl Syncer {
                 Err((transaction, error)) => Pass::Refused(transaction, error),
             });
         }
-        let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<HashSet<Map>>());
+        let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
         let mut found: LookedUp = Default::default();
         let mut look_ups = LookUps::new(&mut self.kernel);
         while !resync.is_finished() {

@@ -1,8 +1,10 @@
 //! Start and repair: compares the kernel's state with the desired one. A
 //! restart without changes sends nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
 
 use super::adopt::adopt;
 use super::claims::{Claims, precedence};
@@ -117,14 +119,14 @@ impl<'a> Resync<'a> {
     /// maps, for maps that are too large to be listed: look them up in the
     /// kernel and [supply](Self::supply) them. Keys that another Service has
     /// brought in already are left out.
-    pub fn keys_ahead(&mut self, maps: &PerFamily<HashSet<Map>>, services: usize) -> Vec<(Family, Map, Key)> {
-        if maps.values().all(HashSet::is_empty) {
+    pub fn keys_ahead(&mut self, maps: &PerFamily<BTreeSet<Map>>, services: usize) -> Vec<(Family, Map, Key)> {
+        if maps.values().all(BTreeSet::is_empty) {
             return Vec::new();
         }
         let ahead = self.emitted..self.services.len().min(self.emitted + services);
         self.compile_up_to(ahead.end);
         let mut keys = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = FxHashSet::default();
         for (family, wanted) in maps.iter().filter(|(_, maps)| !maps.is_empty()) {
             let state = &self.planner.families[family];
             for (name, _) in &self.services[ahead.clone()] {
