@@ -16,7 +16,7 @@ use super::look_up::LookUps;
 use super::replace::Carry;
 use super::report::{Refused, SyncReport};
 use super::{SyncError, Syncer, commit, pipeline, programmed};
-use crate::netlink::{CommitError, Moment, OwnTable};
+use crate::netlink::{CommitError, Moment, OwnTable, Refusal};
 
 /// Maximum number of passes with a refusal before a repair is given up.
 const MAX_REFUSALS: usize = 64;
@@ -25,6 +25,10 @@ const MAX_REFUSALS: usize = 64;
 /// given up. The caller tries again, with pauses that limit the cost of a
 /// fight.
 const MAX_DISTURBED: u32 = 5;
+
+/// Number of passes whose refusal may be due to a wrong reading before Services
+/// are blamed for it.
+const MAX_MISREAD: u32 = 2;
 
 /// The wait after the first disturbed pass, which doubles after each further
 /// one. A program that flushes a rule set often changes more after that.
@@ -51,6 +55,8 @@ pub(super) enum Pass {
 struct Met {
     refusals: usize,
     disturbed: u32,
+    /// The number of passes that may have read something else than there is.
+    misread: u32,
     /// The number of passes that ended with stand-ins.
     replaced: u32,
     list_all: bool,
@@ -159,6 +165,12 @@ impl Syncer {
         }
         if let Some(passing) = passing(&error) {
             return Err(passing);
+        }
+        if met.misread < MAX_MISREAD && failures.iter().all(contradicts_reading) {
+            tracing::info!("the kernel's tables are not as they were read; reading them again: {error}");
+            met.misread += 1;
+            met.list_all = true;
+            return Ok(());
         }
         let culprits = match failures.iter().all(|failure| failure.span == 1) {
             true => named(&transaction, &error),
@@ -328,6 +340,12 @@ fn passing(error: &CommitError) -> Option<SyncError> {
     }
     let passes = |errno| matches!(errno, libc::EINTR | libc::EAGAIN | libc::ENOBUFS);
     failures.iter().any(|failure| passes(failure.errno)).then(|| SyncError::Passing(error.to_string()))
+}
+
+/// Returns whether something that is to be added is there already, or what is to be deleted is not. Then the reading was
+/// wrong, or a Service's elements exclude each other (ranges that overlap): another reading tells.
+fn contradicts_reading(failure: &Refusal) -> bool {
+    matches!(failure.errno, libc::EEXIST | libc::ENOENT)
 }
 
 /// Names the Services that a refusal is about.
