@@ -26,8 +26,8 @@ const MAX_REFUSALS: usize = 64;
 /// fight.
 const MAX_DISTURBED: u32 = 5;
 
-/// Number of passes whose refusal may be due to a wrong reading before Services
-/// are blamed for it.
+/// Number of refusals in a repair that are put down to a wrong reading of the
+/// kernel's tables before Services are blamed.
 const MAX_MISREAD: u32 = 2;
 
 /// The wait after the first disturbed pass, which doubles after each further
@@ -55,7 +55,7 @@ pub(super) enum Pass {
 struct Met {
     refusals: usize,
     disturbed: u32,
-    /// The number of passes that may have read something else than there is.
+    /// The number of refusals that were put down to a wrong reading.
     misread: u32,
     /// The number of passes that ended with stand-ins.
     replaced: u32,
@@ -167,9 +167,11 @@ impl Syncer {
             return Err(passing);
         }
         if met.misread < MAX_MISREAD && failures.iter().all(contradicts_reading) {
-            tracing::info!("the kernel's tables are not as they were read; reading them again: {error}");
+            // A kernel that lacks a feature answers alike, at each attempt: no line for an operator.
+            tracing::debug!(
+                "the refusal contradicts what was read of the kernel's tables; reading them again: {error}"
+            );
             met.misread += 1;
-            met.list_all = true;
             return Ok(());
         }
         let culprits = match failures.iter().all(|failure| failure.span == 1) {
@@ -342,10 +344,12 @@ fn passing(error: &CommitError) -> Option<SyncError> {
     failures.iter().any(|failure| passes(failure.errno)).then(|| SyncError::Passing(error.to_string()))
 }
 
-/// Returns whether something that is to be added is there already, or what is to be deleted is not. Then the reading was
-/// wrong, or a Service's elements exclude each other (ranges that overlap): another reading tells.
+/// Returns whether the refusal is of something to be added that is there
+/// already, be it with another value (`EBUSY`), or of something to be deleted
+/// that is missing, or is still in use (`EBUSY`). Then the reading that it is
+/// based on may be wrong.
 fn contradicts_reading(failure: &Refusal) -> bool {
-    matches!(failure.errno, libc::EEXIST | libc::ENOENT)
+    matches!(failure.errno, libc::EEXIST | libc::ENOENT | libc::EBUSY)
 }
 
 /// Names the Services that a refusal is about.

@@ -13,7 +13,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use vmap_proxy_wire::message::{HEADER, NLM_F_DUMP_INTR, NLMSG_ERROR};
+use vmap_proxy_wire::message::{HEADER, Messages, NLM_F_DUMP_INTR, NLMSG_ERROR};
+use vmap_proxy_wire::nf_tables::message_type;
+use vmap_proxy_wire::uapi::{NFT_MSG_NEWSETELEM, NFTA_SET_ELEM_LIST_SET};
 
 use crate::calls::{Call, Reply, Watched};
 use crate::random::Random;
@@ -57,6 +59,8 @@ struct State {
     by_kind: Mutex<BTreeMap<&'static str, u32>>,
     /// Notified of each fault.
     news: Condvar,
+    /// The map whose elements the next answer that lists some hides.
+    hidden: Mutex<Option<&'static str>>,
 }
 
 impl FaultyNetlink {
@@ -76,6 +80,11 @@ impl FaultyNetlink {
     /// From now on one of this number of calls is faulty; 0: none.
     pub fn inject(&self, one_in: usize) {
         self.state.one_in.store(one_in, Ordering::Release);
+    }
+
+    /// The elements of this map are missing in the next answer that lists some, in a way that a reader can't notice.
+    pub fn hide_elements(&self, map: &'static str) {
+        *self.state.hidden.lock().unwrap_or_else(PoisonError::into_inner) = Some(map);
     }
 
     /// The number of calls to netfilter so far.
@@ -242,7 +251,20 @@ impl Faults {
         if waits && !is_readable(socket) {
             return Ok(Reply::Fail(libc::EAGAIN));
         }
-        Ok(Reply::GoOn)
+        let hidden = *self.state.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        match hidden {
+            Some(map) if waits => self.hide(call, socket, map),
+            _ => Ok(Reply::GoOn),
+        }
+    }
+
+    fn hide(&mut self, call: &Call, socket: &OwnedFd, map: &str) -> io::Result<Reply> {
+        let Some(mut datagram) = self.next_datagram(socket)? else { return Ok(Reply::GoOn) };
+        if hide_elements(&mut datagram, map) {
+            *self.state.hidden.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.note("elements of a map are missing in a listing");
+        }
+        deliver(call, &datagram)
     }
 
     /// Takes the next datagram, if there is one.
@@ -268,6 +290,29 @@ impl Faults {
 fn deliver(call: &Call, datagram: &[u8]) -> io::Result<Reply> {
     call.write_buffer(datagram)?;
     Ok(Reply::Return(datagram.len().min(call.length())))
+}
+
+/// Turns the messages with elements of this map into answers to nobody, which readers pass over. Returns whether there
+/// were any.
+fn hide_elements(datagram: &mut [u8], map: &str) -> bool {
+    let (mut is_hidden, mut start) = (false, 0);
+    while let Some(Ok(length)) = datagram.get(start..start + 4).map(<[u8; 4]>::try_from) {
+        let end = start + (u32::from_ne_bytes(length) as usize).next_multiple_of(4);
+        let Some(message) = datagram.get_mut(start..end).filter(|message| message.len() >= HEADER) else { break };
+        if is_listing_of(message, map) {
+            message[SEQUENCE..SEQUENCE + 4].fill(0);
+            is_hidden = true;
+        }
+        start = end;
+    }
+    is_hidden
+}
+
+fn is_listing_of(message: &[u8], map: &str) -> bool {
+    let Some(message) = Messages::new(message).next() else { return false };
+    let lists_elements = message.kind == message_type(NFT_MSG_NEWSETELEM);
+    let name = message.body().and_then(|(_, attributes)| attributes.get(NFTA_SET_ELEM_LIST_SET));
+    lists_elements && name.and_then(|name| name.string()) == Some(map)
 }
 
 /// The kernel's refusal of the first message of a request, in full: `NLMSG_ERROR`, the errno, and the header refused.

@@ -14,6 +14,7 @@ use vmap_proxy_testbed::calls::report_calls;
 use vmap_proxy_testbed::faults::{FaultyNetlink, Kinds};
 use vmap_proxy_testbed::holdings::{Holdings, await_used_holdings};
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
+use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::random::Random;
 
 use super::hostile::{expected, namespace, services};
@@ -190,6 +191,34 @@ fn calls_that_fail_lose_nothing() {
 #[test]
 fn answers_that_are_cut_off_or_changed_lose_nothing() {
     Node::new(COMPARISONS, 2).run(Kinds::All);
+}
+
+/// A listing that lacks elements makes the agent add what is there already, with the value that is there or with another.
+/// It reads again before it blames a Service for the refusal.
+#[test]
+fn elements_that_a_listing_lacked_are_no_services_fault() {
+    let mut node = Node::new(NO_COMPARISONS, 4);
+    let objects = services(3);
+    node.manifests.write_objects("services.json", &objects);
+    let (mut agent, faults) = node.agent(Kinds::Honest, 0);
+    agent.wait_for(&[" programmed "]);
+    let another_value = "delete element ip vmap-proxy endpoints { 10.96.0.1 . tcp . 80 . 0 }; \
+                         add element ip vmap-proxy endpoints { 10.96.0.1 . tcp . 80 . 0 : 192.0.2.1 . 1 }";
+    for (map, change, line) in [
+        ("services", "add counter ip vmap-proxy seen", "not ours in table ip vmap-proxy"),
+        ("endpoints", another_value, "repaired in"),
+    ] {
+        let before = faults.injected();
+        faults.hide_elements(map);
+        load_nft(&node.namespace, change).unwrap();
+        agent.wait_for(&[line]);
+        assert_eq!(faults.injected(), before + 1, "no listing lacked the elements of {map}");
+        await_used_holdings(&node.namespace, &wanted_holdings(&objects), &map);
+    }
+    let blamed: Vec<String> = agent.log().into_iter().filter(|line| line.contains("quarantined")).collect();
+    assert!(blamed.is_empty(), "{blamed:#?}");
+    agent.kill();
+    faults.end().unwrap();
 }
 
 /// When every call fails, the agent tries again after growing pauses, reports it once, and calls itself unwell; when calls
