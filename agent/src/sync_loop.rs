@@ -457,7 +457,7 @@ fn blame(error: &SyncError) -> Blame {
 /// Returns whether trying again cannot help.
 fn is_hopeless(error: &SyncError) -> bool {
     match error {
-        SyncError::Skeleton(_) => true,
+        SyncError::Skeleton { .. } => true,
         SyncError::Netlink(error) => error.is_permanent(),
         SyncError::Owned { .. }
         | SyncError::Disturbed { .. }

@@ -86,7 +86,9 @@ impl ConntrackError {
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM) => " (the capability NET_ADMIN is needed)",
-        Some(libc::EINVAL | libc::EOPNOTSUPP) => " (is the kernel module nf_conntrack_netlink there?)",
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => {
+            " (load the module nf_conntrack_netlink, or boot a kernel with CONFIG_NF_CT_NETLINK)"
+        }
         _ => "",
     }
 }
@@ -299,6 +301,6 @@ mod tests {
     fn what_is_missing_is_named() {
         let refused = |errno| ConntrackError::of("dump the tracked flows", SocketError::Refused(errno)).to_string();
         assert!(refused(libc::EPERM).contains("the capability NET_ADMIN is needed"));
-        assert!(refused(libc::EOPNOTSUPP).contains("is the kernel module nf_conntrack_netlink there?"));
+        assert!(refused(libc::EOPNOTSUPP).contains("load the module nf_conntrack_netlink"));
     }
 }

@@ -12,13 +12,13 @@ use vmap_proxy_compiler::plan::{Operation, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 
 use crate::config::flow_table::DEFAULT_AFTER_PACKETS;
-use crate::netlink::{FlowTable, Kernel};
+use crate::netlink::{CommitError, FlowTable, Kernel};
 
 /// The result.
 #[derive(Debug, Default)]
 pub struct Probed {
-    /// The families whose rules the kernel refuses, and its reasons.
-    pub refused: Vec<(Family, String)>,
+    /// The families whose rules the kernel refuses, and why.
+    pub refused: Vec<(Family, CommitError)>,
     /// Why the kernel could not be asked, or has no nf_tables at all.
     pub failed: Option<ProbeFailure>,
 }
@@ -71,7 +71,7 @@ impl Probed {
 }
 
 /// Returns the families that were refused.
-fn load(kernel: &mut Kernel) -> Vec<(Family, String)> {
+fn load(kernel: &mut Kernel) -> Vec<(Family, CommitError)> {
     let transactions = every_kind();
     let mut refused = Vec::new();
     for family in Family::ALL {
@@ -82,7 +82,7 @@ fn load(kernel: &mut Kernel) -> Vec<(Family, String)> {
         };
         let outcome = transactions.iter().map(of_family).try_for_each(|part| kernel.commit(&part).map(drop));
         if let Err(error) = outcome {
-            refused.push((family, error.to_string()));
+            refused.push((family, error));
         }
     }
     refused

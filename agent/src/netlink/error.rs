@@ -7,6 +7,8 @@ use thiserror::Error;
 use vmap_proxy_compiler::plan::{Action, Operation};
 use vmap_proxy_compiler::render;
 
+use super::lacking::Lacking;
+
 /// A socket to the kernel failed, or the kernel refused a request over it.
 #[derive(Debug, Error)]
 pub enum SocketError {
@@ -66,8 +68,8 @@ impl From<SocketError> for io::Error {
 pub enum NetlinkError {
     /// The kernel has no nf_tables.
     #[error(
-        "the kernel has no nf_tables ({0}): load the module nf_tables, or boot a kernel with \
-         CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6"
+        "the kernel has no nf_tables ({0}): {remedy}",
+        remedy = Lacking::NF_TABLES.remedy()
     )]
     NoNfTables(String),
     /// We may not change the rule set of this network namespace.
@@ -139,6 +141,14 @@ pub enum CommitError {
     Netlink(#[from] NetlinkError),
 }
 
+impl CommitError {
+    /// What the kernel lacks, if that is the cause.
+    pub fn lacking(&self) -> Option<Lacking> {
+        let Self::Refused { failures } = self else { return None };
+        failures.iter().find_map(|failure| failure.lacking)
+    }
+}
+
 impl From<SocketError> for CommitError {
     fn from(error: SocketError) -> Self {
         Self::Netlink(error.into())
@@ -158,6 +168,8 @@ pub struct Refusal {
     pub errno: i32,
     /// The kernel's message, if there is one.
     pub ext_ack: Option<String>,
+    /// What the kernel lacks, if that is the cause.
+    pub lacking: Option<Lacking>,
     /// Describes the operation, its owner, and the cause, in one sentence.
     pub description: String,
 }
@@ -169,6 +181,7 @@ impl Refusal {
         span: usize,
         errno: i32,
         ext_ack: Option<String>,
+        lacking: Option<Lacking>,
     ) -> Self {
         let mut description = match operations.get(operation) {
             Some(refused) if span == 1 => Described(refused).to_string(),
@@ -183,13 +196,24 @@ impl Refusal {
         if let Some(text) = &ext_ack {
             description.push_str(&format!(" ({text})"));
         }
-        Self { operation, span, errno, ext_ack, description }
+        if let Some(lacking) = &lacking {
+            description.push_str(&format!(": the kernel lacks {} ({})", lacking.module, lacking.options));
+        }
+        Self { operation, span, errno, ext_ack, lacking, description }
     }
 }
 
+/// The most refused operations that an error lists.
+const LISTED: usize = 4;
+
 fn list(failures: &[Refusal]) -> String {
-    let texts: Vec<&str> = failures.iter().map(|failure| failure.description.as_str()).collect();
-    texts.join("; ")
+    let mut texts: Vec<&str> = failures.iter().map(|failure| failure.description.as_str()).collect();
+    // One missing expression concerns every rule of a chain.
+    texts.dedup();
+    let more = texts.len().saturating_sub(LISTED);
+    texts.truncate(LISTED);
+    let listed = texts.join("; ");
+    if more == 0 { listed } else { format!("{listed}; and {more} more") }
 }
 
 /// An operation in words, close to nft's.

@@ -16,6 +16,7 @@ use vmap_proxy_wire::nf_tables::batch::MessageSpan;
 use vmap_proxy_wire::nf_tables::{Batch, OwnTable};
 
 use super::error::{CommitError, NetlinkError, Refusal, SocketError};
+use super::lacking::Lacking;
 use super::socket::{Socket, StopFlag};
 
 /// Our one connection to the kernel's nf_tables, in the network namespace of
@@ -217,7 +218,7 @@ impl Kernel {
     fn submit(&mut self, operations: &[Operation], started: Instant) -> Result<CommitReport, CommitError> {
         let refused = self.refuse.and_then(|refuse| operations.iter().position(refuse));
         if let Some(position) = refused {
-            let failures = vec![Refusal::new(operations, position, 1, libc::EINVAL, None)];
+            let failures = vec![Refusal::new(operations, position, 1, libc::EINVAL, None, None)];
             return Err(CommitError::Refused { failures });
         }
         if operations.is_empty() {
@@ -263,14 +264,17 @@ impl Kernel {
 
     fn refusal(&self, operations: &[Operation], message: Option<&MessageSpan>, answer: Answer) -> Refusal {
         let Some(message) = message else {
-            return Refusal::new(operations, 0, operations.len(), answer.errno, answer.text);
+            return Refusal::new(operations, 0, operations.len(), answer.errno, answer.text, None);
         };
         let exact = answer.offset.and_then(|offset| self.batch.operation_at(message, offset));
         let (operation, span) = match exact {
             Some(operation) => (operation, 1),
             None => (message.operations.start, message.operations.len()),
         };
-        Refusal::new(operations, operation, span, answer.errno, answer.text)
+        let expression = answer.offset.and_then(|offset| self.batch.expression_at(message, offset));
+        let refused = operations.get(operation).filter(|_| span == 1);
+        let lacking = refused.and_then(|refused| Lacking::of(refused, expression, answer.errno));
+        Refusal::new(operations, operation, span, answer.errno, answer.text, lacking)
     }
 }
 

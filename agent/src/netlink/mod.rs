@@ -15,7 +15,7 @@
 //!   our DNS server;
 //! * [`packets`]: the wait for packets in the kernel's hooks;
 //! * [`side_table`]: tables for a limited time, and trace events;
-//! * [`error`]: the errors.
+//! * [`error`]: the errors; [`lacking`]: the modules and options that a kernel lacks.
 
 use vmap_proxy_compiler::ruleset::TABLE;
 
@@ -24,6 +24,7 @@ mod error;
 mod families;
 mod flow_table;
 mod kernel;
+mod lacking;
 mod links;
 mod monitor;
 mod name_take_over;
@@ -36,6 +37,7 @@ pub use error::{CommitError, NetlinkError, Refusal, SocketError};
 pub use families::families;
 pub use flow_table::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames};
 pub use kernel::{CommitReport, Kernel, Moment};
+pub use lacking::Lacking;
 pub use links::{Interface, LinkWatcher, interface_names, interfaces};
 #[cfg(fuzzing)]
 pub use monitor::follow_datagrams;

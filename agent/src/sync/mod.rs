@@ -43,7 +43,7 @@ pub(crate) use background::PIECE_ELEMENTS;
 pub use background::Piece;
 pub(crate) use compare::MAX_LISTED;
 
-use crate::netlink::{CommitError, Kernel, Monitor, NetlinkError, Observed};
+use crate::netlink::{CommitError, Kernel, Lacking, Monitor, NetlinkError, Observed};
 use crate::source::Event;
 use background::Background;
 use gone::Leaving;
@@ -57,11 +57,13 @@ pub enum SyncError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The kernel refused a part of the fixed skeleton: it lacks a feature.
-    #[error(
-        "the kernel refused a part of the rule set that every Service needs: {0}; check that the kernel is 5.13 or \
-         newer and has NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT and NFT_NUMGEN"
-    )]
-    Skeleton(String),
+    #[error("the kernel refused a part of the rule set that every Service needs: {refused}; {}", remedy(*lacking))]
+    Skeleton {
+        /// The refused part, and the kernel's reason.
+        refused: String,
+        /// What the kernel lacks, as far as it is known.
+        lacking: Option<Lacking>,
+    },
     /// Another process owns one of our tables, and only the owner may change it.
     #[error(
         "table {} {TABLE} belongs to {owner}, and the kernel lets nobody else change it (flag owner): no Service can be \
@@ -96,6 +98,14 @@ pub enum SyncError {
         /// The last refused operation.
         last: String,
     },
+}
+
+fn remedy(lacking: Option<Lacking>) -> String {
+    let check = || {
+        "check that the kernel is 5.13 or newer and has NFT_CT, NFT_NAT, NFT_MASQ, NFT_FIB, NFT_REJECT and NFT_NUMGEN"
+            .to_owned()
+    };
+    lacking.as_ref().map_or_else(check, Lacking::remedy)
 }
 
 impl SyncError {

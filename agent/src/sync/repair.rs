@@ -183,17 +183,43 @@ impl Syncer {
             return disturbed(&error, met);
         }
         if culprits.is_empty() {
-            return Err(SyncError::Skeleton(error.to_string()));
+            return Err(SyncError::Skeleton { refused: error.to_string(), lacking: error.lacking() });
         }
         met.refusals += 1;
         for refusal in culprits {
             met.last.clone_from(&refusal.description);
             match refusal.owner.as_deref().and_then(ServiceName::parse) {
                 Some(name) => self.quarantine(&name),
-                None => return Err(SyncError::Skeleton(refusal.description)),
+                None => {
+                    self.skeleton_was_refused(&refusal)?;
+                    continue;
+                }
             }
             report.refused.push(refusal);
         }
+        Ok(())
+    }
+
+    /// A part that all Services of a family need was refused. If the kernel lacks something for it, that costs the
+    /// family alone, as if the node did not have it. After the start, a refusal is an error.
+    fn skeleton_was_refused(&mut self, refusal: &Refused) -> Result<(), SyncError> {
+        let Refused { family, lacking, description, .. } = refusal;
+        if !self.enabled[*family] {
+            return Ok(());
+        }
+        let has_another = self.families().len() > 1;
+        let Some(lacking) = lacking.filter(|_| has_another && !self.initialised) else {
+            return Err(SyncError::Skeleton { refused: description.clone(), lacking: *lacking });
+        };
+        self.enabled[*family] = false;
+        // What was committed before the refusal serves nothing.
+        for table in [OwnTable::Main, OwnTable::StandIn] {
+            self.kernel.delete_table(table, *family)?;
+        }
+        tracing::error!(
+            "no Service is served over {family}, because the kernel refused {description}; {}, then restart vmap-proxy",
+            lacking.remedy()
+        );
         Ok(())
     }
 
@@ -355,11 +381,10 @@ fn contradicts_reading(failure: &Refusal) -> bool {
 /// Names the Services that a refusal is about.
 fn named(transaction: &Transaction, error: &CommitError) -> Vec<Refused> {
     let CommitError::Refused { failures } = error else { return Vec::new() };
-    let owner = |position: usize| {
-        transaction.operations.get(position).and_then(|operation: &Operation| operation.owner.clone())
+    let refused = |failure: &Refusal| {
+        let operation: &Operation = transaction.operations.get(failure.operation)?;
+        let Refusal { lacking, description, .. } = failure.clone();
+        Some(Refused { owner: operation.owner.clone(), family: operation.family, lacking, description })
     };
-    failures
-        .iter()
-        .map(|failure| Refused { owner: owner(failure.operation), description: failure.description.clone() })
-        .collect()
+    failures.iter().filter_map(refused).collect()
 }

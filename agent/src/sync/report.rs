@@ -10,7 +10,7 @@ use vmap_proxy_compiler::ruleset::Family;
 use super::background::Balance;
 use super::gone::GoneEndpoints;
 use super::touched::Touched;
-use crate::netlink::CommitReport;
+use crate::netlink::{CommitReport, Lacking};
 
 /// The report of one sync.
 #[derive(Debug, Default)]
@@ -76,6 +76,10 @@ pub struct Cleaned {
 pub struct Refused {
     /// `namespace/name` of the Service, `None` for the skeleton.
     pub owner: Option<Arc<str>>,
+    /// The family of addresses whose table it is in.
+    pub family: Family,
+    /// What the kernel lacks, if that is the cause.
+    pub lacking: Option<Lacking>,
     /// The operation, and the kernel's message.
     pub description: String,
 }

@@ -82,12 +82,12 @@ fn servers(node: &NetNs) -> String {
     run(node, "ipvsadm", &["-Sn"], "").unwrap()
 }
 
-fn agent(world: &World, manifests: &ManifestDirectory, arguments: &[&str]) -> AgentProcess {
+pub(super) fn agent(node: &NetNs, manifests: &ManifestDirectory, arguments: &[&str]) -> AgentProcess {
     let mut command = Command::new(PROGRAM);
     command.args(["run", "--node-name=node-a"]).args(HARMLESS).args(arguments);
     command.args(["--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s"]);
     command.arg("--manifests").arg(manifests.path());
-    AgentProcess::spawn(world.lab.node(), command)
+    AgentProcess::spawn(node, command)
 }
 
 /// Returns whether the kernel has IPVS; if not, reports that.
@@ -119,7 +119,7 @@ fn virtual_servers_are_taken_over() {
 
     let manifests = manifests();
     // Without the flag, both serve: ours come first for what is new, and what IPVS forwards goes on.
-    let beside = agent(&world, &manifests, &[]);
+    let beside = agent(world.lab.node(), &manifests, &[]);
     beside.wait_for_line("programmed ");
     world.flows_to(|net| net.pod_b);
     for (net, flow) in &mut old {
@@ -128,7 +128,7 @@ fn virtual_servers_are_taken_over() {
     assert_eq!(servers(node).lines().count(), 4, "{}", servers(node));
     beside.stop();
 
-    let running = agent(&world, &manifests, &["--cleanup-kube-proxy"]);
+    let running = agent(world.lab.node(), &manifests, &["--cleanup-kube-proxy"]);
     for what in
         ["virtual servers of IPVS", "device kube-ipvs0", &format!("ipset {}", SETS[0]), &format!("ipset {}", SETS[1])]
     {
@@ -160,7 +160,7 @@ fn ipvs_takes_back() {
     let world = World::new();
     let node = world.lab.node();
     let manifests = manifests();
-    let running = agent(&world, &manifests, &[]);
+    let running = agent(world.lab.node(), &manifests, &[]);
     running.wait_for_line("programmed ");
     let mut ours = world.flows_to(|net| net.pod_b);
     load_ipvs_mode(node);
@@ -189,7 +189,7 @@ fn a_connection_that_is_not_tracked_is_reset() {
     load_ipvs(world.lab.node(), "net.ipv4.vs.conntrack=0");
     let mut old = world.flows_to(|net| net.pod_a);
     let manifests = manifests();
-    let beside = agent(&world, &manifests, &[]);
+    let beside = agent(world.lab.node(), &manifests, &[]);
     beside.wait_for_line("programmed ");
     for (net, flow) in &mut old {
         let result = flow.ask(10).unwrap();

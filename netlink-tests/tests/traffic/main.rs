@@ -8,6 +8,8 @@ mod disruption;
 mod harness;
 mod invalid_packets;
 mod ipvs;
+mod lacking;
+mod locked;
 mod sctp;
 mod stress;
 mod takeover;

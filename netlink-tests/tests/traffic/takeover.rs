@@ -28,7 +28,7 @@ const PATIENT: Duration = Duration::from_millis(900);
 
 /// The addresses of one family.
 pub(super) struct Net {
-    family: Family,
+    pub(super) family: Family,
     pub(super) service: &'static str,
     pub(super) pod_a: &'static str,
     pub(super) pod_b: &'static str,
@@ -85,7 +85,7 @@ impl Net {
         ]
     }
 
-    fn probe(&self) -> Probe {
+    pub(super) fn probe(&self) -> Probe {
         Probe {
             source: self.client.parse().unwrap(),
             target: SocketAddr::new(self.service.parse().unwrap(), 80),
@@ -138,7 +138,7 @@ impl World {
         self.runtime.block_on(async { syncer.sync() }).unwrap();
     }
 
-    fn connect(&self, net: &Net) -> Flow {
+    pub(super) fn connect(&self, net: &Net) -> Flow {
         self.lab.open_flow(&net.probe()).unwrap()
     }
 

@@ -5,8 +5,8 @@ use crate::doctor::probe::ProbeFailure;
 use crate::doctor::{Finding, Severity};
 
 /// The options of a kernel that our rules need, for people who build or trim one.
-const OPTIONS: &str = "CONFIG_NF_TABLES_IPV4, _IPV6, CONFIG_NFT_CT, _NAT, _MASQ, _REJECT, _FIB_IPV4, _FIB_IPV6, _NUMGEN, \
-                       _HASH and CONFIG_NF_CONNTRACK";
+const OPTIONS: &str = "CONFIG_NF_TABLES_IPV4, _IPV6, CONFIG_NFT_CT, _NAT, _MASQ, _REJECT, _FIB_IPV4, _FIB_IPV6, _NUMGEN \
+                       and CONFIG_NF_CONNTRACK";
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let subject = "kernel";
@@ -15,7 +15,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             Severity::Error,
             subject,
             format!("nf_tables can't be used: {error}"),
-            "load the module nf_tables; a container needs the capability NET_ADMIN",
+            "do that; a container needs the capability NET_ADMIN besides",
         )],
         Some(ProbeFailure::Namespace(error)) => vec![Finding::new(
             Severity::Note,
@@ -32,14 +32,18 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
                     Severity::Error,
                     format!("kernel, {family}"),
                     format!("it refuses the rules of {family}: {error}"),
-                    format!(
-                        "load the modules that the kernel has for nf_tables (modprobe nft_ct nft_nat nft_masq \
-                         nft_reject nft_fib nft_numgen); a kernel of your own needs {OPTIONS}"
-                    ),
+                    error.lacking().map_or_else(all_modules, |lacking| lacking.remedy()),
                 )
             })
             .collect(),
     }
+}
+
+fn all_modules() -> String {
+    format!(
+        "load the modules that the kernel has for nf_tables (modprobe nft_ct nft_nat nft_masq nft_reject nft_fib \
+         nft_numgen); a kernel of your own needs {OPTIONS}"
+    )
 }
 
 #[cfg(test)]
@@ -48,13 +52,21 @@ mod tests {
 
     use super::*;
     use crate::doctor::probe::Probed;
+    use crate::netlink::{CommitError, Lacking, Refusal};
 
     #[test]
     fn a_refused_family_is_an_error_and_a_missing_namespace_is_none() {
         let with = |rules| check(&Facts { rules, ..Facts::default() });
         assert_eq!(with(Probed::default()), []);
-        let refused = with(Probed { refused: vec![(Family::Ipv6, "no fib".to_owned())], failed: None });
-        assert!(refused[0].severity == Severity::Error && refused[0].finding.contains("no fib"), "{refused:?}");
+        let lacking = Lacking { module: "nft_fib_ipv6", options: "CONFIG_NFT_FIB_IPV6" };
+        for (lacking, remedy) in [(Some(lacking), "nft_fib_ipv6"), (None, "nft_numgen")] {
+            let description = "no fib".to_owned();
+            let failure = Refusal { operation: 0, span: 1, errno: libc::ENOENT, ext_ack: None, lacking, description };
+            let error = CommitError::Refused { failures: vec![failure] };
+            let refused = with(Probed { refused: vec![(Family::Ipv6, error)], failed: None });
+            assert!(refused[0].severity == Severity::Error && refused[0].finding.contains("no fib"), "{refused:?}");
+            assert!(refused[0].remedy.contains(remedy), "{refused:?}");
+        }
         let failed = |failure| with(Probed { refused: Vec::new(), failed: Some(failure) });
         assert_eq!(failed(ProbeFailure::Namespace("denied".to_owned()))[0].severity, Severity::Note);
         assert_eq!(failed(ProbeFailure::NfTables("absent".to_owned()))[0].severity, Severity::Error);

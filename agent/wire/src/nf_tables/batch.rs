@@ -14,7 +14,9 @@ use super::expressions::{write_chain_name, write_rule};
 use super::sets::write_set;
 use super::{OwnTable, POLICY_ACCEPT, family_number, message_type};
 use crate::answer::Sequences;
-use crate::message::{MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Request, Writer};
+use crate::message::{
+    Attributes, MAX_ATTRIBUTE, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Open, Request, Writer,
+};
 use crate::uapi::*;
 
 /// One message of a batch and its operations.
@@ -159,6 +161,15 @@ impl Batch {
         let before = starts.partition_point(|start| *start <= position);
         // Before the first element: the message's own header or names.
         Some(message.operations.start + before.checked_sub(1)?)
+    }
+
+    /// The name of the expression of a rule that begins at a byte of a message. The kernel names the byte where it
+    /// refuses an expression.
+    pub fn expression_at(&self, message: &MessageSpan, offset: usize) -> Option<&str> {
+        let bytes = self.writer.bytes().get(message.start + offset..)?;
+        let element = Attributes::new(bytes).next().filter(|element| element.kind == NFTA_LIST_ELEM)?;
+        let name = element.nested().next().filter(|name| name.kind == NFTA_EXPR_NAME)?;
+        name.string()
     }
 
     fn mark(&mut self, kind: u16, sequence: u32) {
