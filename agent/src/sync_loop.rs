@@ -11,6 +11,7 @@ mod culprits;
 mod ownership;
 mod pace;
 mod retrial;
+mod unserved;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -347,6 +348,7 @@ impl<O: Observer> Loop<'_, O> {
         let first = !self.status.borrow().ready;
         self.failures.recovered();
         self.publish(&report, first);
+        unserved::log_unserved(self.syncer, &report, first);
         if report.is_empty() && report.cleaned.is_empty() {
             self.journal.forget_causes();
         } else {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use nlink::netlink::link::{BridgeLink, BridgePortConfig, VethLink};
@@ -31,6 +32,16 @@ const TABLE_MAIN: u32 = 254;
 /// Longest time for the kernel to finish a link or an address on an ordinary machine. It takes well below a
 /// millisecond.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Whether the kernel has IPv6. On one without it, a lab has links, routes and servers of IPv4 alone.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
+
+/// The hops of the families that the kernel has.
+fn hops(v4: Ipv4Addr, v6: Ipv6Addr) -> impl Iterator<Item = IpAddr> {
+    [IpAddr::V4(v4), IpAddr::V6(v6)].into_iter().take(if has_ipv6() { 2 } else { 1 })
+}
 
 /// Runs `job` with a route netlink connection inside `namespace`; `what` names the objects in an error.
 fn with_netlink<T: Send>(
@@ -63,7 +74,7 @@ pub(crate) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
             VethLink::new(interface, HOST_INTERFACE).address(NODE_MAC).peer_address(HOST_MAC).peer_netns_fd(host.fd());
         netlink.add_link(pair).await?;
         netlink.set_link_up(interface).await?;
-        for hop in [IpAddr::V4(HOST_HOP_V4), IpAddr::V6(HOST_HOP_V6)] {
+        for hop in hops(HOST_HOP_V4, HOST_HOP_V6) {
             let neighbour = Neighbor::new(interface, hop).lladdr(HOST_MAC).permanent();
             netlink.add_neighbor(neighbour).await?;
         }
@@ -78,13 +89,13 @@ pub(crate) fn join(node: &NetNs, host: &NetNs, interface: &str) -> Result<(), La
 fn route_through_node(host: &NetNs) -> Result<(), LabError> {
     with_netlink(host, "routing through the node", async |netlink| {
         netlink.set_link_up(HOST_INTERFACE).await?;
-        for hop in [IpAddr::V4(NODE_HOP_V4), IpAddr::V6(NODE_HOP_V6)] {
+        for hop in hops(NODE_HOP_V4, NODE_HOP_V6) {
             let neighbour = Neighbor::new(HOST_INTERFACE, hop).lladdr(NODE_MAC).permanent();
             netlink.add_neighbor(neighbour).await?;
         }
         add_default_route(&netlink, HOST_INTERFACE, NODE_HOP_V4, NODE_HOP_V6).await?;
         send_everything_out(&netlink, RuleBuilder::v4).await?;
-        send_everything_out(&netlink, RuleBuilder::v6).await
+        if has_ipv6() { send_everything_out(&netlink, RuleBuilder::v6).await } else { Ok(()) }
     })
 }
 
@@ -158,6 +169,9 @@ async fn add_default_route(
 ) -> nlink::Result<()> {
     let v4 = Ipv4Route::from_addr(Ipv4Addr::UNSPECIFIED, 0);
     netlink.add_route(v4.gateway(hop_v4).dev(interface).onlink()).await?;
+    if !has_ipv6() {
+        return Ok(());
+    }
     let v6 = Ipv6Route::from_addr(Ipv6Addr::UNSPECIFIED, 0);
     netlink.add_route(v6.gateway(hop_v6).dev(interface)).await
 }

@@ -23,6 +23,10 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.conf.all.send_redirects", "0"),
     ("net.ipv4.conf.default.send_redirects", "0"),
     ("net.ipv4.icmp_ratemask", "0"),
+];
+
+/// The same for IPv6.
+const COMMON_IPV6_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv6.icmp.ratemask", "255"),
     ("net.ipv6.conf.all.disable_ipv6", "0"),
     ("net.ipv6.conf.default.disable_ipv6", "0"),
@@ -33,8 +37,11 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
 ];
 
 /// The settings that make the node a router.
-const NODE_SYSCTLS: &[(&str, &str)] =
-    &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
+const NODE_SYSCTLS: &[(&str, &str)] = &[("net.ipv4.ip_forward", "1")];
+
+/// The same for IPv6.
+const NODE_IPV6_SYSCTLS: &[(&str, &str)] =
+    &[("net.ipv6.conf.all.forwarding", "1"), ("net.ipv6.conf.default.forwarding", "1")];
 
 /// The UDP port on which every namespace of a lab answers, on its first address of each family: the discard port, which
 /// no Service has.
@@ -137,7 +144,7 @@ impl LabBuilder {
         raise_file_limit();
         let node = NetNs::new("node")?;
         prepare(&node)?;
-        node.set_sysctls(NODE_SYSCTLS)?;
+        set_sysctls(&node, NODE_SYSCTLS, NODE_IPV6_SYSCTLS)?;
         // Without it, only an SCTP flow on a slow machine is in danger.
         let _ = node.set_sysctls(SCTP_PATIENCE);
         let mut lab = Lab {
@@ -332,7 +339,8 @@ impl Lab {
             }
         }
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let all = loopback.iter().chain(&self.controls);
+        let loopback = loopback.iter().take(if links::has_ipv6() { 2 } else { 1 });
+        let all = loopback.chain(&self.controls);
         all.copied().try_for_each(|address| self.listen((address, CONTROL_PORT).into(), Transport::Udp))
     }
 
@@ -405,8 +413,13 @@ fn port_number(position: usize) -> u8 {
 }
 
 fn prepare(namespace: &NetNs) -> Result<(), LabError> {
-    namespace.set_sysctls(COMMON_SYSCTLS)?;
+    set_sysctls(namespace, COMMON_SYSCTLS, COMMON_IPV6_SYSCTLS)?;
     links::loopback_up(namespace)
+}
+
+fn set_sysctls(namespace: &NetNs, common: &[(&str, &str)], ipv6: &[(&str, &str)]) -> Result<(), LabError> {
+    namespace.set_sysctls(common)?;
+    if links::has_ipv6() { namespace.set_sysctls(ipv6) } else { Ok(()) }
 }
 
 /// Allows as many open files as the process may have at all: every probe in flight is one, and the usual

@@ -27,6 +27,8 @@ pub struct SyncDone {
     pub failure: Option<String>,
     /// Whether it undid a foreign change to our tables.
     pub undid_foreign_change: bool,
+    /// The families that are not served: the node does not have them, or the kernel lacks something for their rules.
+    pub left_out: Vec<Family>,
     /// The number of Services in quarantine.
     pub quarantined: usize,
     /// The digest of the state; `None` after a failure.
@@ -81,6 +83,7 @@ impl SyncDone {
         Self {
             failure: None,
             undid_foreign_change,
+            left_out: left_out(syncer),
             quarantined: syncer.planner().quarantined().count(),
             digest: Some(syncer.digest()),
             without_local: WithoutLocal::of(syncer, &report),
@@ -95,13 +98,18 @@ impl SyncDone {
     /// succeeds.
     pub fn failed(syncer: &Syncer, report: SyncReport, error: &SyncError) -> Self {
         let quarantined = syncer.planner().quarantined().count();
-        Self { failure: Some(error.to_string()), quarantined, report, ..Self::default() }
+        Self { failure: Some(error.to_string()), left_out: left_out(syncer), quarantined, report, ..Self::default() }
     }
 
     /// Returns whether the whole kernel state was compared.
     pub fn kind(&self) -> SyncKind {
         if self.report.repaired { SyncKind::Full } else { SyncKind::Partial }
     }
+}
+
+fn left_out(syncer: &Syncer) -> Vec<Family> {
+    let served = syncer.families();
+    Family::ALL.into_iter().filter(|family| !served.contains(family)).collect()
 }
 
 impl WithoutLocal {

@@ -39,6 +39,8 @@ impl Observer for SyncHealth {
     }
 
     fn on_sync(&mut self, done: &SyncDone) {
+        self.families.retain(|family| !done.left_out.contains(family));
+        done.left_out.iter().for_each(|family| self.health.left_out(*family));
         if done.failure.is_none() {
             self.families.iter().for_each(|family| self.health.updated(*family));
         }

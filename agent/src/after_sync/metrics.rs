@@ -87,7 +87,7 @@ impl SyncMetrics {
         for family in &self.families {
             self.metrics.sync_succeeded(*family, done.kind(), done.report.duration, now);
         }
-        for (family, triggered) in self.triggers.drain(..) {
+        for (family, triggered) in self.triggers.drain(..).filter(|(family, _)| self.families.contains(family)) {
             self.metrics.network_programmed(family, now.duration_since(triggered).unwrap_or(Duration::ZERO));
         }
         self.changed_services = 0;
@@ -136,6 +136,7 @@ impl Observer for SyncMetrics {
     }
 
     fn on_sync(&mut self, done: &SyncDone) {
+        self.families.retain(|family| !done.left_out.contains(family));
         self.count_commits(done);
         if done.failure.is_none() {
             self.count_success(done);

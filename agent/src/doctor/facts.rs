@@ -14,7 +14,7 @@ use vmap_proxy_wire::nf_tables::all_chains::{
 use super::probe::{self, Probed};
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket};
-use crate::netlink::{Interface, interfaces};
+use crate::netlink::{Interface, interfaces, without_ipv6};
 use crate::query::protocol::StatusAnswer;
 
 /// Where nft and others are installed, whatever the user's `PATH` is.
@@ -46,6 +46,8 @@ pub struct Facts {
     pub flow_table_refused: Option<String>,
     /// Whether the kernel takes our rules.
     pub rules: Probed,
+    /// The reason why the node has no IPv6; `None` if it has.
+    pub without_ipv6: Option<&'static str>,
     /// The version of the nft program of this node, if it has one.
     pub nft: Option<Version>,
     /// `clusterCIDR` of the configuration.
@@ -111,6 +113,7 @@ impl Facts {
             wants_flow_table,
             flow_table_refused: if wants_flow_table { probe::flow_table() } else { None },
             rules: probe::rules(),
+            without_ipv6: without_ipv6(),
             nft: nft_version(),
             cluster_cidrs,
             agent: None,

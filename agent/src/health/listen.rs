@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
@@ -46,7 +46,8 @@ pub struct Listen {
     /// The field that sets the address, for messages.
     pub setting: &'static str,
     /// The address. An unspecified address of either family means all addresses
-    /// of both, as in Go.
+    /// of both, as in Go. Unlike in Go, `[::]` means those of IPv4 where the
+    /// kernel has no IPv6.
     pub address: SocketAddr,
     /// Give up at the first failure (`bindAddressHardFail`).
     pub hard_fail: bool,
@@ -122,11 +123,14 @@ pub(super) enum Stack {
 pub(super) fn listener(address: SocketAddr, stack: Stack) -> io::Result<TcpListener> {
     if stack == Stack::Dual && address.ip().is_unspecified() {
         let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
-        match open(both, false) {
-            // No IPv6 here.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {}
-            result => return result,
-        }
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        return match open(both, false) {
+            // The kernel has no IPv6.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+                open(everywhere, true)
+            }
+            result => result,
+        };
     }
     open(address, true)
 }
@@ -145,8 +149,6 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use axum::routing::get;
 
     use super::*;

@@ -208,6 +208,11 @@ impl HealthState {
         }
     }
 
+    /// This family is not served after all: nothing of it waits.
+    pub fn left_out(&self, family: Family) {
+        self.lock().families.retain(|state| state.family != family);
+    }
+
     /// A sync of this family succeeded: nothing waits.
     pub fn updated(&self, family: Family) {
         let now = self.clock.now().wall;

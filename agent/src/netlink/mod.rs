@@ -34,7 +34,7 @@ pub(crate) mod socket;
 
 pub use addresses::{AddressWatcher, default_addresses, local_addresses};
 pub use error::{CommitError, NetlinkError, Refusal, SocketError};
-pub use families::families;
+pub use families::{families, without_ipv6};
 pub use flow_table::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames};
 pub use kernel::{CommitReport, Kernel, Moment};
 pub use lacking::Lacking;

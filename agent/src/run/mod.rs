@@ -37,7 +37,7 @@ use crate::k8s_events::{self, Notice, Recorder};
 use crate::localhost_node_ports::limits;
 use crate::logging;
 use crate::metrics::{Metrics, counters};
-use crate::netlink::{AddressWatcher, FlowRelease, NetlinkError, families, local_addresses};
+use crate::netlink::{AddressWatcher, FlowRelease, NetlinkError, families, local_addresses, without_ipv6};
 use crate::process;
 use crate::query::server::{self, Asked, Facts};
 use crate::source::Event;
@@ -125,6 +125,9 @@ async fn run_agent(options: RunOptions) -> Result<(), Error> {
     // Opened before the first look, so that nothing is missed in between.
     let addresses = AddressWatcher::open()?;
     let families = families();
+    if let Some(reason) = without_ipv6() {
+        tracing::info!("this node has no IPv6 ({reason}): Services are served over IPv4 alone");
+    }
     let own_addresses = local_addresses().await?;
 
     let (names, metrics) = names::Names::start(options.dns.as_ref(), Metrics::new());

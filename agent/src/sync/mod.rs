@@ -126,6 +126,8 @@ pub struct Syncer {
     planner: Planner,
     kernel: Kernel,
     enabled: PerFamily<bool>,
+    /// Families whose rules the kernel lacks something for, with the refused part, until they are deleted and reported.
+    left_out: Vec<(Family, Lacking, String)>,
     /// The processes that owned our tables when these were read last.
     owned: PerFamily<Option<String>>,
     initialised: bool,
@@ -193,6 +195,7 @@ impl Syncer {
             planner,
             kernel,
             enabled,
+            left_out: Vec::new(),
             owned: PerFamily::default(),
             initialised: false,
             last_good: HashMap::new(),

@@ -92,6 +92,7 @@ impl Syncer {
             match self.pass(met.list_all, report) {
                 Ok(Pass::Done) => {
                     if self.is_settled(moment)? {
+                        self.leave_out()?;
                         self.finish(report);
                         return Ok(());
                     }
@@ -201,7 +202,7 @@ impl Syncer {
     }
 
     /// A part that all Services of a family need was refused. If the kernel lacks something for it, that costs the
-    /// family alone, as if the node did not have it. After the start, a refusal is an error.
+    /// family alone, as if the node did not have it. It is an error if no other family is left, or after the start.
     fn skeleton_was_refused(&mut self, refusal: &Refused) -> Result<(), SyncError> {
         let Refused { family, lacking, description, .. } = refusal;
         if !self.enabled[*family] {
@@ -209,17 +210,29 @@ impl Syncer {
         }
         let has_another = self.families().len() > 1;
         let Some(lacking) = lacking.filter(|_| has_another && !self.initialised) else {
-            return Err(SyncError::Skeleton { refused: description.clone(), lacking: *lacking });
+            let others = self.left_out.iter().filter(|(_, other, _)| Some(*other) != *lacking);
+            let mut refused: Vec<&str> = others.map(|(_, _, refused)| refused.as_str()).collect();
+            refused.push(description);
+            return Err(SyncError::Skeleton { refused: refused.join("; "), lacking: *lacking });
         };
         self.enabled[*family] = false;
-        // What was committed before the refusal serves nothing.
-        for table in [OwnTable::Main, OwnTable::StandIn] {
-            self.kernel.delete_table(table, *family)?;
+        self.left_out.push((*family, lacking, description.clone()));
+        Ok(())
+    }
+
+    /// Deletes the tables of families that are left out, now that another family is served: what was committed before
+    /// the refusal serves nothing.
+    fn leave_out(&mut self) -> Result<(), SyncError> {
+        while let Some((family, lacking, refused)) = self.left_out.last() {
+            for table in [OwnTable::Main, OwnTable::StandIn] {
+                self.kernel.delete_table(table, *family)?;
+            }
+            let remedy = lacking.remedy();
+            tracing::error!(
+                "no Service is served over {family}, because the kernel refused {refused}; {remedy}, then restart vmap-proxy"
+            );
+            self.left_out.pop();
         }
-        tracing::error!(
-            "no Service is served over {family}, because the kernel refused {description}; {}, then restart vmap-proxy",
-            lacking.remedy()
-        );
         Ok(())
     }
 

@@ -28,6 +28,7 @@ mod scripts;
 mod servers;
 mod threads;
 mod trace;
+mod without_ipv6;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -14,7 +14,7 @@ use vmap_proxy_testbed::skip::skipped;
 
 use super::takeover::{BOTH, Net, World, assert_answered, run};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
+pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
 
 /// Flags of the program that keep it from touching anything beyond the namespace.
 const HARMLESS: [&str; 4] =

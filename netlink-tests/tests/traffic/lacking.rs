@@ -10,14 +10,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vmap_proxy_lab::{NetNs, ProbeResult};
 use vmap_proxy_testbed::PATIENCE;
 use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::skip::skipped;
 
-use super::ipvs::agent;
+use super::ipvs::{PROGRAM, agent};
 use super::takeover::{BOTH, Net, World, assert_answered};
 
 /// Set where modules of the machine may be unloaded.
@@ -110,13 +110,28 @@ fn manifests() -> ManifestDirectory {
     manifests
 }
 
-/// Runs the agent to its end, which has to be an error; returns the line.
+/// Runs the agent to its end, which has to be an error; returns the line, which is the only one about the cause.
 #[track_caller]
 pub(super) fn error_of(node: &NetNs) -> String {
     let manifests = manifests();
     let (status, log) = run_agent(node, &manifests).end();
     assert_eq!(status.code(), Some(1), "{log:#?}");
-    log.into_iter().rfind(|line| line.starts_with("Error: ")).unwrap_or_default()
+    let of_cause: Vec<&String> = log.iter().filter(|line| line.contains("the kernel")).collect();
+    assert!(of_cause.len() == 1 && of_cause[0].starts_with("Error: "), "{log:#?}");
+    of_cause[0].clone()
+}
+
+/// The errors that `doctor` finds about the kernel: their subjects and texts.
+fn diagnosis(node: &NetNs) -> Vec<(String, String)> {
+    let output = node.run(|| Command::new(PROGRAM).args(["doctor", "-o", "json"]).output().unwrap()).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let field = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+    let findings = report["findings"].as_array().unwrap().iter();
+    let of_kernel = findings.filter(|finding| {
+        finding["severity"] == "error"
+            && finding["subject"].as_str().is_some_and(|subject| subject.starts_with("kernel"))
+    });
+    of_kernel.map(|one| (field(one, "subject"), field(one, "finding") + "; " + &field(one, "remedy"))).collect()
 }
 
 fn run_agent(node: &NetNs, manifests: &ManifestDirectory) -> AgentProcess {
@@ -139,6 +154,8 @@ fn a_missing_part_that_every_service_needs_is_named() {
         for text in [format!("load the module {module} "), option.to_owned()] {
             assert!(error.contains(&text), "{module}: {error}");
         }
+        let found = diagnosis(&node);
+        assert!(!found.is_empty() && found.iter().all(|(_, text)| text.contains(option)), "{module}: {found:?}");
         assert!(error.len() < 600, "{error}");
     }
 }
@@ -153,25 +170,33 @@ fn missing_conntrack_is_named() {
 
 /// A part that one family lacks costs that family alone.
 #[test]
-fn a_part_that_ipv6_lacks_costs_ipv6_alone() {
-    for (module, option) in [("nft_fib_ipv6", "CONFIG_NFT_FIB_IPV6"), ("nft_reject_ipv6", "CONFIG_NFT_REJECT_IPV6")] {
+fn a_part_that_one_family_lacks_costs_that_family_alone() {
+    let [ipv4, ipv6] = BOTH;
+    for (lost, kept, module, option) in [
+        (&ipv6, &ipv4, "nft_fib_ipv6", "CONFIG_NFT_FIB_IPV6"),
+        (&ipv6, &ipv4, "nft_reject_ipv6", "CONFIG_NFT_REJECT_IPV6"),
+        (&ipv4, &ipv6, "nft_fib_ipv4", "CONFIG_NFT_FIB_IPV4"),
+    ] {
         let Some(_without) = without(&[module]) else { return };
         let world = World::new();
+        let found = diagnosis(world.lab.node());
+        assert!(found.len() == 1 && found[0].0 == format!("kernel, {}", lost.family), "{module}: {found:?}");
         let manifests = manifests();
         let running = run_agent(world.lab.node(), &manifests);
-        let line = running.wait_for_line("no Service is served over IPv6");
-        for text in [format!("load the module {module} "), option.to_owned(), "then restart vmap-proxy".to_owned()] {
-            assert!(line.contains(&text), "{module}: {line}");
+        let line = running.wait_for_line(&format!("no Service is served over {}", lost.family));
+        assert!(line.contains("then restart vmap-proxy"), "{module}: {line}");
+        for text in [format!("load the module {module} "), option.to_owned()] {
+            assert!(line.contains(&text) && found[0].1.contains(&text), "{module}: {line}\n{found:?}");
         }
-        running.wait_until_ready();
-        assert_eq!(world.tables(), "table ip vmap-proxy\n");
-        let [ipv4, _] = BOTH;
-        let result = world.connect(&ipv4).opened();
-        assert!(matches!(result, ProbeResult::Answered { .. }), "{result}");
-        // A change later on concerns IPv4 alone, too.
+        let named = running.wait_for_line("which this node does not serve");
+        assert!(named.contains(&format!("default/web-{}", lost.family.keyword())), "{module}: {named}");
+        assert_eq!(world.tables(), format!("table {} vmap-proxy\n", kept.family.keyword()));
+        let result = world.connect(kept).opened();
+        assert!(matches!(result, ProbeResult::Answered { .. }), "{module}: {result}");
+        // A change later on concerns the served family alone, too.
         manifests.write_objects("web.json", &BOTH.iter().flat_map(Net::objects).collect::<Vec<_>>());
-        running.wait_for_lines(" programmed ", 2);
-        assert_answered(world.connect(&ipv4).opened(), ipv4.pod_b, "after a change");
+        running.wait_for_line("synced in");
+        assert_answered(world.connect(kept).opened(), kept.pod_b, "after a change");
         running.stop();
     }
 }
@@ -187,7 +212,7 @@ fn missing_listing_of_connections_costs_the_clean_up_alone() {
     let line = running.wait_for_line("stale flows were not deleted");
     assert!(line.contains("load the module nf_conntrack_netlink") && line.contains("CONFIG_NF_CT_NETLINK"), "{line}");
     manifests.write_objects("web.json", &BOTH.iter().flat_map(Net::objects).collect::<Vec<_>>());
-    running.wait_for_lines(" programmed ", 2);
+    running.wait_for_line("synced in");
     world.flows_to(|net| net.pod_b);
     running.stop();
 }

@@ -1,5 +1,7 @@
 //! The kernel takes the rules of both families.
 
+use vmap_proxy_compiler::ruleset::Family;
+
 use crate::doctor::facts::Facts;
 use crate::doctor::probe::ProbeFailure;
 use crate::doctor::{Finding, Severity};
@@ -9,13 +11,26 @@ const OPTIONS: &str = "CONFIG_NF_TABLES_IPV4, _IPV6, CONFIG_NFT_CT, _NAT, _MASQ,
                        and CONFIG_NF_CONNTRACK";
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
+    facts.without_ipv6.map(no_ipv6).into_iter().chain(loaded(facts)).collect()
+}
+
+fn no_ipv6(reason: &str) -> Finding {
+    Finding::new(
+        Severity::Note,
+        "kernel, IPv6",
+        format!("the node has no IPv6 ({reason}): Services are served over IPv4 alone"),
+        "in a cluster with IPv6: undo that, and restart vmap-proxy",
+    )
+}
+
+fn loaded(facts: &Facts) -> Vec<Finding> {
     let subject = "kernel";
     match &facts.rules.failed {
         Some(ProbeFailure::NfTables(error)) => vec![Finding::new(
             Severity::Error,
             subject,
             format!("nf_tables can't be used: {error}"),
-            "do that; a container needs the capability NET_ADMIN besides",
+            "make nf_tables available in that way; a container also needs the capability NET_ADMIN",
         )],
         Some(ProbeFailure::Namespace(error)) => vec![Finding::new(
             Severity::Note,
@@ -27,6 +42,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             .rules
             .refused
             .iter()
+            .filter(|(family, _)| *family == Family::Ipv4 || facts.without_ipv6.is_none())
             .map(|(family, error)| {
                 Finding::new(
                     Severity::Error,
@@ -48,8 +64,6 @@ fn all_modules() -> String {
 
 #[cfg(test)]
 mod tests {
-    use vmap_proxy_compiler::ruleset::Family;
-
     use super::*;
     use crate::doctor::probe::Probed;
     use crate::netlink::{CommitError, Lacking, Refusal};
@@ -67,6 +81,10 @@ mod tests {
             assert!(refused[0].severity == Severity::Error && refused[0].finding.contains("no fib"), "{refused:?}");
             assert!(refused[0].remedy.contains(remedy), "{refused:?}");
         }
+        let error = CommitError::Refused { failures: Vec::new() };
+        let rules = Probed { refused: vec![(Family::Ipv6, error)], failed: None };
+        let found = check(&Facts { rules, without_ipv6: Some("switched off"), ..Facts::default() });
+        assert!(found.len() == 1 && found[0].severity == Severity::Note, "{found:?}");
         let failed = |failure| with(Probed { refused: Vec::new(), failed: Some(failure) });
         assert_eq!(failed(ProbeFailure::Namespace("denied".to_owned()))[0].severity, Severity::Note);
         assert_eq!(failed(ProbeFailure::NfTables("absent".to_owned()))[0].severity, Severity::Error);
