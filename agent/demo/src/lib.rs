@@ -39,6 +39,12 @@ pub enum DemoError {
     /// The namespaces could not be made.
     #[error(transparent)]
     Lab(#[from] LabError),
+    /// Half of the demo is about IPv6.
+    #[error(
+        "this kernel has no IPv6, and half of the demo is about it: boot without ipv6.disable=1 to see it. The agent \
+         itself needs no IPv6"
+    )]
+    NoIpv6,
     /// The directory with the manifests could not be written.
     #[error("{path}: {source}; the demo needs a directory for temporary files, set TMPDIR to one")]
     Manifests {
@@ -90,6 +96,9 @@ const DNS: &str = "169.254.20.10";
 /// # Errors
 /// If the lab or the agent can't be started, or if a check was not as expected.
 pub fn demo(options: &Options) -> Result<(), DemoError> {
+    if !vmap_proxy_lab::has_ipv6() {
+        return Err(DemoError::NoIpv6);
+    }
     vmap_proxy_lab::enter_user_namespace()?;
     say!("A cluster of network namespaces: node-1 with two pods of my-sts and a client pod,");
     say!("node-2 with a third pod of my-sts, and a client outside. Nothing else is touched.\n");

@@ -44,6 +44,7 @@ mod topology;
 
 pub use error::LabError;
 pub use flow::Flow;
+pub use links::has_ipv6;
 pub use namespace::{NetNs, enter_user_namespace};
 pub use pace::patient;
 pub use probe::{Probe, ProbeResult, Transport};

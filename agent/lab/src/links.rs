@@ -33,8 +33,9 @@ const TABLE_MAIN: u32 = 254;
 /// millisecond.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Whether the kernel has IPv6. On one without it, a lab has links, routes and servers of IPv4 alone.
-pub(crate) fn has_ipv6() -> bool {
+/// Whether the kernel has IPv6. On one without it, a lab has links, routes and servers of IPv4 alone, and refuses
+/// addresses of IPv6.
+pub fn has_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists()
 }
 

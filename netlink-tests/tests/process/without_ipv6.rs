@@ -4,12 +4,12 @@
 //! boots a kernel with `ipv6.disable=1`.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 
-use vmap_proxy_lab::{Lab, Probe, ProbeResult};
+use vmap_proxy_lab::{Lab, Probe, ProbeResult, has_ipv6};
 use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::cluster::{CLIENT, LOCAL, NODE, POD_PORT, at};
 use vmap_proxy_testbed::manifests::slice;
+use vmap_proxy_testbed::skip::skipped;
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn world() -> Lab {
         .build()
         .unwrap();
     lab.listen(at(LOCAL[0][0], POD_PORT), Tcp).unwrap();
-    if Path::new("/proc/net/if_inet6").exists() {
+    if has_ipv6() {
         lab.node().set_sysctls(&[("net.ipv6.conf.all.disable_ipv6", "1")]).unwrap();
     }
     lab
@@ -123,4 +123,16 @@ fn the_doctor_notes_it() {
         .collect();
     assert!(output.status.success() && of_kernel.len() == 1, "{text}");
     assert!(of_kernel[0]["severity"] == "note" && of_kernel[0]["subject"] == "kernel, IPv6", "{text}");
+}
+
+/// Half of the demo is about IPv6: it ends with a line about that.
+#[test]
+fn the_demo_asks_for_a_kernel_with_ipv6() {
+    if has_ipv6() {
+        skipped("the demo on a kernel without IPv6 was not tested: this one has it");
+        return;
+    }
+    let output = vmap_proxy(&["demo"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("this kernel has no IPv6"), "{text}");
 }

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmap_proxy_lab::{NetNs, ProbeResult};
-use vmap_proxy_testbed::PATIENCE;
 use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::skip::skipped;
 
 use super::ipvs::{PROGRAM, agent};
-use super::takeover::{BOTH, Net, World, assert_answered};
+use super::takeover::{BOTH, Net, World, assert_answered, run};
 
 /// Set where modules of the machine may be unloaded.
 const PERMISSION: &str = "VMAP_PROXY_MAY_UNLOAD_MODULES";
@@ -51,6 +50,9 @@ const MODULES: [&str; 21] = [
 /// modprobe's configuration, which the kernel's own requests follow, too.
 const MODPROBE: &str = "/run/modprobe.d/vmap-proxy-lacking.conf";
 
+/// The wait until nothing uses the modules any more. The last packets of an emulated machine take their time.
+const UNLOADING: Duration = Duration::from_secs(600);
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Modules that cannot be loaded, for as long as this exists.
@@ -78,7 +80,8 @@ pub(super) fn without(modules: &[&str]) -> Option<impl Drop + use<>> {
     let is_loaded = |module: &&str| Path::new("/sys/module").join(module).join("refcnt").exists();
     while MODULES.iter().any(is_loaded) {
         // The kernel clears a namespace that has ended in the background.
-        assert!(begun.elapsed() < PATIENCE, "still loaded: {:?}", MODULES.iter().filter(|one| is_loaded(one)));
+        let loaded: Vec<_> = MODULES.iter().filter(|one| is_loaded(one)).collect();
+        assert!(begun.elapsed() < UNLOADING, "still loaded: {loaded:?}");
         for module in MODULES.iter().filter(|module| is_loaded(module)) {
             let _ = Command::new("rmmod").arg(module).output();
         }
@@ -115,10 +118,17 @@ fn manifests() -> ManifestDirectory {
 pub(super) fn error_of(node: &NetNs) -> String {
     let manifests = manifests();
     let (status, log) = run_agent(node, &manifests).end();
+    flush(node);
     assert_eq!(status.code(), Some(1), "{log:#?}");
     let of_cause: Vec<&String> = log.iter().filter(|line| line.contains("the kernel")).collect();
     assert!(of_cause.len() == 1 && of_cause[0].starts_with("Error: "), "{log:#?}");
     of_cause[0].clone()
+}
+
+/// Deletes the rules, which use modules: a namespace may outlive the test until its last connection has ended.
+fn flush(node: &NetNs) {
+    // There may be no nf_tables.
+    let _ = run(node, "nft", &["flush", "ruleset"], "");
 }
 
 /// The errors that `doctor` finds about the kernel: their subjects and texts.
@@ -198,6 +208,7 @@ fn a_part_that_one_family_lacks_costs_that_family_alone() {
         running.wait_for_line("synced in");
         assert_answered(world.connect(kept).opened(), kept.pod_b, "after a change");
         running.stop();
+        flush(world.lab.node());
     }
 }
 
@@ -215,4 +226,5 @@ fn missing_listing_of_connections_costs_the_clean_up_alone() {
     running.wait_for_line("synced in");
     world.flows_to(|net| net.pod_b);
     running.stop();
+    flush(world.lab.node());
 }
