@@ -23,6 +23,7 @@ mod hot;
 mod message;
 pub mod metrics;
 pub mod options;
+mod replies;
 mod respond;
 mod server;
 mod take_over;

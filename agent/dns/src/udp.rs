@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::hot::HotAnswers;
 use crate::message::Transport;
 use crate::metrics::ListenerMetrics;
+use crate::replies::{Replies, Reply, send_together};
 use crate::respond::{Reaction, Responder};
 
 /// The largest question that is read whole. A longer one is no question that
@@ -27,6 +28,8 @@ const MOST_WAITING: usize = 1024;
 pub(crate) struct UdpListener {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// Whether the socket is bound to one address, the source of every answer.
+    has_one_source: bool,
 }
 
 impl UdpListener {
@@ -37,7 +40,8 @@ impl UdpListener {
     pub(crate) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: UdpSocket::from_std(socket)?, state })
+        let has_one_source = !socket.local_addr()?.ip().is_unspecified();
+        Ok(Self { socket: UdpSocket::from_std(socket)?, state, has_one_source })
     }
 
     async fn receive(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> io::Result<usize> {
@@ -61,13 +65,49 @@ impl UdpListener {
         }
     }
 
+    /// Sends answers, several in one system call if all have the same source
+    /// address. Those that cannot be sent are lost, as on the way.
+    async fn send_all(&self, replies: &[Reply]) {
+        let mut rest = replies;
+        while let [first, behind @ ..] = rest {
+            if behind.is_empty() || !self.has_one_source {
+                self.send(&first.bytes, first.to, first.from).await;
+                rest = behind;
+                continue;
+            }
+            let send = || send_together(&self.socket, rest);
+            let sent = match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.async_io(Interest::WRITABLE, send).await
+                }
+                sent => sent,
+            };
+            let done = sent.unwrap_or_else(|error| {
+                tracing::debug!("DNS: no answer could be sent to {}: {error}", first.to);
+                1
+            });
+            rest = rest.get(done.max(1)..).unwrap_or_default();
+        }
+    }
+
+    /// Sends the answers of one receive, counts them, and forgets them.
+    async fn reply(&self, replies: &mut Replies, responder: &Responder, metrics: &ListenerMetrics, begun: Instant) {
+        self.send_all(replies.kept()).await;
+        for reply in replies.kept() {
+            if !responder.is_own_question(reply.to.ip()) {
+                metrics.note(&reply.seen, Transport::Udp, reply.to.is_ipv4(), begun.elapsed());
+            }
+        }
+        replies.clear();
+    }
+
     /// Answers questions until the socket fails.
     pub(crate) async fn serve(self, responder: Responder, metrics: Arc<ListenerMetrics>) -> io::Error {
         let listener = Arc::new(self);
         let waiting = Arc::new(Semaphore::new(MOST_WAITING));
         let mut storage = vec![[0u8; LARGEST_QUESTION]; BATCH_SIZE];
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
-        let mut out = Vec::with_capacity(LARGEST_QUESTION);
+        let mut replies = Replies::default();
         let mut hot = HotAnswers::default();
         loop {
             let mut buffers = storage.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect::<Vec<_>>();
@@ -82,18 +122,20 @@ impl UdpListener {
                 let bytes = buffer.get(..meta.len).unwrap_or_default();
                 // Datagrams of one client may arrive as one.
                 for question in bytes.chunks(meta.stride.max(1)) {
-                    match responder.react_again(&mut hot, question, meta.addr.ip(), &mut out) {
-                        Reaction::Ignore => {}
+                    let mut bytes = replies.buffer();
+                    let (to, from) = (meta.addr, meta.dst_ip);
+                    match responder.react_again(&mut hot, question, to.ip(), &mut bytes) {
+                        Reaction::Ignore => replies.put_back(bytes),
                         Reaction::Reply(seen) => {
-                            listener.send(&out, meta.addr, meta.dst_ip).await;
-                            if !responder.is_own_question(meta.addr.ip()) {
-                                metrics.note(&seen, Transport::Udp, meta.addr.is_ipv4(), begun.elapsed());
+                            replies.keep(Reply { bytes, to, from, seen });
+                            if replies.kept().len() == BATCH_SIZE {
+                                listener.reply(&mut replies, &responder, &metrics, begun).await;
                             }
                         }
                         Reaction::Forward(forward) => {
+                            replies.put_back(bytes);
                             let Ok(permit) = waiting.clone().try_acquire_owned() else { continue };
                             let (listener, responder, metrics) = (listener.clone(), responder.clone(), metrics.clone());
-                            let (to, from) = (meta.addr, meta.dst_ip);
                             tokio::spawn(async move {
                                 let mut out = Vec::new();
                                 let seen = responder.finish(*forward, &mut out).await;
@@ -105,6 +147,7 @@ impl UdpListener {
                     }
                 }
             }
+            listener.reply(&mut replies, &responder, &metrics, begun).await;
         }
     }
 }
