@@ -124,9 +124,14 @@ impl Pace {
         }
         // No more than half of a processor, however long it takes; and whatever comes in that time goes into one sync.
         // Without it a long sync would be followed at once by one of the few events that the queue holds, and very many
-        // changes would be as many syncs. But a change waits for no longer than this after a long sync that succeeded.
-        let is_in_order = self.failures == 0 && self.fights == 0;
-        next = next.max(ended + if is_in_order { took.min(LONGEST_REST) } else { took });
+        // changes would be as many syncs. But a change waits for no longer than this after a long sync that succeeded,
+        // and a sync that failed after a long wait for the kernel used no processor: the longest pause holds for it, too.
+        let longest_rest = match (self.failures, self.fights) {
+            (0, 0) => LONGEST_REST,
+            (0, _) => Duration::MAX,
+            _ => self.longest,
+        };
+        next = next.max(ended + took.min(longest_rest));
         if self.disputed && self.fights > 0 {
             next = next.max(ended + doubled(self.fights - 1).min(LONGEST_FIGHT_PAUSE));
         }
@@ -191,6 +196,17 @@ mod tests {
             pace.begin(start);
             pace.succeeded(start + took);
             assert_eq!(pace.next(start + took, true), start + took + rest, "{took:?}");
+        }
+    }
+
+    #[test]
+    fn a_sync_that_failed_after_a_long_wait_is_tried_again_after_the_longest_pause() {
+        let start = Instant::now();
+        for (took, rest) in [(ms(800), ms(800)), (ms(96_000), ms(1_000))] {
+            let mut pace = Pace::new(ms(1_000), MIN_GAP);
+            pace.begin(start);
+            pace.failed(start + took, Blame::Us);
+            assert_eq!(pace.next(start + took, false), start + took + rest, "{took:?}");
         }
     }
 
