@@ -349,12 +349,10 @@ impl<O: Observer> Loop<'_, O> {
         self.failures.recovered();
         self.publish(&report, first);
         unserved::log_unserved(self.syncer, &report, first);
-        if report.is_empty() && report.cleaned.is_empty() {
-            self.journal.forget_causes();
-        } else {
+        if !report.is_empty() || !report.cleaned.is_empty() {
             log_details(&report, self.journal.waiting());
-            self.journal.add(&report, self.culprits.last().filter(|_| self.foreign), None);
         }
+        self.journal.add_success(&report, self.culprits.last().filter(|_| self.foreign));
         let done = SyncDone::succeeded(self.syncer, report, std::mem::take(&mut self.foreign));
         self.retrial.note(done.quarantined > 0, Instant::now());
         self.background.begin(self.syncer.store().service_count(), Instant::now());

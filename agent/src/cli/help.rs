@@ -4,7 +4,7 @@
 pub(super) const EXPLAIN_HELP: &str = "\
 Sources (--from):
   198.51.100.7          an address
-  pod:shop/web-0        a Pod, if the files hold it or a slice refers to it
+  pod:shop/web-0        a Pod, if the files (--manifests) hold it or a slice of theirs refers to it
   node                  this node itself
   outside               a client outside of the cluster
 
@@ -63,7 +63,8 @@ Examples:
   vmap-proxy status --watch
   vmap-proxy status --wait 60 && echo everything is programmed
 
-Exit status: 0 everything is programmed, 1 failure (no agent), 2 wrong usage, 3 a change waits or the last sync failed.";
+Exit status: 0 everything is programmed, 1 failure (no agent), 2 wrong usage, 3 a change waits, the last sync failed, or
+the kernel refused a Service or one is too large.";
 
 /// Examples and exit status of `vmap-proxy verify`.
 pub(super) const VERIFY_HELP: &str = "\

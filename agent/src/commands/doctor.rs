@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::asked::{AskError, Asked};
 use crate::cli::{DoctorOptions, ReportFormat};
-use crate::doctor::facts::{Agent, Facts};
+use crate::doctor::facts::{Agent, AgentFact, Facts};
 use crate::doctor::{examine, exit_status, json, text};
 use crate::terminal::{Paint, print};
 
@@ -32,13 +32,13 @@ pub enum Error {
 pub fn doctor(options: DoctorOptions) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     // An agent is not needed: the node can be examined before there is one.
-    let (agent, agent_unknown) = match agent(&options.socket) {
-        Ok(agent) => (Some(agent), None),
-        Err(AskError::Client(error)) if error.is_no_agent() => (None, None),
-        Err(error) => (None, Some(error.to_string())),
+    let agent = match agent(&options.socket) {
+        Ok(agent) => AgentFact::Answers(Box::new(agent)),
+        Err(AskError::Client(error)) if error.is_no_agent() => AgentFact::None(options.socket.clone()),
+        Err(error) => AgentFact::Silent(error.to_string()),
     };
     let facts = runtime.block_on(Facts::read(options.cluster_cidrs, options.flow_table));
-    let findings = examine(&Facts { agent, agent_unknown, ..facts });
+    let findings = examine(&Facts { agent, ..facts });
     let report = match options.output {
         ReportFormat::Text => text(&findings, Paint::of_terminal()),
         ReportFormat::Json => json(&findings),

@@ -97,6 +97,7 @@ fn names_service(entry: &JournalEntry, wanted: &str) -> bool {
     let object = format!("Service {wanted}");
     entry.services.iter().any(|service| service.name == *wanted)
         || entry.causes.iter().any(|cause| cause.object == object)
+        || entry.refused.iter().any(|line| line.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(": ")))
 }
 
 fn push_entry(text: &mut String, entry: &JournalEntry, paint: Paint) {
@@ -210,6 +211,9 @@ mod tests {
         }
         let more = JournalEntry { more_addresses: true, ..entry() };
         assert!(matches(&more, &options(None, Some("10.96.0.11"))));
+        let refused = JournalEntry { refused: vec!["shop/other: no".to_owned()], ..entry() };
+        assert!(matches(&refused, &options(Some("shop/other"), None)));
+        assert!(!matches(&refused, &options(Some("shop/oth"), None)));
     }
 
     #[test]

@@ -136,9 +136,56 @@ fn watch(options: &StatusOptions, pause: Duration) -> Result<ExitCode, Error> {
     }
 }
 
+/// How far the kernel is in step with the objects.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// There is no complete list yet.
+    NoList,
+    /// The last sync failed.
+    Failed,
+    /// A change waits.
+    Waits,
+    /// Services were refused by the kernel, or are too large: this many.
+    LeftOut(usize),
+    /// All is programmed, but the API server has been silent about a resource for
+    /// so long.
+    Silent(Duration),
+    /// All is programmed.
+    Complete,
+}
+
+impl Step {
+    fn of(status: &StatusAnswer) -> Self {
+        let failed = status.syncs.first().is_some_and(|sync| sync.failure.is_some());
+        let left_out = status.quarantined.len() + status.too_large;
+        let silence = status.last_received.values().min().map(|received| age(*received));
+        match silence.filter(|silence| *silence > SILENCE) {
+            _ if !status.ready => Self::NoList,
+            _ if failed => Self::Failed,
+            _ if status.pending => Self::Waits,
+            _ if left_out > 0 => Self::LeftOut(left_out),
+            Some(silence) => Self::Silent(silence),
+            None => Self::Complete,
+        }
+    }
+
+    fn text(&self, paint: Paint) -> String {
+        match self {
+            Self::NoList => paint.bad("waits for the first complete list"),
+            Self::Failed => paint.bad("the last sync failed"),
+            Self::Waits => paint.warning("a change waits to be programmed"),
+            Self::LeftOut(number) => paint.bad(&format!("everything is programmed but Services named below: {number}")),
+            Self::Silent(silence) => paint.warning(&format!(
+                "everything that is known is programmed; the API server has been silent for {}",
+                duration(*silence)
+            )),
+            Self::Complete => paint.good("everything is programmed"),
+        }
+    }
+}
+
 fn is_in_step(status: &StatusAnswer) -> bool {
-    let failed = status.syncs.first().is_some_and(|sync| sync.failure.is_some());
-    status.ready && !status.pending && !failed
+    matches!(Step::of(status), Step::Silent(_) | Step::Complete)
 }
 
 impl Status {
@@ -199,14 +246,9 @@ fn busiest(mut all: Vec<ServiceConnections>) -> Vec<Busy> {
 
 fn text(status: &Status, paint: Paint) -> String {
     let agent = &status.agent;
-    let state = match (agent.ready, agent.pending) {
-        (false, _) => paint.bad("waits for the first complete list"),
-        (true, true) => paint.warning("a change waits to be programmed"),
-        (true, false) => paint.good("everything is programmed"),
-    };
     let mut text = String::new();
     let _ = writeln!(text, "{}", paint.heading(&format!("vmap-proxy {} on node {}", agent.program, agent.node)));
-    let _ = writeln!(text, "State      {state}");
+    let _ = writeln!(text, "State      {}", Step::of(agent).text(paint));
     let _ = writeln!(text, "Up         {}", duration(age(agent.started)));
     let _ = writeln!(text, "Source     {}", source(agent, paint));
     let _ = writeln!(text, "Services   {}, endpoints {}", agent.services, agent.endpoints);
@@ -341,6 +383,14 @@ mod tests {
             syncs: Vec::new(),
             repairs: Vec::new(),
         };
+        assert_eq!(Step::of(&agent), Step::LeftOut(2));
+        let silent = StatusAnswer { quarantined: Vec::new(), too_large: 0, ..agent.clone() };
+        assert!(matches!(Step::of(&silent), Step::Silent(_)) && is_in_step(&silent));
+        let complete = StatusAnswer { last_received: [].into(), ..silent };
+        assert_eq!(Step::of(&complete), Step::Complete);
+        let failed = JournalEntry { failure: Some("no".to_owned()), ..JournalEntry::default() };
+        let failed = StatusAnswer { syncs: vec![failed], ..complete };
+        assert_eq!(Step::of(&failed), Step::Failed);
         let conntrack = Some(Use { used: 90, most: 100 });
         let text = text(&Status { version: 1, agent, conntrack, busiest: None }, Paint::plain());
         for line in [
@@ -349,6 +399,7 @@ mod tests {
             "Contested  shop/b lacks 10.96.0.10 port 80/TCP, which shop/a has",
             "Conntrack  90 of 100 connections (90 %)",
             "Too large  1 Services are not programmed",
+            "State      everything is programmed but Services named below: 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

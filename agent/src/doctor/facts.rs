@@ -52,10 +52,29 @@ pub struct Facts {
     pub nft: Option<Version>,
     /// `clusterCIDR` of the configuration.
     pub cluster_cidrs: Vec<IpNet>,
-    /// The state of the running agent, if one answers.
-    pub agent: Option<Agent>,
-    /// The reason why an agent that exists does not answer.
-    pub agent_unknown: Option<String>,
+    /// The running agent.
+    pub agent: AgentFact,
+}
+
+/// What is known of an agent on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AgentFact {
+    /// Nobody asked for one.
+    #[default]
+    NotAsked,
+    /// There is none at this socket.
+    None(PathBuf),
+    /// There is one, and it does not answer, for this reason.
+    Silent(String),
+    /// Its state.
+    Answers(Box<Agent>),
+}
+
+impl AgentFact {
+    /// The state of one that answers.
+    pub fn answer(&self) -> Option<&Agent> {
+        if let Self::Answers(agent) = self { Some(agent) } else { None }
+    }
 }
 
 /// The state of a running agent.
@@ -116,8 +135,7 @@ impl Facts {
             without_ipv6: without_ipv6(),
             nft: nft_version(),
             cluster_cidrs,
-            agent: None,
-            agent_unknown: None,
+            agent: AgentFact::NotAsked,
         }
     }
 

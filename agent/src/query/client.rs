@@ -42,6 +42,17 @@ pub enum ClientError {
         /// The system's error.
         source: io::Error,
     },
+    /// The agent has the connection, and is silent.
+    #[error(
+        "the agent at {} did not answer within {} s: it hangs, is stopped, or has a very large sync to do; see its log, \
+         and /livez of its health server",
+        path.display(),
+        PATIENCE.as_secs()
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The connection failed.
     #[error("the agent at {} did not answer: {source}", path.display())]
     Lost {
@@ -143,6 +154,10 @@ impl Client {
     }
 
     fn lost(&self, source: io::Error) -> ClientError {
-        ClientError::Lost { path: self.path.clone(), source }
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Silent { path },
+            _ => ClientError::Lost { path, source },
+        }
     }
 }

@@ -31,6 +31,8 @@ pub struct Journal {
     last: u64,
     causes: Vec<JournalCause>,
     cause_count: usize,
+    /// What the kernel refused in the last sync that ended.
+    refused: Vec<String>,
 }
 
 impl Journal {
@@ -48,6 +50,19 @@ impl Journal {
     /// The objects that the next sync programs, the first of them.
     pub fn waiting(&self) -> &[JournalCause] {
         &self.causes
+    }
+
+    /// Adds a sync that succeeded, unless nothing came of it: nothing was sent or
+    /// undone, and the kernel refused what it refused before.
+    pub fn add_success(&mut self, report: &SyncReport, culprit: Option<&str>) {
+        let refused: Vec<String> = refusals(report).collect();
+        let is_refused_anew = !refused.is_empty() && refused != self.refused;
+        self.refused = refused;
+        if report.is_empty() && report.cleaned.is_empty() && !is_refused_anew {
+            self.forget_causes();
+        } else {
+            self.add(report, culprit, None);
+        }
     }
 
     /// Adds a sync that has just ended. `culprit` changed our tables before it.
@@ -70,7 +85,7 @@ impl Journal {
 
     /// A sync came to an end that had nothing to send: its causes changed
     /// nothing.
-    pub fn forget_causes(&mut self) {
+    fn forget_causes(&mut self) {
         self.causes.clear();
         self.cause_count = 0;
     }
@@ -122,10 +137,6 @@ fn entry(number: u64, report: &SyncReport, culprit: Option<&str>, failure: Optio
         added: service.added,
         removed: service.removed,
     });
-    let refused = report.refused.iter().map(|refused| {
-        let owner = refused.owner.as_deref().unwrap_or("the skeleton");
-        cut(format!("{owner}: {}", refused.description))
-    });
     let cleaned = report
         .cleaned
         .iter()
@@ -148,9 +159,17 @@ fn entry(number: u64, report: &SyncReport, culprit: Option<&str>, failure: Optio
         repaired: report.repaired,
         culprit: culprit.map(|who| cut(who.to_owned())),
         cleaned: cleaned.take(NAMED).collect(),
-        refused: refused.take(NAMED).collect(),
+        refused: refusals(report).take(NAMED).collect(),
         failure: failure.map(cut),
     }
+}
+
+/// A line for each refused Service: its name, and the kernel's reason.
+fn refusals(report: &SyncReport) -> impl Iterator<Item = String> {
+    report.refused.iter().map(|refused| {
+        let owner = refused.owner.as_deref().unwrap_or("the skeleton");
+        cut(format!("{owner}: {}", refused.description))
+    })
 }
 
 /// Bounds a text.
@@ -179,10 +198,11 @@ fn size(entry: &JournalEntry) -> usize {
 mod tests {
     use std::net::IpAddr;
 
-    use vmap_proxy_compiler::model::ObjectRef;
     use vmap_proxy_compiler::model::objects::Kind;
+    use vmap_proxy_compiler::model::{Family, ObjectRef};
 
     use super::*;
+    use crate::sync::report::Refused;
 
     fn slice(name: &str) -> ObjectRef {
         ObjectRef { kind: Kind::EndpointSlice, namespace: "shop".to_owned(), name: name.to_owned() }
@@ -212,6 +232,23 @@ mod tests {
         assert_eq!(entries[1].causes[0].object, "EndpointSlice shop/a");
         assert_eq!(entries[1].culprit.as_deref(), Some("process 7 (nft)"));
         assert_eq!(entries[2].failure.as_deref(), Some("no"));
+    }
+
+    /// The kernel's reason is kept, but not again with each attempt.
+    #[test]
+    fn a_sync_that_only_met_a_refusal_is_kept_once() {
+        let refused = |reason: &str| {
+            let owner = Some("shop/cart".into());
+            let refused = Refused { owner, family: Family::Ipv4, lacking: None, description: reason.to_owned() };
+            SyncReport { refused: vec![refused], ..SyncReport::default() }
+        };
+        let mut journal = Journal::default();
+        for reports in [refused("no"), refused("no"), refused("still no"), SyncReport::default(), refused("still no")] {
+            journal.add_success(&reports, None);
+        }
+        let entries = journal.page(None).entries;
+        let lines: Vec<&str> = entries.iter().map(|entry| entry.refused[0].as_str()).collect();
+        assert_eq!(lines, ["shop/cart: still no", "shop/cart: still no", "shop/cart: no"]);
     }
 
     #[test]

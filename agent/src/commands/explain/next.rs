@@ -95,8 +95,9 @@ fn step(decision: &Decision) -> Option<String> {
         Code::TooLarge => "make several Services of it, with fewer ports, addresses or endpoints each".to_owned(),
         Code::Quarantined => "the kernel's reason is in vmap-proxy journal; please report it".to_owned(),
         Code::NoService => {
-            "see whether it exists: kubectl get services -A. One with the label service.kubernetes.io/service-proxy-name \
-             belongs to another proxy, and the agent does not follow it"
+            "see whether it exists: kubectl get services -A. The agent does not follow a headless one (clusterIP: None), \
+             whose clients get the pods' addresses from DNS, nor one with the label \
+             service.kubernetes.io/service-proxy-name, which belongs to another proxy"
                 .to_owned()
         }
         Code::BadField => "correct the field".to_owned(),

@@ -1,8 +1,11 @@
 //! The running agent has everything programmed, and hears from the API server.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::doctor::facts::{Agent, Facts};
+use vmap_proxy_compiler::ruleset::TABLE;
+
+use crate::doctor::facts::{Agent, AgentFact, Facts};
 use crate::doctor::{Finding, Severity};
 use crate::lists::some_of;
 use crate::query::protocol::StatusAnswer;
@@ -15,7 +18,10 @@ const SILENCE: Duration = Duration::from_secs(150);
 const NAMED: usize = 5;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    if let Some(error) = &facts.agent_unknown {
+    if let AgentFact::None(socket) = &facts.agent {
+        return vec![no_agent(socket, facts.chains.iter().any(|chain| chain.table == TABLE))];
+    }
+    if let AgentFact::Silent(error) = &facts.agent {
         let remedy = "see whether it runs and is of this version: vmap-proxy status, and its log";
         return vec![Finding::new(
             Severity::Warning,
@@ -24,7 +30,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             remedy,
         )];
     }
-    let Some(Agent { status, without_endpoints }) = &facts.agent else { return Vec::new() };
+    let Some(Agent { status, without_endpoints }) = facts.agent.answer() else { return Vec::new() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let findings = [
         out_of_step(status),
@@ -39,6 +45,17 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         },
     ];
     findings.into_iter().flatten().collect()
+}
+
+/// A node may be examined before there is an agent. Rules without one are a
+/// warning: they follow no change.
+fn no_agent(socket: &Path, has_rules: bool) -> Finding {
+    let remedy = "start it, or name its socket with --socket";
+    let (severity, what) = match has_rules {
+        true => (Severity::Warning, "its rules are there, and follow no change"),
+        false => (Severity::Note, "there are no rules of it either, so Services are not served by vmap-proxy"),
+    };
+    Finding::new(severity, "agent", format!("none answers at {}: {what}", socket.display()), remedy)
 }
 
 /// Services may be without endpoints by intent.
@@ -111,6 +128,8 @@ fn names(all: &[String]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_wire::nf_tables::all_chains::{AnyChain, AnyFamily};
+
     use super::*;
     use crate::query::protocol::ContestedLine;
 
@@ -141,20 +160,35 @@ mod tests {
         let healthy =
             StatusAnswer { program: env!("CARGO_PKG_VERSION").to_owned(), ready: true, ..StatusAnswer::default() };
         let healthy = Agent { status: healthy, without_endpoints: Ok(Vec::new()) };
-        assert_eq!(check(&Facts { agent: Some(healthy.clone()), ..Facts::default() }), []);
+        assert_eq!(check(&with(healthy.clone())), []);
         let without_endpoints = (0..6).map(|number| format!("shop/a-{number}")).collect();
         let agent = Agent { without_endpoints: Ok(without_endpoints), ..healthy.clone() };
-        let findings = check(&Facts { agent: Some(agent), ..Facts::default() });
+        let findings = check(&with(agent));
         assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note));
         assert!(findings[0].finding.contains("shop/a-4 and 1 more has no endpoint"), "{findings:?}");
         assert!(findings[0].finding.ends_with("6 in all"), "{findings:?}");
         assert_eq!(check(&Facts::default()), []);
 
         let older = Agent { without_endpoints: Err("unknown question".to_owned()), ..healthy };
-        let findings = check(&Facts { agent: Some(older), ..Facts::default() });
+        let findings = check(&with(older));
         assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note));
-        let findings = check(&Facts { agent_unknown: Some("no answer".to_owned()), ..Facts::default() });
+        let silent = AgentFact::Silent("no answer".to_owned());
+        let findings = check(&Facts { agent: silent, ..Facts::default() });
         assert_eq!((findings.len(), findings[0].severity), (1, Severity::Warning));
+    }
+
+    fn with(agent: Agent) -> Facts {
+        Facts { agent: AgentFact::Answers(Box::new(agent)), ..Facts::default() }
+    }
+
+    #[test]
+    fn rules_without_an_agent_are_a_warning() {
+        let none = Facts { agent: AgentFact::None("/run/s".into()), ..Facts::default() };
+        assert_eq!(check(&none)[0].severity, Severity::Note);
+        let chain = AnyChain { family: AnyFamily(2), table: TABLE.to_owned(), name: "c".to_owned(), base: None };
+        let findings = check(&Facts { chains: vec![chain], ..none });
+        assert_eq!((findings.len(), findings[0].severity), (1, Severity::Warning));
+        assert!(findings[0].finding.contains("none answers at /run/s"), "{findings:?}");
     }
 
     fn contested_text(agent: &StatusAnswer) -> String {

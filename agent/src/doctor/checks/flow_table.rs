@@ -44,7 +44,7 @@ fn missing(facts: &Facts, exists: bool) -> Option<Finding> {
         let finding = format!("the configuration wants one, but {error}");
         return Some(Finding::new(Severity::Warning, SUBJECT, finding, remedy));
     }
-    facts.agent.as_ref().filter(|agent| agent.status.ready).map(|_| {
+    facts.agent.answer().filter(|agent| agent.status.ready).map(|_| {
         let finding = "the configuration wants one, and the running agent has none";
         Finding::new(
             Severity::Warning,
@@ -100,7 +100,7 @@ mod tests {
     use vmap_proxy_wire::nf_tables::all_chains::{AnyFamily, AnyFlowTable};
 
     use super::*;
-    use crate::doctor::facts::Agent;
+    use crate::doctor::facts::{Agent, AgentFact};
     use crate::netlink::Interface;
     use crate::query::protocol::StatusAnswer;
 
@@ -131,7 +131,7 @@ mod tests {
         let agent = StatusAnswer { ready: true, ..StatusAnswer::default() };
         let without = Facts {
             wants_flow_table: true,
-            agent: Some(Agent { status: agent, without_endpoints: Ok(Vec::new()) }),
+            agent: AgentFact::Answers(Box::new(Agent { status: agent, without_endpoints: Ok(Vec::new()) })),
             ..Facts::default()
         };
         assert!(found(without)[0].contains("the running agent has none"));
