@@ -108,21 +108,29 @@ fn json_has_the_same_answer() {
     assert_eq!(answer["decision"]["code"], json!("frontend"));
     assert_eq!(answer["endpoints"][0]["oneIn"], json!(2));
     assert_eq!(answer["endpoints"][0]["cause"]["field"], json!("endpoints[0].conditions.ready"));
+    assert!(answer["next"].is_null(), "{answer}");
+    let (_, answer) = explain(&["--from", "10.244.1.5", "--to", "svc:shop/starting", "-o", "json"]);
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert!(answer["next"].as_str().unwrap().starts_with("see why the pods are not ready"), "{answer}");
 }
 
 #[test]
 fn wrong_questions_are_refused_with_the_remedy() {
-    for (question, text) in [
-        (&["--from", "nowhere", "--to", "10.96.0.10:80"][..], "give an address, pod:NAMESPACE/NAME, node or outside"),
-        (&["--from", "outside", "--to", "cart"], "svc:NAMESPACE/NAME[:PORT]"),
-        (&["--to", "10.96.0.10:80"], "--from is missing"),
-        (&["--from", "pod:shop/none", "--to", "10.96.0.10:80"], "kubectl get pod -n shop none"),
-        (&["--from", "2001:db8::1", "--to", "10.96.0.10:80"], "two address families"),
-        (&["--from", "10.244.1.5", "--to", "svc:shop/cart:https"], "no port of the name \"https\""),
+    for (question, status, text) in [
+        (
+            &["--from", "nowhere", "--to", "10.96.0.10:80"][..],
+            2,
+            "give an address, pod:NAMESPACE/NAME, node or outside",
+        ),
+        (&["--from", "outside", "--to", "cart"], 2, "svc:NAMESPACE/NAME[:PORT]"),
+        (&["--to", "10.96.0.10:80"], 2, "--from is missing"),
+        (&["--from", "pod:shop/none", "--to", "10.96.0.10:80"], 1, "kubectl get pod -n shop none"),
+        (&["--from", "2001:db8::1", "--to", "10.96.0.10:80"], 2, "two address families"),
+        (&["--from", "10.244.1.5", "--to", "svc:shop/cart:https"], 1, "no port of the name \"https\""),
     ] {
         let output = explain_in(&manifests(), question);
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{question:?}: {error}");
+        assert_eq!(output.status.code(), Some(status), "{question:?}: {error}");
         assert!(error.contains(text), "{question:?}: {error}");
     }
 }

@@ -22,6 +22,8 @@ use crate::terminal::{print, rendered};
 use live::{KernelAlone, Live, WithNext};
 pub(crate) use place::{Destination, PlaceError, node_address, outside, usual_interface};
 
+/// The question can't be understood, as clap's own errors.
+const WRONG_USAGE: u8 = 2;
 /// The packet is dropped or refused, or the Service is not served.
 const NOT_SERVED: u8 = 3;
 /// The packet meets no frontend, and goes where it was sent to.
@@ -55,11 +57,22 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
-/// Explains a packet, or with no source a Service.
+/// Explains a packet, or with no source a Service. A question that no answer
+/// could fit ends with the status of wrong usage.
 ///
 /// # Errors
-/// If the question can't be understood, or there is no answer.
+/// If there is no answer.
 pub fn explain(options: ExplainOptions) -> Result<ExitCode, Error> {
+    match answer(options) {
+        Err(Error::Place(error)) if error.is_wrong_usage() => {
+            eprintln!("Error: {error}");
+            Ok(ExitCode::from(WRONG_USAGE))
+        }
+        answered => answered,
+    }
+}
+
+fn answer(options: ExplainOptions) -> Result<ExitCode, Error> {
     let destination = Destination::parse(&options.to)?;
     let (is_live, proxy) = match &options.source {
         StateSource::Files { .. } => (false, None),

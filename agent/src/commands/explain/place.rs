@@ -74,6 +74,13 @@ pub enum PlaceError {
     Ask(#[from] AskError),
 }
 
+impl PlaceError {
+    /// Returns whether the arguments alone are wrong, whatever the state is.
+    pub(super) fn is_wrong_usage(&self) -> bool {
+        matches!(self, Self::Destination(_) | Self::Source(_) | Self::NoSource | Self::TwoFamilies { .. })
+    }
+}
+
 /// A destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Destination {
