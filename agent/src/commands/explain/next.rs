@@ -1,6 +1,7 @@
 //! Where to look next, when a packet gets nowhere or a Service is not served.
 
-use vmap_proxy_compiler::explain::answer::{Code, Decision, Explanation, Fate, ServiceAnswer};
+use vmap_proxy_compiler::explain::answer::{Code, Decision, EndpointLeftOut, Explanation, Fate, ServiceAnswer};
+use vmap_proxy_compiler::select::Unused;
 
 /// The next step for a packet; `None` if it reaches an endpoint.
 pub(super) fn of_packet(answer: &Explanation) -> Option<String> {
@@ -19,7 +20,18 @@ pub(super) fn of_service(answer: &ServiceAnswer) -> Option<String> {
     let ports: Vec<_> = answer.ports.iter().filter(refuses).collect();
     let has_unused = ports.iter().any(|port| port.unused_count > 0);
     let decisions = answer.reasons.iter().chain(ports.iter().flat_map(|port| &port.notes));
-    of_decisions(decisions, has_unused)
+    of_decisions(decisions, has_unused).or_else(|| {
+        let is_unready = |one: &EndpointLeftOut| one.unused == Unused::NotReady;
+        let is_any = ports.iter().any(|port| port.endpoint_count == 0 && port.unused.iter().any(is_unready));
+        is_any.then(|| see_pods(&answer.namespace))
+    })
+}
+
+fn see_pods(namespace: &str) -> String {
+    format!(
+        "see why the pods are not ready: kubectl -n {namespace} get pods -o wide, then kubectl -n {namespace} describe \
+         pod POD (readiness probe, events)"
+    )
 }
 
 /// The step for the first decision that has one.
@@ -42,10 +54,7 @@ fn step(decision: &Decision) -> Option<String> {
     let (namespace, name) = (shown(namespace, "NAMESPACE"), shown(name, "NAME"));
     let value = decision.causes.first().map(|cause| cause.value.as_str()).unwrap_or_default();
     Some(match decision.code {
-        Code::NoEndpoint => format!(
-            "see why the pods are not ready: kubectl -n {namespace} get pods -o wide, then kubectl -n {namespace} describe \
-             pod POD (readiness probe, events)"
-        ),
+        Code::NoEndpoint => see_pods(namespace),
         Code::OtherPort => format!(
             "compare targetPort of the Service with the ports of its pods' containers: kubectl -n {namespace} get \
              services,pods -o yaml"
