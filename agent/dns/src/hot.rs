@@ -118,18 +118,8 @@ impl HotAnswers {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-    use hickory_proto::op::ResponseCode;
-    use hickory_proto::rr::RecordType;
-
     use super::*;
-    use crate::metrics::{Plugin, ZoneLabel};
-
-    const SEEN: Seen = Seen {
-        record_type: RecordType::A,
-        zone: ZoneLabel::Cluster,
-        code: ResponseCode::NoError,
-        plugin: Plugin::Kubernetes,
-    };
+    use crate::metrics::SEEN_IN_ZONE as SEEN;
 
     fn answer(id: [u8; 2], records: u8) -> Vec<u8> {
         [&id[..], &[0x80, 0, 0, 1, 0, records, 0, 0, 0, 0, 1, 2, 3]].concat()

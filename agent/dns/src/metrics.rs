@@ -97,6 +97,15 @@ pub(crate) struct Seen {
     pub(crate) plugin: Plugin,
 }
 
+/// An answer of the zone, for tests of its way.
+#[cfg(test)]
+pub(crate) const SEEN_IN_ZONE: Seen = Seen {
+    record_type: RecordType::A,
+    zone: ZoneLabel::Cluster,
+    code: ResponseCode::NoError,
+    plugin: Plugin::Kubernetes,
+};
+
 const CACHE: CacheLabels = CacheLabels { server: "dns://", zones: ".", view: "" };
 
 /// The metrics of the server. Cheap to clone; all clones count together.

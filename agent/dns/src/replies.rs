@@ -78,18 +78,8 @@ mod tests {
 
     use std::net::UdpSocket;
 
-    use hickory_proto::op::ResponseCode;
-    use hickory_proto::rr::RecordType;
-
     use super::*;
-    use crate::metrics::{Plugin, ZoneLabel};
-
-    const SEEN: Seen = Seen {
-        record_type: RecordType::A,
-        zone: ZoneLabel::Cluster,
-        code: ResponseCode::NoError,
-        plugin: Plugin::Kubernetes,
-    };
+    use crate::metrics::SEEN_IN_ZONE as SEEN;
 
     #[test]
     fn every_client_gets_its_answers() {

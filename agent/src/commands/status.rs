@@ -19,7 +19,7 @@ use crate::cli::{ReportFormat, StatusOptions};
 use crate::metrics::ServiceConnections;
 use crate::metrics::counters::{self, COUNTING, Connections};
 use crate::netlink::Kernel;
-use crate::query::protocol::{JournalEntry, StatusAnswer};
+use crate::query::protocol::{JournalEntry, SILENCE, StatusAnswer};
 use crate::terminal::{Paint, columns, print, rendered};
 
 /// Not everything is programmed.
@@ -37,10 +37,6 @@ const BUSIEST: usize = 5;
 
 /// Objects of one kind that are named on the screen.
 const NAMED: usize = 5;
-
-/// The API server counts as silent after this time: it sends a bookmark about
-/// each minute.
-const SILENCE: Duration = Duration::from_secs(150);
 
 /// The reason why there is no status.
 #[derive(Debug, Error)]
@@ -156,12 +152,11 @@ enum Step {
 
 impl Step {
     fn of(status: &StatusAnswer) -> Self {
-        let failed = status.syncs.first().is_some_and(|sync| sync.failure.is_some());
         let left_out = status.quarantined.len() + status.too_large;
-        let silence = status.last_received.values().min().map(|received| age(*received));
+        let silence = status.longest_silent().map(|(_, received)| age(received));
         match silence.filter(|silence| *silence > SILENCE) {
             _ if !status.ready => Self::NoList,
-            _ if failed => Self::Failed,
+            _ if status.failure().is_some() => Self::Failed,
             _ if status.pending => Self::Waits,
             _ if left_out > 0 => Self::LeftOut(left_out),
             Some(silence) => Self::Silent(silence),
@@ -293,10 +288,10 @@ fn named(names: &[String]) -> String {
 
 fn source(agent: &StatusAnswer, paint: Paint) -> String {
     // The resource that was silent for longest.
-    let Some((resource, received)) = agent.last_received.iter().min_by_key(|(_, received)| **received) else {
+    let Some((resource, received)) = agent.longest_silent() else {
         return paint.heading(&agent.source);
     };
-    let age = age(*received);
+    let age = age(received);
     let line = format!("{}, last heard of {resource} {} ago", agent.source, duration(age));
     if age > SILENCE { paint.bad(&line) } else { paint.good(&line) }
 }

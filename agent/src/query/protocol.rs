@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -376,6 +377,24 @@ pub struct StatusAnswer {
     /// first, at most [`SYNCS`].
     pub repairs: Vec<JournalEntry>,
 }
+
+impl StatusAnswer {
+    /// The reason why the last sync failed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.syncs.first()?.failure.as_deref()
+    }
+
+    /// The resource of which the API server has sent nothing for longest, and when
+    /// it last did, in milliseconds since 1970; `None` without an API server.
+    pub fn longest_silent(&self) -> Option<(&str, u64)> {
+        let (resource, received) = self.last_received.iter().min_by_key(|(_, received)| **received)?;
+        Some((resource, *received))
+    }
+}
+
+/// The API server counts as silent after this time: it sends a bookmark about
+/// each minute.
+pub const SILENCE: Duration = Duration::from_secs(150);
 
 /// Syncs in a [`StatusAnswer`], at most.
 pub const SYNCS: usize = 10;

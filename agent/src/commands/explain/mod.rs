@@ -169,9 +169,8 @@ fn status_of(verdict: Fate) -> ExitCode {
 }
 
 fn service(answer: &ServiceAnswer, output: ReportFormat) -> Result<ExitCode, Error> {
-    let answer = WithNext { answer, next: next::of_service(answer) };
-    print(&rendered(output, &answer, text::service)?)?;
-    let answer = answer.answer;
+    let with_next = WithNext { answer, next: next::of_service(answer) };
+    print(&rendered(output, &with_next, text::service)?)?;
     Ok(if is_served(answer) { ExitCode::SUCCESS } else { ExitCode::from(NOT_SERVED) })
 }
 

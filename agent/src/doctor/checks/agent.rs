@@ -8,11 +8,7 @@ use vmap_proxy_compiler::ruleset::TABLE;
 use crate::doctor::facts::{Agent, AgentFact, Facts};
 use crate::doctor::{Finding, Severity};
 use crate::lists::some_of;
-use crate::query::protocol::StatusAnswer;
-
-/// The API server counts as silent after this time: it sends a bookmark about
-/// each minute.
-const SILENCE: Duration = Duration::from_secs(150);
+use crate::query::protocol::{SILENCE, StatusAnswer};
 
 /// Services that one finding names.
 const NAMED: usize = 5;
@@ -73,8 +69,7 @@ fn idle_unknown(error: &str) -> Finding {
 }
 
 fn out_of_step(agent: &StatusAnswer) -> Option<Finding> {
-    let failure = agent.syncs.first().and_then(|sync| sync.failure.as_ref());
-    let finding = match (agent.ready, failure) {
+    let finding = match (agent.ready, agent.failure()) {
         (false, _) => "it waits for the first complete list of objects; until then nothing is programmed".to_owned(),
         (true, Some(failure)) => format!("its last sync failed: {failure}"),
         (true, None) => return None,
@@ -104,8 +99,8 @@ fn contested(agent: &StatusAnswer) -> Option<Finding> {
 }
 
 fn silent(agent: &StatusAnswer, now: Duration) -> Option<Finding> {
-    let (resource, received) = agent.last_received.iter().min_by_key(|(_, received)| **received)?;
-    let age = now.saturating_sub(Duration::from_millis(*received));
+    let (resource, received) = agent.longest_silent()?;
+    let age = now.saturating_sub(Duration::from_millis(received));
     let finding = format!(
         "the agent heard nothing about {resource} for {} s, so its rules may be behind: {}",
         age.as_secs(),
