@@ -491,9 +491,10 @@ fn log_cleaned(report: &SyncReport, culprit: Option<&str>) {
 fn log_left_out(report: &SyncReport) {
     for refused in &report.refused {
         let owner = refused.owner.as_deref().unwrap_or("the skeleton");
+        let state = if refused.keeps_earlier_rules { "its earlier rules stay" } else { "nothing of it is programmed" };
         tracing::error!(
-            "Service {owner} is quarantined: its earlier rules stay until it changes or a retry succeeds (after 30 s, \
-             doubling up to an hour). Everything else is programmed. The refusal: {}",
+            "Service {owner} is quarantined: {state} until it changes or a retry succeeds (after 30 s, doubling up to \
+             an hour). Everything else is programmed. The refusal: {}",
             refused.description
         );
     }

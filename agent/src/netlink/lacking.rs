@@ -110,7 +110,7 @@ mod tests {
                 seen.insert(name.to_owned());
             }
         }
-        for name in ["ct", "masq", "fib", "reject", "lookup"] {
+        for name in ["ct", "nat", "numgen", "masq", "fib", "reject", "lookup"] {
             assert!(seen.contains(name), "{name} not in {seen:?}");
         }
     }

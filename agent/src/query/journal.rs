@@ -239,7 +239,8 @@ mod tests {
     fn a_sync_that_only_met_a_refusal_is_kept_once() {
         let refused = |reason: &str| {
             let owner = Some("shop/cart".into());
-            let refused = Refused { owner, family: Family::Ipv4, lacking: None, description: reason.to_owned() };
+            let (lacking, description) = (None, reason.to_owned());
+            let refused = Refused { owner, family: Family::Ipv4, lacking, keeps_earlier_rules: false, description };
             SyncReport { refused: vec![refused], ..SyncReport::default() }
         };
         let mut journal = Journal::default();

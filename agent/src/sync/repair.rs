@@ -187,10 +187,10 @@ impl Syncer {
             return Err(SyncError::Skeleton { refused: error.to_string(), lacking: error.lacking() });
         }
         met.refusals += 1;
-        for refusal in culprits {
+        for mut refusal in culprits {
             met.last.clone_from(&refusal.description);
             match refusal.owner.as_deref().and_then(ServiceName::parse) {
-                Some(name) => self.quarantine(&name),
+                Some(name) => refusal.keeps_earlier_rules = self.quarantine(&name),
                 None => {
                     self.skeleton_was_refused(&refusal)?;
                     continue;
@@ -342,9 +342,14 @@ impl Syncer {
         changes
     }
 
-    fn quarantine(&mut self, name: &ServiceName) {
+    /// Returns whether rules of an earlier state stay. There are none if the
+    /// Service is new to this agent, or did not change: then it is the earlier
+    /// state itself that the kernel refused, for what somebody else removed.
+    fn quarantine(&mut self, name: &ServiceName) -> bool {
         let good = self.last_good.remove(name).map(Arc::unwrap_or_clone).unwrap_or_default();
+        let any = good.values().any(Option::is_some);
         self.planner.quarantine(name, good);
+        any
     }
 }
 
@@ -397,7 +402,8 @@ fn named(transaction: &Transaction, error: &CommitError) -> Vec<Refused> {
     let refused = |failure: &Refusal| {
         let operation: &Operation = transaction.operations.get(failure.operation)?;
         let Refusal { lacking, description, .. } = failure.clone();
-        Some(Refused { owner: operation.owner.clone(), family: operation.family, lacking, description })
+        let (owner, family) = (operation.owner.clone(), operation.family);
+        Some(Refused { owner, family, lacking, keeps_earlier_rules: false, description })
     };
     failures.iter().filter_map(refused).collect()
 }

@@ -80,6 +80,9 @@ pub struct Refused {
     pub family: Family,
     /// What the kernel lacks, if that is the cause.
     pub lacking: Option<Lacking>,
+    /// Whether rules of an earlier state of the Service stay. If not, nothing
+    /// of it is programmed. `false` for the skeleton.
+    pub keeps_earlier_rules: bool,
     /// The operation, and the kernel's message.
     pub description: String,
 }

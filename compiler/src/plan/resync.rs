@@ -77,8 +77,9 @@ impl<'a> Resync<'a> {
                 needless.into_iter().flat_map(|chain| [Action::FlushChain(chain), Action::DeleteChain(chain)]);
             skeleton.extend(actions.map(|action| Operation { family, action, owner: None }));
             if !kernel.exists {
-                let is_rule = |operation: &mut Operation| matches!(operation.action, Action::AddRule(..));
-                phases.connect(skeleton.extract_if(.., is_rule));
+                // A chain that spreads over endpoints leads to no verdict, so the kernel has nothing to follow.
+                let leads_on = |operation: &mut Operation| matches!(operation.action, Action::AddRule(chain, _) if !matches!(chain, Chain::Balance { .. }));
+                phases.connect(skeleton.extract_if(.., leads_on));
             }
             ready.extend(transaction(skeleton));
         }
@@ -291,17 +292,12 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
         actions.push(Action::AddTable);
     }
     actions.extend(Map::all().filter(|map| !kernel.maps.contains(map)).map(Action::AddMap));
-    let missing = |chain: &Chain| !kernel.chains.contains_key(chain);
-    actions.extend(Chain::FIXED.into_iter().filter(missing).map(Action::AddChain));
-    let counted = kernel.chains.iter().filter(|(chain, right)| !**right && !Chain::FIXED.contains(chain));
-    let mut wrong: Vec<Chain> = counted.map(|(chain, _)| *chain).collect();
-    // A chain may need another one that somebody deleted.
-    let lost: BTreeSet<Chain> = kernel.chains.keys().flat_map(|chain| chain.needs()).filter(missing).collect();
-    actions.extend(lost.iter().copied().map(Action::AddChain));
-    wrong.extend(lost);
-    wrong.sort_unstable();
-    let fixed = Chain::FIXED.into_iter().filter(|chain| kernel.chains.get(chain) != Some(&true));
-    for chain in fixed.chain(wrong) {
+    let missing = Chain::missing(&kernel.chains.keys().copied().collect());
+    actions.extend(missing.iter().copied().map(Action::AddChain));
+    let wrong = kernel.chains.iter().filter(|(_, right)| !**right).map(|(chain, _)| *chain);
+    // The order shows in listings.
+    let to_fill: BTreeSet<Chain> = wrong.chain(missing).collect();
+    for chain in to_fill {
         if kernel.chains.contains_key(&chain) {
             actions.push(Action::FlushChain(chain));
         }
@@ -322,7 +318,7 @@ impl Planner {
         state.too_large.retain(|name, _| store.get(name).is_some());
         state.claims = Claims::default();
         state.shared = SharedElements::default();
-        state.chains = CountedChains::default();
+        state.chains = CountedChains::of_new_table();
         let found = kernel.elements.list_numbers().chain(kernel.earlier.list_numbers());
         let found = found.chain(kernel.learned.iter().copied());
         state.lists = ListNumbers::reset(state.services.iter(), found);

@@ -13,7 +13,8 @@ use super::{Family, source_ranges};
 
 /// Every chain there can be. The first group hooks into the kernel, the second
 /// is the fixed skeleton, and the last exist once they are needed: for distinct
-/// numbers of endpoints and timeouts, and for session affinity as such.
+/// numbers of endpoints and timeouts, and for session affinity as such. Only
+/// [`Chain::FIXED`] lists what is always there.
 ///
 /// The order is that of listings. A chain that others jump to for a draw comes
 /// before them, because nft treats the first rule that uses a map differently
@@ -152,8 +153,13 @@ const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 
 impl Chain {
+    /// Spreads over two endpoints. Its rules use all that chains made for Services use (`dnat`, `numgen`), so it is there
+    /// from the start: a kernel that lacks a module for them is noticed then, and not with some later Service.
+    const TWO_ENDPOINTS: Chain =
+        Chain::Balance { domain: Domain::Frontend, pool: Pool::Main, sticky: false, spread: Spread::Exactly(2) };
+
     /// The chains that always exist, in the order in which they are listed.
-    pub const FIXED: [Chain; 16] = [
+    pub const FIXED: [Chain; 17] = [
         Chain::NatPrerouting,
         Chain::NatOutput,
         Chain::FilterInput,
@@ -170,6 +176,7 @@ impl Chain {
         Chain::EndpointsCheck(Domain::NodePort),
         Chain::ClusterIpsCheck,
         Chain::Reject,
+        Chain::TWO_ENDPOINTS,
     ];
 
     /// The chains that exist once a Service has session affinity: a cluster

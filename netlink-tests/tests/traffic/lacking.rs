@@ -113,10 +113,11 @@ fn manifests() -> ManifestDirectory {
     manifests
 }
 
-/// Runs the agent to its end, which has to be an error; returns the line, which is the only one about the cause.
+/// Runs the agent, with no Service at all, to its end, which has to be an error; returns the line, which is the only
+/// one about the cause.
 #[track_caller]
 pub(super) fn error_of(node: &NetNs) -> String {
-    let manifests = manifests();
+    let manifests = ManifestDirectory::new();
     let (status, log) = run_agent(node, &manifests).end();
     flush(node);
     assert_eq!(status.code(), Some(1), "{log:#?}");
@@ -148,7 +149,7 @@ fn run_agent(node: &NetNs, manifests: &ManifestDirectory) -> AgentProcess {
     agent(node, manifests, &["-v=2"])
 }
 
-/// What every Service needs: the agent ends, and names the module and the option.
+/// What every Service needs: the agent ends, also before there is a Service, and names the module and the option.
 #[test]
 fn a_missing_part_that_every_service_needs_is_named() {
     for (module, option) in [

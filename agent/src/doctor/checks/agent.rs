@@ -78,7 +78,10 @@ fn out_of_step(agent: &StatusAnswer) -> Option<Finding> {
 }
 
 fn refused(agent: &StatusAnswer) -> Option<Finding> {
-    let finding = format!("the kernel refused {}; their earlier rules stay", names(&agent.quarantined)?);
+    let finding = format!(
+        "the kernel refused {}; rules of an earlier state stay, where there were any",
+        names(&agent.quarantined)?
+    );
     let remedy = "vmap-proxy journal has the kernel's reasons; please report them";
     Some(Finding::new(Severity::Error, "quarantined Services", finding, remedy))
 }
