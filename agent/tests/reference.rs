@@ -313,8 +313,8 @@ fn chains() {
         "# Chains\n\nThis page is generated from the golden rule sets in `agent/tests/golden`, which show the rules of each\n\
          chain. A chain with a hook is a base chain; packets reach the others by jumps. The chains `lb-…`,\n\
          `draw-…` and `sticky-…` also exist with the prefixes `nodeport-`, `short-circuit-` and\n\
-         `nodeport-short-circuit-`, for the maps of these names. Chains with a number exist once a Service\n\
-         needs them. [The architecture](architecture.md#one-packet-followed) follows a packet through the chains.\n\n\
+         `nodeport-short-circuit-`, for the maps of these names. `lb-1` to `lb-max-1023` and their draws are made\n\
+         with the table; other chains with a number exist once a Service needs them. [The architecture](architecture.md#one-packet-followed) follows a packet through the chains.\n\n\
          | chain | hook, priority | purpose |\n|---|---|---|\n",
     );
     for (chain, purpose) in CHAINS {

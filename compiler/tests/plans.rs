@@ -501,6 +501,43 @@ fn many_endpoints_need_no_more_objects() {
     }
 }
 
+/// A table gets the chains for up to 1,023 endpoints while it is empty. A table
+/// without them, as an earlier version made it, gets each when it is needed.
+#[test]
+fn a_new_table_has_the_chains_for_most_numbers_of_endpoints() {
+    let apply_of = |store: &mut Store, count: u32| {
+        let endpoints: Vec<Value> =
+            (0..count).map(|pod| json!({"addresses": [format!("10.244.{}.{}", pod >> 8, pod & 255)]})).collect();
+        let meta = json!({"name": "web", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}});
+        let spec = json!({"clusterIP": "10.96.0.10", "externalIPs": ["203.0.113.9"], "ports": [{"port": 80}]});
+        apply(store, json!({"kind": "Service", "metadata": meta, "spec": spec}));
+        apply(
+            store,
+            json!({"kind": "EndpointSlice", "metadata": meta, "addressType": "IPv4", "endpoints": endpoints,
+                "ports": [{"name": "", "port": 8080}]}),
+        );
+    };
+    let (mut store, mut planner) = start();
+    let mut kernel = FakeKernel::default();
+    resync(&mut planner, &mut store, &mut kernel);
+    let new = kernel.0.ipv4.chains.clone();
+    assert!(Chain::AHEAD.iter().all(|chain| new.get(chain).is_some_and(|rules| !rules.is_empty())));
+    for count in [1, 2, 3, 4, 15, 16, 100, 255, 256, 512, 1023] {
+        apply_of(&mut store, count);
+        commit_changes(&mut store, &mut planner, &mut kernel);
+        assert_eq!(kernel.0.ipv4.chains, new, "{count} endpoints");
+    }
+
+    kernel.0.values_mut().for_each(|table| table.chains.retain(|chain, _| !Chain::AHEAD.contains(chain)));
+    let (mut store, mut upgraded) = start();
+    resync(&mut upgraded, &mut store, &mut kernel);
+    let ahead = |kernel: &FakeKernel| kernel.0.ipv4.chains.keys().filter(|chain| Chain::AHEAD.contains(chain)).count();
+    assert_eq!(ahead(&kernel), 0);
+    apply_of(&mut store, 5);
+    commit_changes(&mut store, &mut upgraded, &mut kernel);
+    assert_eq!(ahead(&kernel), 2);
+}
+
 /// A Service that was made again, and refused, may be older in one family than
 /// in the other. Its frontends go to whom they belong, with the next update.
 #[test]

@@ -64,7 +64,7 @@ fn one_less<K: std::hash::Hash + Eq>(counts: &mut FxHashMap<K, u32>, key: K) -> 
 /// stay: their number is bounded ([`crate::ruleset::spread`]), the same counts
 /// soon come again, and creating one makes the kernel walk over all elements of
 /// its endpoint map.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct CountedChains {
     /// The number of elements that point to each learning chain.
     uses: FxHashMap<Chain, u32>,
@@ -86,12 +86,6 @@ fn made_for_number(element: &Element) -> Option<Chain> {
 }
 
 impl CountedChains {
-    /// Those of a table that has [`Chain::FIXED`] only.
-    pub(super) fn of_new_table() -> Self {
-        let (uses, present, idle) = (FxHashMap::default(), Chain::FIXED.into_iter().collect(), FxHashSet::default());
-        Self { uses, present, idle }
-    }
-
     /// An element points here; returns the chains that have to be made, in
     /// order.
     pub(super) fn add(&mut self, element: &Element) -> Vec<Chain> {

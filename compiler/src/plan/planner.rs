@@ -575,7 +575,7 @@ impl FamilyState {
             claims: Claims::default(),
             too_large: HashMap::new(),
             shared: SharedElements::default(),
-            chains: CountedChains::of_new_table(),
+            chains: CountedChains::default(),
             lists: ListNumbers::default(),
             node_elements: Vec::new(),
             slots_unknown: true,

@@ -77,8 +77,8 @@ impl<'a> Resync<'a> {
                 needless.into_iter().flat_map(|chain| [Action::FlushChain(chain), Action::DeleteChain(chain)]);
             skeleton.extend(actions.map(|action| Operation { family, action, owner: None }));
             if !kernel.exists {
-                // A chain that spreads over endpoints leads to no verdict, so the kernel has nothing to follow.
-                let leads_on = |operation: &mut Operation| matches!(operation.action, Action::AddRule(chain, _) if !matches!(chain, Chain::Balance { .. }));
+                // Chains that spread connections lead to no verdicts, and are cheaper to fill before the endpoints come.
+                let leads_on = |operation: &mut Operation| matches!(operation.action, Action::AddRule(chain, _) if !Chain::AHEAD.contains(&chain));
                 phases.connect(skeleton.extract_if(.., leads_on));
             }
             ready.extend(transaction(skeleton));
@@ -292,7 +292,10 @@ fn skeleton_operations(skeleton: &SkeletonConfig, kernel: &KernelState) -> Vec<O
         actions.push(Action::AddTable);
     }
     actions.extend(Map::all().filter(|map| !kernel.maps.contains(map)).map(Action::AddMap));
-    let missing = Chain::missing(&kernel.chains.keys().copied().collect());
+    let mut missing = Chain::missing(&kernel.chains.keys().copied().collect());
+    if !kernel.exists {
+        missing.extend(Chain::AHEAD);
+    }
     actions.extend(missing.iter().copied().map(Action::AddChain));
     let wrong = kernel.chains.iter().filter(|(_, right)| !**right).map(|(chain, _)| *chain);
     // The order shows in listings.
@@ -318,7 +321,9 @@ impl Planner {
         state.too_large.retain(|name, _| store.get(name).is_some());
         state.claims = Claims::default();
         state.shared = SharedElements::default();
-        state.chains = CountedChains::of_new_table();
+        state.chains = CountedChains::default();
+        let ahead = Chain::AHEAD.into_iter().filter(|_| !kernel.exists);
+        ahead.for_each(|chain| state.chains.adopt(chain));
         let found = kernel.elements.list_numbers().chain(kernel.earlier.list_numbers());
         let found = found.chain(kernel.learned.iter().copied());
         state.lists = ListNumbers::reset(state.services.iter(), found);

@@ -12,9 +12,9 @@ use super::target::{Domain, Pool};
 use super::{Family, source_ranges};
 
 /// Every chain there can be. The first group hooks into the kernel, the second
-/// is the fixed skeleton, and the last exist once they are needed: for distinct
-/// numbers of endpoints and timeouts, and for session affinity as such. Only
-/// [`Chain::FIXED`] lists what is always there.
+/// is the fixed skeleton, and the last is made for distinct numbers of endpoints
+/// and timeouts, and for session affinity and source ranges as such: once it is
+/// needed, unless [`Chain::AHEAD`] has it.
 ///
 /// The order is that of listings. A chain that others jump to for a draw comes
 /// before them, because nft treats the first rule that uses a map differently
@@ -153,13 +153,8 @@ const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 
 impl Chain {
-    /// Spreads over two endpoints. Its rules use all that chains made for Services use (`dnat`, `numgen`), so it is there
-    /// from the start: a kernel that lacks a module for them is noticed then, and not with some later Service.
-    const TWO_ENDPOINTS: Chain =
-        Chain::Balance { domain: Domain::Frontend, pool: Pool::Main, sticky: false, spread: Spread::Exactly(2) };
-
     /// The chains that always exist, in the order in which they are listed.
-    pub const FIXED: [Chain; 17] = [
+    pub const FIXED: [Chain; 16] = [
         Chain::NatPrerouting,
         Chain::NatOutput,
         Chain::FilterInput,
@@ -176,8 +171,43 @@ impl Chain {
         Chain::EndpointsCheck(Domain::NodePort),
         Chain::ClusterIpsCheck,
         Chain::Reject,
-        Chain::TWO_ENDPOINTS,
     ];
+
+    /// The chains that are made together with a new table, though nothing leads to them yet: they spread connections to
+    /// addresses over 1 to 1,023 endpoints.
+    ///
+    /// When such a chain is made, the kernel walks over all endpoints, so these are made while there are none (decision
+    /// 90). They also use all that a chain for any Service uses, so a kernel that lacks a module is noticed at the start.
+    /// In a table without them, as one of an earlier version, each is made once it is needed.
+    pub const AHEAD: [Chain; 19] = [
+        Chain::draw(7),
+        Chain::draw(15),
+        Chain::draw(31),
+        Chain::draw(63),
+        Chain::draw(127),
+        Chain::draw(255),
+        Chain::draw(511),
+        Chain::draw(1023),
+        Chain::balance(Spread::Exactly(1)),
+        Chain::balance(Spread::Exactly(2)),
+        Chain::balance(Spread::Exactly(3)),
+        Chain::balance(Spread::AtMost(7)),
+        Chain::balance(Spread::AtMost(15)),
+        Chain::balance(Spread::AtMost(31)),
+        Chain::balance(Spread::AtMost(63)),
+        Chain::balance(Spread::AtMost(127)),
+        Chain::balance(Spread::AtMost(255)),
+        Chain::balance(Spread::AtMost(511)),
+        Chain::balance(Spread::AtMost(1023)),
+    ];
+
+    const fn draw(slots: u32) -> Chain {
+        Chain::Draw { domain: Domain::Frontend, pool: Pool::Main, slots }
+    }
+
+    const fn balance(spread: Spread) -> Chain {
+        Chain::Balance { domain: Domain::Frontend, pool: Pool::Main, sticky: false, spread }
+    }
 
     /// The chains that exist once a Service has session affinity: a cluster
     /// without pays nothing for it.
@@ -368,6 +398,7 @@ mod tests {
     #[test]
     fn every_name_reads_back_as_its_chain() {
         let mut chains = Chain::FIXED.to_vec();
+        chains.extend(Chain::AHEAD);
         chains.extend(Chain::LEARNING);
         chains.extend(Chain::FIREWALL);
         chains.extend(balancing_chains());

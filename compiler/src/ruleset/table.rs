@@ -23,9 +23,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// Completes elements to a table: adds the fixed skeleton, and each
-    /// numbered chain that the verdict of an element points to, with the chains
-    /// that it needs.
+    /// Completes elements to a new table: adds the fixed skeleton, the chains
+    /// that are made [ahead](Chain::AHEAD), and each numbered chain that the
+    /// verdict of an element points to, with the chains that it needs.
     pub fn new(config: SkeletonConfig, elements: Vec<Element>) -> Table {
         let pointed_to = elements.iter().filter_map(|element| match element.data {
             Data::Verdict(Verdict::Goto(chain)) => Some(chain),
@@ -33,6 +33,7 @@ impl Table {
         });
         let chains = Chain::FIXED
             .into_iter()
+            .chain(Chain::AHEAD)
             .chain(pointed_to.flat_map(|chain| chain.needs().chain([chain])))
             .collect::<BTreeSet<Chain>>()
             .into_iter()

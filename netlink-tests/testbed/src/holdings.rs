@@ -82,7 +82,8 @@ impl Holdings {
     }
 
     /// Leaves out chains that nothing leads to: most stay once they were in
-    /// use, so that only history explains which there are.
+    /// use, and some are made with a new table, so that only history explains
+    /// which there are.
     pub fn forget_unused_chains(&mut self) {
         let verdicts = self.elements.values().filter_map(|(data, _)| match data {
             Data::Verdict(Verdict::Goto(chain)) => Some(*chain),
