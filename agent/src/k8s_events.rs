@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder as Publisher, Reporter};
 use tokio::sync::mpsc;
 use vmap_proxy_compiler::model::types::ServiceName;
+use vmap_proxy_compiler::plan::planner::Denied;
 
 /// kube-proxy's name, so that filters on its events keep working.
 const REPORTING_CONTROLLER: &str = "kube-proxy";
@@ -110,11 +111,12 @@ impl Recorder {
         self.warn(reference(service), "ServiceTooLarge", "SyncRules", note);
     }
 
-    /// `FrontendConflict`, on the Service: an older one holds an address and
+    /// `FrontendConflict`, on the Service: another one holds an address and
     /// port that it asks for.
-    pub fn frontend_taken(&self, service: &ServiceName, what: &str, holder: &ServiceName) {
-        let note = format!("{what} belongs to Service {holder}, which is older and keeps it");
-        self.warn(reference(service), "FrontendConflict", "SyncRules", note);
+    pub fn frontend_taken(&self, denied: &Denied) {
+        let Denied { name, claim, holder, reason } = denied;
+        let note = format!("{claim} belongs to Service {holder}, which {reason} and keeps it");
+        self.warn(reference(name), "FrontendConflict", "SyncRules", note);
     }
 
     /// kube-proxy uses the Node's name as its uid, and `kubectl describe node`

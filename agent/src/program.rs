@@ -9,9 +9,12 @@ use std::process::ExitCode;
 use crate::cli::{self, Action, Invocation};
 #[cfg(feature = "demo")]
 use crate::config::kube_proxy_configuration::Logging;
-use crate::config::load;
+use crate::config::{ConfigError, load};
 use crate::logging::escape::escaped;
 use crate::{commands, logging, run};
+
+/// The status of clap's own errors.
+const WRONG_USAGE: u8 = 2;
 
 /// Runs the action of the arguments, the program's name first. Prints the cause
 /// of a failure on standard error.
@@ -30,7 +33,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let lines: Vec<_> = error.to_string().lines().map(|line| escaped(line).into_owned()).collect();
             // Standard error may be closed; then nobody can be informed.
             let _ = writeln!(io::stderr(), "Error: {}", lines.join("\n"));
-            ExitCode::FAILURE
+            let is_usage = error.downcast_ref::<ConfigError>().is_some_and(ConfigError::is_wrong_usage);
+            if is_usage { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

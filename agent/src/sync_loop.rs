@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use vmap_proxy_compiler::limits::MAX_ELEMENTS;
 use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
 use vmap_proxy_compiler::plan::TooLarge;
+use vmap_proxy_compiler::words::count;
 
 use crate::after_sync::{Observer, SyncDone, Trouble};
 use crate::query::answer::{State, answer};
@@ -501,10 +502,11 @@ fn log_left_out(report: &SyncReport) {
     report.too_large.iter().for_each(log_too_large);
     for contested in &report.contested {
         tracing::warn!(
-            "Service {}: {} belongs to Service {}, which is older and keeps it",
+            "Service {}: {} belongs to Service {}, which {} and keeps it",
             contested.name,
             contested.claim,
-            contested.holder
+            contested.holder,
+            contested.reason
         );
     }
 }
@@ -513,16 +515,19 @@ fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usiz
     let milliseconds = report.duration.as_secs_f64() * 1000.0;
     if first {
         tracing::info!(
-            "programmed {services} services, {endpoints} endpoints in {milliseconds:.1} ms ({} elements added, {} \
-             removed, {} commits)",
-            report.added,
+            "programmed {}, {} in {milliseconds:.1} ms ({} added, {} removed, {})",
+            count(services, "service"),
+            count(endpoints, "endpoint"),
+            count(report.added, "element"),
             report.removed,
-            report.transactions
+            count(report.transactions, "commit")
         );
     } else if !report.is_empty() {
         let did = format!(
-            "in {milliseconds:.1} ms: {} elements added, {} removed, {} commits",
-            report.added, report.removed, report.transactions
+            "in {milliseconds:.1} ms: {} added, {} removed, {}",
+            count(report.added, "element"),
+            report.removed,
+            count(report.transactions, "commit")
         );
         if report.repaired {
             tracing::info!("repaired {did}");

@@ -29,7 +29,7 @@ fn explain(question: &[&str]) -> (i32, String) {
 
 /// A situation, the question, the exit status, and a text that the answer must
 /// have.
-const SITUATIONS: [(&str, &[&str], i32, &str); 14] = [
+const SITUATIONS: [(&str, &[&str], i32, &str); 17] = [
     ("A Service that works", &["--from", "10.244.1.5", "--to", "svc:shop/cart"], 0, "reaches one of 2 endpoints"),
     ("The same from outside, by NodePort", &["--from", "outside", "--to", "node:30080"], 0, "masqueraded"),
     ("A pod that reaches itself", &["--from", "pod:shop/cart-0", "--to", "svc:shop/cart:http"], 0, "reaches itself"),
@@ -58,9 +58,22 @@ const SITUATIONS: [(&str, &[&str], i32, &str); 14] = [
         3,
         "spec.loadBalancerSourceRanges=192.0.2.128/25",
     ),
+    ("Source ranges of a Service", &["--to", "svc:shop/office"], 0, "serves only 192.0.2.128/25"),
     ("A headless Service", &["--from", "10.244.1.5", "--to", "svc:shop/headless"], 3, "spec.clusterIP=None"),
     ("Another proxy's Service", &["--to", "svc:shop/mesh"], 3, "service-proxy-name"),
+    (
+        "An address of another proxy's Service",
+        &["--from", "10.244.1.5", "--to", "10.96.0.15:80"],
+        3,
+        "10.96.0.15 is an address of Service shop/mesh, but a label gives",
+    ),
     ("Two Services want one address", &["--to", "svc:shop/second"], 3, "Service shop/first is older and has it"),
+    (
+        "Two Services of files want one address",
+        &["--to", "svc:shop/twin-b"],
+        3,
+        "Service shop/twin-a comes first by name (neither has a creationTimestamp) and has it",
+    ),
     (
         "A port that the Service does not have",
         &["--from", "10.244.1.5", "--to", "10.96.0.10:8080"],
@@ -112,6 +125,34 @@ fn json_has_the_same_answer() {
     let (_, answer) = explain(&["--to", "svc:shop/starting", "-o", "json"]);
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert!(answer["next"].as_str().unwrap().starts_with("see why the pods are not ready"), "{answer}");
+}
+
+#[test]
+fn a_list_shows_who_is_served_alone() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmap-proxy"));
+    command.args(["get", "services", "-n", "shop", "--node-name", "node-1", "--manifests"]).arg(manifests());
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for (service, state) in [
+        ("cart", "serves"),
+        ("office", "serves, 1 of 2 frontends only source ranges"),
+        ("elsewhere", "serves, 1 of 2 frontends only local clients"),
+        ("starting", "1 of 1 frontend not served"),
+        ("mesh", "not programmed"),
+    ] {
+        let line = text.lines().find(|line| line.split_whitespace().nth(1) == Some(service)).unwrap();
+        assert!(line.ends_with(&format!("  {state}")), "{state} is not in {line}");
+    }
+    for (name, status) in [("cart", 0), ("none", 1)] {
+        for list in ["services", "frontends", "endpoints"] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_vmap-proxy"));
+            command.args(["get", list, "-n", "shop", name, "--node-name", "node-1", "--manifests"]).arg(manifests());
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(status), "{list} {name}");
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(error.contains("there is no Service shop/none in these files"), status == 1, "{error}");
+        }
+    }
 }
 
 #[test]

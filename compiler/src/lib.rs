@@ -7,7 +7,7 @@
 //! model ─┬─> select ──────> limits ──┐
 //!        └─> ruleset ─┬─────┘        ├──> plan ──> compile
 //!                     └─> render ────┘
-//!                           └─────────> evaluate ──> explain (with select, limits, plan)
+//!                           └─────────> evaluate ──> explain (with select, limits, plan, words)
 //! ```
 //!
 //! * [`model`]: checked types made from Kubernetes objects, and the store of them;
@@ -19,7 +19,8 @@
 //! * [`compile`](mod@compile): all of it in one call;
 //! * [`render`]: the rule set as nft text and as JSON;
 //! * [`evaluate`]: one packet through the rule set;
-//! * [`explain`]: why a packet goes where it goes: the objects and fields behind it.
+//! * [`explain`]: why a packet goes where it goes: the objects and fields behind it;
+//! * [`words`]: numbers of things in messages.
 //!
 //! The law of the project holds here: the number of tables, chains, rules,
 //! sets and maps never depends on the number of Services or endpoints; only
@@ -99,5 +100,6 @@ pub mod plan;
 pub mod render;
 pub mod ruleset;
 pub mod select;
+pub mod words;
 
 pub use compile::{Compilation, compile, compile_checked, program};

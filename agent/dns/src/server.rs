@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use vmap_proxy_compiler::model::objects::{Kind, ObjectRef};
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_dns_zone::{NameContent, Zone};
 
 use crate::clients::Clients;
@@ -172,7 +173,7 @@ fn set_listening(listening: &watch::Sender<Listening>, index: usize, to: Option<
 
 fn log_complete(state: &RwLock<State>, warned: &mut bool) {
     let state = state.read().unwrap_or_else(PoisonError::into_inner);
-    tracing::info!("DNS: {} Services have names in {}", state.zone.service_count(), state.zone.domain());
+    tracing::info!("DNS: names of {} in {}", count(state.zone.service_count(), "Service"), state.zone.domain());
     if !state.clients.knows_pods() && !std::mem::replace(warned, true) {
         tracing::warn!(
             "DNS: no range of pod addresses is known, so pods are refused: set clusterCIDR, or name their ranges with \

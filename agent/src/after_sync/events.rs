@@ -30,7 +30,7 @@ impl Observer for ServiceEvents {
             self.recorder.too_large(&large.name, large.elements, MAX_ELEMENTS);
         }
         for contested in &done.report.contested {
-            self.recorder.frontend_taken(&contested.name, &contested.claim.to_string(), &contested.holder);
+            self.recorder.frontend_taken(contested);
         }
     }
 }

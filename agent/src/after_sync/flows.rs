@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::words::count;
 
 use super::{Observer, SyncDone};
 use crate::conntrack::{Conntrack, StaleFlows};
@@ -117,13 +118,13 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
                         metrics.conntrack_reconciled(*family, cleaned.duration, std::mem::take(&mut deleted));
                     }
                     if cleaned.deleted > 0 {
-                        tracing::info!("deleted {} stale flows in {:?}", cleaned.deleted, cleaned.duration);
+                        tracing::info!("deleted {} in {:?}", count(cleaned.deleted, "stale flow"), cleaned.duration);
                     }
                     if cleaned.offloaded > 0 {
                         tracing::warn!(
-                            "{} stale flows stay: a flow table carries them, and this kernel (before Linux 6.4) does not \
+                            "{} not deleted: a flow table carries it, and this kernel (before Linux 6.4) does not \
                              delete such entries; each ends 30 s after its last packet",
-                            cleaned.offloaded
+                            count(cleaned.offloaded, "stale flow")
                         );
                     }
                     // However many changes arrive, dumps take at most half of one processor; changes that

@@ -11,6 +11,7 @@ use crate::conntrack::{Conntrack, ConntrackError};
 use crate::metrics::Metrics;
 use crate::netlink::FlowRelease;
 use crate::sync::gone::GoneEndpoints;
+use vmap_proxy_compiler::words::count;
 
 /// The wait when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -84,11 +85,11 @@ fn reset_all(
         }
         match resets.advance(&mut conntrack, Instant::now()) {
             Ok(0) => {}
-            Ok(count) => {
-                metrics.connections_reset(count);
+            Ok(connections) => {
+                metrics.connections_reset(connections);
                 // The flow table would carry their packets past the rule that resets them.
                 release.into_iter().for_each(FlowRelease::request);
-                tracing::info!("{count} connections to endpoints that are gone get a reset");
+                tracing::info!("resets for {} to endpoints that are gone", count(connections, "connection"));
             }
             Err(error) => tracing::warn!("some connections to endpoints that are gone go on: {error}"),
         }

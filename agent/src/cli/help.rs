@@ -4,7 +4,7 @@
 pub(super) const EXPLAIN_HELP: &str = "\
 Sources (--from):
   198.51.100.7          an address
-  pod:shop/web-0        a Pod, if the files (--manifests) hold it or a slice of theirs refers to it
+  pod:shop/web-0        a Pod that an EndpointSlice refers to, or that the files (--manifests) hold
   node                  this node itself
   outside               a client outside of the cluster
 
@@ -27,7 +27,7 @@ Examples:
     vmap-proxy explain --from outside --to 203.0.113.80:443 --manifests cluster/ --node-name node-1
 
   Which endpoints does this pod reach, with which chance?
-    vmap-proxy explain --from 10.244.1.5 --to svc:shop/cart --manifests cluster/ --node-name node-1
+    vmap-proxy explain --from pod:shop/web-0 --to svc:shop/cart --manifests cluster/ --node-name node-1
 
   Why is a Service not served?
     vmap-proxy explain --to svc:shop/cart --manifests cluster/ --node-name node-1
@@ -39,7 +39,7 @@ differs from the agent.";
 /// Examples and exit status of `vmap-proxy get`.
 pub(super) const GET_HELP: &str = "\
 Services, frontends and endpoints come from the agent, or from files. Connections come from the kernel's conntrack; the
-comments of the kernel's elements name their Services, so that no agent is needed. OPEN connections go on; CLOSING ones
+comments of the kernel's elements name their Services, so that no agent is needed (long names are cut there). OPEN connections go on; CLOSING ones
 (TCP: TIME_WAIT, CLOSE) are over and expire.
 
 Examples:
@@ -148,8 +148,8 @@ Exit status: 0 nothing would change, 1 failure, 2 wrong usage, 3 something would
 /// Examples and exit status of `vmap-proxy trace`.
 pub(super) const TRACE_HELP: &str = "\
 A table of its own (vmap-proxy-trace-PID, with the flag owner) marks the first packets of the connections that are asked
-for, and nothing else. The kernel deletes it when this command ends, however it does. With -o json there is one object
-in each line.
+for, and nothing else. The kernel deletes it when this command ends, however it does. TCP is followed from the first
+chain on, other protocols from priority -150 on. With -o json there is one object in each line.
 
 Examples:
   Where do the next connections to a Service go?

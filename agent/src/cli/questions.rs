@@ -1,6 +1,6 @@
 //! The flags of the commands that ask about the state.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -8,6 +8,17 @@ use clap::{Args, ValueEnum};
 use super::TrafficConfiguration;
 use super::flags::LoggingFlags;
 use crate::config::go_duration::GoDuration;
+
+/// An address, or an address and a port.
+fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), &'static str> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok((address, None));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(endpoint) if endpoint.port() != 0 => Ok((endpoint.ip(), Some(endpoint.port()))),
+        _ => Err("give an address, or an address and a port (IPv6: [ADDRESS]:PORT)"),
+    }
+}
 
 /// `vmap-proxy get`
 #[derive(Debug, Clone, Args)]
@@ -45,8 +56,8 @@ pub struct ConnectionFlags {
     pub service: Option<String>,
 
     /// Only connections to this endpoint, through a Service or not
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    pub endpoint: Option<String>,
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = endpoint)]
+    pub endpoint: Option<(IpAddr, Option<u16>)>,
 
     /// Wait until none of these connections is open
     #[arg(long)]
@@ -197,8 +208,8 @@ pub struct TraceArguments {
     pub service: Option<String>,
 
     /// Connections to this endpoint, from the translation on
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    pub endpoint: Option<String>,
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = endpoint)]
+    pub endpoint: Option<(IpAddr, Option<u16>)>,
 
     /// Connections from or to this address
     #[arg(long, value_name = "ADDRESS")]

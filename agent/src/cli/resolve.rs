@@ -454,15 +454,16 @@ fn traffic_configuration(
     arguments: &TrafficConfiguration,
 ) -> Result<(KubeProxyConfiguration, Vec<Warning>), ConfigError> {
     let (mut configuration, mut warnings) = file_or_defaults(arguments.config.as_deref())?;
+    let of_flags = |error: ConfigError| if arguments.config.is_none() { error.of_flags() } else { error };
     if arguments.config.is_none() {
-        apply_traffic(&arguments.traffic, &mut configuration)?;
+        apply_traffic(&arguments.traffic, &mut configuration).map_err(of_flags)?;
         // The usual notice about an empty mode would be noise here.
         if arguments.traffic.proxy_mode.is_none() {
             configuration.mode = "nftables".to_owned();
         }
     }
     apply_logging(&arguments.logging, &mut configuration);
-    validate::validate(&configuration)?;
+    validate::validate(&configuration).map_err(of_flags)?;
     warnings.append(&mut ignored_fields(&configuration)?);
     Ok((configuration, warnings))
 }

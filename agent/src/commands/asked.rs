@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Question as PacketQuestion, ServiceAnswer};
-use vmap_proxy_compiler::model::ProxyConfig;
+use vmap_proxy_compiler::explain::answer::{
+    Code, Decision, Detail, Explanation, Question as PacketQuestion, ServiceAnswer,
+};
+use vmap_proxy_compiler::model::{Family, ProxyConfig};
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use crate::cli::StateSource;
@@ -31,6 +33,14 @@ pub enum AskError {
     /// The agent does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The Service does not exist, or is not followed.
+    #[error("there is no Service {name} {place}")]
+    NoService {
+        /// `namespace/name`
+        name: String,
+        /// Where it was looked for.
+        place: &'static str,
+    },
     /// The sync thread of this process has ended.
     #[error("the agent is ending")]
     Ending,
@@ -160,6 +170,27 @@ impl Asked {
             Answer::Service(answer) => Ok(*answer),
             _ => Err(AskError::Unexpected),
         }
+    }
+
+    /// A Service that exists.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and [`AskError::NoService`].
+    pub fn existing_service(&mut self, name: &str) -> Result<ServiceAnswer, AskError> {
+        let service = self.service(name)?;
+        let is_no_service = |reason: &Decision| reason.code == Code::NoService;
+        let is_missing = service.ports.is_empty() && !service.programmed && service.reasons.iter().any(is_no_service);
+        if !is_missing {
+            return Ok(service);
+        }
+        let place = match self {
+            Self::Files(_) => "in these files",
+            Self::Agent(_) | Self::Own(..) => {
+                "here (an agent on an API server follows no headless Service and none with the label \
+                 service.kubernetes.io/service-proxy-name; kubectl get services -A --show-labels lists all)"
+            }
+        };
+        Err(AskError::NoService { name: name.to_owned(), place })
     }
 
     /// A packet. If it meets no frontend, the Service that has the destination
@@ -315,12 +346,36 @@ impl Asked {
         groups(self.ask(&Question::Elements { maps: Vec::new(), only, after: None })?).ok_or(AskError::Unexpected)
     }
 
-    /// The address of a Pod, if the files have it. An agent follows no Pods.
-    pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
-        match self {
-            Self::Files(offline) => offline.pod_address(namespace, name),
-            Self::Agent(_) | Self::Own(..) => None,
+    /// The addresses of a Pod, IPv4 first: those of a Pod or a slice in files; an agent
+    /// follows no Pods, and knows those that its slices refer to.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn pod_addresses(&mut self, namespace: &str, name: &str) -> Result<Vec<IpAddr>, AskError> {
+        let mut found = Vec::new();
+        for family in Family::ALL {
+            let of_files = match self {
+                Self::Files(offline) => offline.pod_address(namespace, name, family),
+                Self::Agent(_) | Self::Own(..) => None,
+            };
+            let address = match of_files {
+                Some(address) => Some(address),
+                None => self.find_pod(format!("{namespace}/{name}"), family)?,
+            };
+            found.extend(address);
         }
+        Ok(found)
+    }
+
+    /// The address of a Pod in the slices, looked for page by page.
+    fn find_pod(&mut self, pod: String, family: Family) -> Result<Option<IpAddr>, AskError> {
+        let read = |page| match page {
+            Answer::Pod(page) => Some(page.address),
+            _ => None,
+        };
+        let mut found = None;
+        self.pages(&Question::FindPod { pod, family, after: None }, read, |address| found = address)?;
+        Ok(found)
     }
 }
 

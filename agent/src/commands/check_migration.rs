@@ -14,6 +14,7 @@ use serde::Serialize;
 use thiserror::Error;
 use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Fate, FrontendState, Question as PacketQuestion};
 use vmap_proxy_compiler::model::Family;
+use vmap_proxy_compiler::words::count;
 
 use super::asked::{AskError, Asked};
 use super::explain::{node_address, outside, usual_interface};
@@ -295,7 +296,7 @@ impl Side {
         if !named.is_empty() {
             let _ = write!(text, " {}", named.join(", "));
         } else if !self.endpoints.is_empty() {
-            let _ = write!(text, " {} endpoints", self.endpoints.len());
+            let _ = write!(text, " {}", count(self.endpoints.len(), "endpoint"));
         }
         text
     }
@@ -339,7 +340,7 @@ fn difference(frontend: &Frontend, client: &'static str, outcome: &Outcome, ours
 fn text(report: &Report, paint: Paint) -> String {
     let Report { node, frontends, compared, difference_count, .. } = report;
     let mut text = String::new();
-    let line = format!("{frontends} frontends of node {node}, {compared} packets compared");
+    let line = format!("{} of node {node}, {} compared", count(*frontends, "frontend"), count(*compared, "packet"));
     let _ = writeln!(text, "{}", paint.heading(&line));
     if *difference_count == 0 {
         let _ = writeln!(text, "{}", paint.good("kube-proxy and vmap-proxy do the same with each."));

@@ -15,6 +15,7 @@ use vmap_proxy_compiler::model::Protocol;
 use vmap_proxy_compiler::ruleset::target::FrontendKey;
 use vmap_proxy_wire::conntrack::{Connection, TcpState};
 
+use super::asked::{AskError, Asked};
 use crate::cli::{ConnectionsOptions, GetFormat};
 use crate::conntrack::{Conntrack, ConntrackError};
 use crate::netlink::{NetlinkError, local_addresses};
@@ -47,6 +48,14 @@ pub enum Error {
     /// The elements that name the Services can't be read.
     #[error("the kernel's elements can't be read: {0}")]
     Kernel(#[from] NetlinkError),
+    /// The agent does not answer as it should.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// There is no such Service.
+    #[error(
+        "no Service {0} is programmed on this node; vmap-proxy explain --to svc:{0} has the reason where the agent answers"
+    )]
+    NoService(String),
     /// The addresses of this machine can't be read.
     #[error("the addresses of this machine can't be read: {0}")]
     Runtime(#[source] io::Error),
@@ -125,6 +134,9 @@ struct EndpointCount<'a> {
 /// If the kernel can't be read.
 pub fn connections(options: &ConnectionsOptions) -> Result<ExitCode, Error> {
     let mut reader = Reader::open()?;
+    if let (Some(namespace), Some(name)) = (&options.namespace, &options.name) {
+        reader.find_service(options, namespace, name)?;
+    }
     let deadline = options.wait.then(|| Instant::now() + Duration::from_secs(options.timeout));
     let lines = loop {
         let begun = Instant::now();
@@ -136,6 +148,16 @@ pub fn connections(options: &ConnectionsOptions) -> Result<ExitCode, Error> {
         sleep(PAUSE.max(begun.elapsed() * REST));
     };
     let open = lines.iter().filter(|line| line.open).count();
+    if lines.is_empty() && options.output != GetFormat::Json {
+        // As kubectl: not an error, and not silent.
+        eprintln!("no connection found");
+    }
+    if options.output != GetFormat::Json && lines.iter().any(|line| line.owner.is_cut()) {
+        eprintln!(
+            "a name that ends in dots and 8 digits is cut (comments of elements have 127 bytes); `vmap-proxy get services` has \
+             it whole"
+        );
+    }
     print(&match options.output {
         GetFormat::Text => counted(&lines),
         GetFormat::Wide => listed(&lines),
@@ -155,6 +177,23 @@ impl Reader {
         let runtime = process::event_loop().map_err(Error::Runtime)?;
         let own_addresses = runtime.block_on(local_addresses())?;
         Ok(Self { conntrack: Conntrack::open()?, owners: Owners::open(own_addresses)? })
+    }
+
+    /// Makes sure that the Service exists: the agent knows it, or else the kernel has a
+    /// frontend of it.
+    fn find_service(&mut self, options: &ConnectionsOptions, namespace: &str, name: &str) -> Result<(), Error> {
+        let full_name = format!("{namespace}/{name}");
+        match Asked::agent(&options.socket).and_then(|mut asked| asked.existing_service(&full_name)) {
+            Ok(_) => Ok(()),
+            Err(AskError::Client(error)) => {
+                tracing::debug!("the kernel is asked for Service {full_name}: {error}");
+                match self.owners.has(namespace, name)? {
+                    true => Ok(()),
+                    false => Err(Error::NoService(full_name)),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn read(&mut self, options: &ConnectionsOptions) -> Result<Vec<Line>, Error> {

@@ -4,11 +4,11 @@ use std::io;
 use std::process::ExitCode;
 
 use thiserror::Error;
-use vmap_proxy_compiler::explain::answer::ServiceAnswer;
-use vmap_proxy_compiler::explain::{Code, Decision, Detail};
+use vmap_proxy_compiler::explain::Detail;
 
 use super::asked::{AskError, Asked};
 use crate::cli::{GetFormat, GetOptions};
+use crate::logging::escape::escaped;
 use crate::query::lines::Lines;
 use crate::query::protocol::List;
 use crate::terminal::{aligned, print};
@@ -19,9 +19,6 @@ pub enum Error {
     /// Nobody answers.
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// There is no such Service.
-    #[error("there is no Service {0} here")]
-    NoService(String),
     /// The list could not be printed.
     #[error("the list could not be printed: {0}")]
     Print(#[from] io::Error),
@@ -40,7 +37,8 @@ pub fn get(options: GetOptions) -> Result<ExitCode, Error> {
     let is_wide = output == GetFormat::Wide;
     let text = match (name, output) {
         (Some(name), output) => {
-            let service = one(&mut asked, &format!("{}/{name}", namespace.as_deref().unwrap_or("default")))?;
+            let name = format!("{}/{name}", namespace.as_deref().unwrap_or("default"));
+            let service = asked.existing_service(&name)?;
             if output == GetFormat::Json {
                 serde_json::to_string_pretty(&[service])?
             } else {
@@ -52,19 +50,21 @@ pub fn get(options: GetOptions) -> Result<ExitCode, Error> {
         (None, GetFormat::Json) => json(&mut asked, listed, namespace.as_deref())?,
         (None, GetFormat::Text | GetFormat::Wide) => {
             let mut lines = Lines::with_headings(listed, is_wide);
-            asked.each_line(listed, is_wide, namespace, |page| lines.push_page(page))?;
+            let mut is_empty = true;
+            asked.each_line(listed, is_wide, namespace.clone(), |page| {
+                is_empty &= page.is_empty();
+                lines.push_page(page);
+            })?;
+            if is_empty {
+                // As kubectl: not an error, and not silent.
+                let place = namespace.map(|namespace| format!(" in namespace {}", escaped(&namespace)));
+                eprintln!("none found{}", place.unwrap_or_default());
+            }
             aligned(&lines.into_text())
         }
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn one(asked: &mut Asked, name: &str) -> Result<ServiceAnswer, Error> {
-    let is_no_service = |reason: &Decision| reason.code == Code::NoService;
-    let service = asked.service(name)?;
-    let is_missing = service.ports.is_empty() && !service.programmed && service.reasons.iter().any(is_no_service);
-    if is_missing { Err(Error::NoService(name.to_owned())) } else { Ok(service) }
 }
 
 /// All Services, one in each line of an array: the list may be long. Only the list

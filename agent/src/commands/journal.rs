@@ -11,8 +11,10 @@ use thiserror::Error;
 
 use super::asked::{AskError, Asked};
 use crate::cli::JournalOptions;
+use crate::logging::escape::escaped;
 use crate::query::protocol::JournalEntry;
 use crate::terminal::{Paint, print, rendered};
+use vmap_proxy_compiler::words::count;
 
 /// Nothing matches.
 const NOTHING: u8 = 3;
@@ -62,6 +64,16 @@ pub fn journal(options: &JournalOptions) -> Result<ExitCode, Error> {
         }
     }
     entries.reverse();
+    let is_named = |wanted: &&str| entries.iter().any(|entry| names_service(entry, wanted));
+    if let Some(service) = options.service.as_deref().filter(|wanted| !is_named(wanted)) {
+        // A deleted one may be in the journal, a misspelled one is not.
+        match asked.existing_service(service) {
+            Err(AskError::NoService { name, place }) => {
+                eprintln!("{}", escaped(&format!("there is no Service {name} {place}")))
+            }
+            other => _ = other?,
+        }
+    }
     let status = if entries.is_empty() { ExitCode::from(NOTHING) } else { ExitCode::SUCCESS };
     print(&rendered(options.output, &Report { version: 1, entries, service: options.service.clone() }, text)?)?;
     Ok(status)
@@ -111,14 +123,14 @@ fn push_entry(text: &mut String, entry: &JournalEntry, paint: Paint) {
     }
     for cause in &entry.causes {
         let line = format!("{} {}, {}", cause.object, cause.change, cause.origin);
-        let _ = writeln!(text, "  because {}", crate::logging::escape::escaped(&line));
+        let _ = writeln!(text, "  because {}", escaped(&line));
     }
     if let Some(more) = entry.cause_count.checked_sub(entry.causes.len()).filter(|more| *more > 0) {
-        let _ = writeln!(text, "  because {more} more objects changed");
+        let _ = writeln!(text, "  because {} changed", count(more, "more object"));
     }
     for service in &entry.services {
-        let line = format!("{}: {} elements added, {} removed", service.name, service.added, service.removed);
-        let _ = writeln!(text, "  changed {}", crate::logging::escape::escaped(&line));
+        let line = format!("{}: {} added, {} removed", service.name, count(service.added, "element"), service.removed);
+        let _ = writeln!(text, "  changed {}", escaped(&line));
     }
     if entry.more_services {
         let _ = writeln!(text, "  changed more Services");
@@ -136,12 +148,12 @@ pub(super) fn headline(entry: &JournalEntry) -> String {
     let time = i64::try_from(entry.ended).ok().and_then(|ended| Timestamp::from_millisecond(ended).ok());
     let time = time.map_or_else(|| format!("{} ms", entry.ended), |time| format!("{time:.3}"));
     format!(
-        "{time}  #{}  {:.1} ms  +{} -{} elements, {} commits, lock held {:.1} ms at most",
+        "{time}  #{}  {:.1} ms  +{} -{} elements, {}, lock held {:.1} ms at most",
         entry.number,
         milliseconds(entry.microseconds),
         entry.added,
         entry.removed,
-        entry.commits,
+        count(entry.commits, "commit"),
         milliseconds(entry.lock_hold_microseconds)
     )
 }

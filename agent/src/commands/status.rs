@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use thiserror::Error;
 use vmap_proxy_compiler::ruleset::element::Key;
+use vmap_proxy_compiler::words::count;
 
 use super::asked::{AskError, Asked};
 use super::read_back::{ReadBackError, read_back};
@@ -19,7 +20,7 @@ use crate::cli::{ReportFormat, StatusOptions};
 use crate::metrics::ServiceConnections;
 use crate::metrics::counters::{self, COUNTING, Connections};
 use crate::netlink::Kernel;
-use crate::query::protocol::{JournalEntry, SILENCE, StatusAnswer};
+use crate::query::protocol::{ContestedLine, JournalEntry, SILENCE, StatusAnswer};
 use crate::terminal::{Paint, columns, print, rendered};
 
 /// Not everything is programmed.
@@ -252,14 +253,20 @@ fn text(status: &Status, paint: Paint) -> String {
         let _ = writeln!(text, "Conntrack  {}", conntrack_text(conntrack, paint));
     }
     if agent.too_large > 0 {
-        let _ = writeln!(text, "Too large  {}", paint.bad(&format!("{} Services are not programmed", agent.too_large)));
+        let _ = writeln!(
+            text,
+            "Too large  {}",
+            paint.bad(&format!("{}, not programmed", count(agent.too_large, "Service")))
+        );
     }
     if !agent.quarantined.is_empty() {
         let _ = writeln!(text, "Refused    {}", paint.bad(&named(&agent.quarantined)));
     }
     let contested = agent.contested.iter();
-    let contested: Vec<String> =
-        contested.map(|one| format!("{} lacks {}, which {} has", one.service, one.frontend, one.holder)).collect();
+    let line = |one: &ContestedLine| {
+        format!("{} lacks {}, which {} has: it {}", one.service, one.frontend, one.holder, one.why())
+    };
+    let contested: Vec<String> = contested.map(line).collect();
     for line in contested.iter().take(NAMED) {
         let _ = writeln!(text, "Contested  {}", paint.warning(line));
     }
@@ -300,7 +307,7 @@ fn conntrack_text(conntrack: &Use, paint: Paint) -> String {
     let Use { used, most } = conntrack;
     // 0 means no limit.
     match (used * 100).checked_div(*most) {
-        None => format!("{used} connections, no limit"),
+        None => format!("{}, no limit", count(*used, "connection")),
         Some(percent) => {
             let line = format!("{used} of {most} connections ({percent} %)");
             if percent < 70 { line } else { paint.bad(&line) }
@@ -352,8 +359,9 @@ fn duration(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::plan::claims::Reason;
+
     use super::*;
-    use crate::query::protocol::ContestedLine;
 
     #[test]
     fn the_screen_names_what_is_wrong_with_names_escaped() {
@@ -370,6 +378,7 @@ mod tests {
                 service: "shop/b".to_owned(),
                 frontend: "10.96.0.10 port 80/TCP".to_owned(),
                 holder: "shop/a".to_owned(),
+                reason: Some(Reason::Older),
             }],
             digest: "00ff".to_owned(),
             started: 0,
@@ -391,9 +400,9 @@ mod tests {
         for line in [
             r"vmap-proxy 0.1.0 on node n1\u{1b}[2J",
             r"Refused    shop/\u{1b}[2J",
-            "Contested  shop/b lacks 10.96.0.10 port 80/TCP, which shop/a has",
+            "Contested  shop/b lacks 10.96.0.10 port 80/TCP, which shop/a has: it is older",
             "Conntrack  90 of 100 connections (90 %)",
-            "Too large  1 Services are not programmed",
+            "Too large  1 Service, not programmed",
             "State      everything is programmed but Services named below: 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

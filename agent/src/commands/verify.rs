@@ -16,6 +16,7 @@ use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::message::Writer;
 use vmap_proxy_wire::nf_tables::OwnTable;
 use vmap_proxy_wire::nf_tables::elements::write_element;
@@ -220,11 +221,15 @@ impl Comparison {
         let families: Vec<Family> = self.tables.keys().copied().collect();
         for family in families {
             for map in Map::all().filter(|map| !map.is_dynamic()) {
-                let count = self.tables.get(&family).and_then(|table| table.count(map));
+                let number = self.tables.get(&family).and_then(|table| table.count(map));
                 let wanted = self.tally.counts.get(&(family, map)).copied().unwrap_or(0);
-                if count.is_some_and(|count| count > MAX_LISTED) {
-                    if let Some(more) = count.and_then(|count| count.checked_sub(wanted)).filter(|more| *more > 0) {
-                        self.differ(family, "nobody", format!("{map} has {more} elements that nobody wants"));
+                if number.is_some_and(|number| number > MAX_LISTED) {
+                    if let Some(more) = number.and_then(|number| number.checked_sub(wanted)).filter(|more| *more > 0) {
+                        self.differ(
+                            family,
+                            "nobody",
+                            format!("{map} has {} that nobody wants", count(more, "element")),
+                        );
                     }
                     continue;
                 }
@@ -236,7 +241,7 @@ impl Comparison {
                     self.differences.insert(Difference { owner: "nobody".to_owned(), table: family.keyword(), what });
                 }
                 if !foreign.is_empty() {
-                    self.differ(family, "nobody", format!("{map} has {} foreign elements", foreign.len()));
+                    self.differ(family, "nobody", format!("{map} has {}", count(foreign.len(), "foreign element")));
                 }
             }
         }
@@ -333,7 +338,7 @@ fn text(report: &Report, paint: Paint) -> String {
         );
         return paint.good(&line);
     }
-    let mut text = paint.bad(&format!("The kernel of node {node} differs: {difference_count} differences"));
+    let mut text = paint.bad(&format!("The kernel of node {node} differs: {}", count(*difference_count, "difference")));
     text.push('\n');
     for Difference { owner, table, what } in &report.differences {
         let _ = writeln!(text, "  {}", paint.warning(&format!("{owner}: table {table}: {what}")));

@@ -109,6 +109,9 @@ pub enum ConfigError {
     /// Fields of a wrong type or value: all of them, in the file's order.
     #[error("the configuration is invalid: {}", join(.0))]
     Invalid(Vec<InvalidField>),
+    /// Flags of a wrong value.
+    #[error("wrong usage: {}", join(.0))]
+    Usage(Vec<InvalidField>),
     /// A mode of kube-proxy that this proxy does not have.
     #[error(
         "mode {mode:?} is not available: vmap-proxy programs nftables only. \
@@ -126,6 +129,21 @@ pub enum ConfigError {
     /// The configuration cannot be printed; a defect of this program.
     #[error("cannot print the configuration as YAML: {0}")]
     Print(String),
+}
+
+impl ConfigError {
+    /// The same error, of values that were given as flags and not in a file.
+    pub fn of_flags(self) -> Self {
+        match self {
+            Self::Invalid(fields) => Self::Usage(fields),
+            other => other,
+        }
+    }
+
+    /// Returns whether the command line is wrong, whatever the files and the node are.
+    pub fn is_wrong_usage(&self) -> bool {
+        matches!(self, Self::Usage(_))
+    }
 }
 
 fn join(fields: &[InvalidField]) -> String {

@@ -1,7 +1,7 @@
 //! The facts about a node that the checks use. Reading changes
 //! nothing, and a fact that can't be read is an unknown one, not an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,12 +10,20 @@ use ipnet::IpNet;
 use vmap_proxy_wire::nf_tables::all_chains::{
     AnyChain, AnyFlowTable, any_chain, any_flow_table, list_all_chains, list_all_flow_tables,
 };
+use vmap_proxy_wire::nf_tables::all_rules::{any_rule, list_rules_of};
 
 use super::probe::{self, Probed};
 use crate::netlink::SocketError;
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{Interface, interfaces, without_ipv6};
 use crate::query::protocol::StatusAnswer;
+
+/// Chains of one table through which a search for a rule that drops goes, at most.
+const MOST_FOLLOWED: usize = 64;
+
+/// The kubelet's chain on nearly every node: drops packets to 127.0.0.0/8 from elsewhere,
+/// and none that was translated.
+const CHAIN_OF_KUBELET: &str = "KUBE-FIREWALL";
 
 /// Where nft and others are installed, whatever the user's `PATH` is.
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
@@ -178,6 +186,26 @@ impl Files {
 /// The chains of all tables.
 pub(crate) fn chains() -> Result<Vec<AnyChain>, SocketError> {
     Socket::open(Protocol::Netfilter)?.list(&list_all_chains(), any_chain)
+}
+
+/// The rule, or a rule behind it, that drops packets in a chain of any table: the name of
+/// its chain. Follows jumps through [`MOST_FOLLOWED`] chains; `None` if none is found.
+pub(crate) fn dropping_chain(chain: &AnyChain) -> Result<Option<String>, SocketError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    let (mut ahead, mut seen) = (vec![chain.name.clone()], HashSet::new());
+    while let Some(name) = ahead.pop() {
+        if seen.len() == MOST_FOLLOWED || name == CHAIN_OF_KUBELET || !seen.insert(name.clone()) {
+            continue;
+        }
+        let rules = socket.list(&list_rules_of(chain.family, &chain.table, &name), any_rule)?;
+        for rule in rules.into_iter().filter(|rule| rule.table == chain.table && rule.chain == name) {
+            if rule.drops {
+                return Ok(Some(name));
+            }
+            ahead.extend(rule.leads_to);
+        }
+    }
+    Ok(None)
 }
 
 fn flow_tables() -> Result<Vec<AnyFlowTable>, SocketError> {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
+use vmap_proxy_compiler::words::count;
 
 use super::{Finding, Severity};
 use crate::logging::escape::escaped;
@@ -28,9 +29,10 @@ pub fn text(findings: &[Finding], paint: Paint) -> String {
     if !findings.is_empty() {
         text.push('\n');
     }
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
-    let _ = writeln!(text, "{errors} errors, {warnings} warnings, {notes} notes");
+    let number = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let counts = [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")];
+    let counts = counts.map(|(severity, word)| count(number(severity), word));
+    let _ = writeln!(text, "{}", counts.join(", "));
     text
 }
 
@@ -55,7 +57,7 @@ mod tests {
         assert_eq!(
             text,
             "error    chain ip a\\u{1b}[2Jb c\n         bad\n         remedy: mend it\nnote     nft\n         old\n\n\
-             1 errors, 0 warnings, 1 notes\n"
+             1 error, 0 warnings, 1 note\n"
         );
         let parsed: serde_json::Value = serde_json::from_str(&json(&findings)).unwrap();
         assert_eq!(parsed["findings"][0]["severity"], "error");

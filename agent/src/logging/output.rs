@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmap_proxy_compiler::words::count;
 
 /// Number of bytes that a ready pipe takes without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -74,8 +75,9 @@ fn put(line: &[u8]) {
     }
 }
 
-fn lost_lines(count: u64) -> String {
-    line("WARN", "vmap_proxy_agent::logging", &format!("{count} log lines could not be written and are lost"))
+fn lost_lines(lost: u64) -> String {
+    let message = format!("{} could not be written, lost", count(lost, "log line"));
+    line("WARN", "vmap_proxy_agent::logging", &message)
 }
 
 fn write(line: &[u8]) -> Result<(), Errno> {

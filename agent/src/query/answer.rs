@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::lines::Lines;
 use super::protocol::{
     AddressAnswer, Answer, ContestedLine, DigestsAnswer, LinesAnswer, List, NamesAnswer, NodeAnswer, PAGE, Place,
-    Question, RulesOf, ServiceDigest, ServicesAnswer, StatusAnswer,
+    PodAnswer, Question, RulesOf, ServiceDigest, ServicesAnswer, StatusAnswer,
 };
 
 /// Endpoints in one page of Services, at which a page ends early: a Service may
@@ -70,6 +70,12 @@ pub fn answer(state: &State<'_>, question: &Question) -> Answer {
             let page = known.find_address(*address, after.as_deref().map(service_name).as_ref(), PAGE);
             let text = |name: ServiceName| name.to_string();
             Answer::Address(AddressAnswer { found: page.found.map(text), last: page.last.map(text) })
+        }
+        Question::FindPod { pod, family, after } => {
+            let pod = service_name(pod);
+            let after = after.as_deref().map(service_name);
+            let page = known.find_pod((pod.namespace(), pod.name()), *family, after.as_ref(), SEARCHED);
+            Answer::Pod(PodAnswer { address: page.address, last: page.last.map(|name| name.to_string()) })
         }
         Question::Services { namespace, detail, matching, limit, after } => {
             let wanted = Wanted {
@@ -211,6 +217,7 @@ fn contested(planner: &Planner) -> Vec<ContestedLine> {
             service: denied.name.to_string(),
             frontend: denied.claim.to_string(),
             holder: denied.holder.to_string(),
+            reason: Some(denied.reason),
         })
         .collect();
     lines.sort_unstable();

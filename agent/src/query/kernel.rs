@@ -21,6 +21,7 @@ use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
 use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, Pool, Target};
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::nf_tables::OwnTable;
 
 use crate::netlink::{Kernel, NetlinkError};
@@ -61,16 +62,13 @@ pub fn read(
     let family = Family::of(packet.destination);
     let Some(table) = kernel.read_table(OwnTable::Main, family)? else { return Ok(without_table(family)) };
     let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
-    let base = names.iter().copied().filter(|chain| chain.base().is_some());
-    let differences = Chain::FIXED
-        .into_iter()
-        .chain(base)
-        .chain(Chain::missing(&names))
-        .collect::<BTreeSet<Chain>>()
-        .into_iter()
-        .filter(|chain| !table.chain_matches(*chain, family, &self::rules(rules, *chain)))
-        .map(|chain| format!("chain {chain} of the kernel is not the one that this configuration makes"));
-    let differences = differences.collect();
+    // All chains, as `verify` does: a packet's way goes through those for numbers of endpoints, for affinity and for
+    // source ranges, too, and a wrong rule there may lose it. Their number is bounded.
+    let mut differences: Vec<String> =
+        Chain::missing(&names).into_iter().map(|chain| format!("the kernel lacks chain {chain}")).collect();
+    let wrong = names.iter().filter(|chain| !table.chain_matches(**chain, family, &self::rules(rules, **chain)));
+    differences
+        .extend(wrong.map(|chain| format!("chain {chain} of the kernel is not the one that this configuration makes")));
     let mut reading = Reading { kernel, family, elements: Vec::new() };
     reading.all_of(packet)?;
     let remembered = reading.remembered(packet.source)?;
@@ -130,7 +128,7 @@ impl KernelAnswer {
         if agent.endpoint_count > agent.endpoints.len() {
             if self.endpoints.len() != agent.endpoint_count {
                 let (kernel, agent) = (self.endpoints.len(), agent.endpoint_count);
-                self.differences.push(format!("the kernel has {kernel} endpoints, the agent {agent}"));
+                self.differences.push(format!("the kernel has {}, the agent {agent}", count(kernel, "endpoint")));
             }
             return;
         }

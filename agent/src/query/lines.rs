@@ -1,11 +1,14 @@
 //! Lists of the state, line by line.
 
+use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 
 use vmap_proxy_compiler::explain::answer::{Cause, FrontendAnswer, FrontendState, PortAnswer, ServiceAnswer};
+use vmap_proxy_compiler::words::count;
 
 use super::protocol::List;
+use crate::lists::some_of;
 use crate::logging::escape::escaped;
 
 /// A text of lines with cells: tabs between the cells, everything [`escaped`]. A
@@ -84,7 +87,7 @@ impl Lines {
     fn push_frontend(&mut self, service: &ServiceAnswer, frontend: &FrontendAnswer, is_wide: bool) {
         self.begin(service);
         self.plain(frontend_text(frontend));
-        self.plain(state_text(frontend.state));
+        self.plain(state_text(frontend));
         self.plain(frontend.cluster_endpoints);
         match frontend.local_endpoints {
             Some(number) => self.plain(number),
@@ -111,16 +114,25 @@ impl Lines {
     }
 }
 
+/// Source ranges of a frontend that are printed.
+const NAMED_RANGES: usize = 3;
+
 /// The state of a frontend in words.
-pub(crate) fn state_text(state: FrontendState) -> &'static str {
-    match state {
+pub(crate) fn state_text(frontend: &FrontendAnswer) -> Cow<'static, str> {
+    let ranges = || some_of(&frontend.source_ranges, NAMED_RANGES);
+    let is_limited = !frontend.source_ranges.is_empty();
+    Cow::Borrowed(match frontend.state {
+        FrontendState::Serves if is_limited => return format!("serves only {}", ranges()).into(),
+        FrontendState::ServesLocalClients if is_limited => {
+            return format!("serves local clients only, and of them only {}", ranges()).into();
+        }
         FrontendState::Serves => "serves",
         FrontendState::ServesLocalClients => "serves local clients only",
         FrontendState::Rejects => "refuses: no endpoint",
         FrontendState::Drops => "drops: no endpoint on this node",
         FrontendState::Denied => "belongs to another Service",
         FrontendState::NotProgrammed => "not programmed",
-    }
+    })
 }
 
 /// A Service in one line.
@@ -142,8 +154,8 @@ impl Summary {
         let without = frontends().filter(|frontend| !frontend.state.serves()).count();
         let state = match (service.programmed, without) {
             (false, _) => "not programmed".to_owned(),
-            (true, 0) => "serves".to_owned(),
-            (true, without) => format!("{without} of {} frontends do not serve", frontends().count()),
+            (true, 0) => serving(frontends()),
+            (true, without) => format!("{without} of {} not served", count(frontends().count(), "frontend")),
         };
         Self {
             frontends: frontends().count(),
@@ -152,6 +164,16 @@ impl Summary {
             state,
         }
     }
+}
+
+/// A Service whose frontends all serve, some of them only some clients.
+fn serving<'a>(frontends: impl Iterator<Item = &'a FrontendAnswer> + Clone) -> String {
+    let all = count(frontends.clone().count(), "frontend");
+    let ranges = frontends.clone().filter(|frontend| !frontend.source_ranges.is_empty()).count();
+    let local = frontends.filter(|frontend| frontend.state == FrontendState::ServesLocalClients).count();
+    let limits = [(local, "only local clients"), (ranges, "only source ranges")];
+    let limits = limits.into_iter().filter(|(number, _)| *number > 0);
+    limits.fold("serves".to_owned(), |text, (number, what)| format!("{text}, {number} of {all} {what}"))
 }
 
 /// `10.96.0.10:80/TCP` or `node port 30080/TCP`.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use vmap_proxy_compiler::model::convert::parse_address;
 use vmap_proxy_compiler::model::types::ServiceName;
-use vmap_proxy_compiler::model::{ProxyConfig, Store};
+use vmap_proxy_compiler::model::{Family, ProxyConfig, Store};
 use vmap_proxy_compiler::plan::Planner;
 
 use super::answer::State;
@@ -51,39 +51,33 @@ impl Offline {
         State { store, planner, ready: true, pending: false, digest: store.digest(), journal }
     }
 
-    /// The address of a Pod, from a Pod object or from a slice that refers to
-    /// it. The objects that a proxy follows do not hold it, so the files are read
-    /// once more.
-    pub fn pod_address(&self, namespace: &str, name: &str) -> Option<IpAddr> {
+    /// The address of a Pod in a family, from a Pod object. A proxy does not follow
+    /// these, so the files are read once more.
+    pub fn pod_address(&self, namespace: &str, name: &str, family: Family) -> Option<IpAddr> {
         self.manifests.files().into_iter().find_map(|file| {
             let (_, text) = read::read(&file).ok()?;
             let documents = yaml::split(&text);
             documents.into_iter().find_map(|document| {
                 let value: Value = serde_saphyr::from_str_with_options(&text[document.range], yaml::options()).ok()?;
-                address_in(&value, namespace, name)
+                address_in(&value, (namespace, name), family)
             })
         })
     }
 }
 
 /// The address of a Pod in one object, or in the items of a list.
-fn address_in(object: &Value, namespace: &str, name: &str) -> Option<IpAddr> {
+fn address_in(object: &Value, (namespace, name): (&str, &str), family: Family) -> Option<IpAddr> {
     let text = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     if let Some(items) = object.get("items").and_then(Value::as_array) {
-        return items.iter().find_map(|item| address_in(item, namespace, name));
+        return items.iter().find_map(|item| address_in(item, (namespace, name), family));
     }
     if text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned()) != namespace {
         return None;
     }
-    match text(object, "/kind")?.as_str() {
-        "Pod" if text(object, "/metadata/name").as_deref() == Some(name) => {
-            text(object, "/status/podIP").and_then(|text| parse_address(&text))
-        }
-        "EndpointSlice" => object.get("endpoints")?.as_array()?.iter().find_map(|endpoint| {
-            let is_it = text(endpoint, "/targetRef/kind").as_deref() == Some("Pod")
-                && text(endpoint, "/targetRef/name").as_deref() == Some(name);
-            is_it.then(|| text(endpoint, "/addresses/0").and_then(|text| parse_address(&text))).flatten()
-        }),
-        _ => None,
+    if text(object, "/kind")? != "Pod" || text(object, "/metadata/name")? != name {
+        return None;
     }
+    let others = object.pointer("/status/podIPs").and_then(Value::as_array).into_iter().flatten();
+    let texts = text(object, "/status/podIP").into_iter().chain(others.filter_map(|one| text(one, "/ip")));
+    texts.filter_map(|text| parse_address(&text)).find(|address| Family::of(*address) == family)
 }

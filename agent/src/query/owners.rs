@@ -6,19 +6,20 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use vmap_proxy_compiler::model::Family;
-use vmap_proxy_compiler::ruleset::element::Key;
+use vmap_proxy_compiler::ruleset::element::{Key, is_comment_of, is_cut};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::service::port_of_comment;
 use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, NodePortKey, Target};
+use vmap_proxy_wire::nf_tables::OwnTable;
 
-use crate::netlink::{Kernel, NetlinkError};
+use crate::netlink::{Kernel, NetlinkError, families};
 
 /// A service port; empty where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Owner {
     /// The namespace of the Service.
     pub namespace: String,
-    /// Its name. The kernel's comments are short: a long one ends with dots.
+    /// Its name. The kernel's comments are short: a long one ends with dots and a digest.
     pub name: String,
     /// The name of the port.
     pub port: String,
@@ -31,10 +32,18 @@ impl Owner {
         Self { namespace, name, port }
     }
 
+    /// Returns whether its name is shortened: the kernel's comment had no place for it.
+    pub fn is_cut(&self) -> bool {
+        is_cut(&self.namespace) || is_cut(&self.name)
+    }
+
     /// Returns whether it is this Service.
     pub fn is(&self, namespace: &str, name: &str) -> bool {
-        let is_cut = |prefix: &str| name.starts_with(prefix);
-        self.namespace == namespace && (self.name == name || self.name.strip_suffix("...").is_some_and(is_cut))
+        let own = match self.namespace.is_empty() {
+            true => self.name.clone(),
+            false => format!("{}/{}", self.namespace, self.name),
+        };
+        is_comment_of(&own, &format!("{namespace}/{name}"))
     }
 }
 
@@ -58,6 +67,29 @@ impl Owners {
     /// The service port of a frontend, if it was [found](Self::find).
     pub fn of(&self, frontend: &FrontendKey) -> Option<&Owner> {
         self.known.get(frontend)
+    }
+
+    /// Returns whether the kernel has a frontend of a Service: lists all of them, which
+    /// takes a second or more for 100,000.
+    ///
+    /// # Errors
+    /// If the kernel can't be read.
+    pub fn has(&mut self, namespace: &str, name: &str) -> Result<bool, NetlinkError> {
+        for family in families() {
+            if self.kernel.read_table(OwnTable::Main, family)?.is_none() {
+                continue;
+            }
+            for domain in [Domain::Frontend, Domain::NodePort] {
+                for map in [Map::Frontends(domain), Map::NoEndpoints(domain)] {
+                    let (found, _) = self.kernel.read_contents(family, map)?;
+                    let mut comments = found.iter().filter_map(|state| state.element.comment.as_deref());
+                    if comments.any(|comment| Owner::parse(comment).is(namespace, name)) {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Looks up the frontends of a family that are not known yet.
@@ -109,12 +141,18 @@ impl Owners {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::ruleset::element::fit_comment;
+
     use super::*;
 
     #[test]
     fn a_long_name_is_known_by_its_beginning() {
         assert!(Owner::parse("shop/cart:http").is("shop", "cart"));
         assert!(!Owner::parse("shop/cart:http").is("shop", "car"));
-        assert!(Owner::parse("shop/very-lo...").is("shop", "very-long"));
+        let long = |end: &str| format!("{}{end}", "very-long-".repeat(20));
+        let comment = fit_comment(&format!("shop/{}", long("a"))).into_owned();
+        assert!(Owner::parse(&comment).is_cut() && !Owner::parse("shop/a...b").is_cut());
+        assert!(Owner::parse(&comment).is("shop", &long("a")) && !Owner::parse(&comment).is("shop", &long("b")));
+        assert!(Owner::parse("shop/a?b:http").is("shop", "a\nb"));
     }
 }

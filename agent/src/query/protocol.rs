@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vmap_proxy_compiler::explain::answer::{Detail, Explanation, Question as PacketQuestion, ServiceAnswer};
 use vmap_proxy_compiler::model::{Family, Protocol};
+use vmap_proxy_compiler::plan::claims::Reason;
 use vmap_proxy_compiler::ruleset::skeleton::{LocalDetector, SkeletonConfig};
 
 /// The version of the protocol.
@@ -75,6 +76,17 @@ pub enum Question {
     FindAddress {
         /// The address.
         address: IpAddr,
+        /// The `last` of the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
+    /// The address of a Pod that a slice refers to, among the slices of the next
+    /// Services of its namespace.
+    FindPod {
+        /// `namespace/name`
+        pod: String,
+        /// The family of the address.
+        family: Family,
         /// The `last` of the page before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<String>,
@@ -171,6 +183,7 @@ impl Question {
             Answer::Digests(page) => &page.last,
             Answer::Names(page) => &page.last,
             Answer::Address(page) if page.found.is_none() => &page.last,
+            Answer::Pod(page) if page.address.is_none() => &page.last,
             _ => return None,
         };
         let last = last.clone()?;
@@ -181,6 +194,7 @@ impl Question {
             | Question::Elements { after, .. }
             | Question::Digests { after }
             | Question::WithoutEndpoints { after }
+            | Question::FindPod { after, .. }
             | Question::FindAddress { after, .. } => *after = Some(last),
             _ => return None,
         }
@@ -218,6 +232,8 @@ pub enum Answer {
     Destination(Option<Place>),
     /// To [`Question::FindAddress`].
     Address(AddressAnswer),
+    /// To [`Question::FindPod`].
+    Pod(PodAnswer),
     /// To [`Question::Services`].
     Services(ServicesAnswer),
     /// To [`Question::Lines`].
@@ -296,6 +312,15 @@ pub struct AddressAnswer {
     pub last: Option<String>,
 }
 
+/// The result of a search for a Pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodAnswer {
+    /// Its address.
+    pub address: Option<IpAddr>,
+    /// Where the next page begins; absent at the end.
+    pub last: Option<String>,
+}
+
 /// One page of Services.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicesAnswer {
@@ -359,7 +384,7 @@ pub struct StatusAnswer {
     pub quarantined: Vec<String>,
     /// The number of Services that are too large, counted per family.
     pub too_large: usize,
-    /// Frontends that a Service wants and an older one has, at most [`PAGE`].
+    /// Frontends that a Service wants and another one has, at most [`PAGE`].
     pub contested: Vec<ContestedLine>,
     /// The digest of the state, in 16 hexadecimal digits: the same on every node
     /// that was told the same.
@@ -409,6 +434,16 @@ pub struct ContestedLine {
     pub frontend: String,
     /// The Service that has it.
     pub holder: String,
+    /// Why that one has it; absent if the agent does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+impl ContestedLine {
+    /// The predicate of a sentence about the Service that has the frontend.
+    pub fn why(&self) -> String {
+        self.reason.map_or_else(|| "comes first".to_owned(), |reason| reason.to_string())
+    }
 }
 
 /// One page of the journal.

@@ -14,6 +14,7 @@ use crate::lists::some_of;
 use crate::metrics::Metrics;
 use crate::netlink::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames, LinkWatcher, NetlinkError};
 use crate::sync_loop::Status;
+use vmap_proxy_compiler::words::count;
 
 /// Pods come and go several at a time: the time for which further changes of
 /// interfaces are awaited.
@@ -151,7 +152,7 @@ impl Keeper {
             let followed = self.bring_up_to_date(&mut table, links.present())?;
             if followed.added + followed.removed > 0 {
                 let (Followed { added, removed, .. }, members) = (followed, table.members());
-                tracing::debug!("flow table: {added} interfaces added, {removed} removed, {members} in it");
+                tracing::debug!("flow table: {} added, {removed} removed, {members} in it", count(added, "interface"));
             }
             tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
         }

@@ -16,6 +16,7 @@ use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::rules;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
+use vmap_proxy_compiler::words::count;
 
 use super::Syncer;
 use crate::netlink::{Kernel, NetlinkError, OwnTable, TableState};
@@ -167,8 +168,8 @@ impl Syncer {
         let counts = &self.background.counts.as_ref()?[family];
         for map in Map::all().filter(|map| !map.is_dynamic() && !map.is_interval()) {
             let wanted = counts.get(&map).copied().unwrap_or_default();
-            if let Some(count) = table.count(map).filter(|count| i64::from(*count) != wanted) {
-                return Some(format!("map {map} has {count} elements, and {wanted} are wanted"));
+            if let Some(found) = table.count(map).filter(|found| i64::from(*found) != wanted) {
+                return Some(format!("map {map} has {}, and {wanted} wanted", count(found, "element")));
             }
         }
         None

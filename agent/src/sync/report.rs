@@ -36,7 +36,7 @@ pub struct SyncReport {
     pub refused: Vec<Refused>,
     /// Services that have become too large to be programmed; each is named once.
     pub too_large: Vec<TooLarge>,
-    /// Frontends that a Service wants and an older one has.
+    /// Frontends that a Service wants and another one has.
     pub contested: Vec<Denied>,
     /// The changes, by Service; empty for the start. After a repair: the
     /// changes of the sources at the same time.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::legacy_table::{LegacyTable, Reduced};
 
 use super::Removals;
@@ -61,7 +62,7 @@ pub(super) fn remove_chains(report: &mut Removals) {
         for table in IPTABLES_TABLES.into_iter().filter(|table| existing.lines().any(|line| line == *table)) {
             match remove_chains_of(family, table) {
                 Ok(0) => {}
-                Ok(chains) => report.removed(format!("{chains} chains of {ip} {table} (legacy iptables)")),
+                Ok(chains) => report.removed(format!("{} of {ip} {table} (legacy iptables)", count(chains, "chain"))),
                 Err(error) => report.failed(format!("chains of {ip} {table} (legacy iptables)"), error),
             }
         }

@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 
 use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::message::{Attributes, Message, Request};
 use vmap_proxy_wire::nf_tables::{TABLE_NAME, message_type, request};
 use vmap_proxy_wire::uapi::{
@@ -42,7 +43,7 @@ pub(super) fn remove_chains(socket: &mut Socket, report: &mut Removals) {
         for table in IPTABLES_TABLES {
             match remove_chains_of(socket, family, table, report) {
                 Ok(0) => {}
-                Ok(count) => report.removed(format!("{count} chains of {ip} {table} (iptables-nft)")),
+                Ok(chains) => report.removed(format!("{} of {ip} {table} (iptables-nft)", count(chains, "chain"))),
                 Err(error) => report.failed(format!("chains of {ip} {table} (iptables-nft)"), error),
             }
         }

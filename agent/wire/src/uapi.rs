@@ -241,6 +241,10 @@ numbers! {
         NFTA_CHAIN_TYPE = 7,
         NFTA_CHAIN_FLAGS = 10,
     }
+    /// `enum nft_target_attributes` (`nf_tables_compat.h`): a target of iptables.
+    u16 {
+        NFTA_TARGET_NAME = 1,
+    }
     /// `enum nft_rule_attributes`
     u16 {
         NFTA_RULE_TABLE = 1,

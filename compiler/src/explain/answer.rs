@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Protocol;
@@ -136,6 +137,11 @@ pub enum Code {
 }
 
 impl Code {
+    /// Returns whether it is a reason for a Service to have no rules at all.
+    pub fn is_unserved(self) -> bool {
+        matches!(self, Self::OtherProxy | Self::Headless | Self::ExternalName | Self::NoClusterIp)
+    }
+
     /// Returns whether it is a reason for an endpoint to see an address of this
     /// node.
     pub fn is_masquerading(self) -> bool {
@@ -348,6 +354,9 @@ pub struct FrontendAnswer {
     /// policy asks for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_endpoints: Option<usize>,
+    /// The only clients that it serves (`spec.loadBalancerSourceRanges`); empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNet>,
     /// The field that makes it a frontend.
     pub cause: Cause,
 }

@@ -8,8 +8,9 @@ use super::answer::{Cause, Code, Decision};
 use super::endpoints::{List, PortEndpoints};
 use super::fields::{address_word, decision, is_internal, of_address, of_service, of_service_cidr, port_text};
 use super::packet::{masquerade_all, no_detection};
+use super::service::not_proxied;
 use crate::evaluate::{Outcome, Packet, TraceStep, Verdict};
-use crate::model::types::{Service, ServiceName};
+use crate::model::types::{Service, ServiceName, Unserved};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{self, Data, Key};
@@ -202,6 +203,9 @@ impl<'a> Story<'a> {
     /// The Service that has the destination address, where the path shows none.
     fn name_holder(&mut self, about: &ServiceName) {
         let Some(entry) = self.known.store.get(about) else { return };
+        if let Some(unserved) = entry.unserved() {
+            return self.name_unserved(about, unserved);
+        }
         let Some(service) = &entry.service[self.family] else { return };
         if self.serving.is_some() || !matches!(self.decisive.code, Code::UndefinedPort | Code::NotAFrontend) {
             return;
@@ -216,15 +220,35 @@ impl<'a> Story<'a> {
             let ports = ports.join(", ");
             format!("{destination} is {word} of Service {about}, which has no port {port}/{protocol}, only {ports}")
         };
-        let then = match self.outcome.verdict {
-            Verdict::Reject => ": the packet is refused",
-            Verdict::Drop => ": the packet is dropped",
-            _ => ": the packet goes where it was sent to",
-        };
-        self.decisive.text = why + then;
+        self.decisive.text = why + self.consequence();
         self.decisive.causes.insert(0, of_address(about, service, *destination));
         self.decisions.retain(|decision| decision.code != self.decisive.code);
         self.push(self.decisive.clone());
+    }
+
+    /// A Service without rules that has the destination address.
+    fn name_unserved(&mut self, about: &ServiceName, unserved: &Unserved) {
+        let is_open = matches!(self.decisive.code, Code::Unallocated | Code::UndefinedPort | Code::NotAFrontend);
+        let destination = self.packet.destination;
+        let Some((_, field)) = unserved.addresses.iter().find(|(address, _)| *address == destination) else { return };
+        if self.serving.is_some() || !is_open {
+            return;
+        }
+        let Decision { code, text, mut causes } = not_proxied(about, &unserved.reason);
+        let text = format!("{destination} is an address of Service {about}, but {text}{}", self.consequence());
+        causes.push(of_service(about, *field, destination));
+        // The range that has the packet dropped.
+        causes.append(&mut self.decisive.causes);
+        self.decisions.retain(|decision| decision.code != self.decisive.code);
+        self.decide(decision(code, text, causes));
+    }
+
+    fn consequence(&self) -> &'static str {
+        match self.outcome.verdict {
+            Verdict::Reject => ": the packet is refused",
+            Verdict::Drop => ": the packet is dropped",
+            _ => ": the packet goes where it was sent to",
+        }
     }
 
     fn source_ranges(&mut self) {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Known;
 use super::answer::{Cause, Code, Decision, EndpointLeftOut, EndpointUse, MAX_LISTED};
-use super::fields::{count, decision, no_slice, of_slice, port_text};
+use super::fields::{decision, no_slice, of_slice, port_text};
 use crate::model::Endpoint;
 use crate::model::convert::Slice;
 use crate::model::store::ServiceEntry;
 use crate::model::types::{Hints, ServiceName, ServicePort};
 use crate::ruleset::Family;
 use crate::select::{Joins, Judged, Unused, Used, Viewpoint, judge};
+use crate::words::count;
 
 /// The list that a packet's endpoint is drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

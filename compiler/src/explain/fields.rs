@@ -168,8 +168,3 @@ pub(super) fn port_text(port: &ServicePort) -> String {
     let number = format!("{}/{}", port.port, port.protocol);
     if port.name.is_empty() { format!("port {number}") } else { format!("port {} ({number})", port.name) }
 }
-
-/// The number of things, with the right form of their word.
-pub(super) fn count(number: usize, word: &str) -> String {
-    if number == 1 { format!("1 {word}") } else { format!("{number} {word}s") }
-}

@@ -30,7 +30,7 @@ use std::net::IpAddr;
 
 use crate::evaluate::{Host, Packet};
 use crate::model::Store;
-use crate::model::types::ServiceName;
+use crate::model::types::{NameDigest, ServiceName};
 use crate::plan::Planner;
 use crate::ruleset::Family;
 use crate::ruleset::service::all_frontends;
@@ -101,10 +101,47 @@ impl Known<'_> {
                     || service.external_ips.contains(&address)
                     || service.load_balancer_ips.contains(&address)
             });
-            if has_address {
+            let unserved = || entry.unserved().into_iter().flat_map(|unserved| &unserved.addresses);
+            if has_address || unserved().any(|(one, _)| *one == address) {
                 page.found = Some(name.clone());
                 return page;
             }
+        }
+        page.last = None;
+        page
+    }
+
+    /// Looks for the address of a Pod in a family among the slices of the next `count`
+    /// Services of its namespace behind `after`.
+    pub fn find_pod(
+        &self,
+        (namespace, name): (&str, &str),
+        family: Family,
+        after: Option<&ServiceName>,
+        count: usize,
+    ) -> PodPage {
+        let pod = NameDigest::of(name);
+        let mut page = PodPage::default();
+        if pod == NameDigest::NONE {
+            return page;
+        }
+        let mut endpoints = 0;
+        // The empty name comes before all others.
+        let beginning = after.cloned().unwrap_or_else(|| ServiceName::new(namespace, ""));
+        for (seen, (name, entry)) in self.store.after(Some(&beginning)).enumerate() {
+            if name.namespace() != namespace {
+                break;
+            }
+            if seen == count || endpoints > MOST_ENDPOINTS {
+                return page;
+            }
+            for slice in entry.slices().filter(|slice| slice.family == family) {
+                endpoints += slice.endpoints.len();
+                if let Some(found) = slice.endpoints.iter().find(|endpoint| endpoint.pod == pod) {
+                    return PodPage { address: Some(found.address), last: None };
+                }
+            }
+            page.last = Some(name.clone());
         }
         page.last = None;
         page
@@ -126,6 +163,18 @@ impl Known<'_> {
             |target: &Target| matches!(target, Target::Frontend(key) if key.address == service.cluster_ip);
         frontends.find(|frontend| is_cluster_ip(&frontend.target)).map(|frontend| frontend.target)
     }
+}
+
+/// Endpoints that a search for a Pod looks at, after which a page ends.
+const MOST_ENDPOINTS: usize = 16_384;
+
+/// The result of a search for a Pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodPage {
+    /// Its address.
+    pub address: Option<IpAddr>,
+    /// The last Service that was looked at, if there are more behind it.
+    pub last: Option<ServiceName>,
 }
 
 /// The result of a search for an address.

@@ -11,6 +11,7 @@ use super::service;
 use crate::evaluate::{Evaluator, Outcome, Packet, TraceStep, Verdict};
 use crate::model::Endpoint;
 use crate::model::types::ServiceName;
+use crate::plan::claims::Reason;
 use crate::plan::excerpt::Flow;
 use crate::ruleset::Family;
 use crate::ruleset::service::Claim;
@@ -106,8 +107,10 @@ fn add_notes(
     }
     // A claim is noted for the target and for the Service.
     let mut seen: Vec<Decision> = Vec::new();
+    let decisive = answer.decision.code;
     answer.notes.retain(|note| {
-        let is_new = !seen.contains(note);
+        // The decision has it already, where the Service of another proxy is the answer.
+        let is_new = !seen.contains(note) && (note.code != decisive || !decisive.is_unserved());
         if is_new {
             seen.push(note.clone());
         }
@@ -143,10 +146,13 @@ pub(super) fn denied(
 ) -> Option<Decision> {
     let service = |name| known.planner.compiled(name, family).map(|compiled| &compiled.service);
     let (loser, winner) = (service(name)?, service(holder)?);
-    let why = if loser.created == winner.created { "comes first by name" } else { "is older" };
-    let age = |name, service| of_service(name, "metadata.creationTimestamp", created(service));
-    let text = format!("Service {name} wants {claim}, too; Service {holder} {why} and has it");
-    let mut causes = vec![age(holder, winner), age(name, loser)];
+    let reason = Reason::of(winner.created, loser.created);
+    let text = format!("Service {name} wants {claim}, too; Service {holder} {reason} and has it");
+    let deciding = |name: &ServiceName, service| match reason.is_name() {
+        true => of_service(name, "metadata.name", name.name()),
+        false => of_service(name, "metadata.creationTimestamp", created(service)),
+    };
+    let mut causes = vec![deciding(holder, winner), deciding(name, loser)];
     if let Claim::Serve(Target::Frontend(key)) | Claim::NoEndpoint(Target::Frontend(key)) | Claim::Firewall(key) = claim
     {
         causes.push(of_address(holder, winner, key.address));

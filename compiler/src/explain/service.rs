@@ -52,7 +52,8 @@ pub(super) fn faults(known: &Known<'_>, name: &ServiceName, family: Option<Famil
         let text = format!("there is no Service {name}");
         return vec![decision(Code::NoService, text, [])];
     };
-    let mut faults: Vec<Decision> = entry.not_proxied().map(|reason| not_proxied(name, reason)).into_iter().collect();
+    let mut faults: Vec<Decision> =
+        entry.unserved().map(|unserved| not_proxied(name, &unserved.reason)).into_iter().collect();
     for family in Family::ALL.into_iter().filter(|one| family.is_none_or(|family| family == *one)) {
         if let Some(elements) = known.planner.too_many_elements(name, family) {
             let text = format!(
@@ -92,7 +93,8 @@ pub(super) fn faults(known: &Known<'_>, name: &ServiceName, family: Option<Famil
     faults
 }
 
-fn not_proxied(name: &ServiceName, reason: &NotProxied) -> Decision {
+/// Why a Service has no rules in any family.
+pub(super) fn not_proxied(name: &ServiceName, reason: &NotProxied) -> Decision {
     let label = || format!("metadata.labels[{LABEL_SERVICE_PROXY_NAME}]");
     match reason {
         NotProxied::OtherProxy(proxy) => decision(
@@ -179,6 +181,9 @@ fn frontend(
         }),
         cluster_endpoints: endpoints.map_or(0, |endpoints| endpoints.cluster.len()),
         local_endpoints: endpoints.filter(|_| served.is_local).map(|endpoints| endpoints.local.len()),
+        source_ranges: address
+            .filter(|one| service.load_balancer_ips.contains(one))
+            .map_or_else(Vec::new, |_| service.source_ranges.clone()),
         cause: known.of_frontend(name, service, port, served.target).into_iter().next()?,
     })
 }

@@ -1,16 +1,18 @@
 //! A change of one object in checked types. A source creates it once, where it
 //! reads the object, and the store takes it.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::config::NodeInfo;
-use super::convert::{self, Problem, Slice};
+use super::convert::{self, Problem, Slice, parse_address};
 use super::family::PerFamily;
 use super::objects::{
     Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, Object, ObjectRef,
     ServiceObject,
 };
-use super::types::{NotProxied, Service, ServiceName};
+use super::types::{NotProxied, Service, ServiceName, Unserved};
 
 /// A checked change of one object, which makes the object itself unnecessary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,17 +30,20 @@ pub struct CheckedChange {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {
     /// The reason why a Service has no rules at all.
-    pub not_proxied: Option<Box<NotProxied>>,
+    pub unserved: Option<Box<Unserved>>,
     /// Its first unusable fields, at most [`MAX_PROBLEMS`].
     pub problems: Box<[Problem]>,
 }
+
+/// Maximum number of addresses of a Service without rules that are kept.
+const MAX_ADDRESSES: usize = 64;
 
 /// Maximum number of unusable fields of one object that are kept.
 pub const MAX_PROBLEMS: usize = 8;
 
 impl LeftOut {
-    fn of(not_proxied: Option<NotProxied>, problems: &[Problem]) -> Self {
-        Self { not_proxied: not_proxied.map(Box::new), problems: problems.iter().take(MAX_PROBLEMS).cloned().collect() }
+    fn of(unserved: Option<Unserved>, problems: &[Problem]) -> Self {
+        Self { unserved: unserved.map(Box::new), problems: problems.iter().take(MAX_PROBLEMS).cloned().collect() }
     }
 }
 
@@ -70,7 +75,7 @@ impl CheckedChange {
         match change {
             Change::Apply(object) => {
                 let (content, problems) = Content::of(object, node_name);
-                let left_out = LeftOut::of(not_proxied(object, &content), &problems);
+                let left_out = LeftOut::of(unserved(object, &content), &problems);
                 (Self { object: object.reference(), content, left_out }, problems)
             }
             Change::Delete(object) => (Self::of(object.clone(), Content::Gone), Vec::new()),
@@ -101,20 +106,35 @@ impl Content {
     }
 }
 
-/// The reason why a Service has no rules, if it has none.
-fn not_proxied(object: &Object, content: &Content) -> Option<NotProxied> {
+/// The reason why a Service has no rules, and its addresses; `None` if it has rules.
+fn unserved(object: &Object, content: &Content) -> Option<Unserved> {
     let (Object::Service(object), Content::Service(services)) = (object, content) else { return None };
     if services.values().any(Option::is_some) {
-        None
-    } else if let Some(proxy) = object.metadata.labels.get(LABEL_SERVICE_PROXY_NAME) {
-        Some(NotProxied::OtherProxy(proxy.clone()))
-    } else if object.spec.service_type == "ExternalName" {
-        Some(NotProxied::ExternalName)
-    } else if object.spec.cluster_ip == "None" {
-        Some(NotProxied::Headless)
-    } else {
-        Some(NotProxied::NoClusterIp)
+        return None;
     }
+    let reason = if let Some(proxy) = object.metadata.labels.get(LABEL_SERVICE_PROXY_NAME) {
+        NotProxied::OtherProxy(proxy.clone())
+    } else if object.spec.service_type == "ExternalName" {
+        NotProxied::ExternalName
+    } else if object.spec.cluster_ip == "None" {
+        NotProxied::Headless
+    } else {
+        NotProxied::NoClusterIp
+    };
+    Some(Unserved { reason, addresses: addresses_of(object) })
+}
+
+/// The addresses that are written in a Service, each with its field.
+fn addresses_of(object: &ServiceObject) -> Vec<(IpAddr, &'static str)> {
+    let spec = &object.spec;
+    let ingress = object.status.load_balancer.ingress.iter().map(|ingress| &ingress.ip);
+    let texts = [&spec.cluster_ip].into_iter().chain(&spec.cluster_ips).map(|text| (text, "spec.clusterIPs"));
+    let texts = texts.chain(spec.external_ips.iter().map(|text| (text, "spec.externalIPs")));
+    let texts = texts.chain(ingress.map(|text| (text, "status.loadBalancer.ingress")));
+    let mut addresses: Vec<_> = texts.filter_map(|(text, field)| Some((parse_address(text)?, field))).collect();
+    addresses.dedup();
+    addresses.truncate(MAX_ADDRESSES);
+    addresses
 }
 
 fn service(object: &ServiceObject) -> (Content, Vec<Problem>) {

@@ -18,7 +18,7 @@ use super::objects::{
     EndpointObject, EndpointSliceObject, Kind, LABEL_SERVICE_NAME, LABEL_ZONE, NodeObject, ObjectMeta, ObjectRef,
     ServiceCidrObject, ServiceObject, ServicePortObject,
 };
-use super::types::{Hints, Protocol, Service, ServicePort, SliceEndpoint, index};
+use super::types::{Hints, NameDigest, Protocol, Service, ServicePort, SliceEndpoint, index};
 
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -399,7 +399,11 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
     for (position, endpoint) in object.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else { continue };
         match parse_address(text).filter(|address| Family::of(*address) == family) {
-            Some(address) => endpoints.push(slice_endpoint(endpoint, index(position), address, node_name)),
+            Some(address) => {
+                let mut found = slice_endpoint(endpoint, index(position), address, node_name);
+                found.pod = endpoint.target_ref.pod_in(&object.metadata.namespace);
+                endpoints.push(found);
+            }
             None => problems.add(
                 format!("endpoints[{position}].addresses[0]"),
                 format!("{text:?} is not an {family} address; the endpoint is skipped"),
@@ -423,6 +427,7 @@ fn slice_endpoint(object: &EndpointObject, index: u16, address: IpAddr, node_nam
         local: !node_name.is_empty() && object.node_name.as_deref() == Some(node_name),
         index,
         hints: hints.filter(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()).map(Arc::new),
+        pod: NameDigest::NONE,
     }
 }
 

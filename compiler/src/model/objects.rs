@@ -5,9 +5,12 @@
 //! Numbers are wide and strings unchecked on purpose: an impossible value is
 //! reported with the object's name by [`super::convert`], not by the parser.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
+
+use super::types::NameDigest;
 
 /// Label on a Service that hands it to another proxy; any value counts.
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -213,6 +216,59 @@ pub struct EndpointObject {
     pub hostname: Option<String>,
     /// The clients it is meant for.
     pub hints: Option<EndpointHints>,
+    /// The Pod that it belongs to, to be found by its name. Digests can't be written
+    /// back.
+    #[serde(deserialize_with = "or_default", skip_serializing)]
+    pub target_ref: TargetRef,
+}
+
+/// `ObjectReference` to a Pod, as digests: a file may list half a million endpoints, and
+/// names would take many times the memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TargetRef {
+    /// Its namespace; none: that of the slice.
+    pub namespace: NameDigest,
+    /// Its name; none: the endpoint belongs to no Pod.
+    pub pod: NameDigest,
+}
+
+impl TargetRef {
+    /// The digests of the Pod of a reference; none if it is to another kind of object.
+    pub fn new(kind: &str, namespace: &str, name: &str) -> Self {
+        if kind == "Pod" {
+            Self { namespace: NameDigest::of(namespace), pod: NameDigest::of(name) }
+        } else {
+            Self::default()
+        }
+    }
+
+    /// The Pod, if it is in the namespace of its slice.
+    pub fn pod_in(&self, namespace: &str) -> NameDigest {
+        let is_same = self.namespace == NameDigest::NONE || self.namespace == NameDigest::of(namespace);
+        if is_same { self.pod } else { NameDigest::NONE }
+    }
+}
+
+impl<'de> Deserialize<'de> for TargetRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// A text that is borrowed where that is possible.
+        #[derive(Default, Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Named<'a> {
+            #[serde(borrow, deserialize_with = "or_default")]
+            kind: Text<'a>,
+            #[serde(borrow, deserialize_with = "or_default")]
+            namespace: Text<'a>,
+            #[serde(borrow, deserialize_with = "or_default")]
+            name: Text<'a>,
+        }
+
+        let Named { kind, namespace, name } = Named::deserialize(deserializer)?;
+        Ok(Self::new(&kind.0, &namespace.0, &name.0))
+    }
 }
 
 /// `EndpointConditions`

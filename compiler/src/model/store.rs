@@ -16,7 +16,7 @@ use super::config::NodeInfo;
 use super::convert::{Problem, Slice};
 use super::family::PerFamily;
 use super::objects::{Change, Kind, ObjectRef};
-use super::types::{Hints, NotProxied, Service, ServiceName};
+use super::types::{Hints, Service, ServiceName, Unserved};
 
 /// Maximum number of interned port names.
 const MAX_SHARED_NAMES: usize = 1024;
@@ -60,9 +60,9 @@ impl ServiceEntry {
         self.known
     }
 
-    /// The reason why a Service that exists has no rules in any family.
-    pub fn not_proxied(&self) -> Option<&NotProxied> {
-        self.left_out.not_proxied.as_deref()
+    /// Why a Service that exists has no rules in any family, and its addresses.
+    pub fn unserved(&self) -> Option<&Unserved> {
+        self.left_out.unserved.as_deref()
     }
 
     /// The first unusable fields of the Service and of its slices.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::digest::Digest;
+
 /// A transport protocol that Services can use. TCP, UDP and SCTP are all first
 /// class: one map serves the three of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -186,6 +188,15 @@ pub enum NotProxied {
     NoClusterIp,
 }
 
+/// A Service that exists and has no rules in any family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unserved {
+    /// Why.
+    pub reason: NotProxied,
+    /// Its addresses, each with its field: a packet to one of them may be asked about.
+    pub addresses: Vec<(IpAddr, &'static str)>,
+}
+
 impl Service {
     /// Returns whether anything outside the cluster can reach this port.
     pub fn externally_accessible(&self, port: &ServicePort) -> bool {
@@ -222,6 +233,23 @@ pub struct SliceEndpoint {
     pub index: u16,
     /// Topology hints, shared among endpoints; `None`: no hint at all.
     pub hints: Option<Arc<Hints>>,
+    /// The Pod that it belongs to, to be found by its name.
+    pub pod: NameDigest,
+}
+
+/// A digest of a name: to find an object by its name needs no more, and names would take
+/// many times the memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameDigest(u64);
+
+impl NameDigest {
+    /// That of an empty name.
+    pub const NONE: Self = Self(0);
+
+    /// The digest of a name.
+    pub fn of(name: &str) -> Self {
+        if name.is_empty() { Self::NONE } else { Self(Digest::default().bytes(name.as_bytes()).finish().max(1)) }
+    }
 }
 
 /// `hints` of an endpoint: the clients it is meant for.

@@ -4,8 +4,10 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::fmt;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 use crate::model::types::ServiceName;
 use crate::ruleset::service::Claim;
@@ -21,6 +23,50 @@ struct Claimant {
 /// name.
 pub(super) fn precedence(created: i64, name: &ServiceName) -> impl Ord {
     (created, name)
+}
+
+/// The reason why one Service has a frontend that another one wants, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It was created first.
+    Older,
+    /// It has no creation timestamp and the other one has.
+    Undated,
+    /// Both were created in the same second, and its name comes first.
+    NameAtSameTime,
+    /// Neither has a creation timestamp (as in manifests), and its name comes first.
+    Name,
+}
+
+impl Reason {
+    /// The reason, from the times of creation of the Service that has the frontend and
+    /// of the one that wants it.
+    pub fn of(holder: i64, wanting: i64) -> Self {
+        match (holder, wanting) {
+            (0, 0) => Self::Name,
+            (0, _) => Self::Undated,
+            _ if holder == wanting => Self::NameAtSameTime,
+            _ => Self::Older,
+        }
+    }
+
+    /// Returns whether the names decided.
+    pub fn is_name(self) -> bool {
+        matches!(self, Self::NameAtSameTime | Self::Name)
+    }
+}
+
+impl fmt::Display for Reason {
+    /// The predicate of a sentence about the Service that has the frontend.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Older => "is older",
+            Self::Undated => "counts as older (it has no creationTimestamp)",
+            Self::NameAtSameTime => "comes first by name (both were created at the same time)",
+            Self::Name => "comes first by name (neither has a creationTimestamp)",
+        })
+    }
 }
 
 impl Ord for Claimant {
@@ -95,12 +141,20 @@ impl Claims {
         self.holders.get(claim).map(|holder| &holder.name)
     }
 
-    /// Each claim that another Service holds, with the Service that wants it and
-    /// the holder, in no order. The work depends on these alone.
-    pub fn contested(&self) -> impl Iterator<Item = (&ServiceName, Claim, &ServiceName)> {
+    /// Returns the Service that holds the frontend, and why it has it and not one that
+    /// was created then.
+    pub fn holder_before(&self, claim: &Claim, created: i64) -> Option<(&ServiceName, Reason)> {
+        self.holders.get(claim).map(|holder| (&holder.name, Reason::of(holder.created, created)))
+    }
+
+    /// Each claim that another Service holds, with the Service that wants it, the
+    /// holder and the reason, in no order. The work depends on these alone.
+    pub fn contested(&self) -> impl Iterator<Item = (&ServiceName, Claim, &ServiceName, Reason)> {
         self.waiting.iter().flat_map(|(claim, claimants)| {
-            let holder = self.holders.get(claim).map(|holder| &holder.name);
-            claimants.iter().filter_map(move |claimant| Some((&claimant.name, *claim, holder?)))
+            let holder = self.holders.get(claim);
+            claimants.iter().filter_map(move |claimant| {
+                Some((&claimant.name, *claim, &holder?.name, Reason::of(holder?.created, claimant.created)))
+            })
         })
     }
 

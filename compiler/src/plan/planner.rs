@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::claims::Claims;
+use super::claims::{Claims, Reason};
 use super::compile::TooLarge;
 use super::counted::{CountedChains, SharedElements};
 use super::lists::ListNumbers;
@@ -98,6 +98,8 @@ pub struct Denied {
     pub claim: Claim,
     /// The Service that has it.
     pub holder: ServiceName,
+    /// Why that one has it.
+    pub reason: Reason,
 }
 
 /// The owner of elements that belong to the node.
@@ -341,18 +343,16 @@ impl Planner {
         }
     }
 
-    /// The frontends to serve that a Service wants and an older one has, in no
+    /// The frontends to serve that a Service wants and another one has, in no
     /// order. The work depends on their number alone.
     pub fn contested(&self, family: Family) -> impl Iterator<Item = Denied> {
         let contested = self.families[family].claims.contested();
-        contested.filter(|(_, claim, _)| matches!(claim, Claim::Serve(_))).map(|(name, claim, holder)| Denied {
-            name: name.clone(),
-            claim,
-            holder: holder.clone(),
-        })
+        contested
+            .filter(|(_, claim, ..)| matches!(claim, Claim::Serve(_)))
+            .map(|(name, claim, holder, reason)| Denied { name: name.clone(), claim, holder: holder.clone(), reason })
     }
 
-    /// Every frontend that a Service wants and an older one has. Looks at all
+    /// Every frontend that a Service wants and another one has. Looks at all
     /// Services: for the start and for repairs, plans name theirs themselves.
     pub fn all_denied(&self) -> Vec<Denied> {
         let of_family = |state: &FamilyState| -> Vec<Denied> {
@@ -555,8 +555,8 @@ impl FamilyState {
 
     fn denied(&self, name: &ServiceName, compiled: &CompiledService) -> Vec<Denied> {
         let denied = compiled.denied.iter().filter_map(|claim| {
-            let holder = self.claims.holder(claim)?.clone();
-            Some(Denied { name: name.clone(), claim: *claim, holder })
+            let (holder, reason) = self.claims.holder_before(claim, compiled.service.created)?;
+            Some(Denied { name: name.clone(), claim: *claim, holder: holder.clone(), reason })
         });
         denied.collect()
     }

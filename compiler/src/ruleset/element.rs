@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::chains::Chain;
 use super::maps::Map;
 use super::target::{FrontendKey, Target};
+use crate::model::digest::Digest;
 use crate::model::{Endpoint, Protocol};
 
 /// The number of an endpoint list that clients stick to: one of the lists of a
@@ -118,23 +119,68 @@ pub struct Element {
 /// libnftnl refuse more than 128 including the terminating zero.
 pub const MAX_COMMENT: usize = 127;
 
-/// Shortens a comment to the kernel's limit, at a character boundary, with
-/// `...` at the end. Characters that would end the comment in a listing, or
-/// harm a terminal, are replaced; no name that the API server accepts contains
-/// them.
+/// The end of a shortened text: dots, and a digest of the whole text in 8
+/// hexadecimal digits, so that two texts with the same beginning stay apart.
+const CUT_END: usize = 3 + 8;
+
+/// Shortens a comment to the kernel's limit, at a character boundary, with `...`
+/// and a digest of the whole text at the end. Characters that would end the comment
+/// in a listing, or harm a terminal, are replaced; no name that the API server
+/// accepts contains them.
 pub fn fit_comment(text: &str) -> Cow<'_, str> {
+    cut(harmless(text), MAX_COMMENT)
+}
+
+/// `name:port`, or without the port if it has no name; each part is shortened as in
+/// [`fit_comment`] if both don't fit, the port first.
+pub(super) fn port_comment(name: &str, port: &str) -> String {
+    if port.is_empty() {
+        return fit_comment(name).into_owned();
+    }
+    let port = harmless(port);
+    let name = cut(harmless(name), MAX_COMMENT - 1 - port.len().min(CUT_END));
+    let port = cut(port, MAX_COMMENT - 1 - name.len());
+    format!("{name}:{port}")
+}
+
+/// Returns whether a part of a comment stands for this text, which may be shortened
+/// there.
+pub fn is_comment_of(part: &str, text: &str) -> bool {
+    let text = harmless(text);
+    let is_cut = |split: usize| {
+        part.is_char_boundary(split)
+            && text.starts_with(&part[..split])
+            && text.len() > part.len()
+            && part[split..] == cut_end(&text)
+    };
+    part == text || part.len().checked_sub(CUT_END).is_some_and(is_cut)
+}
+
+/// Returns whether a part of a comment looks shortened.
+pub fn is_cut(part: &str) -> bool {
+    let end = part.rsplit_once("...").map(|(_, digest)| digest);
+    end.is_some_and(|digest| digest.len() == 8 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+fn harmless(text: &str) -> Cow<'_, str> {
     let is_harmful = |character: char| character.is_control() || character == '"';
-    if text.contains(is_harmful) {
-        return Cow::Owned(fit_comment(&text.replace(is_harmful, "?")).into_owned());
+    if text.contains(is_harmful) { Cow::Owned(text.replace(is_harmful, "?")) } else { Cow::Borrowed(text) }
+}
+
+fn cut(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text;
     }
-    if text.len() <= MAX_COMMENT {
-        return Cow::Borrowed(text);
-    }
-    let mut end = MAX_COMMENT - 3;
+    let mut end = most.saturating_sub(CUT_END);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    Cow::Owned(format!("{}...", &text[..end]))
+    Cow::Owned(format!("{}{}", &text[..end], cut_end(&text)))
+}
+
+fn cut_end(text: &str) -> String {
+    let digest = Digest::default().bytes(text.as_bytes()).finish();
+    format!("...{:08x}", digest >> 32)
 }
 
 #[cfg(test)]
@@ -147,6 +193,24 @@ mod tests {
         assert_eq!(fit_comment("a\"b\n\u{1b}[2Jc"), "a?b??[2Jc");
         let text = "é".repeat(100);
         let long = fit_comment(&text);
-        assert!(long.len() <= MAX_COMMENT && long.ends_with("..."), "{long}");
+        assert!(long.len() <= MAX_COMMENT && long.contains("é..."), "{long}");
+        assert!(is_comment_of(&long, &text) && !is_comment_of(&long, &"é".repeat(101)), "{long}");
+    }
+
+    #[test]
+    fn long_names_with_the_same_beginning_stay_apart() {
+        let beginning = format!("shop/{}", "a".repeat(200));
+        let [one, other] = ["b", "c"].map(|end| format!("{beginning}{end}"));
+        for port in ["", "http", &"p".repeat(63)] {
+            let [first, second] = [&one, &other].map(|name| port_comment(name, port));
+            assert!(first.len() <= MAX_COMMENT && first != second, "{first} {second}");
+            let name = first.split_once(':').map_or(&*first, |(name, _)| name);
+            assert!(is_comment_of(name, &one) && !is_comment_of(name, &other), "{name}");
+        }
+        // What fits exactly is not cut.
+        let longest = format!("{}/{}", "n".repeat(58), "s".repeat(63));
+        assert_eq!(port_comment(&longest, "http"), format!("{longest}:http"));
+        let [http, https] = ["0", "1"].map(|end| port_comment(&longest, &format!("{}{end}", "p".repeat(62))));
+        assert!(http != https && http.len() <= MAX_COMMENT, "{http} {https}");
     }
 }

@@ -12,7 +12,7 @@ use rustc_hash::FxHashSet;
 
 use super::Family;
 use super::chains::Chain;
-use super::element::{Data, Element, Key, ListNumber, Verdict, fit_comment};
+use super::element::{Data, Element, Key, ListNumber, Verdict, fit_comment, port_comment};
 use super::maps::Map;
 use super::source_ranges::markers;
 use super::spread::Spread;
@@ -27,7 +27,7 @@ pub struct CompiledService {
     pub service: Arc<Service>,
     /// The endpoints of each port, in the order of `service.ports`.
     pub ports: Box<[CompiledPort]>,
-    /// Frontends that an older Service claims as well, and has; sorted, so that
+    /// Frontends that another Service claims as well, and has; sorted, so that
     /// each can be found without looking at all.
     pub denied: Box<[Claim]>,
     /// Ready local endpoints, for the health check port.
@@ -39,7 +39,7 @@ pub struct CompiledService {
 }
 
 impl CompiledService {
-    /// Returns whether an older Service holds the claimed frontend.
+    /// Returns whether another Service holds the claimed frontend.
     pub fn is_denied(&self, claim: &Claim) -> bool {
         self.denied.binary_search(claim).is_ok()
     }
@@ -331,12 +331,10 @@ pub fn port_of_comment(comment: &str) -> Option<[&str; 3]> {
     Some([namespace, service, port])
 }
 
-/// `namespace/name:port`, or without the port if it has no name.
+/// `namespace/name:port`, or without the port if it has no name; shortened to the
+/// kernel's limit.
 fn comment(name: &ServiceName, port: &ServicePort) -> Arc<str> {
-    if port.name.is_empty() {
-        return fit_comment(name.text()).into();
-    }
-    fit_comment(&format!("{name}:{}", port.name)).into()
+    port_comment(name.text(), &port.name).into()
 }
 
 fn plain(map: Map, key: Key) -> Element {

@@ -150,14 +150,20 @@ fn cause_fault(answer: &Explanation, model: &ReferenceModel, packet: &Packet) ->
             (Code::NoEndpoint, service, causes.any(|cause| is_condition(cause) == *is_listed))
         }
         Deciding::UndefinedPort { service } => (Code::UndefinedPort, service, field("spec.clusterIPs")),
+        // The address may be of a Service without rules; that its label or field exists is compared, too.
+        Deciding::ServiceCidr if answer.decision.code.is_unserved() => {
+            (answer.decision.code, &String::new(), field("spec.cidrs"))
+        }
         Deciding::ServiceCidr => (Code::Unallocated, &String::new(), field("spec.cidrs")),
         Deciding::Nothing => {
-            let is_untouched = matches!(answer.decision.code, Code::NotAFrontend | Code::NotANodePortAddress);
+            let code = answer.decision.code;
+            let is_untouched = matches!(code, Code::NotAFrontend | Code::NotANodePortAddress) || code.is_unserved();
             return (!is_untouched).then(|| format!("nothing decides, explain says {:?}", answer.decision));
         }
     };
     let same_service = match code {
         Code::Unallocated => true,
+        code if code.is_unserved() => true,
         Code::UndefinedPort => named(service),
         _ => of_service.as_ref() == Some(service),
     };

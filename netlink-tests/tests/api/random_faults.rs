@@ -319,7 +319,7 @@ fn assert_told_once(follower: &Follower, log: &[String], took: Duration) {
     let degraded: Vec<_> = follower.log.iter().filter(|line| !line.starts_with("list") && *line != "synced").collect();
     assert!(recoveries.len() <= degraded.len(), "{recoveries:#?}");
     for line in degraded.into_iter().chain(log) {
-        let end = line.find(" more times in the last minute)").and_then(|end| line[..end].rfind(" ("));
+        let end = line.find(" more time").and_then(|end| line[..end].rfind(" ("));
         let cause = &line[..end.unwrap_or(line.len())];
         *lines.entry(cause.chars().filter(|character| !character.is_numeric()).collect()).or_default() += 1;
     }

@@ -227,7 +227,7 @@ fn a_slice_without_its_service_waits_for_it() {
     manifests.write_objects("good.json", &objects);
     let mut agent = AgentProcess::launch(PROGRAM, cluster.node(), &manifests, &[]);
     agent.wait_for(&["EndpointSlice shop/orphan-1", "no Service"]);
-    agent.wait_for(&["programmed 1 services"]);
+    agent.wait_for(&["programmed 1 service,"]);
     cluster.assert_served(POD[0], at(GOOD, 80), Tcp, [LOCAL[0][0]]);
     manifests.write_objects("service.json", &[web("shop/orphan", 11).build()]);
     agent.wait_for(&["synced in"]);
@@ -292,7 +292,7 @@ fn names_of_any_length_are_served() {
     // The kernel takes 127 bytes; the listing shows where something is left out.
     let listed =
         victim.cluster.node().run(|| nft(&["list", "map", "ip", "vmap-proxy", "services"], "")).unwrap().unwrap();
-    assert!(listed.contains(&format!("{namespace}/sss")) && listed.contains("...\""), "{listed}");
+    assert!(listed.contains(&format!("{namespace}/sss")) && listed.contains("..."), "{listed}");
     victim.ends_well();
 }
 

@@ -5,6 +5,7 @@ use vmap_proxy_lab::NetNs;
 use vmap_proxy_lab::Transport::{Tcp, Udp};
 use vmap_proxy_testbed::cluster::{LOCAL, NODE, POD, POD_PORT, at, node_object};
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
+use vmap_proxy_testbed::manifests::service;
 use vmap_proxy_testbed::shop::{VIP, slices, web};
 
 use crate::{Agent, cluster, run_manifests, vmap_proxy};
@@ -67,8 +68,10 @@ fn connections_are_counted_by_service_and_endpoint_and_waited_for() {
     assert_eq!(node_port["masqueraded"], true, "external policy Cluster: {report}");
     let (_, text) = connections(cluster.node(), &["-n", "shop", "-o", "wide"]);
     assert!(text.contains("10.96.0.10:80/TCP") && text.contains("ESTABLISHED"), "{text}");
-    let (_, text) = connections(cluster.node(), &["-n", "other"]);
-    assert_eq!(text.lines().count(), 1, "{text}");
+    let (status, text) = connections(cluster.node(), &["-n", "other"]);
+    assert_eq!((status, text.lines().count(), text.contains("no connection found")), (0, 2, true), "{text}");
+    let (status, text) = connections(cluster.node(), &["-n", "shop", "wep"]);
+    assert_eq!((status, text.contains("no Service shop/wep is programmed")), (1, true), "{text}");
 
     // A wait ends with a status of its own while one is open, and well after the last.
     let wait = |seconds| connections(cluster.node(), &["--service", "shop/web", "--wait", "--timeout", seconds]);
@@ -92,11 +95,52 @@ fn flags_of_connections_alone_are_refused_elsewhere() {
     let node = NetNs::new("node").unwrap();
     for (arguments, word) in [
         (vec!["get", "services", "--endpoint", "10.244.1.7"], "is a flag of `get connections` alone"),
-        (vec!["get", "connections", "--endpoint", "10.244.1.7:"], "must be an address, or an address and a port"),
+        (vec!["get", "connections", "--endpoint", "10.244.1.7:"], "give an address, or an address and a port"),
+        (vec!["get", "connections", "--endpoint", "foo"], "give an address, or an address and a port"),
         (vec!["get", "connections", "--manifests", "."], "has no connections"),
+        (vec!["trace", "--endpoint", "foo"], "give an address, or an address and a port"),
+        (vec!["trace", "--address", "foo"], "invalid IP address"),
+        (vec!["trace", "--address", "10.96.0.10", "--duration", "0s"], "must be greater than 0"),
+        (vec!["journal", "--address", "foo"], "invalid IP address"),
+        (vec!["journal", "--since", "foo"], "--since"),
+        (vec!["explain", "--to", "svc:shop/web", "--cluster-cidr", "foo"], "clusterCIDR"),
+        (vec!["doctor", "--cluster-cidr", "foo"], "clusterCIDR"),
+        (vec!["get", "pods"], "invalid value 'pods'"),
     ] {
         let output = node.run(|| vmap_proxy(&arguments).output()).unwrap().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && error.contains(word), "{arguments:?}: {error}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(word), "{arguments:?}: {error}");
     }
+}
+
+/// Two Services whose names have more bytes in common than a comment holds.
+#[test]
+fn services_with_long_names_are_kept_apart() {
+    let (cluster, manifests) = (cluster(), ManifestDirectory::new());
+    let names = ["a", "b"].map(|end| format!("shop/{}{end}", "long-".repeat(49)));
+    let mut objects = vec![node_object()];
+    for (name, address) in names.iter().zip(["10.96.0.21", "10.96.0.22"]) {
+        objects.push(service(name).cluster_ip(address).port(Tcp, 80).build());
+        objects.extend(slices(name, |family| vec![LOCAL[family][0]]));
+    }
+    manifests.write_objects("web.json", &objects);
+    let mut agent = Agent::start(cluster.node(), run_manifests(&manifests, &[]));
+    agent.wait_until_healthy();
+    let mut flows: Vec<_> =
+        ["10.96.0.21", "10.96.0.22", "10.96.0.22"].map(|to| cluster.flow(CLIENT, at(to, 80), Tcp)).into();
+    for flow in &mut flows {
+        cluster.ask(flow, 10);
+    }
+    assert!(agent.stop().success());
+    let (status, text) = connections(cluster.node(), &[]);
+    assert_eq!((status, text.lines().filter(|line| line.starts_with("shop ")).count()), (0, 2), "{text}");
+    assert!(text.contains("is cut"), "{text}");
+    for (name, expected) in names.iter().zip([1, 2]) {
+        let (status, text) = connections(cluster.node(), &["--service", name, "-o", "json"]);
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, report["open"].as_u64()), (0, Some(expected)), "{report}");
+    }
+    let (status, _) = connections(cluster.node(), &["--service", names[0].trim_end_matches('a')]);
+    assert_eq!(status, 1);
 }

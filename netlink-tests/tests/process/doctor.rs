@@ -79,5 +79,5 @@ fn the_text_names_the_remedy() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("error    net.ipv4.ip_forward\n"), "{text}");
     assert!(text.contains("remedy: sysctl -w net.ipv4.ip_forward=1"), "{text}");
-    assert!(text.contains("1 errors, 0 warnings"), "{text}");
+    assert!(text.contains("1 error, 0 warnings"), "{text}");
 }

@@ -71,8 +71,23 @@ fn an_agent_in_step_is_verified_listed_and_reported() {
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2, "{text}");
     let (status, text, _) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "other"]);
     assert_eq!((status, text.lines().count()), (0, 1), "{text}");
-    let (status, _, error) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "shop", "none"]);
-    assert_eq!((status, error.contains("there is no Service shop/none")), (1, true), "{error}");
+    let missing = "there is no Service shop/none";
+    for command in [
+        &["get", "services", "-n", "shop", "none"][..],
+        &["get", "frontends", "-n", "shop", "none", "-o", "json"],
+        &["get", "endpoints", "-n", "shop", "none", "-o", "wide"],
+        &["get", "connections", "-n", "shop", "none"],
+        &["get", "connections", "--service", "shop/none", "-o", "json"],
+        &["trace", "--service", "shop/none"],
+    ] {
+        let (status, text, error) = ask(cluster.node(), &socket.0, command);
+        assert_eq!((status, error.contains(missing), &*text), (1, true, ""), "{command:?}: {error}");
+    }
+    // A deleted one may be in the journal, so nothing that matches is no failure.
+    let (status, _, error) = ask(cluster.node(), &socket.0, &["journal", "--service", "shop/none"]);
+    assert_eq!((status, error.contains(missing)), (3, true), "{error}");
+    let (_, _, error) = ask(cluster.node(), &socket.0, &["get", "services", "-n", "other"]);
+    assert_eq!(error, "none found in namespace other\n");
     let (status, text, error) = ask(cluster.node(), &socket.0, &["version"]);
     assert_eq!(status, 0, "{error}");
     assert!(text.contains("Replaces   kube-proxy of Kubernetes 1.") && text.contains(", the same"), "{text}");

@@ -83,7 +83,7 @@ fn both_sides_get_a_reset_when_the_grace_is_over_and_nothing_stays_behind() {
     assert!(!tables(&cluster).contains("vmap-proxy-resets"));
     write(&manifests, &[(LOCAL[0][1], true)]);
     eventually("the connections are found", || {
-        log.text().contains("2 connections to endpoints that are gone get a reset")
+        log.text().contains("resets for 2 connections to endpoints that are gone")
     });
     assert!(tables(&cluster).contains("table ip vmap-proxy-resets"), "{}", tables(&cluster));
     eventually("the client gets a reset", || is_reset(&mut client));

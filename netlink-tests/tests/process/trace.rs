@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
-use vmap_proxy_lab::Transport::Tcp;
+use vmap_proxy_lab::Transport::{Tcp, Udp};
 use vmap_proxy_testbed::cluster::{CLIENT, Cluster, LOCAL, POD, POD_PORT, at, node_object};
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::nft::{load_nft, nft_in};
@@ -75,7 +75,7 @@ fn a_connection_is_followed_to_its_endpoint_and_no_other_is() {
         assert_eq!((&packet["destination"], &packet["service"]["name"]), (&vip.to_string().into(), &"web".into()));
     }
     let texts = texts(&events);
-    for text in ["served by 1 endpoints", &format!("translated: now to {}:{POD_PORT}", LOCAL[0][0])] {
+    for text in ["served by 1 endpoint", &format!("translated: now to {}:{POD_PORT}", LOCAL[0][0])] {
         assert!(texts.contains(&text), "no {text:?} in {texts:#?}");
     }
     eventually("the table goes with the command", || trace_tables(&node) == 0);
@@ -102,6 +102,34 @@ fn a_drop_by_another_table_is_named_and_an_endpoint_is_followed_from_its_transla
     assert!(node.agent.stop().success());
 }
 
+/// A drop before conntrack, as of a table `raw`: the packet is marked still earlier.
+#[test]
+fn a_drop_before_conntrack_is_named_and_each_packet_is_marked_once() {
+    let node = node();
+    load_nft(
+        node.cluster.node(),
+        "table inet wall { chain raw { type filter hook prerouting priority raw - 100; ip daddr 10.96.0.10 drop; }; }",
+    )
+    .unwrap();
+    let child = start(&node, &["--address", VIP[0], "--count", "1"]);
+    node.cluster.assert_silence(POD[0], at(VIP[0], 80), Tcp);
+    let (status, events) = end(child);
+    let texts = texts(&events);
+    let drop = "dropped by a rule of chain raw of table inet wall, which is not ours";
+    assert!(status == 0 && texts.contains(&drop), "{texts:#?}");
+    nft_in(node.cluster.node(), &["delete", "table", "inet", "wall"], "").unwrap();
+    // TCP is marked by its first packet, UDP by its state.
+    for transport in [Tcp, Udp] {
+        let child = start(&node, &["--address", VIP[0], "--duration", "1s", "--count", "100", "--rate", "100"]);
+        let mut flow = node.cluster.flow(POD[0], at(VIP[0], 80), transport);
+        node.cluster.ask(&mut flow, 10);
+        let (_, events) = end(child);
+        let packets = events.iter().filter(|event| event["event"] == "packet").count();
+        assert_eq!(packets, 1, "{transport:?}: {events:#?}");
+    }
+    assert!(node.agent.stop().success());
+}
+
 #[test]
 fn nothing_stays_behind_when_it_is_killed_and_nothing_is_traced_in_vain() {
     let node = node();
@@ -116,7 +144,7 @@ fn nothing_stays_behind_when_it_is_killed_and_nothing_is_traced_in_vain() {
     let (status, _, error) = ask(node.cluster.node(), &node.socket.0, &["trace"]);
     assert_eq!((status, error.contains("--service <NAMESPACE/NAME>")), (2, true), "{error}");
     let (status, _, error) = ask(node.cluster.node(), &node.socket.0, &["trace", "--service", "shop/none"]);
-    assert_eq!((status, error.contains("Service shop/none has no frontend")), (1, true), "{error}");
+    assert_eq!((status, error.contains("there is no Service shop/none")), (1, true), "{error}");
     assert!(node.agent.stop().success());
 }
 

@@ -379,7 +379,7 @@ fn udp_clients_follow_pods_through_the_running_agent() {
     follow(&|family| LOCAL[family][0]);
     write(&|family| empty(family).endpoint(LOCAL[family][1]));
     follow(&|family| LOCAL[family][1]);
-    agent.wait_for(&["deleted", "stale flows"]);
+    agent.wait_for(&["deleted", "stale flow"]);
     // Looking through the kernel's table of flows takes up to a second: not on the thread that programs.
     assert!(agent.has_thread("conntrack"));
     write(&|family| empty(family).endpoint(REMOTE[family][1]));

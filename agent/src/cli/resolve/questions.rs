@@ -1,6 +1,6 @@
 //! The options of the commands that ask about the state.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,6 +105,8 @@ pub struct ConnectionsOptions {
     pub name: Option<String>,
     /// Only this endpoint, whether through a Service or not.
     pub endpoint: Option<(IpAddr, Option<u16>)>,
+    /// The agent's socket: an agent knows which Services exist.
+    pub socket: PathBuf,
     /// Whether to wait until none is open.
     pub wait: bool,
     /// Longest wait in seconds.
@@ -234,7 +236,7 @@ pub(super) fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigErr
     let ConnectionFlags { service, endpoint, wait, .. } = connections;
     let given = [("--service", service.is_some()), ("--endpoint", endpoint.is_some()), ("--wait", wait)];
     if let Some((flag, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
-        return Err(invalid(flag, "", "is a flag of `get connections` alone"));
+        return Err(invalid(flag, "", "is a flag of `get connections` alone").of_flags());
     }
     let (source, logging, warnings) = resolve_state(state)?;
     let options = GetOptions { listed, name, namespace, source, output };
@@ -243,13 +245,16 @@ pub(super) fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigErr
 
 pub(super) fn resolve_doctor(arguments: DoctorArguments) -> Result<Resolved, ConfigError> {
     let (mut configuration, warnings) = file_or_defaults(arguments.config.as_deref())?;
+    let is_flag = arguments.cluster_cidr.is_some();
     if let Some(ranges) = arguments.cluster_cidr {
         configuration.cluster_cidr = ranges;
     }
     apply_logging(&arguments.logging, &mut configuration);
     let (socket, output) = (arguments.socket, arguments.output);
     let flow_table = configuration.nftables.flow_table.options().map_err(ConfigError::Invalid)?.is_some();
-    let options = DoctorOptions { socket, cluster_cidrs: configuration.cluster_cidrs()?, flow_table, output };
+    let ranges = configuration.cluster_cidrs();
+    let cluster_cidrs = if is_flag { ranges.map_err(ConfigError::of_flags) } else { ranges }?;
+    let options = DoctorOptions { socket, cluster_cidrs, flow_table, output };
     Ok(Resolved { action: Action::Doctor(options), logging: configuration.logging, warnings })
 }
 
@@ -269,7 +274,7 @@ fn resolve_state(arguments: StateArguments) -> Result<(StateSource, Logging, Vec
 fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError> {
     let GetArguments { name, namespace, output, state, connections, .. } = arguments;
     if !state.manifests.is_empty() {
-        return Err(invalid("--manifests", "", "has no connections: they are the kernel's"));
+        return Err(invalid("--manifests", "", "has no connections: they are the kernel's").of_flags());
     }
     let ConnectionFlags { service, endpoint, wait, timeout } = connections;
     let (namespace, name) = match service.as_deref().map(service_name) {
@@ -277,20 +282,8 @@ fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError>
         None if name.is_some() => (namespace.or_else(|| Some("default".to_owned())), name),
         None => (namespace, None),
     };
-    let endpoint = endpoint.as_deref().map(parse_endpoint).transpose()?;
-    let options = ConnectionsOptions { namespace, name, endpoint, wait, timeout, output };
+    let options = ConnectionsOptions { namespace, name, endpoint, socket: state.socket, wait, timeout, output };
     Ok(without_configuration(Action::GetConnections(options), &state.configuration.logging))
-}
-
-/// An address, or an address and a port.
-fn parse_endpoint(text: &str) -> Result<(IpAddr, Option<u16>), ConfigError> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok((address, None));
-    }
-    let parsed = text.parse::<SocketAddr>();
-    parsed
-        .map(|endpoint| (endpoint.ip(), Some(endpoint.port())))
-        .map_err(|_| invalid("--endpoint", text, "must be an address, or an address and a port (IPv6: [ADDRESS]:PORT)"))
 }
 
 /// `namespace/name`; a name alone is in the namespace `default`.
@@ -328,11 +321,11 @@ pub(super) fn resolve_trace(arguments: TraceArguments) -> Result<Resolved, Confi
     let TraceArguments { service, endpoint, address, from, duration, count, rate, agent } = arguments;
     let AgentArguments { socket, output, logging } = agent;
     if duration.is_zero() || duration.is_negative() {
-        return Err(invalid("--duration", &duration.to_string(), "must be greater than 0"));
+        return Err(invalid("--duration", &duration.to_string(), "must be greater than 0").of_flags());
     }
     let options = TraceOptions {
         service: service.map(full_name),
-        endpoint: endpoint.as_deref().map(parse_endpoint).transpose()?,
+        endpoint,
         address,
         from,
         duration: duration.to_duration(),

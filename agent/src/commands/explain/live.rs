@@ -9,7 +9,8 @@ use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
 
 use super::Error;
-use super::others::OtherChain;
+use super::next;
+use super::others::{self, OtherChain};
 use crate::netlink::{Kernel, default_addresses, local_addresses};
 use crate::process;
 use crate::query::answer::first_packet;
@@ -43,11 +44,18 @@ pub(super) struct KernelAlone<'a> {
     pub(super) version: u32,
     pub(super) packet: &'a Question,
     pub(super) kernel: &'a KernelAnswer,
+    /// Base chains outside of the table of Services on the packet's way.
+    #[serde(rename = "otherChains", skip_serializing_if = "Option::is_none")]
+    pub(super) other_chains: Option<Vec<OtherChain>>,
+    /// Absent if nothing needs to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<String>,
 }
 
 impl<'a> KernelAlone<'a> {
     pub(super) fn new(packet: &'a Question, kernel: &'a KernelAnswer) -> Self {
-        Self { version: VERSION, packet, kernel }
+        let (other_chains, next) = (others::on_the_usual_way(packet), next::of_kernel(kernel));
+        Self { version: VERSION, packet, kernel, other_chains, next }
     }
 }
 

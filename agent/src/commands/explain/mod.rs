@@ -128,17 +128,23 @@ pub(crate) fn ask(
 }
 
 fn packet(asked: &mut Asked, answer: &Explanation, is_live: bool, output: ReportFormat) -> Result<ExitCode, Error> {
-    let agent = WithNext { answer, next: next::of_packet(answer) };
+    let mut agent = WithNext { answer, next: next::of_packet(answer) };
     if !is_live {
-        print(&rendered(output, &agent, text::packet)?)?;
+        print(&rendered(output, &agent, |agent, paint| text::packet(agent, "", paint))?)?;
         return Ok(status_of(answer.verdict));
     }
     let mut kernel = live::read(&asked.node()?, &answer.packet)?;
     kernel.compare(answer);
-    let live = Live { agent, kernel: &kernel, other_chains: others::on_the_way(answer) };
+    let other_chains = others::on_the_way(answer);
+    let doubt = others::doubt(other_chains.as_deref().unwrap_or_default());
+    if !doubt.is_empty() {
+        agent.next = agent.next.or_else(|| next::of_doubt(answer));
+    }
+    let live = Live { agent, kernel: &kernel, other_chains };
     let text = |live: &Live<'_>, paint| {
-        let others = live.other_chains.as_deref().unwrap_or_default();
-        text::packet(&live.agent, paint) + &text::kernel(live.kernel, true, paint) + &others::text(others, paint)
+        text::packet(&live.agent, &doubt, paint)
+            + &text::kernel(live.kernel, true, paint)
+            + &others::text(live.other_chains.as_deref().unwrap_or_default(), paint)
     };
     print(&rendered(output, &live, text)?)?;
     Ok(if kernel.differences.is_empty() { status_of(answer.verdict) } else { ExitCode::from(KERNEL_DIFFERS) })
@@ -155,7 +161,10 @@ fn kernel_alone(
     let node = live::node_without_agent(proxy)?;
     let packet = place::packet_without_agent(&node, from, destination, interface)?;
     let kernel = live::read(&node, &packet)?;
-    let text = |_: &KernelAlone<'_>, paint| text::kernel_alone(&packet, &kernel, paint);
+    let text = |alone: &KernelAlone<'_>, paint| {
+        let others = alone.other_chains.as_deref().unwrap_or_default();
+        text::kernel_alone(alone, &others::doubt(others), paint) + &others::text(others, paint)
+    };
     print(&rendered(output, &KernelAlone::new(&packet, &kernel), text)?)?;
     Ok(status_of(kernel.verdict))
 }

@@ -3,6 +3,8 @@
 use vmap_proxy_compiler::explain::answer::{Code, Decision, EndpointLeftOut, Explanation, Fate, ServiceAnswer};
 use vmap_proxy_compiler::select::Unused;
 
+use crate::query::kernel::KernelAnswer;
+
 /// The next step for a packet; `None` if it reaches an endpoint.
 pub(super) fn of_packet(answer: &Explanation) -> Option<String> {
     if matches!(answer.verdict, Fate::Dnat | Fate::Inconsistent) {
@@ -24,6 +26,34 @@ pub(super) fn of_service(answer: &ServiceAnswer) -> Option<String> {
         let is_unready = |one: &EndpointLeftOut| one.unused == Unused::NotReady;
         let is_any = ports.iter().any(|port| port.endpoint_count == 0 && port.unused.iter().any(is_unready));
         is_any.then(|| see_pods(&answer.namespace))
+    })
+}
+
+/// The next step where the kernel alone answered; `None` if it has the rules of this
+/// configuration.
+pub(super) fn of_kernel(kernel: &KernelAnswer) -> Option<String> {
+    if kernel.differences.is_empty() {
+        return None;
+    }
+    Some(if kernel.table {
+        "without an agent the kernel is compared with the rules that the flags of this command make: give the agent's \
+         own, --config FILE (its KubeProxyConfiguration), or --cluster-cidr, --detect-local-mode, \
+         --pod-bridge-interface, --pod-interface-name-prefix, --masquerade-all and --nodeport-addresses; until then it \
+         is uncertain which source address an endpoint sees, and which addresses serve NodePorts"
+            .to_owned()
+    } else {
+        "start the agent on this node, or run this command in the network namespace of the node".to_owned()
+    })
+}
+
+/// The next step where another table may drop a packet that gets through ours.
+pub(super) fn of_doubt(answer: &Explanation) -> Option<String> {
+    (answer.verdict == Fate::Dnat).then(|| {
+        format!(
+            "if connections hang, vmap-proxy trace --address {} --from {} shows which rule drops them; accept them in that \
+             chain (ct status dnat accept)",
+            answer.packet.destination, answer.packet.source
+        )
     })
 }
 
@@ -79,13 +109,15 @@ fn step(decision: &Decision) -> Option<String> {
             "use a port that the Service has: vmap-proxy get frontends, or add the port to it".to_owned()
         }
         Code::Unallocated => {
-            "find out who still uses the address: a Service that was deleted, or an old answer of DNS; kubectl get \
-             services -A -o wide lists those in use"
+            "find out who still uses the address: kubectl get services -A -o wide lists those in use. A Service of \
+             another proxy (label service.kubernetes.io/service-proxy-name) is not followed by the agent; a Service \
+             that was deleted may be in an old answer of DNS"
                 .to_owned()
         }
         Code::NotAFrontend => {
             "if a Service should have this address and port: vmap-proxy explain --to svc:NAMESPACE/NAME answers why it \
-             is not programmed"
+             is not programmed; kubectl get services -A --show-labels shows one that the agent does not follow \
+             (label service.kubernetes.io/service-proxy-name)"
                 .to_owned()
         }
         Code::NotANodePortAddress => {

@@ -34,10 +34,11 @@ pub enum PlaceError {
         "--from is missing: give an address, pod:NAMESPACE/NAME, node or outside; only svc:NAMESPACE/NAME can be asked about without it"
     )]
     NoSource,
-    /// A Pod is not in the files, or an agent is asked.
+    /// No Pod object in files, and no slice, has the Pod.
     #[error(
-        "the address of Pod {namespace}/{name} is not known here: a proxy follows no Pods; give its address (kubectl \
-         get pod -n {namespace} {name} -o jsonpath={{.status.podIP}})"
+        "the address of Pod {namespace}/{name} is not known here: a proxy follows no Pods, and none of the EndpointSlices \
+         refers to this one (those of headless Services are not followed on an API server); give its address: kubectl \
+         get pod -n {namespace} {name} -o jsonpath={{.status.podIP}}"
     )]
     UnknownPod {
         /// Its namespace.
@@ -146,13 +147,36 @@ pub(super) fn packet(
     interface: Option<&str>,
 ) -> Result<Option<PacketQuestion>, PlaceError> {
     let node = asked.node()?;
+    if let Some(name) = from.strip_prefix("pod:") {
+        return packet_from_pod(asked, &node, name, to, interface);
+    }
     let family = parse_address(from).map(Family::of);
     let Some(place) = destination(asked, &node, to, family)? else { return Ok(None) };
-    let source = match from.strip_prefix("pod:") {
-        Some(name) => pod(asked, name)?,
-        None => source(&node, from, Family::of(place.address))?,
-    };
+    let source = source(&node, from, Family::of(place.address))?;
     Ok(Some(question(&node, source, place, interface)?))
+}
+
+/// The packet from a Pod, in the first family that it has in common with the
+/// destination.
+fn packet_from_pod(
+    asked: &mut Asked,
+    node: &NodeAnswer,
+    name: &str,
+    to: &Destination,
+    interface: Option<&str>,
+) -> Result<Option<PacketQuestion>, PlaceError> {
+    let mut other_family = None;
+    for source in pod(asked, name)? {
+        let family = Family::of(source);
+        match destination(asked, node, to, Some(family))? {
+            Some(place) if Family::of(place.address) == family => {
+                return Ok(Some(question(node, source, place, interface)?));
+            }
+            Some(place) => other_family = Some((source, place)),
+            None => {}
+        }
+    }
+    other_family.map(|(source, place)| question(node, source, place, interface)).transpose()
 }
 
 /// The packet of a question, where no agent answers.
@@ -233,7 +257,10 @@ fn destination(
             return service(asked, name, port.as_deref(), family);
         }
         Destination::Pod { name, port, protocol } => {
-            Place { address: pod(asked, name)?, protocol: *protocol, port: *port }
+            let addresses = pod(asked, name)?;
+            let is_wanted = |address: &&IpAddr| family.is_none_or(|family| Family::of(**address) == family);
+            let Some(address) = addresses.iter().find(is_wanted).or(addresses.first()) else { return Ok(None) };
+            Place { address: *address, protocol: *protocol, port: *port }
         }
         Destination::Node { port, protocol } => {
             let family = family.unwrap_or(Family::Ipv4);
@@ -250,9 +277,11 @@ fn source(node: &NodeAnswer, from: &str, family: Family) -> Result<IpAddr, Place
     }
 }
 
-fn pod(asked: &Asked, name: &str) -> Result<IpAddr, PlaceError> {
+/// The addresses of a Pod, at least one.
+fn pod(asked: &mut Asked, name: &str) -> Result<Vec<IpAddr>, PlaceError> {
     let (namespace, name) = pair(name);
-    asked.pod_address(&namespace, &name).ok_or(PlaceError::UnknownPod { namespace, name })
+    let addresses = asked.pod_addresses(&namespace, &name)?;
+    if addresses.is_empty() { Err(PlaceError::UnknownPod { namespace, name }) } else { Ok(addresses) }
 }
 
 /// The address of a client outside of the cluster.

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use vmap_proxy_compiler::explain::answer::{
-    Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, PortAnswer, PortName, Question,
-    ServiceAnswer,
+    Decision, EndpointLeftOut, EndpointUse, Explanation, Fate, FrontendAnswer, PortAnswer, PortName, ServiceAnswer,
 };
+use vmap_proxy_compiler::words::count;
 
-use super::live::WithNext;
+use super::live::{KernelAlone, WithNext};
 use super::place::UPLINK;
 use crate::query::kernel::KernelAnswer;
 use crate::query::lines::{frontend_text, state_text};
@@ -23,8 +23,8 @@ fn port_name(port: &PortName) -> String {
     format!("Service {namespace}/{name} port{label} {port}/{protocol}")
 }
 
-/// One packet.
-pub(super) fn packet(answer: &WithNext<'_, Explanation>, paint: Paint) -> String {
+/// One packet; `doubt` ends the verdict on one that gets through.
+pub(super) fn packet(answer: &WithNext<'_, Explanation>, doubt: &str, paint: Paint) -> String {
     let WithNext { answer, next } = answer;
     let mut text = String::new();
     let packet = &answer.packet;
@@ -38,7 +38,7 @@ pub(super) fn packet(answer: &WithNext<'_, Explanation>, paint: Paint) -> String
     let line = format!("{} -> {to}/{} on node {}, {way}", packet.source, packet.protocol, answer.node);
     let _ = writeln!(text, "{}\n", paint.heading(&line));
 
-    let _ = writeln!(text, "Verdict  {}", verdict(answer, paint));
+    let _ = writeln!(text, "Verdict  {}", verdict(answer, doubt, paint));
     push_decision(&mut text, "Because  ", &answer.decision, paint);
     push_next(&mut text, next.as_deref());
     let others: Vec<&Decision> = answer.decisions.iter().filter(|one| **one != answer.decision).collect();
@@ -64,21 +64,25 @@ pub(super) fn packet(answer: &WithNext<'_, Explanation>, paint: Paint) -> String
     text
 }
 
-fn verdict(answer: &Explanation, paint: Paint) -> String {
+/// Good news only without a doubt.
+fn reached(text: &str, doubt: &str, paint: Paint) -> String {
+    let text = format!("{text}{doubt}");
+    if doubt.is_empty() { paint.good(&text) } else { paint.warning(&text) }
+}
+
+fn verdict(answer: &Explanation, doubt: &str, paint: Paint) -> String {
     let service = answer.service.as_ref().map(port_name).unwrap_or_default();
     match answer.verdict {
-        Fate::Dnat => {
-            let number = match answer.endpoint_count {
-                1 => "the only endpoint".to_owned(),
-                number => format!("one of {number} endpoints"),
-            };
-            paint.good(&format!("reaches {number} of {service}"))
-        }
+        Fate::Dnat => reached(&format!("reaches {} of {service}", endpoint_text(answer.endpoint_count)), doubt, paint),
         Fate::Drop => paint.bad("dropped, without an answer"),
         Fate::Reject => paint.bad("refused (port unreachable)"),
-        Fate::Pass => paint.warning("not touched: it goes where it was sent to"),
+        Fate::Pass => paint.warning(&format!("not touched: it goes where it was sent to{doubt}")),
         Fate::Inconsistent => paint.bad("depends on chance: the rule set is damaged"),
     }
+}
+
+fn endpoint_text(number: usize) -> String {
+    if number == 1 { "the only endpoint".to_owned() } else { format!("one of {number} endpoints") }
 }
 
 fn push_decision(text: &mut String, label: &str, decision: &Decision, paint: Paint) {
@@ -161,20 +165,22 @@ pub(super) fn kernel(answer: &KernelAnswer, with_agent: bool, paint: Paint) -> S
 }
 
 /// The answer of the kernel alone.
-pub(super) fn kernel_alone(packet: &Question, answer: &KernelAnswer, paint: Paint) -> String {
+pub(super) fn kernel_alone(alone: &KernelAlone<'_>, doubt: &str, paint: Paint) -> String {
+    let KernelAlone { packet, kernel: answer, next, .. } = alone;
     let mut text = String::new();
     let to = SocketAddr::new(packet.destination, packet.port);
     let line = format!("{} -> {to}/{} by the kernel's elements", packet.source, packet.protocol);
     let _ = writeln!(text, "{}\n", paint.heading(&line));
     let owner = answer.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
     let verdict = match answer.verdict {
-        Fate::Dnat => paint.good(&format!("reaches one of {} endpoints{owner}", answer.endpoints.len())),
+        Fate::Dnat => reached(&format!("reaches {}{owner}", endpoint_text(answer.endpoints.len())), doubt, paint),
         Fate::Drop => paint.bad(&format!("dropped, without an answer{owner}")),
         Fate::Reject => paint.bad(&format!("refused (port unreachable){owner}")),
-        Fate::Pass => paint.warning("not touched: it goes where it was sent to"),
+        Fate::Pass => paint.warning(&format!("not touched: it goes where it was sent to{doubt}")),
         Fate::Inconsistent => paint.bad("depends on chance: the elements are damaged"),
     };
     let _ = writeln!(text, "Verdict  {verdict}");
+    push_next(&mut text, next.as_deref());
     let row = |endpoint: &SocketAddr| {
         let source = if answer.masqueraded.contains(endpoint) { "masqueraded" } else { "source kept" };
         vec![endpoint.to_string(), source.to_owned()]
@@ -209,8 +215,8 @@ fn push_port(text: &mut String, port: &PortAnswer, paint: Paint) {
     let _ = writeln!(text, "\n{}", paint.heading(&port_name(&port.port)));
     let row = |one: &FrontendAnswer| {
         let local = one.local_endpoints.map(|number| format!(", {number} on this node")).unwrap_or_default();
-        let endpoints = format!("{} endpoints{local}", one.cluster_endpoints);
-        vec![frontend_text(one), state_text(one.state).to_owned(), endpoints, one.cause.to_string()]
+        let endpoints = count(one.cluster_endpoints, "endpoint") + &local;
+        vec![frontend_text(one), state_text(one).into_owned(), endpoints, one.cause.to_string()]
     };
     text.push_str(&columns("  ", &port.frontends.iter().map(row).collect::<Vec<_>>()));
     push_endpoints(text, &port.endpoints, port.endpoint_count, false);

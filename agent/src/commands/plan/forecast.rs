@@ -7,6 +7,7 @@ use serde::Serialize;
 use vmap_proxy_compiler::plan::{Action, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::Data;
+use vmap_proxy_compiler::words::count;
 
 /// Nanoseconds for one element: measured in first syncs, where the kernel took
 /// 1.5 us for each ("of that: planning alone, encoding, kernel" of
@@ -96,7 +97,7 @@ impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { added, removed, objects, lock_hold_microseconds: [low, high] } = self;
         let milliseconds = |microseconds: &u64| std::time::Duration::from_micros(*microseconds).as_secs_f64() * 1000.0;
-        write!(f, "{added} elements added, {removed} removed, {objects} other operations; ")?;
+        write!(f, "{} added, {removed} removed, {}; ", count(*added, "element"), count(*objects, "other operation"))?;
         write!(f, "lock held {:.2} to {:.2} ms, predicted", milliseconds(low), milliseconds(high))
     }
 }

@@ -21,6 +21,7 @@ use vmap_proxy_compiler::plan::{Action, Planner, Transaction};
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::service::port_of_comment;
 use vmap_proxy_compiler::ruleset::target::Target;
+use vmap_proxy_compiler::words::count;
 
 use crate::cli::{PlanFrom, PlanOptions};
 use crate::netlink::{Kernel, NetlinkError, default_addresses, local_addresses};
@@ -242,7 +243,7 @@ fn text(report: &Report, paint: Paint) -> String {
         let _ = writeln!(text, "  {}", paint.warning(&format!("removed: {line}")));
     }
     if report.surplus > 0 {
-        let line = format!("removed: {} elements of large maps that no object asks for", report.surplus);
+        let line = format!("removed: {} of large maps that no object asks for", count(report.surplus, "element"));
         let _ = writeln!(text, "  {}", paint.warning(&line));
     }
     if report.transactions.is_empty() && report.replaced.is_empty() && report.surplus == 0 {
@@ -254,7 +255,7 @@ fn text(report: &Report, paint: Paint) -> String {
             "node" => "The node itself".to_owned(),
             name => format!("Service {name}"),
         };
-        let line = format!("{name}: {} elements added, {} removed", service.added, service.removed);
+        let line = format!("{name}: {} added, {} removed", count(service.added, "element"), service.removed);
         let _ = writeln!(text, "\n{}", paint.heading(&line));
         for change in &service.changes {
             let _ = writeln!(text, "  {}", crate::logging::escape::escaped(change));
@@ -269,7 +270,9 @@ fn text(report: &Report, paint: Paint) -> String {
     let Report { added, removed, objects, .. } = report;
     let _ = writeln!(
         text,
-        "\nTotal: {added} elements added, {removed} removed, {objects} operations on tables, chains, rules and maps"
+        "\nTotal: {} added, {removed} removed, {} on tables, chains, rules and maps",
+        count(*added, "element"),
+        count(*objects, "operation")
     );
     for operation in &report.operations {
         let _ = writeln!(text, "{}", crate::logging::escape::escaped(operation));

@@ -230,6 +230,7 @@ fn meaning(chain: &str, verdict: TraceVerdict<'_>, kind: TraceKind) -> Option<St
 fn goto_meaning(chain: &str) -> Option<String> {
     let spread = |rest: &str| match rest.strip_prefix("max-") {
         Some(most) => format!("at most {most} endpoints"),
+        None if rest == "1" => "1 endpoint".to_owned(),
         None => format!("{rest} endpoints"),
     };
     if let Some((kind, rest)) = ["lb-", "sticky-"].into_iter().find_map(|kind| Some((kind, chain.split_once(kind)?.1)))

@@ -11,6 +11,10 @@ use vmap_proxy_wire::nf_tables::side_table::{SideRule, SideTable, SideVerdict};
 /// Where packets begin: from elsewhere, and from this node.
 const HOOKS: [Hook; 2] = [Hook::Prerouting, Hook::Output];
 
+/// Before the chains of all other programs. Conntrack has not seen the packet here, so
+/// that only TCP shows whether it begins a connection.
+const FIRST: i32 = i32::MIN;
+
 /// Behind conntrack, before the first of our chains.
 const BEFORE_TRANSLATION: i32 = -150;
 
@@ -41,11 +45,55 @@ impl Wanted {
         }
     }
 
-    fn priority(self) -> i32 {
+    /// The places at which packets are marked, each packet at one of them.
+    fn places(self) -> &'static [Place] {
         match self {
-            Self::Endpoint(..) => AFTER_TRANSLATION,
-            Self::Frontend(..) | Self::Address(_) => BEFORE_TRANSLATION,
+            Self::Endpoint(..) => &[Place { priority: AFTER_TRANSLATION, begin: Begin::New }],
+            Self::Frontend(_, Protocol::Tcp, _) => &[
+                Place { priority: FIRST, begin: Begin::Syn },
+                Place { priority: BEFORE_TRANSLATION, begin: Begin::NoSyn },
+            ],
+            Self::Frontend(..) => &[Place { priority: BEFORE_TRANSLATION, begin: Begin::New }],
+            Self::Address(_) => &[
+                Place { priority: FIRST, begin: Begin::Syn },
+                Place { priority: BEFORE_TRANSLATION, begin: Begin::NoSyn },
+                Place { priority: BEFORE_TRANSLATION, begin: Begin::NoTcp },
+            ],
         }
+    }
+}
+
+/// A place in the way of packets, and those that are marked there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    priority: i32,
+    begin: Begin,
+}
+
+/// How the first packet of a connection is recognized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// TCP that asks for a connection, by its flags.
+    Syn,
+    /// Other packets of TCP that conntrack takes for a new connection, such as one that it has lost.
+    NoSyn,
+    /// Packets of other protocols that conntrack takes for a new connection.
+    NoTcp,
+    /// All that conntrack takes for a new connection.
+    New,
+}
+
+impl Begin {
+    fn add(self, rule: &mut SideRule<'_>) {
+        match self {
+            Self::Syn => return rule.begins_tcp(true),
+            Self::NoSyn => rule.begins_tcp(false),
+            Self::NoTcp => rule.other_protocol(Protocol::Tcp),
+            Self::New => {}
+        }
+        // Packets of established connections meet no rule that decides, and those
+        // of conntrack's own state alone count as new.
+        rule.is_new();
     }
 }
 
@@ -74,16 +122,19 @@ fn of_table(
 ) {
     requests.push(table.make());
     requests.push(table.chain(MARK, None));
-    // Packets of established connections meet no rule that decides, and those
-    // of conntrack's own state alone count as new.
-    requests.push(table.rule(MARK, |rule: &mut SideRule<'_>| rule.is_new(), SideVerdict::Trace { per_second }));
-    let priorities: BTreeSet<i32> = wanted.iter().map(|wanted| wanted.priority()).collect();
+    requests.push(table.rule(MARK, |_: &mut SideRule<'_>| {}, SideVerdict::Trace { per_second }));
+    let places = || wanted.iter().flat_map(|wanted| wanted.places().iter().map(move |place| (*wanted, *place)));
+    let priorities: BTreeSet<i32> = places().map(|(_, place)| place.priority).collect();
     for priority in priorities {
         for hook in HOOKS {
             let chain = format!("{}{priority}", hook.keyword());
             requests.push(table.chain(&chain, Some((hook, priority))));
-            for wanted in wanted.iter().filter(|wanted| wanted.priority() == priority) {
-                for matches in matches(*wanted, source) {
+            for (wanted, place) in places().filter(|(_, place)| place.priority == priority) {
+                for matches in matches(wanted, source) {
+                    let matches = |rule: &mut SideRule<'_>| {
+                        matches(rule);
+                        place.begin.add(rule);
+                    };
                     requests.push(table.rule(&chain, matches, SideVerdict::Jump(MARK)));
                 }
             }

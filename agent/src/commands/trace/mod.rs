@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vmap_proxy_compiler::explain::answer::ServiceAnswer;
+use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::nf_tables::trace_event::TraceEvent;
 
 use super::asked::{AskError, Asked};
@@ -80,8 +81,10 @@ pub fn trace(options: &TraceOptions) -> Result<ExitCode, Error> {
     let mut tables = SideTables::open()?;
     tables.submit(&filter::requests(&side_table, &wanted, options.from, options.rate))?;
     eprintln!(
-        "tracing new connections for {:?}, at most {} packets; at most {} in a second for each family",
-        options.duration, options.count, options.rate
+        "tracing new connections for {:?}, at most {}; at most {} in a second for each family",
+        options.duration,
+        count(options.count, "packet"),
+        options.rate
     );
     let count = follow(options, &mut events, Packets::new(side_table, Owners::open(own)?))?;
     drop(tables);
@@ -135,7 +138,7 @@ fn follow(options: &TraceOptions, events: &mut TraceEvents, mut packets: Packets
 fn wanted(options: &TraceOptions, own: &[IpAddr]) -> Result<BTreeSet<Wanted>, Error> {
     let mut wanted = BTreeSet::new();
     if let Some(name) = &options.service {
-        let answer = Asked::agent(&options.socket)?.service(name)?;
+        let answer = Asked::agent(&options.socket)?.existing_service(name)?;
         wanted.extend(frontends(&answer, own));
         match wanted.len() {
             0 => return Err(Error::NoFrontend(name.clone())),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vmap_proxy_compiler::ruleset::TABLE;
+use vmap_proxy_compiler::words::count;
 
 use crate::doctor::facts::{Agent, AgentFact, Facts};
 use crate::doctor::{Finding, Severity};
@@ -87,16 +88,18 @@ fn refused(agent: &StatusAnswer) -> Option<Finding> {
 }
 
 fn too_large(agent: &StatusAnswer) -> Option<Finding> {
-    let finding = format!("{} Services need too many elements and are not programmed", agent.too_large);
+    let services = count(agent.too_large, "Service");
+    let finding = format!("not programmed, because of too many elements: {services}");
     let remedy = "the agent's log names them; make several Services of each";
     (agent.too_large > 0).then(|| Finding::new(Severity::Error, "large Services", finding, remedy))
 }
 
 fn contested(agent: &StatusAnswer) -> Option<Finding> {
     let contested = agent.contested.iter();
-    let lines: Vec<String> =
-        contested.map(|one| format!("{} ({}, which {} has)", one.service, one.frontend, one.holder)).collect();
-    let finding = format!("an older Service has an address and port of {}", names(&lines)?);
+    let lines: Vec<String> = contested
+        .map(|one| format!("{} ({}; {} has it, it {})", one.service, one.frontend, one.holder, one.why()))
+        .collect();
+    let finding = format!("another Service has an address and port of {}", names(&lines)?);
     let remedy = "give one of the two another port or address";
     Some(Finding::new(Severity::Warning, "contested Services", finding, remedy))
 }
@@ -126,6 +129,7 @@ fn names(all: &[String]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::plan::claims::Reason;
     use vmap_proxy_wire::nf_tables::all_chains::{AnyChain, AnyFamily};
 
     use super::*;
@@ -138,6 +142,7 @@ mod tests {
             service: format!("shop/b-{number}"),
             frontend: "10.96.0.10 port 80/TCP".to_owned(),
             holder: "shop/a".to_owned(),
+            reason: Some(Reason::Name),
         };
         let agent = StatusAnswer {
             program: "0.0.0".to_owned(),
@@ -150,8 +155,10 @@ mod tests {
         };
         assert!(out_of_step(&agent).unwrap().finding.contains("first complete list"));
         assert!(refused(&agent).unwrap().finding.contains("shop/cart"));
-        assert!(too_large(&agent).is_some());
-        assert!(contested_text(&agent).contains("shop/b-0 (10.96.0.10 port 80/TCP, which shop/a has)"));
+        assert!(too_large(&agent).unwrap().finding.ends_with(": 1 Service"));
+        assert!(
+            contested_text(&agent).contains("shop/b-0 (10.96.0.10 port 80/TCP; shop/a has it, it comes first by name")
+        );
         assert!(contested_text(&agent).ends_with("and 2 more"));
         assert!(silent(&agent, now).unwrap().finding.contains("about services for 160000 s"));
         assert_eq!(version(&agent).unwrap().severity, Severity::Note);

@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use vmap_proxy_compiler::model::objects::{Change, Object};
+use vmap_proxy_compiler::words::count;
 
 use super::backoff::{Backoff, random_up_to};
 use super::bounds::{Budget, Pages};
@@ -232,7 +233,11 @@ impl Reflector {
             return;
         }
         let Some(kept_back) = self.notices.due(cause) else { return };
-        let again = if kept_back > 0 { format!(" ({kept_back} more times in the last minute)") } else { String::new() };
+        let again = if kept_back > 0 {
+            format!(" ({} in the last minute)", count(kept_back, "more time"))
+        } else {
+            String::new()
+        };
         self.degraded = Some(line.clone());
         let _ = self.events.send(Event::Degraded(line + &again)).await;
     }

@@ -5,6 +5,14 @@
 // Content-Security-Policy makes the browser refuse anything else.
 "use strict";
 
+/** Why one of two Services has what both want. */
+const HOLDS = {
+  "older": "is older",
+  "undated": "counts as older, because it has no time of creation",
+  "name-at-same-time": "was created at the same time and comes first by name",
+  "name": "comes first by name",
+};
+
 /** Time between two questions for the state, in milliseconds. */
 const PAUSE = 2000;
 /** Syncs that the plot keeps while the page is open. */
@@ -127,7 +135,7 @@ function showStatus(status) {
   find("numbers").replaceChildren(...numbers.flatMap(([name, value]) => [make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))]));
   const trouble = find("trouble");
   const refused = status.quarantined.length > 0 ? `The kernel refuses: ${status.quarantined.join(", ")}. ` : "";
-  const contested = status.contested.map((one) => `${one.service} does not get ${one.frontend}: ${one.holder} is older. `);
+  const contested = status.contested.map((one) => `${one.service} does not get ${one.frontend}: ${one.holder} ${HOLDS[one.reason] ?? "has it"}. `);
   trouble.textContent = refused + contested.slice(0, 10).join("") + (failure ?? "");
   trouble.className = "bad";
   trouble.hidden = trouble.textContent === "";
@@ -276,7 +284,7 @@ function partsOf(service, connections = []) {
     make("h3", {}, `Port ${port.portName ? `${port.portName}: ` : ""}${port.port}/${port.protocol}`),
     tableOf(["frontend", "state", "#endpoints", "#connections", "-because of"], frontends.map((one) => [
       one.address ? `${place(one)}/${one.protocol}` : `node port ${one.port}/${one.protocol}`,
-      words(one.state),
+      one.sourceRanges ? `${words(one.state)}, only ${one.sourceRanges.join(", ")}` : words(one.state),
       one.localEndpoints === undefined ? String(one.clusterEndpoints) : `${one.clusterEndpoints}, ${one.localEndpoints} here`,
       String(connections[counted++] ?? "-"),
       cause(one.cause),

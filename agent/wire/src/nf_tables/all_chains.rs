@@ -1,7 +1,7 @@
 //! The chains of every table, regardless of its owner: name, hook, priority and policy; and the names of all flow tables.
 //!
-//! Rules of other programs are not read, because what their expressions mean is
-//! between them and their nft.
+//! Of rules of other programs nothing but their verdicts is read ([`super::all_rules`]),
+//! because what their expressions mean is between them and their nft.
 
 use std::fmt;
 

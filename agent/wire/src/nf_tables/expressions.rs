@@ -250,6 +250,22 @@ impl Expressions<'_> {
         self.compare(Op::Is, &[number]);
     }
 
+    /// Matches TCP by the flags SYN and ACK of a packet that begins a connection: SYN
+    /// alone.
+    pub(super) fn match_syn(&mut self, op: Op) {
+        const SYN: u8 = 0x02;
+        const ACK: u8 = 0x10;
+        self.match_protocol(Protocol::Tcp.number());
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1, 0);
+        self.mask(&[SYN | ACK]);
+        self.compare(op, &[SYN]);
+    }
+
+    pub(super) fn match_other_protocol(&mut self, number: u8) {
+        self.meta(NFT_META_L4PROTO, 0);
+        self.compare(Op::IsNot, &[number]);
+    }
+
     /// Matches if any of the bits is set; conntrack's words are in host order.
     pub(super) fn conntrack_bits(&mut self, key: u32, bits: u32) {
         self.conntrack(key, None, 0);

@@ -15,12 +15,13 @@
 //! * [`flow_table`]: the table with the flow table of established connections;
 //! * [`kube_proxy_table`]: kube-proxy's table, to compare its verdicts with ours;
 //! * [`all_chains`]: name, hook, priority and policy of the chains of every
-//!   table, for checks of the node.
+//!   table, for checks of the node; [`all_rules`]: the verdicts in their rules.
 //!
 //! Otherwise rules, sets and elements of other programs' tables are never decoded
 //! here, because such content has crashed readers before.
 
 pub mod all_chains;
+pub mod all_rules;
 pub mod batch;
 pub mod elements;
 pub mod expressions;

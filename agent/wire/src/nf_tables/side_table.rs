@@ -169,6 +169,17 @@ impl SideRule<'_> {
         self.0.match_protocol(protocol.number());
     }
 
+    /// Any protocol but this one.
+    pub fn other_protocol(&mut self, protocol: Protocol) {
+        self.0.match_other_protocol(protocol.number());
+    }
+
+    /// A packet of TCP that begins a connection (SYN alone), or one that does not. Known
+    /// before conntrack.
+    pub fn begins_tcp(&mut self, begins: bool) {
+        self.0.match_syn(if begins { Op::Is } else { Op::IsNot });
+    }
+
     /// `ct state new`
     pub fn is_new(&mut self) {
         self.0.statement(&Statement::CtStateNew(Op::Is));

@@ -10,6 +10,7 @@ use vmap_proxy_wire::leftovers::{ipset_name, ipvs_number};
 use vmap_proxy_wire::legacy_table::LegacyTable;
 use vmap_proxy_wire::message::{Attributes, Messages};
 use vmap_proxy_wire::nf_tables::all_chains::any_chain;
+use vmap_proxy_wire::nf_tables::all_rules::any_rule;
 use vmap_proxy_wire::nf_tables::elements::Reader;
 use vmap_proxy_wire::nf_tables::kube_proxy_table;
 use vmap_proxy_wire::nf_tables::table_state::TableState;
@@ -26,6 +27,7 @@ pub(crate) fn decode(datagram: &[u8]) {
     reader.read(datagram, &mut |entries| entries.for_each(|message| assert!(message.payload.len() <= datagram.len())));
     for message in Messages::new(datagram) {
         any_chain(&message);
+        any_rule(&message);
         if let Some(flow) = Flow::decode(&message) {
             flow.deletion();
         }

@@ -129,7 +129,14 @@ impl From<messages::Endpoint> for model::EndpointObject {
             node_name: endpoint.node_name,
             hostname: endpoint.hostname,
             hints: endpoint.hints.map(Into::into),
+            target_ref: or_default(endpoint.target_ref),
         }
+    }
+}
+
+impl From<messages::ObjectReference> for model::TargetRef {
+    fn from(target: messages::ObjectReference) -> Self {
+        Self::new(&target.kind, &target.namespace, &target.name)
     }
 }
 

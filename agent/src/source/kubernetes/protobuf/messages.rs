@@ -190,10 +190,23 @@ pub(super) struct Endpoint {
     pub(super) conditions: Option<EndpointConditions>,
     #[prost(string, optional, tag = "3")]
     pub(super) hostname: Option<String>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) target_ref: Option<ObjectReference>,
     #[prost(string, optional, tag = "6")]
     pub(super) node_name: Option<String>,
     #[prost(message, optional, tag = "8")]
     pub(super) hints: Option<EndpointHints>,
+}
+
+/// `core.v1.ObjectReference`
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ObjectReference {
+    #[prost(string, tag = "1")]
+    pub(super) kind: String,
+    #[prost(string, tag = "2")]
+    pub(super) namespace: String,
+    #[prost(string, tag = "3")]
+    pub(super) name: String,
 }
 
 /// `discovery.v1.EndpointConditions`
