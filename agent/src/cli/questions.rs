@@ -28,6 +28,7 @@ pub struct GetArguments {
     pub listed: Listed,
 
     /// Only this Service
+    #[arg(value_name = "[NAMESPACE/]NAME")]
     pub name: Option<String>,
 
     /// Only this namespace; of a Service without it: default

@@ -366,8 +366,8 @@ impl<'a> OwnNode<'a> {
             );
         } else {
             tracing::warn!(
-                "no manifest holds Node {name}: {} stand in for its addresses, the ones that this machine uses by \
-                 default; add a Node object to choose others",
+                "no manifest holds Node {name}, so this machine's default addresses stand in for its own: {}; add a Node \
+                 object to choose others",
                 listed(&addresses)
             );
         }

@@ -105,6 +105,7 @@ fn flags_of_connections_alone_are_refused_elsewhere() {
         (vec!["journal", "--since", "foo"], "--since"),
         (vec!["explain", "--to", "svc:shop/web", "--cluster-cidr", "foo"], "clusterCIDR"),
         (vec!["doctor", "--cluster-cidr", "foo"], "clusterCIDR"),
+        (vec!["get", "services", "-n", "other", "shop/web"], "is another namespace than that of the name, shop"),
         (vec!["get", "pods"], "invalid value 'pods'"),
     ] {
         let output = node.run(|| vmap_proxy(&arguments).output()).unwrap().unwrap();

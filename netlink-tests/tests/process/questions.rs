@@ -76,7 +76,7 @@ fn an_agent_in_step_is_verified_listed_and_reported() {
         &["get", "services", "-n", "shop", "none"][..],
         &["get", "frontends", "-n", "shop", "none", "-o", "json"],
         &["get", "endpoints", "-n", "shop", "none", "-o", "wide"],
-        &["get", "connections", "-n", "shop", "none"],
+        &["get", "connections", "shop/none"],
         &["get", "connections", "--service", "shop/none", "-o", "json"],
         &["trace", "--service", "shop/none"],
     ] {

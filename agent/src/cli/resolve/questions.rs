@@ -238,6 +238,7 @@ pub(super) fn resolve_get(arguments: GetArguments) -> Result<Resolved, ConfigErr
     if let Some((flag, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
         return Err(invalid(flag, "", "is a flag of `get connections` alone").of_flags());
     }
+    let (namespace, name) = namespace_and_name(namespace, name)?;
     let (source, logging, warnings) = resolve_state(state)?;
     let options = GetOptions { listed, name, namespace, source, output };
     Ok(Resolved { action: Action::Get(Box::new(options)), logging, warnings })
@@ -277,6 +278,7 @@ fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError>
         return Err(invalid("--manifests", "", "has no connections: they are the kernel's").of_flags());
     }
     let ConnectionFlags { service, endpoint, wait, timeout } = connections;
+    let (namespace, name) = namespace_and_name(namespace, name)?;
     let (namespace, name) = match service.as_deref().map(service_name) {
         Some(service) => (Some(service.namespace().to_owned()), Some(service.name().to_owned())),
         None if name.is_some() => (namespace.or_else(|| Some("default".to_owned())), name),
@@ -284,6 +286,23 @@ fn resolve_connections(arguments: GetArguments) -> Result<Resolved, ConfigError>
     };
     let options = ConnectionsOptions { namespace, name, endpoint, socket: state.socket, wait, timeout, output };
     Ok(without_configuration(Action::GetConnections(options), &state.configuration.logging))
+}
+
+/// A name may bring its namespace with it, as in `shop/cart`.
+fn namespace_and_name(
+    namespace: Option<String>,
+    name: Option<String>,
+) -> Result<(Option<String>, Option<String>), ConfigError> {
+    match name.as_deref().and_then(|name| name.split_once('/')) {
+        None => Ok((namespace, name)),
+        Some((within, own)) if namespace.as_deref().is_none_or(|namespace| namespace == within) => {
+            Ok((Some(within.to_owned()), Some(own.to_owned())))
+        }
+        Some((within, _)) => {
+            let other = namespace.unwrap_or_default();
+            Err(invalid("--namespace", &other, &format!("is another namespace than that of the name, {within}")).of_flags())
+        }
+    }
 }
 
 /// `namespace/name`; a name alone is in the namespace `default`.

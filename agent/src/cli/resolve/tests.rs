@@ -271,3 +271,18 @@ fn wrong_values_are_refused_with_their_path() {
     let error = parse(["vmap-proxy", "--config=/nonexistent"].map(Into::into)).unwrap().resolve().unwrap_err();
     assert!(error.to_string().contains("/nonexistent"), "{error}");
 }
+
+#[test]
+fn a_name_may_bring_its_namespace() {
+    for (arguments, namespace) in [
+        (&["get", "services", "shop/cart"][..], Some("shop")),
+        (&["get", "services", "-n", "shop", "shop/cart"], Some("shop")),
+        (&["get", "services", "-n", "shop", "cart"], Some("shop")),
+        (&["get", "services", "cart"], None),
+    ] {
+        let Action::Get(options) = resolve(arguments).action else { panic!("{arguments:?}") };
+        assert_eq!((options.namespace.as_deref(), options.name.as_deref()), (namespace, Some("cart")), "{arguments:?}");
+    }
+    let Action::GetConnections(options) = resolve(&["get", "connections", "shop/cart"]).action else { panic!() };
+    assert_eq!((options.namespace.as_deref(), options.name.as_deref()), (Some("shop"), Some("cart")));
+}
