@@ -57,8 +57,9 @@ enum Phase {
     /// that the kernel need not follow them into the maps at every commit that
     /// fills these, and all Services begin to work at once.
     Connect,
-    /// Frontends that lose their firewall: once nothing serves them that it
-    /// guarded, and before its ranges go.
+    /// Frontends that lose their firewall, once nothing serves them that it
+    /// guarded; and verdicts that nothing but another verdict leads to. A packet
+    /// that followed one of these still finds what comes after it.
     Open,
     /// Elements that nothing points to any more.
     Shrink,
@@ -79,7 +80,7 @@ enum Fate {
 fn phase(map: Map, fate: Fate) -> Phase {
     let is_removed = fate == Fate::Removed;
     match map {
-        Map::FirewallIps if is_removed => Phase::Open,
+        Map::FirewallIps | Map::LocalFrontends(_) | Map::ShortCircuit(_) if is_removed => Phase::Open,
         Map::FirewallIps => Phase::Close,
         // Elements that hold back packets without a frontend are removed only
         // after the frontend exists.
@@ -215,9 +216,10 @@ impl Phases {
     pub(super) fn finish(&mut self) -> Vec<Transaction> {
         let mut transactions = self.take_pointed();
         transactions.extend(connections(self.take(Phase::Connect)));
-        let mut last = self.take(Phase::Open);
-        last.extend(self.take(Phase::Shrink));
-        push_chunks(last, &mut transactions);
+        // Not together: a packet may be between its look-ups.
+        for phase in [Phase::Open, Phase::Shrink] {
+            push_chunks(self.take(phase), &mut transactions);
+        }
         transactions
     }
 }
@@ -341,6 +343,10 @@ mod tests {
         phases.element(Family::Ipv4, (Map::ClusterIps, key), nothing.clone(), None, None);
         phases.element(Family::Ipv4, (Map::FirewallIps, key), drop.clone(), None, None);
         phases.element(Family::Ipv4, (Map::Frontends(Domain::Frontend), key), drop.clone(), None, None);
+        // A packet that found the frontend's verdict may be about to look up this one.
+        phases.element(Family::Ipv4, (Map::LocalFrontends(Domain::Frontend), key), drop.clone(), None, None);
+        // A packet that found the firewall may be about to look up this one.
+        phases.element(Family::Ipv4, (Map::SourceRanges, key), nothing.clone(), None, None);
         phases.element(Family::Ipv4, (Map::NoEndpoints(Domain::Frontend), key), drop.clone(), None, None);
         phases.element(Family::Ipv4, (Map::Frontends(Domain::NodePort), key), None, drop, None);
         phases.element(Family::Ipv4, (Map::NodePortIps, key), nothing.clone(), nothing, None);
@@ -348,12 +354,15 @@ mod tests {
         let places = [
             Map::Frontends(Domain::Frontend),
             Map::Frontends(Domain::NodePort),
+            Map::LocalFrontends(Domain::Frontend),
             Map::FirewallIps,
+            Map::SourceRanges,
             Map::ClusterIps,
             Map::NoEndpoints(Domain::Frontend),
         ];
-        assert_eq!(places.map(|map| position(&transactions, map)), [Some(0), Some(0), Some(1), Some(1), Some(1)]);
-        assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (2, None));
+        let expected = [0, 0, 1, 1, 2, 2, 2].map(Some);
+        assert_eq!(places.map(|map| position(&transactions, map)), expected);
+        assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (3, None));
     }
 
     #[test]

@@ -300,7 +300,8 @@ fn namespace_and_name(
         }
         Some((within, _)) => {
             let other = namespace.unwrap_or_default();
-            Err(invalid("--namespace", &other, &format!("is another namespace than that of the name, {within}")).of_flags())
+            Err(invalid("--namespace", &other, &format!("is another namespace than that of the name, {within}"))
+                .of_flags())
         }
     }
 }
