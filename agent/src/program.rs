@@ -13,9 +13,6 @@ use crate::config::{ConfigError, load};
 use crate::logging::escape::escaped;
 use crate::{commands, logging, run};
 
-/// The status of clap's own errors.
-const WRONG_USAGE: u8 = 2;
-
 /// Runs the action of the arguments, the program's name first. Prints the cause
 /// of a failure on standard error.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -34,7 +31,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             // Standard error may be closed; then nobody can be informed.
             let _ = writeln!(io::stderr(), "Error: {}", lines.join("\n"));
             let is_usage = error.downcast_ref::<ConfigError>().is_some_and(ConfigError::is_wrong_usage);
-            if is_usage { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
+            if is_usage { ExitCode::from(cli::WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

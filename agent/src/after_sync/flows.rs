@@ -122,8 +122,8 @@ fn clean_all(woken: &Receiver<()>, waiting: &Waiting, metrics: &Metrics, familie
                     }
                     if cleaned.offloaded > 0 {
                         tracing::warn!(
-                            "{} not deleted: a flow table carries it, and this kernel (before Linux 6.4) does not \
-                             delete such entries; each ends 30 s after its last packet",
+                            "{} not deleted: this kernel (before Linux 6.4) does not delete entries that a flow table \
+                             carries; each ends 30 s after its last packet",
                             count(cleaned.offloaded, "stale flow")
                         );
                     }

@@ -5,13 +5,14 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use vmap_proxy_compiler::words::count;
+
 use super::{Observer, SyncDone};
 use crate::conntrack::resets::Resets;
 use crate::conntrack::{Conntrack, ConntrackError};
 use crate::metrics::Metrics;
 use crate::netlink::FlowRelease;
 use crate::sync::gone::GoneEndpoints;
-use vmap_proxy_compiler::words::count;
 
 /// The wait when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);

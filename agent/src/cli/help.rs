@@ -39,8 +39,8 @@ differs from the agent.";
 /// Examples and exit status of `vmap-proxy get`.
 pub(super) const GET_HELP: &str = "\
 Services, frontends and endpoints come from the agent, or from files. Connections come from the kernel's conntrack; the
-comments of the kernel's elements name their Services, so that no agent is needed (long names are cut there). OPEN connections go on; CLOSING ones
-(TCP: TIME_WAIT, CLOSE) are over and expire.
+comments of the kernel's elements name their Services, so that no agent is needed (long names are cut there). OPEN
+connections go on; CLOSING ones (TCP: TIME_WAIT, CLOSE) are over and expire.
 
 Examples:
   vmap-proxy get services

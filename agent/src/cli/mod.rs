@@ -33,6 +33,9 @@ pub use resolve::{
     TraceOptions, VerifyOptions, VersionOptions,
 };
 
+/// The exit status for wrong usage, as of clap's own errors.
+pub(crate) const WRONG_USAGE: u8 = 2;
+
 const EXAMPLES: &str = "\
 Examples:
   In a cluster, instead of kube-proxy (as its DaemonSet starts it):

@@ -352,17 +352,16 @@ impl Asked {
     /// # Errors
     /// As [`Self::ask`].
     pub fn pod_addresses(&mut self, namespace: &str, name: &str) -> Result<Vec<IpAddr>, AskError> {
+        let of_object = match self {
+            Self::Files(offline) => offline.pod_addresses(namespace, name),
+            Self::Agent(_) | Self::Own(..) => Vec::new(),
+        };
         let mut found = Vec::new();
         for family in Family::ALL {
-            let of_files = match self {
-                Self::Files(offline) => offline.pod_address(namespace, name, family),
-                Self::Agent(_) | Self::Own(..) => None,
-            };
-            let address = match of_files {
-                Some(address) => Some(address),
+            found.extend(match of_object.iter().find(|address| Family::of(**address) == family) {
+                Some(address) => Some(*address),
                 None => self.find_pod(format!("{namespace}/{name}"), family)?,
-            };
-            found.extend(address);
+            });
         }
         Ok(found)
     }

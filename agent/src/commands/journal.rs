@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
+use vmap_proxy_compiler::words::count;
 
 use super::asked::{AskError, Asked};
 use crate::cli::JournalOptions;
 use crate::logging::escape::escaped;
 use crate::query::protocol::JournalEntry;
 use crate::terminal::{Paint, print, rendered};
-use vmap_proxy_compiler::words::count;
 
 /// Nothing matches.
 const NOTHING: u8 = 3;

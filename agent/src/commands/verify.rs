@@ -12,10 +12,9 @@ use thiserror::Error;
 use vmap_proxy_compiler::model::Family;
 use vmap_proxy_compiler::model::digest::Digest;
 use vmap_proxy_compiler::render;
-use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
+use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
 use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::message::Writer;
 use vmap_proxy_wire::nf_tables::OwnTable;
@@ -157,13 +156,7 @@ impl Comparison {
             };
             let skeleton = SkeletonConfig::from(of_family);
             let mut wrong: Vec<String> = table.foreign().iter().map(|object| format!("{object} is not ours")).collect();
-            let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
-            wrong.extend(Chain::missing(&names).into_iter().map(|chain| format!("chain {chain} is missing")));
-            for chain in names {
-                if !table.chain_matches(chain, family, &rules(&skeleton, chain)) {
-                    wrong.push(format!("chain {chain} has other rules"));
-                }
-            }
+            wrong.extend(table.wrong_chains(&skeleton).map(|(chain, fault)| format!("chain {chain} {fault}")));
             let maps = Map::all().filter(|map| !table.map_matches(*map, family));
             wrong.extend(maps.map(|map| format!("map {map} is missing or declared otherwise")));
             wrong.into_iter().for_each(|what| self.differ(family, "rules", what));

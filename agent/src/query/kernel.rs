@@ -17,12 +17,13 @@ use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict as ElementVerdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
+use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
 use vmap_proxy_compiler::ruleset::spread::Spread;
 use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
 use vmap_proxy_compiler::ruleset::target::{Domain, FrontendKey, Pool, Target};
 use vmap_proxy_compiler::words::count;
 use vmap_proxy_wire::nf_tables::OwnTable;
+use vmap_proxy_wire::nf_tables::table_state::ChainFault;
 
 use crate::netlink::{Kernel, NetlinkError};
 
@@ -61,14 +62,13 @@ pub fn read(
 ) -> Result<KernelAnswer, NetlinkError> {
     let family = Family::of(packet.destination);
     let Some(table) = kernel.read_table(OwnTable::Main, family)? else { return Ok(without_table(family)) };
-    let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
     // All chains, as `verify` does: a packet's way goes through those for numbers of endpoints, for affinity and for
     // source ranges, too, and a wrong rule there may lose it. Their number is bounded.
-    let mut differences: Vec<String> =
-        Chain::missing(&names).into_iter().map(|chain| format!("the kernel lacks chain {chain}")).collect();
-    let wrong = names.iter().filter(|chain| !table.chain_matches(**chain, family, &self::rules(rules, **chain)));
-    differences
-        .extend(wrong.map(|chain| format!("chain {chain} of the kernel is not the one that this configuration makes")));
+    let difference = |(chain, fault)| match fault {
+        ChainFault::Missing => format!("the kernel lacks chain {chain}"),
+        ChainFault::Differs => format!("chain {chain} of the kernel is not the one that this configuration makes"),
+    };
+    let differences = table.wrong_chains(rules).map(difference).collect();
     let mut reading = Reading { kernel, family, elements: Vec::new() };
     reading.all_of(packet)?;
     let remembered = reading.remembered(packet.source)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use vmap_proxy_compiler::model::convert::parse_address;
 use vmap_proxy_compiler::model::types::ServiceName;
-use vmap_proxy_compiler::model::{Family, ProxyConfig, Store};
+use vmap_proxy_compiler::model::{ProxyConfig, Store};
 use vmap_proxy_compiler::plan::Planner;
 
 use super::answer::State;
@@ -51,25 +51,26 @@ impl Offline {
         State { store, planner, ready: true, pending: false, digest: store.digest(), journal }
     }
 
-    /// The address of a Pod in a family, from a Pod object. A proxy does not follow
-    /// these, so the files are read once more.
-    pub fn pod_address(&self, namespace: &str, name: &str, family: Family) -> Option<IpAddr> {
-        self.manifests.files().into_iter().find_map(|file| {
+    /// The addresses of a Pod, from a Pod object; none if the files have none. A proxy
+    /// does not follow these, so the files are read once more.
+    pub fn pod_addresses(&self, namespace: &str, name: &str) -> Vec<IpAddr> {
+        let found = self.manifests.files().into_iter().find_map(|file| {
             let (_, text) = read::read(&file).ok()?;
             let documents = yaml::split(&text);
             documents.into_iter().find_map(|document| {
                 let value: Value = serde_saphyr::from_str_with_options(&text[document.range], yaml::options()).ok()?;
-                address_in(&value, (namespace, name), family)
+                addresses_in(&value, namespace, name)
             })
-        })
+        });
+        found.unwrap_or_default()
     }
 }
 
-/// The address of a Pod in one object, or in the items of a list.
-fn address_in(object: &Value, (namespace, name): (&str, &str), family: Family) -> Option<IpAddr> {
+/// The addresses of a Pod in one object, or in the items of a list.
+fn addresses_in(object: &Value, namespace: &str, name: &str) -> Option<Vec<IpAddr>> {
     let text = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     if let Some(items) = object.get("items").and_then(Value::as_array) {
-        return items.iter().find_map(|item| address_in(item, (namespace, name), family));
+        return items.iter().find_map(|item| addresses_in(item, namespace, name));
     }
     if text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned()) != namespace {
         return None;
@@ -79,5 +80,6 @@ fn address_in(object: &Value, (namespace, name): (&str, &str), family: Family) -
     }
     let others = object.pointer("/status/podIPs").and_then(Value::as_array).into_iter().flatten();
     let texts = text(object, "/status/podIP").into_iter().chain(others.filter_map(|one| text(one, "/ip")));
-    texts.filter_map(|text| parse_address(&text)).find(|address| Family::of(*address) == family)
+    let addresses: Vec<IpAddr> = texts.filter_map(|text| parse_address(&text)).collect();
+    (!addresses.is_empty()).then_some(addresses)
 }

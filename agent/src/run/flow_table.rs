@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
+use vmap_proxy_compiler::words::count;
 
 use crate::config::flow_table::FlowTableOptions;
 use crate::lists::some_of;
 use crate::metrics::Metrics;
 use crate::netlink::{FlowRelease, FlowTable, FlowTableError, Followed, InterfaceNames, LinkWatcher, NetlinkError};
 use crate::sync_loop::Status;
-use vmap_proxy_compiler::words::count;
 
 /// Pods come and go several at a time: the time for which further changes of
 /// interfaces are awaited.

@@ -11,10 +11,8 @@ use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::{Action, Transaction};
 use vmap_proxy_compiler::render;
-use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_compiler::ruleset::skeleton::rules;
 use vmap_proxy_compiler::ruleset::{Family, TABLE};
 use vmap_proxy_compiler::words::count;
 
@@ -150,14 +148,9 @@ impl Syncer {
         if let Some(chain) = table.wrong_policies().first() {
             return Some(format!("chain {chain} has another policy"));
         }
-        let names: BTreeSet<Chain> = table.chain_names().filter_map(Chain::parse).collect();
-        if let Some(chain) = Chain::missing(&names).first() {
-            return Some(format!("chain {chain} is missing"));
-        }
         let skeleton = self.planner.skeleton(self.store.node(), family);
-        let is_wrong = |chain: &&Chain| !table.chain_matches(**chain, family, &rules(&skeleton, **chain));
-        if let Some(chain) = names.iter().find(is_wrong) {
-            return Some(format!("chain {chain} has other rules"));
+        if let Some((chain, fault)) = table.wrong_chains(&skeleton).next() {
+            return Some(format!("chain {chain} {fault}"));
         }
         let map = Map::all().find(|map| !table.map_matches(*map, family));
         map.map(|map| format!("map {map} is missing or declared otherwise"))

@@ -78,7 +78,10 @@ impl<'a> Resync<'a> {
             skeleton.extend(actions.map(|action| Operation { family, action, owner: None }));
             if !kernel.exists {
                 // Chains that spread connections lead to no verdicts, and are cheaper to fill before the endpoints come.
-                let leads_on = |operation: &mut Operation| matches!(operation.action, Action::AddRule(chain, _) if !Chain::AHEAD.contains(&chain));
+                let leads_on = |operation: &mut Operation| match operation.action {
+                    Action::AddRule(chain, _) => !Chain::AHEAD.contains(&chain),
+                    _ => false,
+                };
                 phases.connect(skeleton.extract_if(.., leads_on));
             }
             ready.extend(transaction(skeleton));

@@ -16,14 +16,12 @@ use vmap_proxy_compiler::explain::answer::{Explanation, Fate, ServiceAnswer};
 use vmap_proxy_compiler::model::ProxyConfig;
 
 use super::asked::{AskError, Asked};
-use crate::cli::{ExplainOptions, ReportFormat, StateSource};
+use crate::cli::{ExplainOptions, ReportFormat, StateSource, WRONG_USAGE};
 use crate::netlink::NetlinkError;
 use crate::terminal::{print, rendered};
 use live::{KernelAlone, Live, WithNext};
 pub(crate) use place::{Destination, PlaceError, node_address, outside, usual_interface};
 
-/// The question can't be understood, as clap's own errors.
-const WRONG_USAGE: u8 = 2;
 /// The packet is dropped or refused, or the Service is not served.
 const NOT_SERVED: u8 = 3;
 /// The packet meets no frontend, and goes where it was sent to.

@@ -1,5 +1,5 @@
-//! Base chains outside of the table of Services that a packet passes: their place
-//! policy, and whether a rule behind them drops packets. For which packets the rules of
+//! Base chains outside of the table of Services that a packet passes: their place,
+//! their policy, and whether a rule behind them drops packets. For which packets the rules of
 //! other programs hold is between them and their nft, and our side tables act on few
 //! packets; neither is evaluated.
 

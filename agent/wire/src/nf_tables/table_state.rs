@@ -1,10 +1,12 @@
 //! The kernel's version of our table, compared with the desired one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 
 use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::Rule;
+use vmap_proxy_compiler::ruleset::skeleton::{SkeletonConfig, rules};
 use vmap_proxy_compiler::ruleset::{Family, LAYOUT};
 
 use super::POLICY_ACCEPT;
@@ -14,6 +16,16 @@ use super::foreign::{ForeignKind, ForeignObject};
 use super::sets::{Declaration, declaration, userdata};
 use crate::message::{Attribute, Attributes, Writer};
 use crate::uapi::*;
+
+impl fmt::Display for ChainFault {
+    /// The end of a sentence about the chain.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "is missing",
+            Self::Differs => "has other rules",
+        })
+    }
+}
 
 /// One of our tables, as the kernel lists it: chains with their rules and the
 /// declarations of sets and maps, but not their elements.
@@ -74,7 +86,29 @@ impl ChainState {
     }
 }
 
+/// What is wrong with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainFault {
+    /// It does not exist.
+    Missing,
+    /// It has other rules, another hook or another policy.
+    Differs,
+}
+
 impl TableState {
+    /// Compares all chains of ours with the rules that this configuration makes:
+    /// first those that are missing, then those that differ, each in the order of
+    /// listings. Compares as it is asked for more.
+    pub fn wrong_chains<'a>(
+        &'a self,
+        skeleton: &'a SkeletonConfig,
+    ) -> impl Iterator<Item = (Chain, ChainFault)> + use<'a> {
+        let names: BTreeSet<Chain> = self.chain_names().filter_map(Chain::parse).collect();
+        let missing = Chain::missing(&names).into_iter().map(|chain| (chain, ChainFault::Missing));
+        let differs = move |chain: &Chain| !self.chain_matches(*chain, skeleton.family, &rules(skeleton, *chain));
+        missing.chain(names.into_iter().filter(differs).map(|chain| (chain, ChainFault::Differs)))
+    }
+
     /// Returns whether a chain exists and equals `rules`: the same rules in the
     /// same order, and on the same hook with the same priority and an accepting
     /// policy if it is a base chain.
