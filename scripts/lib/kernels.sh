@@ -26,10 +26,13 @@ download_kernel() {
   (cd "$2" && own_apt apt-get -qq download $packages >/dev/null)
 }
 
+# have_kernel VERSION: whether fetch_kernel has nothing to do.
+have_kernel() { [ -e "$scratch/kernels/$1/initrd" ]; }
+
 # fetch_kernel VERSION: downloads and unpacks a kernel, and creates its initramfs for on-kernel. Done once per version.
 fetch_kernel() {
   local version=$1 to="$scratch/kernels/$1" package deb release
-  [ ! -e "$to/initrd" ] || return 0
+  ! have_kernel "$version" || return 0
   own_apt_update || { say "no package lists: is the mirror reachable?"; return 1; }
   rm -rf "$to" "$to.new"
   mkdir -p "$to.new/unpacked"
@@ -88,12 +91,18 @@ INIT
   rm -r "$ram"
 }
 
+# have_disk RELEASE: whether make_disk has nothing to do.
+have_disk() {
+  local root="$scratch/roots/$1"
+  [ -e "$root.done" ] && [ "$root.img" -nt "$root.done" ] && [ "$root.img" -nt "$(dirname "${BASH_SOURCE[0]}")/vm-init" ]
+}
+
 # make_disk RELEASE: creates the disk image of a root file system, with the init that runs one command and keeps its exit
 # status.
 make_disk() {
   local release=$1 root="$scratch/roots/$1" size image="$scratch/roots/$1.img"
+  ! have_disk "$release" || return 0
   make_root "$release" || return 1
-  [ ! "$image" -nt "$root.done" ] || [ ! "$image" -nt "$(dirname "${BASH_SOURCE[0]}")/vm-init" ] || return 0
   install -m 0755 "$(dirname "${BASH_SOURCE[0]}")/vm-init" "$root/sbin/vm-init"
   size=$(($(du -sm --apparent-size "$root" | cut -f1) * 2 + 600))
   rm -f "$image.new"
