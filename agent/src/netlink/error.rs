@@ -197,7 +197,7 @@ impl Refusal {
             description.push_str(&format!(" ({text})"));
         }
         if let Some(lacking) = &lacking {
-            description.push_str(&format!(": the kernel lacks {} ({})", lacking.module, lacking.options));
+            description.push_str(&format!(": the kernel lacks {lacking}"));
         }
         Self { operation, span, errno, ext_ack, lacking, description }
     }

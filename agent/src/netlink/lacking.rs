@@ -1,5 +1,7 @@
 //! What a kernel lacks: the module and the option for a refused part of our rules.
 
+use std::fmt;
+
 use vmap_proxy_compiler::plan::{Action, Operation};
 use vmap_proxy_compiler::ruleset::Family;
 
@@ -11,16 +13,27 @@ const MODULES_DISABLED: &str = "/proc/sys/kernel/modules_disabled";
 /// A part of nf_tables that the kernel does not have, or has as a module that it could not load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lacking {
-    /// The name of the module, if it is one.
-    pub module: &'static str,
+    /// The name of the module; `None` for an option of nf_tables itself.
+    pub module: Option<&'static str>,
     /// The options that build it.
     pub options: &'static str,
 }
 
+impl fmt::Display for Lacking {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.module {
+            Some(module) => write!(formatter, "{module} ({})", self.options),
+            None => formatter.write_str(self.options),
+        }
+    }
+}
+
 impl Lacking {
     /// nf_tables itself.
-    pub(super) const NF_TABLES: Self =
-        Self { module: "nf_tables", options: "CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6" };
+    pub(super) const NF_TABLES: Self = Self {
+        module: Some("nf_tables"),
+        options: "CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6",
+    };
 
     /// Finds it for a refused operation. `expression` is the name of the part of a rule that the kernel means. The
     /// modules are those that the kernel asks for: `nft-expr-*` and `nft-chain-*` in `net/netfilter/nf_tables_api.c`.
@@ -29,6 +42,8 @@ impl Lacking {
             return None;
         }
         match &operation.action {
+            // `nft_supported_family` in the same file.
+            Action::AddTable if errno == libc::EOPNOTSUPP => Some(of_table(operation.family)),
             Action::AddChain(chain) => chain.base().map(|base| of_chain(operation.family, base.nat)),
             // Built into nf_tables since 5.17.
             Action::AddMap(map) if map.has_counter() => of_expression(operation.family, "counter"),
@@ -40,6 +55,7 @@ impl Lacking {
     /// What to do about it, as the end of a sentence.
     pub fn remedy(&self) -> String {
         let Self { module, options } = self;
+        let Some(module) = module else { return format!("boot a kernel with {options}") };
         let disabled = patiently(|| std::fs::read_to_string(MODULES_DISABLED));
         match disabled.is_ok_and(|value| value.trim() == "1") {
             true => format!(
@@ -52,13 +68,21 @@ impl Lacking {
 }
 
 fn of_chain(family: Family, nat: bool) -> Lacking {
-    match (nat, family) {
-        (true, _) => {
-            Lacking { module: "nft_chain_nat", options: "CONFIG_NFT_NAT, CONFIG_NF_NAT and CONFIG_NF_CONNTRACK" }
+    match nat {
+        true => {
+            Lacking { module: Some("nft_chain_nat"), options: "CONFIG_NFT_NAT, CONFIG_NF_NAT and CONFIG_NF_CONNTRACK" }
         }
-        (false, Family::Ipv4) => Lacking { module: "nf_tables", options: "CONFIG_NF_TABLES_IPV4" },
-        (false, Family::Ipv6) => Lacking { module: "nf_tables", options: "CONFIG_NF_TABLES_IPV6" },
+        false => of_table(family),
     }
+}
+
+/// Tables of this family.
+fn of_table(family: Family) -> Lacking {
+    let options = match family {
+        Family::Ipv4 => "CONFIG_NF_TABLES_IPV4",
+        Family::Ipv6 => "CONFIG_NF_TABLES_IPV6",
+    };
+    Lacking { module: None, options }
 }
 
 fn of_expression(family: Family, name: &str) -> Option<Lacking> {
@@ -75,7 +99,7 @@ fn of_expression(family: Family, name: &str) -> Option<Lacking> {
         // The rest is part of nf_tables.
         _ => return None,
     };
-    Some(Lacking { module, options })
+    Some(Lacking { module: Some(module), options })
 }
 
 #[cfg(test)]
@@ -122,6 +146,18 @@ mod tests {
         let chain = vmap_proxy_compiler::ruleset::chains::Chain::NatPrerouting;
         let operation = Operation { action: Action::AddChain(chain), ..operation };
         assert_eq!(Lacking::of(&operation, None, libc::EEXIST), None);
-        assert_eq!(Lacking::of(&operation, None, libc::ENOENT).map(|lacking| lacking.module), Some("nft_chain_nat"));
+        assert_eq!(
+            Lacking::of(&operation, None, libc::ENOENT).and_then(|lacking| lacking.module),
+            Some("nft_chain_nat")
+        );
+    }
+
+    /// No module brings tables of a family: the remedy must not name one.
+    #[test]
+    fn a_family_without_tables_is_a_matter_of_the_kernel_alone() {
+        let operation = Operation { family: Family::Ipv6, owner: None, action: Action::AddTable };
+        let lacking = Lacking::of(&operation, None, libc::EOPNOTSUPP).unwrap();
+        assert_eq!(lacking.to_string(), "CONFIG_NF_TABLES_IPV6");
+        assert_eq!(lacking.remedy(), "boot a kernel with CONFIG_NF_TABLES_IPV6");
     }
 }

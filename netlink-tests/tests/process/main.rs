@@ -42,6 +42,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_lab::Transport::Tcp;
+use vmap_proxy_testbed::PATIENCE;
 use vmap_proxy_testbed::cluster::{Cluster, NODE, node_object};
 use vmap_proxy_testbed::manifest_directory::ManifestDirectory;
 use vmap_proxy_testbed::manifests::{NODE_NAME, service};
@@ -50,9 +51,6 @@ use vmap_proxy_testbed::nft::nft_in;
 vmap_proxy_testbed::in_own_namespaces!();
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
-
-/// An event that never comes ends a test.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const HEALTH: u16 = 10256;
 const METRICS: u16 = 10249;

@@ -189,28 +189,49 @@ fn a_part_that_one_family_lacks_costs_that_family_alone() {
         (&ipv4, &ipv6, "nft_fib_ipv4", "CONFIG_NFT_FIB_IPV4"),
     ] {
         let Some(_without) = without(&[module]) else { return };
-        let world = World::new();
-        let found = diagnosis(world.lab.node());
-        assert!(found.len() == 1 && found[0].0 == format!("kernel, {}", lost.family), "{module}: {found:?}");
-        let manifests = manifests();
-        let running = run_agent(world.lab.node(), &manifests);
-        let line = running.wait_for_line(&format!("no Service is served over {}", lost.family));
-        assert!(line.contains("then restart vmap-proxy"), "{module}: {line}");
-        for text in [format!("load the module {module} "), option.to_owned()] {
-            assert!(line.contains(&text) && found[0].1.contains(&text), "{module}: {line}\n{found:?}");
-        }
-        let named = running.wait_for_line("which this node does not serve");
-        assert!(named.contains(&format!("default/web-{}", lost.family.keyword())), "{module}: {named}");
-        assert_eq!(world.tables(), format!("table {} vmap-proxy\n", kept.family.keyword()));
-        let result = world.connect(kept).opened();
-        assert!(matches!(result, ProbeResult::Answered { .. }), "{module}: {result}");
-        // A change later on concerns the served family alone, too.
-        manifests.write_objects("web.json", &BOTH.iter().flat_map(Net::objects).collect::<Vec<_>>());
-        running.wait_for_line("synced in");
-        assert_answered(world.connect(kept).opened(), kept.pod_b, "after a change");
-        running.stop();
-        flush(world.lab.node());
+        assert_costs_one_family(lost, kept, &[&format!("load the module {module} "), option]);
     }
+}
+
+/// The same for an option of nf_tables itself. No module stands for it: the kernel has to be built so. `lacking` on it:
+/// `scripts/kernel-matrix --accel uml --without NF_TABLES_INET --without NF_TABLES_IPV6 --suites lacking 6.12`.
+#[test]
+fn nf_tables_without_one_family_costs_that_family_alone() {
+    let [ipv4, ipv6] = BOTH;
+    for (lost, kept, option) in [(&ipv6, &ipv4, "CONFIG_NF_TABLES_IPV6"), (&ipv4, &ipv6, "CONFIG_NF_TABLES_IPV4")] {
+        let namespace = NetNs::new("probe").unwrap();
+        if run(&namespace, "nft", &["add", "table", lost.family.keyword(), "probe"], "").is_ok() {
+            skipped(format_args!("a kernel without {option} was not tested: this one has it"));
+        } else {
+            assert_costs_one_family(lost, kept, &[option]);
+        }
+    }
+}
+
+/// Runs the agent and `doctor` on a kernel that lacks something for one family, which they name with these texts.
+#[track_caller]
+fn assert_costs_one_family(lost: &Net, kept: &Net, texts: &[&str]) {
+    let world = World::new();
+    let found = diagnosis(world.lab.node());
+    assert!(found.len() == 1 && found[0].0 == format!("kernel, {}", lost.family), "{texts:?}: {found:?}");
+    let manifests = manifests();
+    let running = run_agent(world.lab.node(), &manifests);
+    let line = running.wait_for_line(&format!("no Service is served over {}", lost.family));
+    assert!(line.contains("then restart vmap-proxy"), "{texts:?}: {line}");
+    for text in texts {
+        assert!(line.contains(text) && found[0].1.contains(text), "{text}: {line}\n{found:?}");
+    }
+    let named = running.wait_for_line("which this node does not serve");
+    assert!(named.contains(&format!("default/web-{}", lost.family.keyword())), "{texts:?}: {named}");
+    assert_eq!(world.tables(), format!("table {} vmap-proxy\n", kept.family.keyword()));
+    let result = world.connect(kept).opened();
+    assert!(matches!(result, ProbeResult::Answered { .. }), "{texts:?}: {result}");
+    // A change later on concerns the served family alone, too.
+    manifests.write_objects("web.json", &BOTH.iter().flat_map(Net::objects).collect::<Vec<_>>());
+    running.wait_for_line("synced in");
+    assert_answered(world.connect(kept).opened(), kept.pod_b, "after a change");
+    running.stop();
+    flush(world.lab.node());
 }
 
 /// Stale flows stay, and everything else works.

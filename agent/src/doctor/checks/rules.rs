@@ -72,7 +72,7 @@ mod tests {
     fn a_refused_family_is_an_error_and_a_missing_namespace_is_none() {
         let with = |rules| check(&Facts { rules, ..Facts::default() });
         assert_eq!(with(Probed::default()), []);
-        let lacking = Lacking { module: "nft_fib_ipv6", options: "CONFIG_NFT_FIB_IPV6" };
+        let lacking = Lacking { module: Some("nft_fib_ipv6"), options: "CONFIG_NFT_FIB_IPV6" };
         for (lacking, remedy) in [(Some(lacking), "nft_fib_ipv6"), (None, "nft_numgen")] {
             let description = "no fib".to_owned();
             let failure = Refusal { operation: 0, span: 1, errno: libc::ENOENT, ext_ack: None, lacking, description };
