@@ -64,8 +64,8 @@ make_user_mode_kernel() {
   for option in $(sed -nE 's/^(CONFIG_[A-Z0-9_]*)=y$/\1/p' "$to/wanted.new"); do
     grep -q "^$option=y" "$to/config" || echo "$option"
   done >"$to/missing"
+  # The objects stay: a kernel without one option compiles only the files that depend on it.
   make -s -C "$source" ARCH=um kernelrelease >"$to/release.new"
-  make -s -C "$source" ARCH=um mrproper >/dev/null 2>&1 || true
   mv "$to/wanted.new" "$to/wanted"
   mv "$to/release.new" "$to/release"
 }
