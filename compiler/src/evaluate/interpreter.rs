@@ -1,9 +1,9 @@
 //! Walks one packet through one base chain and all chains it leads to.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::index::Field;
-use super::{Host, IndexedTable, Remembered, State, TraceStep};
+use super::{Generations, Host, IndexedTable, Remembered, State, TraceStep};
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;
 use crate::ruleset::chains::{Chain, Hook};
@@ -24,8 +24,9 @@ pub(super) enum End {
 /// The effect of one base chain.
 #[derive(Debug)]
 pub(super) struct Walk {
-    /// The possible new destinations.
-    pub(super) endpoints: BTreeSet<Endpoint>,
+    /// The possible new destinations, each with the number of look-ups after
+    /// which a packet found it first.
+    pub(super) endpoints: BTreeMap<Endpoint, usize>,
     /// The result without a translation; `None` if there always is one.
     pub(super) otherwise: Option<End>,
 }
@@ -46,13 +47,14 @@ const MAX_DEPTH: usize = 16;
 
 /// Walks through a base chain.
 pub(super) fn walk<'e>(
-    table: &'e IndexedTable<'_>,
+    tables: Generations<'e, '_>,
     host: &'e Host,
     chain: Chain,
     state: &mut State,
     trace: &mut Trace<'e>,
 ) -> Walk {
-    let mut walker = Walker { table, host, state, trace, endpoints: BTreeSet::new(), drawn: Vec::new() };
+    let rules = tables.at(state.look_ups);
+    let mut walker = Walker { tables, rules, host, state, trace, endpoints: BTreeMap::new(), drawn: Vec::new() };
     let otherwise = match walker.chain(chain, 0) {
         Flow::Next | Flow::Return => Some(End::Accepted),
         Flow::Stop(end) => end,
@@ -61,20 +63,33 @@ pub(super) fn walk<'e>(
 }
 
 struct Walker<'w, 'e, 'a> {
-    table: &'e IndexedTable<'a>,
+    tables: Generations<'e, 'a>,
+    /// The generation of the rules: the one in which the packet entered the base
+    /// chain.
+    rules: &'e IndexedTable<'a>,
     host: &'e Host,
     state: &'w mut State,
     trace: &'w mut Trace<'e>,
-    endpoints: BTreeSet<Endpoint>,
-    /// The slots of each map that were followed already, and whether one had no
-    /// element. Another draw from the same slots finds nothing new.
-    drawn: Vec<(&'e [KeyPart], Map, bool)>,
+    endpoints: BTreeMap<Endpoint, usize>,
+    /// The slots of each map that were followed already. Another draw from the
+    /// same slots finds nothing new.
+    drawn: Vec<Draw<'e>>,
+}
+
+/// A draw from the slots of a map.
+struct Draw<'e> {
+    key: &'e [KeyPart],
+    map: Map,
+    /// Whether it came after the commit.
+    is_after_commit: bool,
+    /// Whether a slot had no element.
+    missed: bool,
 }
 
 impl<'e> Walker<'_, 'e, '_> {
     fn chain(&mut self, chain: Chain, depth: usize) -> Flow {
-        let table: &'e _ = self.table;
-        let rules = table.table.chains.get(&chain).filter(|_| depth <= MAX_DEPTH);
+        let table: &'e _ = self.rules.table;
+        let rules = table.chains.get(&chain).filter(|_| depth <= MAX_DEPTH);
         for rule in rules.into_iter().flatten() {
             match self.rule((chain, rule), depth) {
                 Flow::Next => {}
@@ -91,7 +106,7 @@ impl<'e> Walker<'_, 'e, '_> {
         let mut found = None;
         for statement in &place.1.0 {
             let flow = match statement {
-                Statement::Vmap(key, map) => match self.find(key, *map, 0) {
+                Statement::Vmap(key, map) => match self.find(key, *map) {
                     Some(element) => {
                         self.trace.push(place, Some(element));
                         return self.verdict(&element.data, depth);
@@ -112,7 +127,7 @@ impl<'e> Walker<'_, 'e, '_> {
                 Statement::Drop => Flow::Stop(Some(End::Dropped)),
                 Statement::Reject => Flow::Stop(Some(End::Rejected)),
                 Statement::Masquerade => Flow::Stop(Some(End::Masqueraded)),
-                Statement::SetPriority(key, map) => match self.find(key, *map, 0) {
+                Statement::SetPriority(key, map) => match self.find(key, *map) {
                     Some(element @ Element { data: Data::List(number), .. }) => {
                         self.state.priority = number.priority();
                         found = Some(element);
@@ -161,32 +176,35 @@ impl<'e> Walker<'_, 'e, '_> {
     /// Follows every slot. A slot without an element ends the rule for the
     /// packets that draw it: they go on with the next.
     fn dnat(&mut self, place: (Chain, &'e Rule), key: &'e [KeyPart], map: Map) -> Flow {
-        let known = self.drawn.iter().find(|(drawn, of, _)| (*drawn, *of) == (key, map));
-        let missed = match known {
-            Some((.., missed)) => *missed,
+        let Some(at) = self.look_up(key) else { return Flow::Next };
+        let is_after_commit = at >= self.tables.commit;
+        let is_known = |draw: &&Draw<'_>| (draw.key, draw.map, draw.is_after_commit) == (key, map, is_after_commit);
+        let missed = match self.drawn.iter().find(is_known) {
+            Some(known) => known.missed,
             None => {
-                let missed = self.follow(place, key, map);
-                self.drawn.push((key, map, missed));
+                let missed = self.follow(place, (key, map), at);
+                self.drawn.push(Draw { key, map, is_after_commit, missed });
                 missed
             }
         };
         if missed { Flow::Next } else { Flow::Stop(None) }
     }
 
-    /// Returns whether a slot has no element.
-    fn follow(&mut self, place: (Chain, &'e Rule), key: &[KeyPart], map: Map) -> bool {
+    /// Returns whether a slot has no element. All slots are alternatives for one
+    /// look-up, that with the number `at`.
+    fn follow(&mut self, place: (Chain, &'e Rule), (key, map): (&[KeyPart], Map), at: usize) -> bool {
         let slots = key.iter().find_map(|part| match part {
             KeyPart::Random(slots) => Some(*slots),
             _ => None,
         });
         let mut missed = false;
         for slot in 0..slots.unwrap_or(1) {
-            match self.find(key, map, slot) {
+            match self.find_at(at, key, map, slot) {
                 Some(element @ Element { data: Data::Endpoint(endpoint), .. }) => {
                     if self.endpoints.is_empty() {
                         self.trace.push(place, Some(element));
                     }
-                    self.endpoints.insert(*endpoint);
+                    self.endpoints.entry(*endpoint).or_insert(at + 1);
                 }
                 _ => missed = true,
             }
@@ -194,23 +212,22 @@ impl<'e> Walker<'_, 'e, '_> {
         missed
     }
 
-    fn test(&self, statement: &Statement, found: &mut Option<&'e Element>) -> bool {
-        let state = &*self.state;
+    fn test(&mut self, statement: &Statement, found: &mut Option<&'e Element>) -> bool {
         let holds = |op: Op, is: bool| is == (op == Op::Is);
         match statement {
             // Only first packets are evaluated.
             Statement::CtStateNew(op) => holds(*op, true),
-            Statement::CtStatusDnat => state.is_translated(),
-            Statement::Protocol(protocol) => state.protocol == *protocol,
+            Statement::CtStatusDnat => self.state.is_translated(),
+            Statement::Protocol(protocol) => self.state.protocol == *protocol,
             Statement::Address(side, op, net) => holds(*op, net.contains(&self.address(*side))),
-            Statement::Interface(way, op, name) => holds(*op, state.interface(*way) == name),
-            Statement::InterfacePrefix(way, op, prefix) => holds(*op, state.interface(*way).starts_with(prefix)),
-            Statement::NoInputInterface(op) => holds(*op, state.input_interface.is_empty()),
+            Statement::Interface(way, op, name) => holds(*op, self.state.interface(*way) == name),
+            Statement::InterfacePrefix(way, op, prefix) => holds(*op, self.state.interface(*way).starts_with(prefix)),
+            Statement::NoInputInterface(op) => holds(*op, self.state.input_interface.is_empty()),
             Statement::FibLocal(side) => self.host.is_local(self.address(*side)),
             Statement::Lookup(key, op, map) => {
                 // A key that can't be made (no TCP header) fails the rule, whatever the operator.
-                let Some(fields) = self.key(key, 0) else { return false };
-                let element = self.table.index.find(*map, fields);
+                let Some(at) = self.look_up(key) else { return false };
+                let element = self.find_at(at, key, *map, 0);
                 *found = element.or(*found);
                 holds(*op, element.is_some())
             }
@@ -218,8 +235,23 @@ impl<'e> Walker<'_, 'e, '_> {
         }
     }
 
-    fn find(&self, key: &[KeyPart], map: Map, slot: u32) -> Option<&'e Element> {
-        self.table.index.find(map, self.key(key, slot)?)
+    /// Makes a look-up, in a map whose key has no slot.
+    fn find(&mut self, key: &[KeyPart], map: Map) -> Option<&'e Element> {
+        let at = self.look_up(key)?;
+        self.find_at(at, key, map, 0)
+    }
+
+    /// Counts a look-up with this key, and returns its number. `None` if the
+    /// packet has no such key, so that the rule ends before it.
+    fn look_up(&mut self, key: &[KeyPart]) -> Option<usize> {
+        self.key(key, 0)?;
+        self.state.look_ups += 1;
+        Some(self.state.look_ups - 1)
+    }
+
+    /// The element that the look-up with the number `at` finds.
+    fn find_at(&self, at: usize, key: &[KeyPart], map: Map, slot: u32) -> Option<&'e Element> {
+        self.tables.at(at).index.find(map, self.key(key, slot)?)
     }
 
     /// The fields of a key, from the packet and its connection.

@@ -194,23 +194,89 @@ impl<'a> Evaluator<'a> {
     /// Returns the kernel's decision for a packet. A packet with addresses of
     /// two families, or of a family without a table, passes.
     pub fn evaluate(&self, packet: &Packet) -> Outcome {
+        match self.table_for(packet) {
+            Some(table) => Journey::new(Generations::one(table), &self.host).run(packet),
+            None => Outcome::untouched(),
+        }
+    }
+
+    /// Returns the kernel's decision for a packet that is on its way while a
+    /// transaction is committed: its first `look_ups` look-ups see the elements
+    /// of this rule set, and the others see those of `after`. `None` if the
+    /// packet is through before. The trace stays empty: the rules come from two
+    /// tables.
+    ///
+    /// A set shows the newest elements at every look-up. The rules stay those
+    /// that were in force when the packet entered the base chain
+    /// (`nft_do_chain` reads the generation once, `nft_set_elem_active` each
+    /// time).
+    pub fn evaluate_across(&self, after: &Evaluator<'_>, look_ups: usize, packet: &Packet) -> Option<Outcome> {
+        let (before, after) = (self.table_for(packet)?, after.table_for(packet)?);
+        let mut journey = Journey::new(Generations { before, after, commit: look_ups }, &self.host);
+        journey.enter_first(packet);
+        journey.has_seen_commit.then(|| Outcome::of(journey.arrivals))
+    }
+
+    /// The table whose rules meet the packet.
+    fn table_for(&self, packet: &Packet) -> Option<&IndexedTable<'a>> {
         let family = Family::of(packet.destination);
-        let table = self.tables.iter().find(|indexed| indexed.table.family == family);
-        let mut journey = match table {
-            Some(indexed) if Family::of(packet.source) == family => {
-                Journey { table: indexed, host: &self.host, trace: Trace::new(), arrivals: Vec::new() }
-            }
-            _ => return Outcome::untouched(),
-        };
-        let hook = if packet.input_interface.is_none() { Hook::Output } else { Hook::Prerouting };
-        journey.enter(hook, State::new(packet));
-        journey.outcome()
+        let is_of_family = Family::of(packet.source) == family;
+        self.tables.iter().find(|indexed| is_of_family && indexed.table.family == family)
+    }
+}
+
+/// A table before and after a commit, and the time of the commit.
+#[derive(Debug, Clone, Copy)]
+struct Generations<'e, 'a> {
+    before: &'e IndexedTable<'a>,
+    after: &'e IndexedTable<'a>,
+    /// The number of look-ups that a packet makes before the commit.
+    commit: usize,
+}
+
+impl<'e, 'a> Generations<'e, 'a> {
+    /// A table without a commit.
+    fn one(table: &'e IndexedTable<'a>) -> Self {
+        Self { before: table, after: table, commit: usize::MAX }
+    }
+
+    /// The table as a packet sees it that has made this many look-ups.
+    fn at(&self, look_ups: usize) -> &'e IndexedTable<'a> {
+        if look_ups < self.commit { self.before } else { self.after }
     }
 }
 
 impl Outcome {
     fn untouched() -> Self {
         Self { verdict: Verdict::Pass, masqueraded: BTreeSet::new(), remembered: None, trace: Vec::new() }
+    }
+
+    /// The outcome of all ways of a packet, without a trace.
+    fn of(arrivals: Vec<Arrival>) -> Self {
+        let mut endpoints = BTreeSet::new();
+        let mut masqueraded = BTreeSet::new();
+        let mut remembered = None;
+        let (mut dropped, mut rejected, mut passed) = (false, false, false);
+        for arrival in arrivals {
+            match arrival {
+                Arrival::Dropped => dropped = true,
+                Arrival::Rejected => rejected = true,
+                Arrival::Delivered(State { endpoint: None, .. }) => passed = true,
+                Arrival::Delivered(state) => {
+                    endpoints.extend(state.endpoint);
+                    masqueraded.extend(state.endpoint.filter(|_| state.masqueraded));
+                    remembered = remembered.or(state.remembered);
+                }
+            }
+        }
+        let verdict = match (endpoints.is_empty(), dropped, rejected, passed) {
+            (false, false, false, false) => Verdict::Dnat { endpoints },
+            (true, true, false, false) => Verdict::Drop,
+            (true, false, true, false) => Verdict::Reject,
+            (true, false, false, true) => Verdict::Pass,
+            _ => Verdict::Inconsistent { endpoints, dropped, rejected, passed },
+        };
+        Self { verdict, masqueraded, remembered, trace: Vec::new() }
     }
 }
 
@@ -238,6 +304,8 @@ struct State {
     /// `meta priority`; 0 when the packet enters its first hook.
     priority: u32,
     remembered: Option<Remembered>,
+    /// The number of look-ups so far.
+    look_ups: usize,
 }
 
 impl State {
@@ -257,6 +325,7 @@ impl State {
             masqueraded: false,
             priority: 0,
             remembered: None,
+            look_ups: 0,
         }
     }
 
@@ -273,9 +342,10 @@ impl State {
         }
     }
 
-    fn translated_to(&self, endpoint: Endpoint) -> Self {
+    /// The packet behind the look-up, its last of `look_ups`, that found this endpoint.
+    fn translated_to(&self, endpoint: Endpoint, look_ups: usize) -> Self {
         let (destination, port) = (endpoint.address, endpoint.port);
-        Self { destination, port, endpoint: Some(endpoint), destination_settled: true, ..self.clone() }
+        Self { destination, port, endpoint: Some(endpoint), destination_settled: true, look_ups, ..self.clone() }
     }
 }
 
@@ -289,16 +359,34 @@ enum Arrival {
 
 /// All ways of one packet through the hooks of one table.
 struct Journey<'e, 'a> {
-    table: &'e IndexedTable<'a>,
+    tables: Generations<'e, 'a>,
     host: &'e Host,
     trace: Trace<'e>,
     arrivals: Vec<Arrival>,
+    /// A way ended later than the commit.
+    has_seen_commit: bool,
 }
 
-impl<'e> Journey<'e, '_> {
+impl<'e, 'a> Journey<'e, 'a> {
+    fn new(tables: Generations<'e, 'a>, host: &'e Host) -> Self {
+        Self { tables, host, trace: Trace::new(), arrivals: Vec::new(), has_seen_commit: false }
+    }
+
+    fn run(mut self, packet: &Packet) -> Outcome {
+        self.enter_first(packet);
+        let trace = self.trace.steps(self.tables.before.table.family);
+        Outcome { trace, ..Outcome::of(self.arrivals) }
+    }
+
+    fn enter_first(&mut self, packet: &Packet) {
+        let hook = if packet.input_interface.is_none() { Hook::Output } else { Hook::Prerouting };
+        self.enter(hook, State::new(packet));
+    }
+
     fn enter(&mut self, hook: Hook, state: State) {
         let on_hook = |chain: &Chain| chain.base().filter(|base| base.hook == hook).map(|base| (base.priority, *chain));
-        let mut chains: Vec<(i32, Chain)> = self.table.table.chains.keys().filter_map(on_hook).collect();
+        let table = self.tables.at(state.look_ups).table;
+        let mut chains: Vec<(i32, Chain)> = table.chains.keys().filter_map(on_hook).collect();
         chains.sort();
         let chains: Vec<Chain> = chains.into_iter().map(|(_, chain)| chain).collect();
         self.pass(hook, &chains, state);
@@ -314,9 +402,10 @@ impl<'e> Journey<'e, '_> {
                 continue;
             }
             self.trace.hook = hook;
-            let walk = interpreter::walk(self.table, self.host, *chain, &mut state, &mut self.trace);
-            for endpoint in walk.endpoints {
-                self.pass(hook, &chains[position + 1..], state.translated_to(endpoint));
+            let walk = interpreter::walk(self.tables, self.host, *chain, &mut state, &mut self.trace);
+            self.has_seen_commit |= state.look_ups > self.tables.commit;
+            for (endpoint, look_ups) in walk.endpoints {
+                self.pass(hook, &chains[position + 1..], state.translated_to(endpoint, look_ups));
             }
             match walk.otherwise {
                 Some(End::Accepted) => {}
@@ -354,33 +443,6 @@ impl<'e> Journey<'e, '_> {
             }
             Hook::Postrouting | Hook::Input => self.arrivals.push(Arrival::Delivered(state)),
         }
-    }
-
-    fn outcome(self) -> Outcome {
-        let mut endpoints = BTreeSet::new();
-        let mut masqueraded = BTreeSet::new();
-        let mut remembered = None;
-        let (mut dropped, mut rejected, mut passed) = (false, false, false);
-        for arrival in self.arrivals {
-            match arrival {
-                Arrival::Dropped => dropped = true,
-                Arrival::Rejected => rejected = true,
-                Arrival::Delivered(State { endpoint: None, .. }) => passed = true,
-                Arrival::Delivered(state) => {
-                    endpoints.extend(state.endpoint);
-                    masqueraded.extend(state.endpoint.filter(|_| state.masqueraded));
-                    remembered = remembered.or(state.remembered);
-                }
-            }
-        }
-        let verdict = match (endpoints.is_empty(), dropped, rejected, passed) {
-            (false, false, false, false) => Verdict::Dnat { endpoints },
-            (true, true, false, false) => Verdict::Drop,
-            (true, false, true, false) => Verdict::Reject,
-            (true, false, false, true) => Verdict::Pass,
-            _ => Verdict::Inconsistent { endpoints, dropped, rejected, passed },
-        };
-        Outcome { verdict, masqueraded, remembered, trace: self.trace.steps(self.table.table.family) }
     }
 }
 

@@ -46,11 +46,17 @@ enum Phase {
     IntervalRemovals,
     /// Elements that come into interval sets.
     IntervalAdditions,
+    /// Source ranges that come: before a firewall leads to them.
+    Ranges,
+    /// Frontends that get a firewall, in an earlier transaction than what serves
+    /// them. A packet that passed the firewall's look-up must not find in a later
+    /// one what the firewall guards.
+    Close,
+    /// Frontends and endpoints whose connections are masqueraded from now on:
+    /// before a packet may reach such an endpoint.
+    Masquerade,
     /// New and replaced elements that nothing points to yet.
     Grow,
-    /// Frontends that get a firewall: once its ranges are there, and before
-    /// anything serves them.
-    Close,
     /// New, replaced and removed verdicts.
     Point,
     /// The rules of a table that was not there. They go behind all verdicts, so
@@ -63,10 +69,14 @@ enum Phase {
     Open,
     /// Elements that nothing points to any more.
     Shrink,
+    /// Frontends and endpoints whose connections are no longer masqueraded. A
+    /// packet looks them up last: when no endpoint that needs them is found any
+    /// more, one that was found is through only with the next transaction.
+    Unmasquerade,
 }
 
 /// The number of phases.
-const PHASES: usize = Phase::Shrink as usize + 1;
+const PHASES: usize = Phase::Unmasquerade as usize + 1;
 
 /// The change of one element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +92,7 @@ fn phase(map: Map, fate: Fate) -> Phase {
     match map {
         Map::FirewallIps | Map::LocalFrontends(_) | Map::ShortCircuit(_) if is_removed => Phase::Open,
         Map::FirewallIps => Phase::Close,
+        Map::SourceRanges | Map::SourceRangeMarkers if !is_removed => Phase::Ranges,
         // Elements that hold back packets without a frontend are removed only
         // after the frontend exists.
         Map::NoEndpoints(_) if is_removed => Phase::Shrink,
@@ -89,6 +100,13 @@ fn phase(map: Map, fate: Fate) -> Phase {
         // its priority.
         Map::AffinityTimeouts if is_removed => Phase::Shrink,
         Map::AffinityTimeouts => Phase::Grow,
+        Map::ClusterIps | Map::NodePortIps | Map::Masquerade(_) | Map::LocalPolicy(_) | Map::HairpinConnections => {
+            if is_removed {
+                Phase::Unmasquerade
+            } else {
+                Phase::Masquerade
+            }
+        }
         _ if map.data() == DataKind::Verdict => Phase::Point,
         _ if is_removed => Phase::Shrink,
         _ => Phase::Grow,
@@ -169,13 +187,18 @@ impl Phases {
         std::mem::take(self.queue(phase))
     }
 
+    /// The operations of several phases, in order.
+    fn take_all(&mut self, phases: &[Phase]) -> Vec<Operation> {
+        phases.iter().flat_map(|phase| self.take(*phase)).collect()
+    }
+
     /// Returns full transactions; the rest stays. Verdicts are collected for
     /// longer than their targets, because the kernel checks the whole graph of
     /// jumps at every commit that adds one.
     pub(super) fn take_full(&mut self) -> Vec<Transaction> {
         if self.queue(Phase::Point).len() >= MAX_OPERATIONS {
             self.take_pointed()
-        } else if self.queue(Phase::Grow).len() >= MAX_OPERATIONS {
+        } else if self.queue(Phase::Masquerade).len() + self.queue(Phase::Grow).len() >= MAX_OPERATIONS {
             self.take_grown()
         } else {
             Vec::new()
@@ -185,23 +208,31 @@ impl Phases {
     /// Everything that grows, with the chains before it: growing early never
     /// harms.
     fn take_grown(&mut self) -> Vec<Transaction> {
-        let mut transactions = chains_ahead(self.take(Phase::Chains));
-        push_chunks(self.take_growth(), &mut transactions);
+        let (mut transactions, grown) = self.take_growth();
+        push_chunks(grown, &mut transactions);
         transactions
     }
 
-    fn take_growth(&mut self) -> Vec<Operation> {
-        let phases = [Phase::Rules, Phase::IntervalRemovals, Phase::IntervalAdditions, Phase::Grow];
-        phases.into_iter().flat_map(|phase| self.take(phase)).collect()
+    /// The transactions that have to be visible before anything grows, and the
+    /// operations that grow.
+    fn take_growth(&mut self) -> (Vec<Transaction>, Vec<Operation>) {
+        let mut transactions = chains_ahead(self.take(Phase::Chains));
+        let mut grown =
+            self.take_all(&[Phase::Rules, Phase::IntervalRemovals, Phase::IntervalAdditions, Phase::Ranges]);
+        let closed = self.take(Phase::Close);
+        if !closed.is_empty() {
+            grown.extend(closed);
+            push_chunks(std::mem::take(&mut grown), &mut transactions);
+        }
+        grown.extend(self.take_all(&[Phase::Masquerade, Phase::Grow]));
+        (transactions, grown)
     }
 
     /// Everything but the operations that have to wait until all others are
     /// visible.
     pub(super) fn take_pointed(&mut self) -> Vec<Transaction> {
-        let mut transactions = chains_ahead(self.take(Phase::Chains));
-        let mut grown = self.take_growth();
-        let mut pointed = self.take(Phase::Close);
-        pointed.extend(self.take(Phase::Point));
+        let (mut transactions, mut grown) = self.take_growth();
+        let mut pointed = self.take(Phase::Point);
         // One commit for all, if it is not too large; else as few with verdicts
         // as can be.
         if grown.len() + pointed.len() <= MAX_OPERATIONS + SLACK {
@@ -217,7 +248,7 @@ impl Phases {
         let mut transactions = self.take_pointed();
         transactions.extend(connections(self.take(Phase::Connect)));
         // Not together: a packet may be between its look-ups.
-        for phase in [Phase::Open, Phase::Shrink] {
+        for phase in [Phase::Open, Phase::Shrink, Phase::Unmasquerade] {
             push_chunks(self.take(phase), &mut transactions);
         }
         transactions
@@ -357,12 +388,13 @@ mod tests {
             Map::LocalFrontends(Domain::Frontend),
             Map::FirewallIps,
             Map::SourceRanges,
-            Map::ClusterIps,
             Map::NoEndpoints(Domain::Frontend),
+            Map::ClusterIps,
         ];
-        let expected = [0, 0, 1, 1, 2, 2, 2].map(Some);
+        // The source of a connection is decided last.
+        let expected = [0, 0, 1, 1, 2, 2, 3].map(Some);
         assert_eq!(places.map(|map| position(&transactions, map)), expected);
-        assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (3, None));
+        assert_eq!((transactions.len(), position(&transactions, Map::NodePortIps)), (4, None));
     }
 
     #[test]

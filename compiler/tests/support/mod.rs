@@ -4,6 +4,8 @@
 #![allow(clippy::panic, reason = "a failed step is a failed test")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod changes;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use vmap_proxy_compiler::model::{Endpoint, PerFamily};
@@ -13,7 +15,9 @@ use vmap_proxy_compiler::ruleset::chains::Chain;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber, Verdict};
 use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::rule::{Rule, Statement};
+use vmap_proxy_compiler::ruleset::skeleton::SkeletonConfig;
 use vmap_proxy_compiler::ruleset::spread::Spread;
+use vmap_proxy_compiler::ruleset::table::{Ruleset, Table};
 use vmap_proxy_compiler::ruleset::target::Target;
 
 /// One table.
@@ -103,6 +107,20 @@ impl FakeKernel {
                 }
             }
         }
+    }
+
+    /// The tables that exist, as packets meet them.
+    pub(crate) fn ruleset(&self) -> Ruleset {
+        let table = |family: Family| {
+            let table = &self.0[family];
+            // The rules are those of the chains; nothing here makes them from a configuration.
+            let config =
+                SkeletonConfig { family, detector: None, masquerade_all: false, nodeports_on_all_addresses: false };
+            let chains = table.chains.iter().map(|(chain, rules)| (*chain, rules.clone())).collect();
+            let elements = table.elements.values().cloned().collect();
+            table.exists.then_some(Table { family, config, chains, elements })
+        };
+        Ruleset { tables: Family::ALL.into_iter().filter_map(table).collect() }
     }
 
     /// Returns the state that a start would read.
