@@ -180,7 +180,7 @@ fn is_guarded(state: &Ruleset, target: Target) -> bool {
 
 /// A case sends some ten thousand packets.
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(8)
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(16)
 }
 
 proptest! {
