@@ -3,7 +3,8 @@
 #![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,7 +79,13 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         let (line, answers) = wait_and_probe(&cluster, &process)?;
         let took = begun.elapsed();
         print_start("first sync", took, &line, &process)?;
-        println!("  /livez answered {} times meanwhile, after {:.1} ms at most", answers.count, answers.slowest_ms());
+        println!(
+            "  /livez answered {} times meanwhile, after {:.1} ms at most; a server that does nothing else, after {:.1} ms \
+             at most",
+            answers.agent.count,
+            answers.agent.slowest_ms(),
+            answers.idle_server.slowest_ms()
+        );
         if let Some(double) = cluster.api.double() {
             println!("  received {} bytes", double.server.bytes_sent());
         }
@@ -91,7 +98,7 @@ fn measure(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The answers of `/livez`, one after the other.
+/// The answers of a server, one after the other.
 #[derive(Debug, Default)]
 struct Answers {
     count: usize,
@@ -102,33 +109,73 @@ impl Answers {
     fn slowest_ms(&self) -> f64 {
         self.slowest.as_secs_f64() * 1000.0
     }
+
+    /// Asks once, and waits for the answer.
+    fn ask(&mut self, server: SocketAddr) {
+        let begun = Instant::now();
+        // The agent does not listen yet at the beginning.
+        if get_blocking(server, "/livez").is_ok() {
+            self.count += 1;
+            self.slowest = self.slowest.max(begun.elapsed());
+        }
+    }
 }
 
-/// Waits for the first sync, and asks for `/livez` all the time.
-fn wait_and_probe(cluster: &EndToEnd, process: &AgentProcess) -> Result<(String, Answers), Box<dyn std::error::Error>> {
+/// The answers of the agent's health server, and those of a thread that waits
+/// for nothing but connections: so late is every server on this machine, while
+/// the agent and the API server double keep it busy.
+#[derive(Debug, Default)]
+struct Probed {
+    agent: Answers,
+    idle_server: Answers,
+}
+
+/// Waits for the first sync, and asks both servers all the time.
+fn wait_and_probe(cluster: &EndToEnd, process: &AgentProcess) -> Result<(String, Probed), Box<dyn std::error::Error>> {
     let node = cluster.node().try_clone()?;
     let is_ready = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let probing = scope.spawn(|| node.run(|| probe(&is_ready)));
         let line = process.wait_until_ready();
         is_ready.store(true, Ordering::Relaxed);
-        let answers = probing.join().map_err(|_| "the probe panicked")??;
+        let answers = probing.join().map_err(|_| "the probe panicked")???;
         Ok((line, answers))
     })
 }
 
-fn probe(is_ready: &AtomicBool) -> Answers {
-    let mut answers = Answers::default();
-    while !is_ready.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        // It does not listen yet.
-        if get_blocking(LIVEZ, "/livez").is_ok() {
-            answers.count += 1;
-            answers.slowest = answers.slowest.max(begun.elapsed());
+fn probe(is_ready: &AtomicBool) -> io::Result<Probed> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let idle_server = listener.local_addr()?;
+    let mut probed = Probed::default();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| answer_all(&listener, &is_over));
+        while !is_ready.load(Ordering::Relaxed) {
+            probed.agent.ask(LIVEZ);
+            probed.idle_server.ask(idle_server);
+            std::thread::sleep(PROBE_GAP);
         }
-        std::thread::sleep(PROBE_GAP);
+        is_over.store(true, Ordering::Relaxed);
+        // The server's thread waits for a connection.
+        Answers::default().ask(idle_server);
+    });
+    Ok(probed)
+}
+
+/// Answers one connection after the other, and one more when it is over.
+fn answer_all(listener: &TcpListener, is_over: &AtomicBool) {
+    for connection in listener.incoming().flatten() {
+        let mut connection = BufReader::new(connection);
+        let mut line = String::new();
+        while connection.read_line(&mut line).is_ok_and(|read| read > 2) {
+            line.clear();
+        }
+        // Who has hung up misses nothing.
+        let _ = connection.get_mut().write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok");
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
     }
-    answers
 }
 
 fn fill(cluster: &mut EndToEnd, options: &Options) -> Result<(), Box<dyn std::error::Error>> {
