@@ -8,8 +8,21 @@
 //! other programs on the machine matter little; `user` is the time of one question that is spent in the program, not in
 //! the kernel. Round trips are those of one client that waits for each answer, and `loaded` those at 75,000 questions a
 //! second, for which the machine has to be idle.
+//!
+//! `DNS_PEER=ADDRESS:PORT,PID` adds the rows of another server with one thread, which has the same 10,000 names, such as
+//! unbound:
+//!
+//! ```sh
+//! for n in $(seq 0 9999); do
+//!     echo "local-data: 'svc-$n.shop.svc.cluster.local. 5 IN A 10.96.$((n / 256)).$((n % 256))'"
+//! done > names.conf
+//! printf '%s\n' server: 'interface: 127.0.0.1@5300' 'num-threads: 1' 'username: ""' 'chroot: ""' 'use-syslog: no' \
+//!     'local-zone: cluster.local. static' 'include: names.conf' > unbound.conf
+//! unbound -d -c unbound.conf & DNS_PEER=127.0.0.1:5300,$! cargo bench -p vmap-proxy-dns
+//! ```
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stdout,
     reason = "a failed step ends the benchmark, and it prints its table"
 )]
@@ -17,6 +30,7 @@
 use std::fs;
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,7 +66,7 @@ fn main() {
 
     let echo = echo();
     println!(
-        "{:<40} {:>14} {:>9} {:>9} {:>9} {:>11} {:>11}",
+        "{:<44} {:>14} {:>9} {:>9} {:>9} {:>11} {:>11}",
         "", "per core, 1/s", "user, us", "p50, us", "p99, us", "loaded p50", "loaded p99"
     );
     let few: Vec<Vec<u8>> = (0..1000).map(|number| hit(number * 7)).collect();
@@ -62,20 +76,48 @@ fn main() {
             .map(|number| question(&format!("www{number}.example.com.shop.svc.cluster.local."), RecordType::AAAA))
             .collect()
     };
-    row("plain UDP echo of the same questions", "echo", echo, &few);
-    row("a cluster IP, of 1,000", "dns", address, &few);
-    row("a cluster IP, of 10,000", "dns", address, &all);
-    row("a search that ends here, of 1,000", "dns", address, &searches(1000));
-    row("a search that ends here, of 10,000", "dns", address, &searches(10_000));
+    let (echo_thread, server_thread) = (Thread::own("echo"), Thread::own("dns"));
+    row("plain UDP echo of the same questions", &echo_thread, echo, &few);
+    row("a cluster IP, of 1,000", &server_thread, address, &few);
+    row("a cluster IP, of 10,000", &server_thread, address, &all);
+    row("a search that ends here, of 1,000", &server_thread, address, &searches(1000));
+    row("a search that ends here, of 10,000", &server_thread, address, &searches(10_000));
+    if let Ok(peer) = std::env::var("DNS_PEER") {
+        let (address, process) = peer.split_once(',').expect("DNS_PEER is ADDRESS:PORT,PID");
+        let (address, thread) =
+            (address.parse().expect("DNS_PEER begins with ADDRESS:PORT"), Thread::first_of(process));
+        await_answer(address, &hit(SERVICES - 1));
+        row("a peer: a cluster IP, of 1,000", &thread, address, &few);
+        row("a peer: a cluster IP, of 10,000", &thread, address, &all);
+        row("a peer: a search that ends here, of 1,000", &thread, address, &searches(1000));
+        row("a peer: a search that ends here, of 10,000", &thread, address, &searches(10_000));
+    }
 }
 
-fn row(what: &str, thread: &str, address: SocketAddr, questions: &[Vec<u8>]) {
+/// A thread, by its folder in `/proc`.
+struct Thread(PathBuf);
+
+impl Thread {
+    /// The thread of this program that has the name.
+    fn own(name: &str) -> Self {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let has_name = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        Self(tasks.into_iter().find(has_name).unwrap_or_else(|| panic!("there is no thread {name}")))
+    }
+
+    /// The first thread of another process.
+    fn first_of(process: &str) -> Self {
+        Self(["/proc", process, "task", process].iter().collect())
+    }
+}
+
+fn row(what: &str, thread: &Thread, address: SocketAddr, questions: &[Vec<u8>]) {
     let (per_core, user) = throughput(thread, address, questions);
     let (p50, p99) = round_trips(address, questions);
     let (loaded_p50, loaded_p99) = loaded_round_trips(address, questions);
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     println!(
-        "{what:<40} {per_core:>14.0} {:>9.2} {:>9.1} {:>9.1} {:>11.1} {:>11.1}",
+        "{what:<44} {per_core:>14.0} {:>9.2} {:>9.1} {:>9.1} {:>11.1} {:>11.1}",
         micros(user),
         micros(p50),
         micros(p99),
@@ -86,7 +128,7 @@ fn row(what: &str, thread: &str, address: SocketAddr, questions: &[Vec<u8>]) {
 
 /// Sends questions in bursts, so that the server has several to read at a time, as under load. Waking the client for an
 /// answer counts as time of the server, of the echo as well.
-fn throughput(thread: &str, address: SocketAddr, questions: &[Vec<u8>]) -> (f64, Duration) {
+fn throughput(thread: &Thread, address: SocketAddr, questions: &[Vec<u8>]) -> (f64, Duration) {
     let socket = client(address);
     let mut buffer = [0; 2048];
     let (mut sent, mut answered) = (0, 0_u64);
@@ -289,21 +331,15 @@ struct CpuTime {
 }
 
 impl CpuTime {
-    /// Of the thread with this name.
-    fn of(name: &str) -> Self {
-        for task in fs::read_dir("/proc/self/task").unwrap() {
-            let path = task.unwrap().path();
-            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
-                let times = fs::read_to_string(path.join("schedstat")).unwrap();
-                let total = Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap());
-                let stat = fs::read_to_string(path.join("stat")).unwrap();
-                let behind_name = stat.rsplit(')').next().unwrap();
-                let fields: Vec<&str> = behind_name.split_whitespace().collect();
-                let ticks = |field: usize| fields[field].parse().unwrap();
-                return Self { total, user_ticks: ticks(11), kernel_ticks: ticks(12) };
-            }
-        }
-        panic!("there is no thread {name}");
+    /// Of a thread until now.
+    fn of(Thread(path): &Thread) -> Self {
+        let times = fs::read_to_string(path.join("schedstat")).unwrap();
+        let total = Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap());
+        let stat = fs::read_to_string(path.join("stat")).unwrap();
+        let behind_name = stat.rsplit(')').next().unwrap();
+        let fields: Vec<&str> = behind_name.split_whitespace().collect();
+        let ticks = |field: usize| fields[field].parse().unwrap();
+        Self { total, user_ticks: ticks(11), kernel_ticks: ticks(12) }
     }
 }
 
