@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::FakeKernel;
-use support::changes::{change, config, start};
+use support::changes::{busy_service, busy_slice, change, config, start};
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, Endpoint, Object, PerFamily, Protocol, Store};
@@ -161,28 +161,6 @@ impl Clients {
             planner.forgotten();
         }
     }
-}
-
-/// A Service on every kind of frontend.
-fn busy_service(sticky: bool, etp_local: bool) -> Value {
-    json!({"kind": "Service", "metadata": {"name": "busy", "namespace": "shop"},
-        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10",
-            "ports": [{"name": "", "port": 80, "nodePort": 30080}],
-            "externalTrafficPolicy": if etp_local { "Local" } else { "Cluster" },
-            "sessionAffinity": if sticky { "ClientIP" } else { "None" }},
-        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}})
-}
-
-/// Its endpoints: numbers of pods. Three of four are on this node.
-fn busy_slice(pods: impl IntoIterator<Item = u32>) -> Value {
-    let endpoint = |pod: u32| {
-        json!({"addresses": [format!("10.244.{}.{}", pod >> 8, pod & 255)],
-            "nodeName": if pod.is_multiple_of(4) { "heron" } else { "kestrel" }})
-    };
-    json!({"kind": "EndpointSlice", "addressType": "IPv4",
-        "endpoints": pods.into_iter().map(endpoint).collect::<Vec<_>>(),
-        "metadata": {"name": "busy-a", "namespace": "shop", "labels": {"kubernetes.io/service-name": "busy"}},
-        "ports": [{"name": "", "port": 8080}]})
 }
 
 fn apply(store: &mut Store, value: Value) {

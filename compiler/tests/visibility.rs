@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use support::FakeKernel;
-use support::changes::{change, start};
+use support::changes::{busy_service, busy_slice, change, config, start, start_with};
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Outcome, Packet, Verdict};
-use vmap_proxy_compiler::model::Endpoint;
+use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
+use vmap_proxy_compiler::model::{Change, Endpoint, ProxyConfig};
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::element::Key;
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -183,6 +184,22 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(16)
 }
 
+/// Every kind of rules.
+fn configuration() -> impl Strategy<Value = ProxyConfig> {
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(masquerade_all, knows_pods, on_all_addresses)| {
+        let usual = config();
+        ProxyConfig {
+            masquerade_all,
+            detect_local: if knows_pods { usual.detect_local.clone() } else { DetectLocal::ClusterCidr(Vec::new()) },
+            node_port_addresses: match on_all_addresses {
+                true => NodePortAddresses::Ranges(vec!["0.0.0.0/0".parse().unwrap()]),
+                false => usual.node_port_addresses.clone(),
+            },
+            ..usual
+        }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
@@ -192,9 +209,10 @@ proptest! {
 
     #[test]
     fn a_packet_meets_an_old_or_a_new_fate_while_services_change(
+        config in configuration(),
         batches in proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..12)
     ) {
-        let (mut store, mut planner) = start();
+        let (mut store, mut planner) = start_with(config);
         let mut kernel = FakeKernel::default();
         for transaction in planner.resync(&mut store, kernel.state()) {
             kernel.commit(&transaction);
@@ -212,9 +230,10 @@ proptest! {
     /// The agent was away for some changes.
     #[test]
     fn a_packet_meets_an_old_or_a_new_fate_after_a_restart(
+        config in configuration(),
         before in proptest::collection::vec(change(), 4..16), meanwhile in proptest::collection::vec(change(), 1..8)
     ) {
-        let (mut store, mut planner) = start();
+        let (mut store, mut planner) = start_with(config.clone());
         let mut kernel = FakeKernel::default();
         for change in before {
             store.apply(change);
@@ -225,8 +244,32 @@ proptest! {
         for change in meanwhile {
             store.apply(change);
         }
-        let (_, mut restarted) = start();
+        let (_, mut restarted) = start_with(config);
         let transactions: Vec<Transaction> = restarted.resync(&mut store, kernel.state()).collect();
         assert_fates(&states(&mut kernel, &transactions), &transactions);
+    }
+}
+
+/// Numbers of endpoints that share a chain leave slots with endpoints of other
+/// nodes behind when a policy becomes `Local`. Who draws one has to be
+/// masqueraded.
+#[test]
+fn a_policy_becomes_local_while_slots_of_other_nodes_are_left() {
+    for sticky in [false, true] {
+        let (mut store, mut planner) = start();
+        let mut kernel = FakeKernel::default();
+        for value in [busy_service(sticky, false), busy_slice(0..70)] {
+            store.apply(Change::Apply(serde_json::from_value(value).unwrap()));
+        }
+        for transaction in planner.resync(&mut store, kernel.state()) {
+            kernel.commit(&transaction);
+        }
+        for etp_local in [true, false] {
+            store.apply(Change::Apply(serde_json::from_value(busy_service(sticky, etp_local)).unwrap()));
+            let plans = std::iter::from_fn(|| planner.update(&mut store));
+            let transactions: Vec<Transaction> = plans.flat_map(|plan| plan.transactions).collect();
+            assert!(!transactions.is_empty());
+            assert_fates(&states(&mut kernel, &transactions), &transactions);
+        }
     }
 }

@@ -84,9 +84,35 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
 }
 
 pub(crate) fn start() -> (Store, Planner) {
+    start_with(config())
+}
+
+pub(crate) fn start_with(config: ProxyConfig) -> (Store, Planner) {
     let mut store = Store::new("kestrel");
     store.apply(Change::Apply(serde_json::from_value(node()).unwrap()));
     store.set_interface_addresses(vec!["127.0.0.1".parse().unwrap(), "192.0.2.11".parse().unwrap()]);
-    let planner = Planner::new(config(), store.node());
+    let planner = Planner::new(config, store.node());
     (store, planner)
+}
+
+/// A Service on every kind of frontend.
+pub(crate) fn busy_service(sticky: bool, etp_local: bool) -> Value {
+    json!({"kind": "Service", "metadata": {"name": "busy", "namespace": "shop"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10",
+            "ports": [{"name": "", "port": 80, "nodePort": 30080}],
+            "externalTrafficPolicy": if etp_local { "Local" } else { "Cluster" },
+            "sessionAffinity": if sticky { "ClientIP" } else { "None" }},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}})
+}
+
+/// Its endpoints: numbers of pods. Three of four are on this node.
+pub(crate) fn busy_slice(pods: impl IntoIterator<Item = u32>) -> Value {
+    let endpoint = |pod: u32| {
+        json!({"addresses": [format!("10.244.{}.{}", pod >> 8, pod & 255)],
+            "nodeName": if pod.is_multiple_of(4) { "heron" } else { "kestrel" }})
+    };
+    json!({"kind": "EndpointSlice", "addressType": "IPv4",
+        "endpoints": pods.into_iter().map(endpoint).collect::<Vec<_>>(),
+        "metadata": {"name": "busy-a", "namespace": "shop", "labels": {"kubernetes.io/service-name": "busy"}},
+        "ports": [{"name": "", "port": 8080}]})
 }
