@@ -70,8 +70,8 @@ enum Phase {
     /// Elements that nothing points to any more.
     Shrink,
     /// Frontends and endpoints whose connections are no longer masqueraded. A
-    /// packet looks them up last: when no endpoint that needs them is found any
-    /// more, one that was found is through only with the next transaction.
+    /// packet looks them up last: one that found an endpoint just before it left
+    /// still needs them.
     Unmasquerade,
 }
 
