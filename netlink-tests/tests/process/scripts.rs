@@ -45,20 +45,21 @@ fn text(output: &Output) -> String {
 }
 
 /// kubectl beside a `kube-apiserver` without a controller manager: a deleted namespace is Terminating, and stays so until
-/// somebody empties its finalizers. A deletion that waits never ends.
+/// somebody empties its finalizers. A deletion that waits never ends. Like kubectl it reads its input to the end, or the script's
+/// pipe would break.
 const KUBECTL_WITHOUT_CONTROLLERS: &str = r#"
 case "$*" in
   "config view --minify -o jsonpath={.clusters[0].cluster.server}") echo https://192.0.2.1:6443 ;;
   "config view --minify -o jsonpath={.clusters[0].name}") echo bare ;;
   *"config "*) ;;
   "create namespace "*) echo "kind: Namespace" ;;
-  "apply -f -") grep -q Terminating $state/namespace 2>/dev/null && exit 1; echo Active >$state/namespace ;;
+  "apply -f -") cat >/dev/null; grep -q Terminating $state/namespace 2>/dev/null && exit 1; echo Active >$state/namespace ;;
   "get namespace "*jsonpath*) cat $state/namespace 2>/dev/null ;;
   "get namespace "*) [ ! -e $state/namespace ] || echo namespace/vmap-proxy-test ;;
   "delete namespace "*--wait=false*) echo Terminating >$state/namespace ;;
   "delete namespace "*) sleep 10000 ;;
   "replace --raw /api/v1/namespaces/vmap-proxy-test/finalize -f -")
-    grep -q '"finalizers":\[\]' && grep -q Terminating $state/namespace && rm $state/namespace ;;
+    grep '"finalizers":\[\]' >/dev/null && grep -q Terminating $state/namespace && rm $state/namespace ;;
   *) echo "kubectl $*: not expected" >&2; exit 1 ;;
 esac"#;
 
