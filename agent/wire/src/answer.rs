@@ -48,7 +48,8 @@ impl Answer {
     /// `int error; struct nlmsghdr request;`, the request's payload unless
     /// capped, then attributes.
     pub fn parse(message: &Message<'_>) -> Option<Answer> {
-        let errno = -i32::from_ne_bytes(message.payload.get(..4)?.try_into().ok()?);
+        // The kernel has no error that can't be negated, but bytes have.
+        let errno = i32::from_ne_bytes(message.payload.get(..4)?.try_into().ok()?).saturating_neg();
         let mut answer = Answer { errno, text: None, offset: None };
         if message.flags & NLM_F_ACK_TLVS == 0 {
             return Some(answer);
@@ -185,7 +186,7 @@ mod tests {
         message.extend_from_slice(&flags.to_ne_bytes());
         message.extend_from_slice(&sequence.to_ne_bytes());
         message.extend_from_slice(&0u32.to_ne_bytes());
-        message.extend_from_slice(&(-errno).to_ne_bytes());
+        message.extend_from_slice(&errno.wrapping_neg().to_ne_bytes());
         message.extend_from_slice(&[0; 16]);
         message
     }
@@ -230,6 +231,11 @@ mod tests {
         assert_eq!(read(&mut DumpReader::new(7), &refused), Some(DumpEnd::Refused(libc::EPERM)));
         let failed = answer(NLMSG_DONE, 0, 7, libc::ENOMEM);
         assert_eq!(read(&mut DumpReader::new(7), &failed), Some(DumpEnd::Refused(libc::ENOMEM)));
+        // No kernel sends the error that can't be negated. Found by the fuzzer.
+        for kind in [NLMSG_ERROR, NLMSG_DONE] {
+            let absurd = answer(kind, 0, 7, i32::MIN);
+            assert_eq!(read(&mut DumpReader::new(7), &absurd), Some(DumpEnd::Refused(i32::MAX)));
+        }
     }
 
     #[test]
