@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::FakeKernel;
-use support::changes::{busy_service, busy_slice, change, config, start};
+use support::changes::{busy_service, busy_slice, cases, change, config, start};
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Packet, Verdict};
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Change, Endpoint, Object, PerFamily, Protocol, Store};
@@ -33,8 +33,7 @@ fn resync(planner: &mut Planner, store: &mut Store, kernel: &mut FakeKernel) -> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(512)))]
+    #![proptest_config(ProptestConfig::with_cases(cases(512)))]
 
     #[test]
     fn incremental_equals_full(

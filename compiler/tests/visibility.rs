@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use support::FakeKernel;
-use support::changes::{busy_service, busy_slice, change, config, start, start_with};
+use support::changes::{busy_service, busy_slice, cases, change, config, start, start_with};
 use vmap_proxy_compiler::evaluate::{Evaluator, Host, Outcome, Packet, Verdict};
 use vmap_proxy_compiler::model::config::{DetectLocal, NodePortAddresses};
 use vmap_proxy_compiler::model::{Change, Endpoint, ProxyConfig, Store};
@@ -150,11 +150,11 @@ fn states(kernel: &mut FakeKernel, transactions: &[Transaction]) -> Vec<Ruleset>
 /// Sends packets to everything that the transactions change, through each of
 /// the commits, at each of their look-ups.
 fn assert_fates(states: &[Ruleset], transactions: &[Transaction]) {
-    let evaluators: Vec<Evaluator<'_>> = states.iter().map(|state| Evaluator::new(state, host())).collect();
     let [Some(first), Some(last)] = [states.first(), states.last()] else { return };
+    let evaluators: Vec<Evaluator<'_>> = states.iter().map(|state| Evaluator::new(state, host())).collect();
     let open = [first, last].map(without_firewall);
-    let ends: Vec<Evaluator<'_>> =
-        [first, last, &open[0], &open[1]].map(|state| Evaluator::new(state, host())).into_iter().collect();
+    let [open_first, open_last] = &open;
+    let ends = [first, last, open_first, open_last].map(|state| Evaluator::new(state, host()));
     let targets: BTreeSet<Target> =
         transactions.iter().flat_map(|transaction| &transaction.operations).filter_map(target).collect();
     for target in targets {
@@ -164,9 +164,11 @@ fn assert_fates(states: &[Ruleset], transactions: &[Transaction]) {
         let met = |packet: &Packet| -> BTreeSet<Fate> {
             ends.iter().flat_map(|state| fates(&state.evaluate(packet))).collect()
         };
-        let all: BTreeSet<Fate> = packets(target).iter().flat_map(met).collect();
-        for packet in packets(target) {
-            let allowed = allowed(&packet, met(&packet), &all);
+        let with_own = |packet: Packet| (packet.clone(), met(&packet));
+        let packets: Vec<(Packet, BTreeSet<Fate>)> = packets(target).into_iter().map(with_own).collect();
+        let all: BTreeSet<Fate> = packets.iter().flat_map(|(_, own)| own).copied().collect();
+        for (packet, own) in packets {
+            let allowed = allowed(&packet, own, &all);
             for (position, pair) in evaluators.windows(2).enumerate() {
                 for look_ups in 0.. {
                     let Some(outcome) = pair[0].evaluate_across(&pair[1], look_ups, &packet) else { break };
@@ -193,13 +195,8 @@ fn without_firewall(state: &Ruleset) -> Ruleset {
 
 /// Whether source ranges decide who may use a frontend.
 fn is_guarded(state: &Ruleset, target: Target) -> bool {
-    let elements = state.tables.iter().flat_map(|table| &table.elements);
-    elements.into_iter().any(|element| (element.map, element.key) == (Map::FirewallIps, Key::Target(target)))
-}
-
-/// A case sends some ten thousand packets.
-fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(16)
+    let mut elements = state.tables.iter().flat_map(|table| &table.elements);
+    elements.any(|element| (element.map, element.key) == (Map::FirewallIps, Key::Target(target)))
 }
 
 /// Every kind of rules.
@@ -221,7 +218,8 @@ fn configuration() -> impl Strategy<Value = ProxyConfig> {
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        cases: cases(),
+        // A case sends some ten thousand packets.
+        cases: cases(16),
         ..ProptestConfig::default()
     })]
 

@@ -16,6 +16,11 @@ pub(crate) fn config() -> ProxyConfig {
     }
 }
 
+/// The number of histories: `PROPTEST_CASES`, or the usual one of a test.
+pub(crate) fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
 fn node() -> Value {
     json!({"kind": "Node", "metadata": {"name": "kestrel", "labels": {"topology.kubernetes.io/zone": "a"}},
            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}})
