@@ -9,9 +9,9 @@ use crate::select::Joins;
 
 /// The approximate number of elements in one plan of many Services. A plan is
 /// in memory as a whole, so it must not be too large. But the kernel walks over
-/// all verdicts at every commit that adds some, so few large plans are better
-/// than many small ones (decision 27).
-pub const PIECE: u64 = 32_768;
+/// all verdicts at every commit that adds some, and a plan needs one at least: so
+/// few large plans are better than many small ones (decisions 27 and 93).
+pub const PIECE: u64 = 98_304;
 
 impl Planner {
     /// Plans of very many Services are cut at about this many elements instead
