@@ -39,10 +39,12 @@ proptest! {
     fn incremental_equals_full(
         batches in proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..12),
         piece in prop_oneof![Just(1), Just(PIECE)],
+        operations in prop_oneof![Just(2), Just(usize::MAX)],
         sweep_each_plan in any::<bool>()
     ) {
         let (mut store, mut planner) = start();
         planner.limit_plans_to(piece);
+        planner.limit_transactions_to(operations);
         let mut kernel = FakeKernel::default();
         let mut clients = Clients::default();
         resync(&mut planner, &mut store, &mut kernel);

@@ -215,6 +215,11 @@ fn configuration() -> impl Strategy<Value = ProxyConfig> {
     })
 }
 
+/// As many operations as a transaction may have, or so few that each phase is cut.
+fn transaction_size() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(usize::MAX), Just(3)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
@@ -225,10 +230,11 @@ proptest! {
 
     #[test]
     fn a_packet_meets_an_old_or_a_new_fate_while_services_change(
-        config in configuration(),
+        config in configuration(), operations in transaction_size(),
         batches in proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..12)
     ) {
         let (mut store, mut planner) = start_with(config);
+        planner.limit_transactions_to(operations);
         let mut kernel = program(&mut store, &mut planner);
         for batch in batches {
             for change in batch {
@@ -241,7 +247,7 @@ proptest! {
     /// The agent was away for some changes.
     #[test]
     fn a_packet_meets_an_old_or_a_new_fate_after_a_restart(
-        config in configuration(),
+        config in configuration(), operations in transaction_size(),
         before in proptest::collection::vec(change(), 4..16), meanwhile in proptest::collection::vec(change(), 1..8)
     ) {
         let (mut store, mut planner) = start_with(config.clone());
@@ -253,6 +259,7 @@ proptest! {
             store.apply(change);
         }
         let (_, mut restarted) = start_with(config);
+        restarted.limit_transactions_to(operations);
         let transactions: Vec<Transaction> = restarted.resync(&mut store, kernel.state()).collect();
         assert_fates(&states(&mut kernel, &transactions), &transactions);
     }

@@ -13,6 +13,7 @@ use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
 use vmap_proxy_wire::answer::{Answer, Answers};
 use vmap_proxy_wire::nf_tables::batch::MessageSpan;
+use vmap_proxy_wire::nf_tables::elements::MAX_ELEMENT;
 use vmap_proxy_wire::nf_tables::{Batch, OwnTable};
 
 use super::error::{CommitError, NetlinkError, Refusal, SocketError};
@@ -113,6 +114,12 @@ impl Kernel {
     /// otherwise the kernel bounds it by `net.core.wmem_max`.
     pub fn max_batch_bytes(&self) -> usize {
         self.socket.send_limit()
+    }
+
+    /// The most operations on elements that one [`Kernel::commit`] can take,
+    /// whatever their keys and comments.
+    pub fn max_operations(&self) -> usize {
+        self.max_batch_bytes() / MAX_ELEMENT
     }
 
     /// Directs all further commits on each family to one of our tables; the main

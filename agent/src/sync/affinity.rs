@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use vmap_proxy_compiler::model::Endpoint;
-use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
+use vmap_proxy_compiler::plan::{Action, MAX_OPERATIONS, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key, ListNumber};
 use vmap_proxy_compiler::ruleset::maps::Map;
@@ -42,7 +42,11 @@ impl Syncer {
                 operations.extend(self.stale_affinity(family)?);
             }
         }
-        self.commit(&mut Transaction { operations }, report)
+        // Each can be removed alone, and very many at once would keep other writers of nftables waiting.
+        let at_once = MAX_OPERATIONS.min(self.kernel.max_operations());
+        operations
+            .chunks(at_once.max(1))
+            .try_for_each(|some| self.commit(&mut Transaction { operations: some.to_vec() }, report))
     }
 
     /// The entries to be removed in one family. Removing an entry that expires

@@ -188,7 +188,8 @@ impl Syncer {
     /// those that the node has.
     pub fn new(config: ProxyConfig, kernel: Kernel, families: &[Family]) -> Self {
         let store = Store::new(config.node_name.clone());
-        let planner = Planner::new(config, store.node());
+        let mut planner = Planner::new(config, store.node());
+        planner.limit_transactions_to(kernel.max_operations());
         let enabled = PerFamily::from_fn(|family| families.contains(&family));
         Self {
             store,

@@ -34,6 +34,28 @@ pub const MAX_OPERATIONS: usize = 2048;
 /// and for much less time in total (decision 93).
 const MAX_VERDICTS: usize = 4 * MAX_OPERATIONS;
 
+/// How large transactions may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    operations: usize,
+    verdicts: usize,
+}
+
+impl Sizes {
+    /// The usual sizes, but for no more operations than the socket can send at
+    /// once: not even for one that is fuller by an eighth.
+    pub(super) fn at_most(operations: usize) -> Self {
+        let most = (operations - operations / 9).max(1);
+        Self { operations: MAX_OPERATIONS.min(most), verdicts: MAX_VERDICTS.min(most) }
+    }
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { operations: MAX_OPERATIONS, verdicts: MAX_VERDICTS }
+    }
+}
+
 /// The data of an element besides its key.
 pub(super) type Value = (Data, Option<Arc<str>>);
 
@@ -61,7 +83,12 @@ enum Phase {
     Masquerade,
     /// New and replaced elements that nothing points to yet.
     Grow,
-    /// New, replaced and removed verdicts.
+    /// New and replaced verdicts that packets look for because of another verdict,
+    /// or because they found none. They share transactions with [`Self::Point`],
+    /// but where there are too many for one, they come first: otherwise a packet
+    /// would follow a new `goto local-policy` to nothing.
+    Inner,
+    /// New, replaced and removed verdicts of frontends.
     Point,
     /// The rules of a table that was not there. They go behind all verdicts, so
     /// that the kernel need not follow them into the maps at every commit that
@@ -100,6 +127,7 @@ fn phase(map: Map, fate: Fate) -> Phase {
         // Elements that hold back packets without a frontend are removed only
         // after the frontend exists.
         Map::NoEndpoints(_) if is_removed => Phase::Shrink,
+        Map::NoEndpoints(_) | Map::LocalFrontends(_) | Map::ShortCircuit(_) => Phase::Inner,
         // No packet is to carry a number that leads nowhere: it would keep it as
         // its priority.
         Map::AffinityTimeouts if is_removed => Phase::Shrink,
@@ -123,12 +151,18 @@ pub(super) struct Phases {
     queues: [Vec<Operation>; PHASES],
     /// Tables that do not exist before the first of these operations.
     new_tables: PerFamily<bool>,
+    sizes: Sizes,
 }
 
 impl Phases {
+    /// Phases of a plan for tables that exist.
+    pub(super) fn new(sizes: Sizes) -> Self {
+        Self { sizes, ..Self::default() }
+    }
+
     /// Phases of a plan that makes these tables.
-    pub(super) fn with_new_tables(new_tables: PerFamily<bool>) -> Self {
-        Self { new_tables, ..Self::default() }
+    pub(super) fn with_new_tables(new_tables: PerFamily<bool>, sizes: Sizes) -> Self {
+        Self { new_tables, sizes, ..Self::default() }
     }
 
     /// One element: the kernel's data under its key, and the desired data.
@@ -200,9 +234,9 @@ impl Phases {
     /// longer than their targets, because the kernel checks the whole graph of
     /// jumps at every commit that adds one.
     pub(super) fn take_full(&mut self) -> Vec<Transaction> {
-        if self.queue(Phase::Point).len() >= self.max_verdicts() {
+        if self.queue(Phase::Inner).len() + self.queue(Phase::Point).len() >= self.max_verdicts() {
             self.take_pointed()
-        } else if self.queue(Phase::Masquerade).len() + self.queue(Phase::Grow).len() >= MAX_OPERATIONS {
+        } else if self.queue(Phase::Masquerade).len() + self.queue(Phase::Grow).len() >= self.sizes.operations {
             self.take_grown()
         } else {
             Vec::new()
@@ -213,7 +247,7 @@ impl Phases {
     /// harms.
     fn take_grown(&mut self) -> Vec<Transaction> {
         let (mut transactions, grown) = self.take_growth();
-        push_chunks(grown, &mut transactions);
+        push_chunks(self.sizes.operations, grown, &mut transactions);
         transactions
     }
 
@@ -226,7 +260,7 @@ impl Phases {
         let closed = self.take(Phase::Close);
         if !closed.is_empty() {
             grown.extend(closed);
-            push_chunks(std::mem::take(&mut grown), &mut transactions);
+            push_chunks(self.sizes.operations, std::mem::take(&mut grown), &mut transactions);
         }
         grown.extend(self.take_all(&[Phase::Masquerade, Phase::Grow]));
         (transactions, grown)
@@ -236,21 +270,21 @@ impl Phases {
     /// visible.
     pub(super) fn take_pointed(&mut self) -> Vec<Transaction> {
         let (mut transactions, mut grown) = self.take_growth();
-        let mut pointed = self.take(Phase::Point);
+        let mut pointed = self.take_all(&[Phase::Inner, Phase::Point]);
         // One commit for all, if it is not too large; else as few with verdicts
         // as can be.
-        if grown.len() + pointed.len() <= fullest(MAX_OPERATIONS) {
+        if grown.len() + pointed.len() <= fullest(self.sizes.operations) {
             grown.append(&mut pointed);
         }
-        push_chunks(grown, &mut transactions);
-        push_chunks_of(self.max_verdicts(), pointed, &mut transactions);
+        push_chunks(self.sizes.operations, grown, &mut transactions);
+        push_chunks(self.max_verdicts(), pointed, &mut transactions);
         transactions
     }
 
     /// The most verdicts of one transaction. Nothing leads to those of a new table
     /// yet, so the kernel walks over none.
     fn max_verdicts(&self) -> usize {
-        if self.new_tables.values().any(|is_new| *is_new) { MAX_OPERATIONS } else { MAX_VERDICTS }
+        if self.new_tables.values().any(|is_new| *is_new) { self.sizes.operations } else { self.sizes.verdicts }
     }
 
     /// All transactions that are left, in order.
@@ -259,7 +293,7 @@ impl Phases {
         transactions.extend(connections(self.take(Phase::Connect)));
         // Not together: a packet may be between its look-ups.
         for phase in [Phase::Open, Phase::Shrink, Phase::Unmasquerade] {
-            push_chunks(self.take(phase), &mut transactions);
+            push_chunks(self.sizes.operations, self.take(phase), &mut transactions);
         }
         transactions
     }
@@ -314,16 +348,12 @@ const fn fullest(most: usize) -> usize {
     most + most / 8
 }
 
-fn push_chunks(operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
-    push_chunks_of(MAX_OPERATIONS, operations, transactions);
-}
-
 /// Cuts a long list of operations into about equal parts, each of about `most`.
 /// Operations that belong together are adjacent and are not separated.
 ///
 /// Each part is a list of exactly its size. `Vec::split_off` would leave every
 /// part with the capacity of all that followed it, which is quadratic.
-fn push_chunks_of(most: usize, operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
+fn push_chunks(most: usize, operations: Vec<Operation>, transactions: &mut Vec<Transaction>) {
     let mut left = operations.len();
     if left <= fullest(most) {
         transactions.extend(transaction(operations));
@@ -440,7 +470,7 @@ mod tests {
     #[test]
     fn verdicts_that_packets_reach_come_in_few_transactions() {
         let transactions = |new_tables: PerFamily<bool>| {
-            let mut phases = Phases::with_new_tables(new_tables);
+            let mut phases = Phases::with_new_tables(new_tables, Sizes::default());
             for number in 0..MAX_VERDICTS as u32 {
                 let place = (Map::Frontends(Domain::Frontend), Key::Address(address(number)));
                 phases.element(Family::Ipv4, place, None, value(Data::Verdict(Verdict::Drop)), None);
@@ -450,6 +480,44 @@ mod tests {
             full.len()
         };
         assert_eq!((transactions(PerFamily::default()), transactions(PerFamily::from_fn(|_| true))), (1, 4));
+    }
+
+    /// Where the verdicts of many Services are cut into several transactions.
+    #[test]
+    fn what_verdicts_lead_to_comes_no_later_than_they() {
+        let mut phases = Phases::new(Sizes::at_most(1));
+        let drop = value(Data::Verdict(Verdict::Drop));
+        let key = Key::Address(address(1));
+        let maps =
+            [Map::Frontends, Map::LocalFrontends, Map::ShortCircuit, Map::NoEndpoints].map(|map| map(Domain::Frontend));
+        for map in maps {
+            phases.element(Family::Ipv4, (map, key), None, drop.clone(), None);
+        }
+        let transactions = phases.finish();
+        assert_eq!((transactions.len(), position(&transactions, Map::Frontends(Domain::Frontend))), (4, Some(3)));
+    }
+
+    #[test]
+    fn no_transaction_is_larger_than_the_socket_can_send() {
+        for new_tables in [PerFamily::default(), PerFamily::from_fn(|_| true)] {
+            let mut phases = Phases::with_new_tables(new_tables, Sizes::at_most(450));
+            let mut transactions = Vec::new();
+            for number in 0..3000 {
+                let key = Key::Address(address(number));
+                let places = [
+                    (Map::Frontends(Domain::Frontend), Data::Verdict(Verdict::Drop)),
+                    (Map::ClusterIps, Data::Nothing),
+                ];
+                for (map, data) in places {
+                    phases.element(Family::Ipv4, (map, key), None, value(data), None);
+                }
+                transactions.extend(phases.take_full());
+            }
+            transactions.extend(phases.finish());
+            let sizes = transactions.iter().map(|transaction| transaction.operations.len());
+            assert_eq!((sizes.clone().sum::<usize>(), sizes.max().filter(|most| *most > 450)), (6000, None));
+        }
+        assert_eq!(Sizes::at_most(usize::MAX), Sizes::default());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::compile::TooLarge;
 use super::counted::{CountedChains, SharedElements};
 use super::lists::ListNumbers;
 use super::net::NetChanges;
-use super::phases::Phases;
+use super::phases::{Phases, Sizes};
 use super::pieces::PIECE;
 use super::{Action, Operation, Transaction};
 use crate::model::types::{Service, ServiceName};
@@ -34,6 +34,8 @@ pub struct Planner {
     pub(super) newly_too_large: Vec<TooLarge>,
     /// The approximate number of elements in one plan.
     pub(super) piece: u64,
+    /// How large transactions may be.
+    pub(super) sizes: Sizes,
 }
 
 /// The programmed state of one family.
@@ -111,7 +113,14 @@ impl Planner {
     /// A planner that has programmed nothing yet.
     pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
         let families = PerFamily::from_fn(|family| FamilyState::new(family, &config, node));
-        Self { config, families, quarantined: HashSet::new(), newly_too_large: Vec::new(), piece: PIECE }
+        let (quarantined, newly_too_large) = (HashSet::new(), Vec::new());
+        Self { config, families, quarantined, newly_too_large, piece: PIECE, sizes: Sizes::default() }
+    }
+
+    /// No transaction of elements will have more operations than this, however many
+    /// there are: a batch that does not fit the socket's send buffer can't be sent.
+    pub fn limit_transactions_to(&mut self, operations: usize) {
+        self.sizes = Sizes::at_most(operations);
     }
 
     /// The configuration it plans for.
@@ -237,7 +246,7 @@ impl Planner {
             compiled.insert(name, after);
         }
         let mut net = NetChanges::default();
-        let mut phases = Phases::default();
+        let mut phases = Phases::new(self.sizes);
         for name in &queue {
             let Some(mut after) = compiled.remove(name) else { continue };
             if let Some(after) = &mut after {
@@ -433,7 +442,7 @@ impl Planner {
                 operations.extend(add);
             }
         }
-        let mut phases = Phases::default();
+        let mut phases = Phases::new(self.sizes);
         phases.change_rules(operations);
         let mut net = NetChanges::default();
         let owner = node_owner();

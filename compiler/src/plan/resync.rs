@@ -66,7 +66,7 @@ impl<'a> Resync<'a> {
     /// Begins with the skeleton and the firewall; the Services follow.
     fn begin(planner: &'a mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
         let services = planner.by_precedence(store);
-        let mut phases = Phases::with_new_tables(kernel.as_ref().map(|state| !state.exists));
+        let mut phases = Phases::with_new_tables(kernel.as_ref().map(|state| !state.exists), planner.sizes);
         let mut ready = VecDeque::new();
         for family in Family::ALL {
             let kernel = &mut kernel[family];

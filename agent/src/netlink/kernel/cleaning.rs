@@ -83,12 +83,13 @@ impl Kernel {
         family: Family,
         learned: &[ElementState],
     ) -> Result<(), NetlinkError> {
+        let at_once = MAX_OPERATIONS.min(self.max_operations()).max(1);
         until_undisturbed(|| {
             let (known, _) = self.read_contents_of(table, family, Map::Affinity)?;
             let known: HashSet<Key> = known.into_iter().map(|state| state.element.key).collect();
             let missing: Vec<&ElementState> =
                 learned.iter().filter(|state| !known.contains(&state.element.key)).collect();
-            for some in missing.chunks(MAX_OPERATIONS) {
+            for some in missing.chunks(at_once) {
                 match self.submit_requests(&additions(table, family, some)) {
                     Ok(()) => {}
                     // A packet was faster.
@@ -167,8 +168,11 @@ impl Kernel {
                 w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
             })
         };
-        let messages: Vec<Request> = elements.chunks(ELEMENTS_AT_ONCE).map(delete).collect();
-        self.must(family, &format!("delete foreign elements of {map}"), &messages)
+        let at_once = self.max_operations().max(1);
+        elements.chunks(at_once).try_for_each(|some| {
+            let messages: Vec<Request> = some.chunks(ELEMENTS_AT_ONCE).map(delete).collect();
+            self.must(family, &format!("delete foreign elements of {map}"), &messages)
+        })
     }
 
     pub(super) fn must(&mut self, family: Family, what: &str, requests: &[Request]) -> Result<(), NetlinkError> {

@@ -25,7 +25,7 @@ const SET_ELEM_F_INTERVAL_OPEN: u32 = 1;
 
 /// The maximum size of one element in a message, in bytes: a key of 56 bytes
 /// (IPv6 source ranges), an endpoint or a chain name, a comment, and headers.
-pub(super) const MAX_ELEMENT: usize = 512;
+pub const MAX_ELEMENT: usize = 512;
 
 /// Writes one element of a `NFT_MSG_NEWSETELEM`.
 pub fn write_element(writer: &mut Writer, element: &Element) {
