@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::encoding::Encoding;
 use super::faults::Fault;
 use super::http::{Query, Target};
-use super::objects::{self, Key, Resource, Selector, Stored, bookmark, error_event};
+use super::objects::{self, Key, Resource, Selector, bookmark, error_event};
 use super::server::{Shared, Signal, State as Known};
 
 /// A watch without `timeoutSeconds` lasts this long.
@@ -269,40 +269,6 @@ fn watch(shared: Arc<Shared>, resource: Resource, query: &Query, encoding: Encod
     response
 }
 
-/// What a watch begins with: the objects, and the bookmark behind them.
-#[derive(Default)]
-struct Initial {
-    objects: Vec<Arc<Stored>>,
-    end: Vec<u8>,
-}
-
-impl Initial {
-    /// The number of objects that are encoded at a time: the API server encodes a
-    /// streaming list object by object, while it sends.
-    const AT_ONCE: usize = 64;
-
-    fn encode(objects: &[Arc<Stored>], encoding: Encoding) -> Vec<u8> {
-        objects.iter().map(|object| object.event(encoding, "ADDED")).collect::<Vec<_>>().concat()
-    }
-
-    /// All of it, for faults that concern the whole.
-    fn whole(&self, encoding: Encoding) -> Vec<u8> {
-        let mut events = Self::encode(&self.objects, encoding);
-        events.extend(&self.end);
-        events
-    }
-
-    /// Sends it piece by piece; false if nobody reads.
-    async fn send(self, chunks: &Chunks, encoding: Encoding, slow: Option<(usize, Duration)>) -> bool {
-        for objects in self.objects.chunks(Self::AT_ONCE) {
-            if !send(chunks, Self::encode(objects, encoding), slow).await {
-                return false;
-            }
-        }
-        send(chunks, self.end, slow).await
-    }
-}
-
 struct Watch {
     encoding: Encoding,
     resource: Resource,
@@ -316,22 +282,17 @@ struct Watch {
 impl Watch {
     async fn run(self, shared: Arc<Shared>, sender: Chunks) {
         let mut signals = shared.signals.subscribe();
-        let (initial, mut version, mut slow) = shared.with(|state| self.start(state));
+        let (mut first, mut version, mut slow) = shared.with(|state| self.start(state));
         let fault = shared.with(|state| state.faults.get(&self.resource).copied());
+        spoil(&mut first, self.encoding, fault);
         let first_break = shared.with(|state| state.take_break(self.resource));
-        if fault.is_some() || first_break.is_some() {
-            let mut first = initial.whole(self.encoding);
-            spoil(&mut first, self.encoding, fault);
-            if let Some(length) = first_break {
-                first.truncate(length);
-                send(&sender, first, slow).await;
-                let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
-                return;
-            }
-            if !send(&sender, first, slow).await {
-                return;
-            }
-        } else if !initial.send(&sender, self.encoding, slow).await {
+        if let Some(length) = first_break {
+            first.truncate(length);
+            send(&sender, first, slow).await;
+            let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
+            return;
+        }
+        if !send(&sender, first, slow).await {
             return;
         }
         if fault == Some(Fault::TruncatedFrame) && self.encoding == Encoding::Protobuf {
@@ -407,10 +368,10 @@ impl Watch {
     }
 
     /// The events that a watch sends before the changes, and where these begin.
-    fn start(&self, state: &mut Known) -> (Initial, u64, Option<(usize, Duration)>) {
+    fn start(&self, state: &mut Known) -> (Vec<u8>, u64, Option<(usize, Duration)>) {
         let now = state.objects.version();
         let version = match self.version {
-            Some(version) if !self.is_streaming => return (Initial::default(), version, state.slow),
+            Some(version) if !self.is_streaming => return (Vec::new(), version, state.slow),
             _ => now,
         };
         let (resource, selector) = match state.faults.get(&self.resource) {
@@ -418,9 +379,14 @@ impl Watch {
             _ => (self.resource, self.selector.clone()),
         };
         let (objects, _) = state.objects.list(resource, &selector, None, usize::MAX);
-        let is_ended = self.is_streaming && !state.forgets_bookmark;
-        let end = if is_ended { bookmark(self.encoding, resource, now, true) } else { Vec::new() };
-        (Initial { objects, end }, version, state.slow)
+        let mut events = Vec::new();
+        for object in objects {
+            events.extend(object.event(self.encoding, "ADDED"));
+        }
+        if self.is_streaming && !state.forgets_bookmark {
+            events.extend(bookmark(self.encoding, resource, now, true));
+        }
+        (events, version, state.slow)
     }
 
     /// The answer to a watch that is too old.
