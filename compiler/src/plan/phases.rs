@@ -78,6 +78,10 @@ enum Phase {
     /// them. A packet that passed the firewall's look-up must not find in a later
     /// one what the firewall guards.
     Close,
+    /// How long lists remember their clients. It comes before a list gets its
+    /// number: no packet is to carry a number that leads nowhere, because it would
+    /// keep it as its priority.
+    Learn,
     /// Frontends and endpoints whose connections are masqueraded from now on:
     /// before a packet may reach such an endpoint.
     Masquerade,
@@ -106,6 +110,9 @@ enum Phase {
     Unmasquerade,
 }
 
+/// The phases of what grows, which share transactions.
+const GROWING: [Phase; 3] = [Phase::Learn, Phase::Masquerade, Phase::Grow];
+
 /// The number of phases.
 const PHASES: usize = Phase::Unmasquerade as usize + 1;
 
@@ -128,10 +135,8 @@ fn phase(map: Map, fate: Fate) -> Phase {
         // after the frontend exists.
         Map::NoEndpoints(_) if is_removed => Phase::Shrink,
         Map::NoEndpoints(_) | Map::LocalFrontends(_) | Map::ShortCircuit(_) => Phase::Inner,
-        // No packet is to carry a number that leads nowhere: it would keep it as
-        // its priority.
         Map::AffinityTimeouts if is_removed => Phase::Shrink,
-        Map::AffinityTimeouts => Phase::Grow,
+        Map::AffinityTimeouts => Phase::Learn,
         Map::ClusterIps | Map::NodePortIps | Map::Masquerade(_) | Map::LocalPolicy(_) | Map::HairpinConnections => {
             if is_removed {
                 Phase::Unmasquerade
@@ -236,7 +241,7 @@ impl Phases {
     pub(super) fn take_full(&mut self) -> Vec<Transaction> {
         if self.queue(Phase::Inner).len() + self.queue(Phase::Point).len() >= self.max_verdicts() {
             self.take_pointed()
-        } else if self.queue(Phase::Masquerade).len() + self.queue(Phase::Grow).len() >= self.sizes.operations {
+        } else if GROWING.iter().map(|phase| self.queue(*phase).len()).sum::<usize>() >= self.sizes.operations {
             self.take_grown()
         } else {
             Vec::new()
@@ -262,7 +267,7 @@ impl Phases {
             grown.extend(closed);
             push_chunks(self.sizes.operations, std::mem::take(&mut grown), &mut transactions);
         }
-        grown.extend(self.take_all(&[Phase::Masquerade, Phase::Grow]));
+        grown.extend(self.take_all(&GROWING));
         (transactions, grown)
     }
 
@@ -480,6 +485,18 @@ mod tests {
             full.len()
         };
         assert_eq!((transactions(PerFamily::default()), transactions(PerFamily::from_fn(|_| true))), (1, 4));
+    }
+
+    #[test]
+    fn a_list_has_a_number_no_earlier_than_clients_are_remembered_under_it() {
+        let mut phases = Phases::new(Sizes::at_most(1));
+        let Some(number) = ListNumber::at(1) else { panic!("no first number") };
+        let lists = Map::AffinityLists(Domain::Frontend, Pool::Main);
+        phases.element(Family::Ipv4, (lists, Key::Address(address(1))), None, value(Data::List(number)), None);
+        let learn = value(Data::Verdict(Verdict::Goto(Chain::LearnFor { seconds: 60 })));
+        phases.element(Family::Ipv4, (Map::AffinityTimeouts, Key::List(number)), None, learn, None);
+        let transactions = phases.finish();
+        assert_eq!([lists, Map::AffinityTimeouts].map(|map| position(&transactions, map)), [Some(1), Some(0)]);
     }
 
     /// Where the verdicts of many Services are cut into several transactions.
