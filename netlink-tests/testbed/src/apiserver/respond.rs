@@ -14,11 +14,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::encoding::Encoding;
 use super::faults::Fault;
 use super::http::{Query, Target};
-use super::objects::{self, Key, Resource, Selector, bookmark, error_event};
+use super::objects::{self, Key, Resource, Selector, Stored, bookmark, error_event};
 use super::server::{Shared, Signal, State as Known};
 
 /// A watch without `timeoutSeconds` lasts this long.
 const LONGEST_WATCH: Duration = Duration::from_secs(1800);
+
+/// The size of what is sent at once.
+const PIECE: usize = 64 * 1024;
 
 /// Answers every request.
 pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request) -> Response {
@@ -214,7 +217,7 @@ fn body_of(receiver: mpsc::Receiver<Result<Bytes, std::io::Error>>) -> Body {
 async fn send(chunks: &Chunks, bytes: Vec<u8>, slow: Option<(usize, Duration)>) -> bool {
     let bytes = Bytes::from(bytes);
     chunks.shared.with(|state| state.bytes_sent += bytes.len());
-    let (size, pause) = slow.unwrap_or((64 * 1024, Duration::ZERO));
+    let (size, pause) = slow.unwrap_or((PIECE, Duration::ZERO));
     let mut start = 0;
     while start < bytes.len() {
         let end = bytes.len().min(start + size.max(1));
@@ -269,6 +272,13 @@ fn watch(shared: Arc<Shared>, resource: Resource, query: &Query, encoding: Encod
     response
 }
 
+/// What a watch sends before the changes.
+#[derive(Default)]
+struct First {
+    objects: Vec<Arc<Stored>>,
+    bookmark: Option<Vec<u8>>,
+}
+
 struct Watch {
     encoding: Encoding,
     resource: Resource,
@@ -282,20 +292,30 @@ struct Watch {
 impl Watch {
     async fn run(self, shared: Arc<Shared>, sender: Chunks) {
         let mut signals = shared.signals.subscribe();
-        let (mut first, mut version, mut slow) = shared.with(|state| self.start(state));
+        let (first, mut version, mut slow) = shared.with(|state| self.start(state));
         let fault = shared.with(|state| state.faults.get(&self.resource).copied());
-        spoil(&mut first, self.encoding, fault);
         let first_break = shared.with(|state| state.take_break(self.resource));
+        let mut pieces = self.pieces(&first, if first_break.is_some() { usize::MAX } else { PIECE });
         if let Some(length) = first_break {
-            first.truncate(length);
-            send(&sender, first, slow).await;
+            let mut all = pieces.next().unwrap_or_default();
+            spoil(&mut all, self.encoding, fault);
+            all.truncate(length);
+            send(&sender, all, slow).await;
             let _ = sender.sender.send(Err(std::io::Error::other("broken on request"))).await;
             return;
         }
-        if !send(&sender, first, slow).await {
-            return;
+        let is_truncated = fault == Some(Fault::TruncatedFrame) && self.encoding == Encoding::Protobuf;
+        // As an API server does it: encoded when it is sent.
+        for mut piece in pieces {
+            spoil(&mut piece, self.encoding, fault);
+            if !send(&sender, piece, slow).await {
+                return;
+            }
+            if is_truncated {
+                break;
+            }
         }
-        if fault == Some(Fault::TruncatedFrame) && self.encoding == Encoding::Protobuf {
+        if is_truncated {
             return;
         }
         if shared.with(|state| state.objects.is_compacted(version)) {
@@ -367,11 +387,11 @@ impl Watch {
         }
     }
 
-    /// The events that a watch sends before the changes, and where these begin.
-    fn start(&self, state: &mut Known) -> (Vec<u8>, u64, Option<(usize, Duration)>) {
+    /// What a watch sends before the changes, and where these begin.
+    fn start(&self, state: &mut Known) -> (First, u64, Option<(usize, Duration)>) {
         let now = state.objects.version();
         let version = match self.version {
-            Some(version) if !self.is_streaming => return (Vec::new(), version, state.slow),
+            Some(version) if !self.is_streaming => return (First::default(), version, state.slow),
             _ => now,
         };
         let (resource, selector) = match state.faults.get(&self.resource) {
@@ -379,14 +399,26 @@ impl Watch {
             _ => (self.resource, self.selector.clone()),
         };
         let (objects, _) = state.objects.list(resource, &selector, None, usize::MAX);
-        let mut events = Vec::new();
-        for object in objects {
-            events.extend(object.event(self.encoding, "ADDED"));
-        }
-        if self.is_streaming && !state.forgets_bookmark {
-            events.extend(bookmark(self.encoding, resource, now, true));
-        }
-        (events, version, state.slow)
+        let has_bookmark = self.is_streaming && !state.forgets_bookmark;
+        let bookmark = has_bookmark.then(|| bookmark(self.encoding, resource, now, true));
+        (First { objects, bookmark }, version, state.slow)
+    }
+
+    /// The events about these objects, in pieces of about `size` bytes.
+    fn pieces(&self, first: &First, size: usize) -> impl Iterator<Item = Vec<u8>> {
+        let First { objects, bookmark } = first;
+        let events = objects.iter().map(|object| object.event(self.encoding, "ADDED")).chain(bookmark.clone());
+        let mut events = events.peekable();
+        std::iter::from_fn(move || {
+            events.peek()?;
+            let mut piece = Vec::new();
+            while piece.len() < size
+                && let Some(event) = events.next()
+            {
+                piece.extend(event);
+            }
+            Some(piece)
+        })
     }
 
     /// The answer to a watch that is too old.
