@@ -16,7 +16,7 @@ use super::config::NodeInfo;
 use super::convert::{Problem, Slice};
 use super::family::PerFamily;
 use super::objects::{Change, Kind, ObjectRef};
-use super::types::{Hints, Service, ServiceName, Unserved};
+use super::types::{Hints, NameMap, NameSet, Service, ServiceName, Unserved};
 
 /// Maximum number of interned port names.
 const MAX_SHARED_NAMES: usize = 1024;
@@ -94,17 +94,17 @@ pub struct Store {
     /// In the order of names, so that a list can be read in pages.
     services: BTreeMap<ServiceName, ServiceEntry>,
     /// The Service of each slice, by `namespace/name` of the slice.
-    slice_owners: HashMap<Arc<str>, ServiceName>,
+    slice_owners: NameMap<Arc<str>, ServiceName>,
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
     hints: HashSet<Arc<Hints>>,
     /// Names of ports: a cluster has few different ones.
-    port_names: HashSet<Arc<str>>,
+    port_names: NameSet<Arc<str>>,
     service_count: usize,
     endpoint_count: usize,
     /// The sum of the digests of all Services.
     digest: u64,
-    dirty: HashSet<ServiceName>,
+    dirty: NameSet<ServiceName>,
     /// Changed Services in the order in which they are planned.
     planned_next: VecDeque<ServiceName>,
     node_changed: bool,
@@ -227,6 +227,11 @@ impl Store {
         self.planned_next.pop_front()
     }
 
+    /// This Service is planned, before its turn.
+    pub(crate) fn forget_dirty(&mut self, name: &ServiceName) {
+        self.dirty.remove(name);
+    }
+
     /// Returns whether the node or the service ranges changed since the last
     /// call.
     pub(crate) fn take_node_changed(&mut self) -> bool {
@@ -235,7 +240,7 @@ impl Store {
 
     /// All that changed is dealt with.
     pub(crate) fn mark_clean(&mut self) {
-        (self.dirty, self.planned_next, self.node_changed) = (HashSet::new(), VecDeque::new(), false);
+        (self.dirty, self.planned_next, self.node_changed) = (NameSet::default(), VecDeque::new(), false);
     }
 
     /// The kernel's addresses changed.

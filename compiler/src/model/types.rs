@@ -1,9 +1,11 @@
 //! Validated types: parse at the edge, then trust the type.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +82,12 @@ impl fmt::Display for Endpoint {
         SocketAddr::new(self.address, self.port).fmt(f)
     }
 }
+
+/// A map by name. Its hash costs less than the standard library's, and is seeded at
+/// random like that, because users choose the names.
+pub(crate) type NameMap<K, V> = HashMap<K, V, RandomState>;
+/// A set of names, with the hash of [`NameMap`].
+pub(crate) type NameSet<K> = HashSet<K, RandomState>;
 
 /// Namespace and name of a Service, as one interned text `namespace/name`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

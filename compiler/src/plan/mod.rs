@@ -6,6 +6,7 @@
 //!
 //! * [`planner`]: the programmed state, and the path of a change;
 //! * [`resync`]: the start, and the repair;
+//! * `fill`: a start that begins while the lists arrive;
 //! * `phases`: the law of visibility: when each operation becomes visible;
 //! * [`claims`]: which Service has a frontend that several want;
 //! * `compile`: one Service, or why it is too large;
@@ -25,6 +26,7 @@ mod compile;
 mod counted;
 mod display;
 pub mod excerpt;
+mod fill;
 mod kernel_state;
 mod lists;
 mod net;

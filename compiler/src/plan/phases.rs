@@ -160,13 +160,8 @@ pub(super) struct Phases {
 }
 
 impl Phases {
-    /// Phases of a plan for tables that exist.
-    pub(super) fn new(sizes: Sizes) -> Self {
-        Self { sizes, ..Self::default() }
-    }
-
-    /// Phases of a plan that makes these tables.
-    pub(super) fn with_new_tables(new_tables: PerFamily<bool>, sizes: Sizes) -> Self {
+    /// Phases of a plan. No rule leads into these tables yet.
+    pub(super) fn new(new_tables: PerFamily<bool>, sizes: Sizes) -> Self {
         Self { new_tables, sizes, ..Self::default() }
     }
 
@@ -220,6 +215,11 @@ impl Phases {
     /// The rules of a new table's skeleton.
     pub(super) fn connect(&mut self, operations: impl IntoIterator<Item = Operation>) {
         self.queue(Phase::Connect).extend(operations);
+    }
+
+    /// The rules that are to connect new tables, which will be committed otherwise.
+    pub(super) fn take_connections(&mut self) -> Vec<Operation> {
+        self.take(Phase::Connect)
     }
 
     fn queue(&mut self, phase: Phase) -> &mut Vec<Operation> {
@@ -295,7 +295,7 @@ impl Phases {
     /// All transactions that are left, in order.
     pub(super) fn finish(&mut self) -> Vec<Transaction> {
         let mut transactions = self.take_pointed();
-        transactions.extend(connections(self.take(Phase::Connect)));
+        transactions.extend(connections(self.take_connections()));
         // Not together: a packet may be between its look-ups.
         for phase in [Phase::Open, Phase::Shrink, Phase::Unmasquerade] {
             push_chunks(self.sizes.operations, self.take(phase), &mut transactions);
@@ -336,7 +336,7 @@ fn chains_ahead(chains: Vec<Operation>) -> Vec<Transaction> {
 /// The rules of a new table. The kernel walks through a map once for every rule
 /// that is bound to it, and once for every base chain that leads there: two
 /// commits, so that none holds the lock for both.
-fn connections(rules: Vec<Operation>) -> impl Iterator<Item = Transaction> {
+pub(super) fn connections(rules: Vec<Operation>) -> impl Iterator<Item = Transaction> {
     let is_base =
         |operation: &Operation| matches!(operation.action, Action::AddRule(chain, _) if chain.base().is_some());
     let (base, inner): (Vec<Operation>, Vec<Operation>) = rules.into_iter().partition(is_base);
@@ -475,7 +475,7 @@ mod tests {
     #[test]
     fn verdicts_that_packets_reach_come_in_few_transactions() {
         let transactions = |new_tables: PerFamily<bool>| {
-            let mut phases = Phases::with_new_tables(new_tables, Sizes::default());
+            let mut phases = Phases::new(new_tables, Sizes::default());
             for number in 0..MAX_VERDICTS as u32 {
                 let place = (Map::Frontends(Domain::Frontend), Key::Address(address(number)));
                 phases.element(Family::Ipv4, place, None, value(Data::Verdict(Verdict::Drop)), None);
@@ -489,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_list_has_a_number_no_earlier_than_clients_are_remembered_under_it() {
-        let mut phases = Phases::new(Sizes::at_most(1));
+        let mut phases = Phases::new(PerFamily::default(), Sizes::at_most(1));
         let Some(number) = ListNumber::at(1) else { panic!("no first number") };
         let lists = Map::AffinityLists(Domain::Frontend, Pool::Main);
         phases.element(Family::Ipv4, (lists, Key::Address(address(1))), None, value(Data::List(number)), None);
@@ -502,7 +502,7 @@ mod tests {
     /// Where the verdicts of many Services are cut into several transactions.
     #[test]
     fn what_verdicts_lead_to_comes_no_later_than_they() {
-        let mut phases = Phases::new(Sizes::at_most(1));
+        let mut phases = Phases::new(PerFamily::default(), Sizes::at_most(1));
         let drop = value(Data::Verdict(Verdict::Drop));
         let key = Key::Address(address(1));
         let maps =
@@ -517,7 +517,7 @@ mod tests {
     #[test]
     fn no_transaction_is_larger_than_the_socket_can_send() {
         for new_tables in [PerFamily::default(), PerFamily::from_fn(|_| true)] {
-            let mut phases = Phases::with_new_tables(new_tables, Sizes::at_most(450));
+            let mut phases = Phases::new(new_tables, Sizes::at_most(450));
             let mut transactions = Vec::new();
             for number in 0..3000 {
                 let key = Key::Address(address(number));

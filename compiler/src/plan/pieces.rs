@@ -1,5 +1,6 @@
 //! Very many changed Services, cut into plans of a bounded size.
 
+use super::phases::MAX_OPERATIONS;
 use super::planner::Planner;
 use crate::limits::{MAX_ELEMENTS, elements_about, elements_at_most};
 use crate::model::Store;
@@ -26,7 +27,9 @@ impl Planner {
     pub(super) fn take_piece(&self, store: &mut Store) -> Vec<ServiceName> {
         let mut piece = Vec::new();
         let mut elements = 0;
-        while elements < self.piece
+        // The kernel walks over no verdicts of tables that are being filled.
+        let most = if self.is_filling() { self.piece.min(MAX_OPERATIONS as u64) } else { self.piece };
+        while elements < most
             && let Some(name) = store.next_dirty()
         {
             // The last one need not be weighed.

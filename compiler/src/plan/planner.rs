@@ -12,7 +12,7 @@ use super::net::NetChanges;
 use super::phases::{Phases, Sizes};
 use super::pieces::PIECE;
 use super::{Action, Operation, Transaction};
-use crate::model::types::{Service, ServiceName};
+use crate::model::types::{NameMap, NameSet, Service, ServiceName};
 use crate::model::{Endpoint, NodeInfo, PerFamily, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
@@ -30,22 +30,25 @@ use crate::ruleset::table::{Ruleset, Table};
 pub struct Planner {
     pub(super) config: ProxyConfig,
     pub(super) families: PerFamily<FamilyState>,
-    quarantined: HashSet<ServiceName>,
+    quarantined: NameSet<ServiceName>,
     pub(super) newly_too_large: Vec<TooLarge>,
     /// The approximate number of elements in one plan.
     pub(super) piece: u64,
     /// How large transactions may be.
     pub(super) sizes: Sizes,
+    /// Chains of tables that are being [filled](Self::begin_fill), whose rules lead
+    /// into the maps and are committed last.
+    pub(super) unconnected: Vec<(Family, Chain)>,
 }
 
 /// The programmed state of one family.
 #[derive(Debug)]
 pub(super) struct FamilyState {
     pub(super) skeleton: SkeletonConfig,
-    pub(super) services: HashMap<ServiceName, CompiledService>,
+    pub(super) services: NameMap<ServiceName, CompiledService>,
     pub(super) claims: Claims,
     /// Services that are not programmed because they ask for too much.
-    pub(super) too_large: HashMap<ServiceName, u64>,
+    pub(super) too_large: NameMap<ServiceName, u64>,
     pub(super) shared: SharedElements,
     pub(super) chains: CountedChains,
     pub(super) lists: ListNumbers,
@@ -113,8 +116,16 @@ impl Planner {
     /// A planner that has programmed nothing yet.
     pub fn new(config: ProxyConfig, node: &NodeInfo) -> Self {
         let families = PerFamily::from_fn(|family| FamilyState::new(family, &config, node));
-        let (quarantined, newly_too_large) = (HashSet::new(), Vec::new());
-        Self { config, families, quarantined, newly_too_large, piece: PIECE, sizes: Sizes::default() }
+        let (quarantined, newly_too_large) = (NameSet::default(), Vec::new());
+        Self {
+            config,
+            families,
+            quarantined,
+            newly_too_large,
+            piece: PIECE,
+            sizes: Sizes::default(),
+            unconnected: Vec::new(),
+        }
     }
 
     /// No transaction of elements will have more operations than this, however many
@@ -232,7 +243,7 @@ impl Planner {
         // First compile each Service and register its claims, so that each is
         // emitted once, with all frontends that it won and lost.
         let mut queue: Vec<ServiceName> = names.to_vec();
-        let mut compiled: HashMap<ServiceName, Option<CompiledService>> = HashMap::new();
+        let mut compiled: NameMap<ServiceName, Option<CompiledService>> = NameMap::default();
         let mut position = 0;
         while let Some(name) = queue.get(position).cloned() {
             position += 1;
@@ -246,7 +257,7 @@ impl Planner {
             compiled.insert(name, after);
         }
         let mut net = NetChanges::default();
-        let mut phases = Phases::new(self.sizes);
+        let mut phases = self.phases();
         for name in &queue {
             let Some(mut after) = compiled.remove(name) else { continue };
             if let Some(after) = &mut after {
@@ -255,6 +266,7 @@ impl Planner {
             self.exchange(name, family, after, (&mut net, &mut phases), plan);
         }
         net.into_phases(&mut phases);
+        self.hold_back(&phases.take_connections());
         plan.transactions.extend(phases.finish());
     }
 
@@ -430,19 +442,19 @@ impl Planner {
     /// Plans for changed rules of the skeleton, and for the node's elements.
     fn plan_skeleton(&mut self, store: &Store, family: Family, plan: &mut Plan) {
         let wanted = FamilyState::new(family, &self.config, store.node());
+        let mut phases = self.phases();
         let state = &mut self.families[family];
         let mut operations = Vec::new();
         let present = Chain::LEARNING.into_iter().chain(Chain::FIREWALL).filter(|chain| state.chains.has(*chain));
         for chain in Chain::FIXED.into_iter().chain(present) {
             let new = rules(&wanted.skeleton, chain);
-            if rules(&state.skeleton, chain) != new {
+            if !self.unconnected.contains(&(family, chain)) && rules(&state.skeleton, chain) != new {
                 operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
                 let add =
                     new.into_iter().map(|rule| Operation { family, action: Action::AddRule(chain, rule), owner: None });
                 operations.extend(add);
             }
         }
-        let mut phases = Phases::new(self.sizes);
         phases.change_rules(operations);
         let mut net = NetChanges::default();
         let owner = node_owner();
@@ -580,9 +592,9 @@ impl FamilyState {
         let primary_address = config.primary_address(node, family);
         Self {
             skeleton,
-            services: HashMap::new(),
+            services: NameMap::default(),
             claims: Claims::default(),
-            too_large: HashMap::new(),
+            too_large: NameMap::default(),
             shared: SharedElements::default(),
             chains: CountedChains::default(),
             lists: ListNumbers::default(),

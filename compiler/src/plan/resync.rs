@@ -58,15 +58,31 @@ impl Planner {
     /// again before the next update.
     pub fn resync<'a>(&'a mut self, store: &'a mut Store, kernel: PerFamily<KernelState>) -> Resync<'a> {
         store.mark_clean();
-        Resync::begin(self, store, kernel)
+        let services = self.by_precedence(store);
+        Resync::begin(self, store, services, kernel)
+    }
+
+    /// A resync that makes tables which the kernel does not have, with the node's
+    /// elements. No Service goes into them, and no rule leads into them yet.
+    pub(super) fn empty_tables(&mut self, store: &mut Store) -> (Vec<Transaction>, Vec<Operation>) {
+        store.take_node_changed();
+        let Resync { ready, mut phases, .. } = Resync::begin(self, store, Vec::new(), PerFamily::default());
+        let connections = phases.take_connections();
+        self.families.values_mut().for_each(|state| state.slots_unknown = false);
+        (ready.into(), connections)
     }
 }
 
 impl<'a> Resync<'a> {
     /// Begins with the skeleton and the firewall; the Services follow.
-    fn begin(planner: &'a mut Planner, store: &'a Store, mut kernel: PerFamily<KernelState>) -> Self {
-        let services = planner.by_precedence(store);
-        let mut phases = Phases::with_new_tables(kernel.as_ref().map(|state| !state.exists), planner.sizes);
+    fn begin(
+        planner: &'a mut Planner,
+        store: &'a Store,
+        services: Vec<(&'a ServiceName, &'a ServiceEntry)>,
+        mut kernel: PerFamily<KernelState>,
+    ) -> Self {
+        planner.unconnected.clear();
+        let mut phases = Phases::new(kernel.as_ref().map(|state| !state.exists), planner.sizes);
         let mut ready = VecDeque::new();
         for family in Family::ALL {
             let kernel = &mut kernel[family];
@@ -381,7 +397,13 @@ impl Planner {
     /// Compiles one Service and replaces its programmed state. Services that
     /// win over it must have been compiled before. If they have not, it is left
     /// out, and the result is false.
-    fn compile_anew(&mut self, store: &Store, name: &ServiceName, entry: &ServiceEntry, family: Family) -> bool {
+    pub(super) fn compile_anew(
+        &mut self,
+        store: &Store,
+        name: &ServiceName,
+        entry: &ServiceEntry,
+        family: Family,
+    ) -> bool {
         let before = self.families[family].services.remove(name);
         let compiled = self.compile(store, name, entry, family, before.as_ref());
         let mut compiled = self.admit(name, family, compiled);
