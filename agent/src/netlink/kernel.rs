@@ -117,9 +117,9 @@ impl Kernel {
     }
 
     /// The most operations on elements that one [`Kernel::commit`] can take,
-    /// whatever their keys and comments.
+    /// whatever their keys and comments; at least one.
     pub fn max_operations(&self) -> usize {
-        self.max_batch_bytes() / MAX_ELEMENT
+        (self.max_batch_bytes() / MAX_ELEMENT).max(1)
     }
 
     /// Directs all further commits on each family to one of our tables; the main

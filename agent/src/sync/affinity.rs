@@ -45,7 +45,7 @@ impl Syncer {
         // Each can be removed alone, and very many at once would keep other writers of nftables waiting.
         let at_once = MAX_OPERATIONS.min(self.kernel.max_operations());
         operations
-            .chunks(at_once.max(1))
+            .chunks(at_once)
             .try_for_each(|some| self.commit(&mut Transaction { operations: some.to_vec() }, report))
     }
 

@@ -83,7 +83,7 @@ impl Kernel {
         family: Family,
         learned: &[ElementState],
     ) -> Result<(), NetlinkError> {
-        let at_once = MAX_OPERATIONS.min(self.max_operations()).max(1);
+        let at_once = MAX_OPERATIONS.min(self.max_operations());
         until_undisturbed(|| {
             let (known, _) = self.read_contents_of(table, family, Map::Affinity)?;
             let known: HashSet<Key> = known.into_iter().map(|state| state.element.key).collect();
@@ -168,7 +168,7 @@ impl Kernel {
                 w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| some.iter().for_each(|one| write_foreign(w, one)));
             })
         };
-        let at_once = self.max_operations().max(1);
+        let at_once = self.max_operations();
         elements.chunks(at_once).try_for_each(|some| {
             let messages: Vec<Request> = some.chunks(ELEMENTS_AT_ONCE).map(delete).collect();
             self.must(family, &format!("delete foreign elements of {map}"), &messages)
