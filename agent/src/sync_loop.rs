@@ -514,8 +514,12 @@ fn log_left_out(report: &SyncReport) {
 fn log_report(report: &SyncReport, first: bool, services: usize, endpoints: usize) {
     let milliseconds = report.duration.as_secs_f64() * 1000.0;
     if first {
+        let early = match report.early {
+            0 => String::new(),
+            early => format!("; about {early} of the elements before, while the lists arrived"),
+        };
         tracing::info!(
-            "programmed {}, {} in {milliseconds:.1} ms ({} added, {} removed, {})",
+            "programmed {}, {} in {milliseconds:.1} ms ({} added, {} removed, {}{early})",
             count(services, "service"),
             count(endpoints, "endpoint"),
             count(report.added, "element"),

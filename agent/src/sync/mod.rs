@@ -11,11 +11,13 @@
 //! * [`preview`]: what a first sync would commit;
 //! * `affinity`: removal of what clients learned of endpoints that left;
 //! * [`Syncer::compare_piece`]: a slow comparison between syncs;
-//! * `pipeline`: planning on one thread while another commits.
+//! * `pipeline`: planning on one thread while another commits;
+//! * `fill`: a first sync that begins while the source still lists.
 
 mod affinity;
 mod background;
 mod compare;
+mod fill;
 mod foreign;
 pub mod gone;
 mod look_up;
@@ -46,6 +48,7 @@ pub(crate) use compare::MAX_LISTED;
 use crate::netlink::{CommitError, Kernel, Lacking, Monitor, NetlinkError, Observed};
 use crate::source::Event;
 use background::Background;
+use fill::{Arrived, Fill, Lists};
 use gone::Leaving;
 use report::SyncReport;
 
@@ -131,6 +134,8 @@ pub struct Syncer {
     /// The processes that owned our tables when these were read last.
     owned: PerFamily<Option<String>>,
     initialised: bool,
+    /// The first sync, before the source has listed everything.
+    fill: Fill,
     /// The programmed state of Services whose change the kernel refused.
     last_good: HashMap<ServiceName, Arc<Programmed>>,
     /// The families in which clients may have learned of endpoints that lists
@@ -199,6 +204,7 @@ impl Syncer {
             left_out: Vec::new(),
             owned: PerFamily::default(),
             initialised: false,
+            fill: Fill::Waiting(Lists::default()),
             last_good: HashMap::new(),
             to_sweep: PerFamily::default(),
             damaged: false,
@@ -248,12 +254,25 @@ impl Syncer {
         self.store.set_interface_addresses(addresses);
     }
 
-    /// Takes an event of a source into the store; programs nothing yet.
+    /// Takes an event of a source into the store. It programs nothing yet, except
+    /// that new tables may begin to fill (`fill`) during the first list of slices.
     pub fn take(&mut self, event: Event) {
         match event {
-            Event::ListStarted(kind) => self.store.begin_list(kind),
-            Event::ListCompleted(kind) => self.store.end_list(kind),
-            Event::Changes(changes) => changes.into_iter().for_each(|change| self.store.take(change.checked)),
+            Event::ListStarted(kind) => {
+                self.store.begin_list(kind);
+                self.note_list(kind);
+            }
+            Event::ListCompleted(kind) => {
+                self.store.end_list(kind);
+                self.note_end_of_list(kind);
+            }
+            Event::Changes(changes) => {
+                let arrived = (!matches!(self.fill, Fill::Over)).then(|| Arrived::of(&changes));
+                changes.into_iter().for_each(|change| self.store.take(change.checked));
+                if let Some(arrived) = arrived {
+                    self.fill(arrived);
+                }
+            }
             Event::Synced | Event::Degraded(_) => {}
         }
     }
@@ -331,8 +350,11 @@ impl Syncer {
         self.see_foreign_changes();
         self.touched.extend(self.store.dirty().cloned());
         let damaged = std::mem::take(&mut self.damaged);
-        let outcome =
-            if self.initialised && !damaged { self.sync_changes(&mut report) } else { self.repair(&mut report) };
+        let outcome = match std::mem::replace(&mut self.fill, Fill::Over) {
+            Fill::Running(fill) => self.complete_fill(*fill, damaged, &mut report),
+            _ if self.initialised && !damaged => self.sync_changes(&mut report),
+            _ => self.repair(&mut report),
+        };
         self.follow_counts(&report, outcome.is_ok());
         if outcome.is_err() {
             self.damaged = true;
@@ -465,7 +487,7 @@ impl Syncer {
 
     /// Returns the number of chains that [`Self::tidy`] would delete.
     pub fn idle_chains(&self) -> usize {
-        self.planner.idle_chains()
+        if self.initialised { self.planner.idle_chains() } else { 0 }
     }
 
     /// Deletes chains that nothing points to any more, but for balancing chains:

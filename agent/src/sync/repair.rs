@@ -139,7 +139,7 @@ impl Syncer {
     }
 
     /// The steps after the kernel has the desired state.
-    fn finish(&mut self, report: &mut SyncReport) {
+    pub(super) fn finish(&mut self, report: &mut SyncReport) {
         self.initialised = true;
         self.last_good.clear();
         report.changed = self.changes();

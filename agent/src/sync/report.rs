@@ -21,6 +21,9 @@ pub struct SyncReport {
     pub added: usize,
     /// The number of removed elements.
     pub removed: usize,
+    /// The number of elements, about, that were added before the source had listed
+    /// everything: [`Self::duration`] does not contain them. Only a start has any.
+    pub early: usize,
     /// The number of operations on tables, chains, rules and maps.
     pub objects: usize,
     /// From the beginning to the last commit.

@@ -2,11 +2,13 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
-use vmap_proxy_testbed::api_objects::{Endpoint, NODE};
+use vmap_proxy_testbed::api_objects::{Endpoint, NODE, service, slice};
 use vmap_proxy_testbed::apiserver::Resource;
-use vmap_proxy_testbed::end_to_end::{CLIENT_POD, local_pod};
+use vmap_proxy_testbed::end_to_end::{CLIENT_POD, local_pod, remote_pod};
+use vmap_proxy_testbed::generation::Commits;
 
 use crate::{apply_service, cluster, frontend};
 use vmap_proxy_testbed::skip::skipped_outside_ci;
@@ -33,6 +35,30 @@ fn nothing_is_programmed_before_the_first_complete_list() {
         agent.wait_until_ready();
         cluster.eventually_reaches(CLIENT_POD, shop, &[local_pod(1)]);
     }
+}
+
+#[test]
+fn tables_fill_while_a_long_list_arrives() {
+    let mut cluster = cluster();
+    let endpoints: Vec<Endpoint> = (1..=2).map(Endpoint::local).chain((1..=8).map(Endpoint::remote)).collect();
+    let Some(double) = cluster.api.double() else { return };
+    for number in 0..500 {
+        let name = format!("long-{number}");
+        let address = format!("10.96.{}.{}", 100 + number / 250, 1 + number % 250);
+        double.server.apply_all([service(&name, &address, |_| {}), slice(&name, &endpoints)]);
+    }
+    // A slow line: the list of slices takes seconds.
+    double.server.set_slow(Some((4096, Duration::from_millis(20))));
+    let commits = cluster.node().run(Commits::follow).unwrap().unwrap();
+    let agent = cluster.agent();
+    commits.wait(Duration::from_secs(60)).unwrap();
+    // Filled, and not in use.
+    assert_eq!(cluster.get(frontend("127.0.0.1", 10_256), "/healthz").unwrap().status, 503);
+    let line = agent.wait_for_line("programmed 500 services, 5000 endpoints");
+    assert!(line.contains("of the elements before, while the lists arrived"), "{line}");
+    agent.wait_until_ready();
+    let all: Vec<String> = (1..=2).map(local_pod).chain((1..=8).map(remote_pod)).collect();
+    cluster.eventually_reaches(CLIENT_POD, frontend("10.96.101.250", 80), &all);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 mod background;
+mod fill;
 mod independent_readers;
 mod kernel;
 mod listing;

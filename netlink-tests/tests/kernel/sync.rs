@@ -53,7 +53,7 @@ fn objects(namespace: &NetNs) -> BTreeMap<String, usize> {
 }
 
 /// Services of both families with 0 to 9 endpoints, some with affinity and local policies.
-fn many_services(count: u32) -> Vec<Value> {
+pub(crate) fn many_services(count: u32) -> Vec<Value> {
     let mut objects = Vec::new();
     for number in 0..count {
         let name = format!("shop/web-{number}");
