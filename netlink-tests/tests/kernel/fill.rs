@@ -26,7 +26,7 @@ use crate::sync::many_services;
 const NOTHING: [String; 0] = [];
 
 /// Enough for several plans.
-const SERVICES: u32 = 1200;
+const SERVICES: u32 = 600;
 
 /// An agent whose source lists.
 struct Lister {
@@ -151,10 +151,10 @@ fn tables_fill_while_slices_arrive_and_work_when_all_are_there() {
     lister.send_slices(&objects, 0..400);
     assert_eq!(lister.count("endpoints"), 0);
     lister.send_services(&objects);
-    lister.send_slices(&objects, 400..1500);
+    lister.send_slices(&objects, 400..1000);
     lister.await_elements();
     assert_eq!(lister.base_rules(), 0, "no packet may meet a part of the Services");
-    lister.send_slices(&objects, 1500..2 * SERVICES as usize);
+    lister.send_slices(&objects, 1000..2 * SERVICES as usize);
     let report = lister.complete();
     assert!(report.refused.is_empty() && report.changed.is_empty(), "{report:?}");
     assert!(lister.base_rules() > 0);
@@ -185,10 +185,10 @@ fn tables_with_an_owner_fill_as_well() {
         return skipped("this kernel does not know the flags owner and persist");
     }
     lister.send_services(&objects);
-    lister.send_slices(&objects, 0..1500);
+    lister.send_slices(&objects, 0..1000);
     lister.await_elements();
     let filled = lister.count("endpoints");
-    lister.send_slices(&objects, 1500..2 * SERVICES as usize);
+    lister.send_slices(&objects, 1000..2 * SERVICES as usize);
     assert!(lister.complete().refused.is_empty());
     assert!(lister.base_rules() > 0 && lister.count("endpoints") > filled);
     lister.send([slice("shop/alone", "1").port(Transport::Tcp, POD_PORT.into()).endpoint("10.244.1.10").build()]);
@@ -200,7 +200,7 @@ fn what_changes_during_the_list_is_programmed_as_it_is_in_the_end() {
     let objects = objects();
     let mut lister = Lister::start(NetNs::new("node").unwrap());
     lister.send_services(&objects);
-    lister.send_slices(&objects, 0..1500);
+    lister.send_slices(&objects, 0..1000);
     lister.await_elements();
     // Services that were filled in go and change, the node gets service ranges, and the list begins again.
     let [kind, namespace, name] = ["Service", "shop", "web-10"].map(str::to_owned);
@@ -225,14 +225,14 @@ fn what_changes_during_the_list_is_programmed_as_it_is_in_the_end() {
 fn a_refusal_during_the_list_costs_one_service() {
     let objects = objects();
     let mut lister = Lister::start(NetNs::new("node").unwrap());
-    let refuse = |operation: &Operation| operation.owner.as_deref() == Some("shop/web-1007");
+    let refuse = |operation: &Operation| operation.owner.as_deref() == Some("shop/web-507");
     lister.syncer.with(move |syncer| syncer.kernel().refuse_when(Some(refuse))).unwrap();
     lister.send_services(&objects);
     lister.send_slices(&objects, 0..2 * SERVICES as usize);
     let report = lister.complete();
     let refused: BTreeSet<_> = report.refused.iter().map(|refused| refused.owner.as_deref()).collect();
-    assert_eq!(refused, BTreeSet::from([Some("shop/web-1007")]));
-    let end: Vec<Value> = lister.objects.iter().filter(|o| !o.to_string().contains("web-1007\"")).cloned().collect();
+    assert_eq!(refused, BTreeSet::from([Some("shop/web-507")]));
+    let end: Vec<Value> = lister.objects.iter().filter(|o| !o.to_string().contains("web-507\"")).cloned().collect();
     lister.assert_like_a_fresh_start(&end);
 }
 
@@ -242,10 +242,10 @@ fn changes_of_others_during_the_list_are_put_right() {
         let objects = objects();
         let mut lister = Lister::start(NetNs::new("node").unwrap());
         lister.send_services(&objects);
-        lister.send_slices(&objects, 0..1500);
+        lister.send_slices(&objects, 0..1000);
         lister.await_elements();
         load_nft(&lister.namespace, damage).unwrap();
-        lister.send_slices(&objects, 1500..2 * SERVICES as usize);
+        lister.send_slices(&objects, 1000..2 * SERVICES as usize);
         lister.complete();
         let end = lister.objects.clone();
         lister.assert_like_a_fresh_start(&end);
@@ -257,7 +257,7 @@ fn an_agent_that_ends_during_the_list_leaves_work_for_the_next() {
     let objects = objects();
     let mut lister = Lister::start(NetNs::new("node").unwrap());
     lister.send_services(&objects);
-    lister.send_slices(&objects, 0..1500);
+    lister.send_slices(&objects, 0..1000);
     lister.await_elements();
     let Lister { syncer, namespace, .. } = lister;
     drop(syncer);
