@@ -409,7 +409,7 @@ fn after_any_sequence_of_foreign_changes_everything_is_as_it_should_be() {
 /// The kernel's work on a large cluster holds up nobody who asks whether the agent lives, nor its end.
 #[test]
 fn a_long_first_sync_answers_and_ends_at_once() {
-    let objects = services(6_000);
+    let objects = services(10_000);
     let (namespace, manifests) = (namespace(), ManifestDirectory::new());
     manifests.write_objects("services.json", &objects);
     let agent = AgentProcess::launch(PROGRAM, &namespace, &manifests, &[]);
@@ -424,7 +424,8 @@ fn a_long_first_sync_answers_and_ends_at_once() {
         assert!(Instant::now() < deadline);
     }
     let (mut asked, mut longest) = (0, Duration::ZERO);
-    for _ in 0..20 {
+    // A few: on a fast machine the first sync takes a third of a second.
+    for _ in 0..5 {
         let begun = Instant::now();
         assert_eq!(ask().unwrap().status, 200);
         longest = longest.max(begun.elapsed());
