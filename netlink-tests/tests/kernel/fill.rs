@@ -57,6 +57,15 @@ impl Lister {
         lister
     }
 
+    /// One with all Services and most slices, of which some are filled in.
+    fn filling(objects: &[Value]) -> Self {
+        let mut lister = Self::start(NetNs::new("node").unwrap());
+        lister.send_services(objects);
+        lister.send_slices(objects, 0..1000);
+        lister.await_elements();
+        lister
+    }
+
     fn take(&self, event: Event) {
         self.syncer.with(move |syncer| syncer.take(event)).unwrap();
     }
@@ -198,10 +207,7 @@ fn tables_with_an_owner_fill_as_well() {
 #[test]
 fn what_changes_during_the_list_is_programmed_as_it_is_in_the_end() {
     let objects = objects();
-    let mut lister = Lister::start(NetNs::new("node").unwrap());
-    lister.send_services(&objects);
-    lister.send_slices(&objects, 0..1000);
-    lister.await_elements();
+    let mut lister = Lister::filling(&objects);
     // Services that were filled in go and change, the node gets service ranges, and the list begins again.
     let [kind, namespace, name] = ["Service", "shop", "web-10"].map(str::to_owned);
     let gone = ObjectRef { kind, namespace, name };
@@ -240,10 +246,7 @@ fn a_refusal_during_the_list_costs_one_service() {
 fn changes_of_others_during_the_list_are_put_right() {
     for damage in ["add table ip other", "flush map ip vmap-proxy endpoints", "flush ruleset"] {
         let objects = objects();
-        let mut lister = Lister::start(NetNs::new("node").unwrap());
-        lister.send_services(&objects);
-        lister.send_slices(&objects, 0..1000);
-        lister.await_elements();
+        let mut lister = Lister::filling(&objects);
         load_nft(&lister.namespace, damage).unwrap();
         lister.send_slices(&objects, 1000..2 * SERVICES as usize);
         lister.complete();
@@ -255,10 +258,7 @@ fn changes_of_others_during_the_list_are_put_right() {
 #[test]
 fn an_agent_that_ends_during_the_list_leaves_work_for_the_next() {
     let objects = objects();
-    let mut lister = Lister::start(NetNs::new("node").unwrap());
-    lister.send_services(&objects);
-    lister.send_slices(&objects, 0..1000);
-    lister.await_elements();
+    let lister = Lister::filling(&objects);
     let Lister { syncer, namespace, .. } = lister;
     drop(syncer);
     // The next finds tables, and fills nothing in before it has heard of everything.
