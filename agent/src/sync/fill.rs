@@ -43,7 +43,8 @@ pub(super) enum Fill {
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     open: HashSet<Kind>,
-    complete: HashSet<Kind>,
+    /// Whether that of the Node was complete once.
+    has_node: bool,
     arrived: Arrived,
 }
 
@@ -93,7 +94,6 @@ impl Syncer {
     /// A list begins.
     pub(super) fn note_list(&mut self, kind: Kind) {
         if let Fill::Waiting(lists) = &mut self.fill {
-            lists.complete.remove(&kind);
             lists.open.insert(kind);
         }
     }
@@ -102,7 +102,7 @@ impl Syncer {
     pub(super) fn note_end_of_list(&mut self, kind: Kind) {
         if let Fill::Waiting(lists) = &mut self.fill {
             lists.open.remove(&kind);
-            lists.complete.insert(kind);
+            lists.has_node |= kind == Kind::Node;
         }
     }
 
@@ -180,7 +180,8 @@ impl Lists {
     /// Services.
     fn are_ready(&self) -> bool {
         let is_open = |kind| self.open.contains(&kind);
-        self.complete.contains(&Kind::Node)
+        self.has_node
+            && !is_open(Kind::Node)
             && !is_open(Kind::ServiceCidr)
             && is_open(Kind::EndpointSlice)
             && self.arrived.objects >= OBJECTS_AT_ONCE
@@ -272,7 +273,7 @@ impl Running {
             self.committer.send(planner.connect());
         }
         changed.for_each(|name| store.renew_digest(name));
-        self.committer.end()
+        self.committer.end()?.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -304,21 +305,18 @@ impl Committer {
         }
     }
 
-    /// Waits for its last commit.
-    fn end(&mut self) -> Option<Committed> {
+    /// Waits for its last commit, and for its result if nobody has taken that.
+    fn end(&mut self) -> Option<thread::Result<Option<Committed>>> {
         self.plans = None;
-        self.thread.take()?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Some(self.thread.take()?.join())
     }
 }
 
 impl Drop for Committer {
     /// Nothing is committed after the syncer's end.
     fn drop(&mut self) {
-        self.plans = None;
-        if let Some(thread) = self.thread.take() {
-            // The thread itself has reported a panic.
-            let _ = thread.join();
-        }
+        // The thread itself has reported a panic.
+        let _ = self.end();
     }
 }
 
