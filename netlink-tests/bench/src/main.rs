@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vmap_proxy_bench::commands;
+use vmap_proxy_lab::NetNs;
 
 /// Measurements of vmap-proxy, in network namespaces of their own.
 #[derive(Debug, Parser)]
@@ -16,8 +17,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure the real agent against the API server double: time to the first
-    /// sync, memory, and the time from an API event to the kernel.
+    /// Measure the real agent against the API server double or a real API server,
+    /// and kube-proxy beside it: time to the first sync, memory, and the time from
+    /// an API event to the kernel.
     Cluster(commands::cluster::Options),
     /// Measure what many agents cost one API server, against the double.
     Fleet(commands::fleet::Options),
@@ -44,7 +46,10 @@ enum Command {
 fn main() -> ExitCode {
     // Namespaces of its own must be entered before any thread exists.
     match Cli::parse().command {
-        Command::Cluster(options) => commands::cluster::run(&options, vmap_proxy_lab::enter_user_namespace()),
+        Command::Cluster(options) => {
+            let machine = NetNs::open("machine", "/proc/self/ns/net");
+            commands::cluster::run(&options, machine, vmap_proxy_lab::enter_user_namespace())
+        }
         Command::Scale(options) => commands::scale::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Packets(options) => commands::packets::run(&options, vmap_proxy_lab::enter_user_namespace()),
         Command::Established(options) => commands::established::run(&options, vmap_proxy_lab::enter_user_namespace()),

@@ -17,7 +17,7 @@ use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, Kubernet
 use vmap_proxy_testbed::api_objects::{Endpoint, OTHER_NODE, named_slice, service};
 use vmap_proxy_testbed::apiserver::{ApiServer, Resource};
 
-use super::cluster::like_a_cluster;
+use super::cluster::objects::like_a_cluster;
 use crate::scale::Failure;
 
 /// The measurement.

@@ -1,0 +1,269 @@
+//! `vmap-proxy-bench cluster`: how fast the real agent is, and how much memory it
+//! takes, against the API server double or a real API server.
+#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
+
+mod livez;
+pub(super) mod objects;
+mod proxies;
+mod real_server;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::Value;
+use tempfile::TempDir;
+use vmap_proxy_lab::{LabError, NetNs};
+use vmap_proxy_testbed::cluster::Cluster;
+use vmap_proxy_testbed::end_to_end::EndToEnd;
+
+use self::livez::probe_until;
+use self::objects::{like_a_cluster, service_of, slice_of};
+use self::proxies::{Proxy, Running};
+use self::real_server::RealServer;
+use crate::scale::Failure;
+
+/// The measurement.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The number of Services.
+    #[arg(long, default_value_t = 10_000)]
+    pub services: usize,
+    /// The number of endpoints of each, at least 2.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=200))]
+    pub endpoints: u8,
+    /// The number of single changes of each kind to time.
+    #[arg(long, default_value_t = 200)]
+    pub changes: usize,
+    /// The binary `vmap-proxy`; by default the one beside this program.
+    #[arg(long)]
+    pub agent: Option<PathBuf>,
+    /// Refuse streaming lists, as API servers before 1.32 do.
+    #[arg(long)]
+    pub paged: bool,
+    /// Refuse protobuf, so that everything is sent in JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// A real API server instead of the double, by a kubeconfig that may do everything; its server must be an address of
+    /// the loopback interface. The objects are created in a namespace of their own, and deleted at the end.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["paged", "json"])]
+    pub kubeconfig: Option<PathBuf>,
+    /// The binary `kube-proxy`: measured in the same way after vmap-proxy, in its nftables mode. Changes are then 10 at
+    /// most.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    pub kube_proxy: Option<PathBuf>,
+    /// The number of starts of the agent on an empty kernel; the figures are printed for each.
+    #[arg(long, default_value_t = 3)]
+    pub starts: usize,
+}
+
+/// Longer than the gap that the agent keeps between syncs: each change is
+/// then one of its own.
+const PAUSE: Duration = Duration::from_millis(60);
+
+/// The most changes that are timed of kube-proxy, which takes seconds for one.
+const KUBE_PROXY_CHANGES: usize = 10;
+
+/// Measures, and prints a line for each figure.
+///
+/// `machine` is the namespace in which a real API server can be reached, from before the process left it.
+pub fn run(options: &Options, machine: Result<NetNs, LabError>, permitted: Result<(), LabError>) -> ExitCode {
+    match permitted.map_err(Into::into).and_then(|()| measure(options, machine)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options, machine: Result<NetNs, LabError>) -> Result<(), Failure> {
+    let agent = match &options.agent {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("vmap-proxy"),
+    };
+    let real = match &options.kubeconfig {
+        Some(kubeconfig) => Some(RealServer::fill(machine?, kubeconfig, options.services, options.endpoints)?),
+        None => None,
+    };
+    measure_proxy(&Proxy::vmap_proxy(agent), real.as_ref(), options, options.starts.max(1), options.changes)?;
+    if let Some(program) = &options.kube_proxy {
+        println!("\nkube-proxy:");
+        let changes = options.changes.min(KUBE_PROXY_CHANGES);
+        measure_proxy(&Proxy::kube_proxy(program.clone()), real.as_ref(), options, 1, changes)?;
+    }
+    Ok(())
+}
+
+/// Starts a proxy several times on an empty kernel; then changes objects, and restarts it.
+fn measure_proxy(
+    proxy: &Proxy,
+    real: Option<&RealServer>,
+    options: &Options,
+    starts: usize,
+    number_of_changes: usize,
+) -> Result<(), Failure> {
+    for start in 1..=starts {
+        let mut stage = Stage::new(real, options)?;
+        let begun = Instant::now();
+        let mut process = stage.start(proxy)?;
+        let (line, answers) = probe_until(stage.node(), || process.first_sync())?;
+        print_start("first sync", begun.elapsed(), &line?, &process)?;
+        println!(
+            "  /livez answered {} times meanwhile, after {:.1} ms at most; a server that does nothing else, after {:.1} ms \
+             at most",
+            answers.proxy.count,
+            answers.proxy.slowest_ms(),
+            answers.idle_server.slowest_ms()
+        );
+        if let Api::Double(cluster) = &mut stage.api
+            && let Some(double) = cluster.api.double()
+        {
+            println!("  received {} bytes", double.server.bytes_sent());
+        }
+        if start == starts {
+            changes(&stage, &mut process, options, number_of_changes)?;
+            println!("after the changes: peak RSS {}, RSS {}", process.memory("VmHWM")?, process.memory("VmRSS")?);
+            restart(&stage, proxy, process)?;
+        }
+    }
+    Ok(())
+}
+
+/// An API server with all objects, and a node that can reach it.
+struct Stage<'a> {
+    api: Api<'a>,
+    directory: TempDir,
+}
+
+enum Api<'a> {
+    Double(EndToEnd),
+    Real(&'a RealServer, Cluster),
+}
+
+impl<'a> Stage<'a> {
+    fn new(real: Option<&'a RealServer>, options: &Options) -> Result<Self, Failure> {
+        let api = match real {
+            Some(server) => {
+                let cluster = Cluster::new();
+                server.appear_in(cluster.node())?;
+                Api::Real(server, cluster)
+            }
+            None => Api::Double(fill_double(options)?),
+        };
+        Ok(Self { api, directory: tempfile::Builder::new().prefix("vmap-proxy-bench-").tempdir()? })
+    }
+
+    fn node(&self) -> &NetNs {
+        match &self.api {
+            Api::Double(cluster) => cluster.node(),
+            Api::Real(_, cluster) => cluster.node(),
+        }
+    }
+
+    fn start(&self, proxy: &Proxy) -> Result<Running, Failure> {
+        let of_double;
+        let kubeconfig: &Path = match &self.api {
+            Api::Double(cluster) => {
+                of_double = cluster.api.kubeconfig();
+                &of_double
+            }
+            Api::Real(server, _) => server.kubeconfig(),
+        };
+        proxy.start(self.node(), kubeconfig, self.directory.path())
+    }
+
+    /// Replaces an object.
+    fn replace(&self, object: Value) -> Result<(), Failure> {
+        match &self.api {
+            Api::Double(cluster) => Ok(cluster.api.apply(&like_a_cluster(object))?),
+            Api::Real(server, _) => server.replace(&object),
+        }
+    }
+}
+
+fn fill_double(options: &Options) -> Result<EndToEnd, Failure> {
+    // The program is started by `Proxy`.
+    let mut cluster = EndToEnd::start(PathBuf::new())?;
+    let Some(double) = cluster.api.double() else {
+        return Err("unset the variable of the tests' real API server; the measurement has --kubeconfig".into());
+    };
+    double.server.set_streaming_lists(!options.paged);
+    double.server.set_protobuf(!options.json);
+    let slices = (0..options.services).map(|index| like_a_cluster(slice_of(index, options.endpoints, 0)));
+    let services = (0..options.services).map(|index| like_a_cluster(service_of(index)));
+    double.server.apply_all(services.chain(slices));
+    Ok(cluster)
+}
+
+fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: usize) -> Result<(), Failure> {
+    let mut answered = Vec::new();
+    let mut time = |object: Value| -> Result<Duration, Failure> {
+        std::thread::sleep(PAUSE);
+        process.forget_past_syncs();
+        let begun = Instant::now();
+        stage.replace(object)?;
+        answered.push(begun.elapsed());
+        process.next_sync()?;
+        Ok(begun.elapsed())
+    };
+    let spread = |change: usize| change * options.services / number.max(1);
+    let mut replaced = Vec::new();
+    let mut scaled = Vec::new();
+    for change in 0..number {
+        let index = spread(change) % options.services;
+        replaced.push(time(slice_of(index, options.endpoints, 1))?);
+        let endpoints = if change % 2 == 0 { options.endpoints + 1 } else { options.endpoints - 1 };
+        scaled.push(time(slice_of(index, endpoints, 1))?);
+    }
+    if let Api::Real(server, _) = &stage.api {
+        print_quantiles("a change, from its request to the API server's answer", answered);
+        for change in 0..number {
+            // The next proxy finds what this one found.
+            server.replace(&slice_of(spread(change) % options.services, options.endpoints, 0))?;
+        }
+    }
+    let from = match &stage.api {
+        Api::Double(_) => "from the API event",
+        Api::Real(..) => "from the request to the API server",
+    };
+    print_quantiles(&format!("an endpoint replaced, {from} to the committed transaction"), replaced);
+    print_quantiles(&format!("an endpoint more or less, {from} to the committed transaction"), scaled);
+    Ok(())
+}
+
+fn print_quantiles(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |part: f64| {
+        let last = times.len().saturating_sub(1);
+        let index = (part * times.len() as f64) as usize;
+        times.get(index.min(last)).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
+    };
+    println!("{what}: median {:.2} ms, p99 {:.2} ms, of {}", at(0.5), at(0.99), times.len());
+}
+
+/// Starts it again on the kernel that it left.
+fn restart(stage: &Stage<'_>, proxy: &Proxy, process: Running) -> Result<(), Failure> {
+    process.terminate()?;
+    let begun = Instant::now();
+    let mut process = stage.start(proxy)?;
+    let line = process.first_sync()?;
+    print_start("restart", begun.elapsed(), &line, &process)
+}
+
+fn print_start(what: &str, took: Duration, line: &str, process: &Running) -> Result<(), Failure> {
+    let (user, system) = process.processor_time()?;
+    println!(
+        "{what}: {:.0} ms from the start of the process; processor time {user} ms user, {system} ms system",
+        took.as_secs_f64() * 1000.0
+    );
+    println!("  {}", line.split_once("follow: ").map_or(line, |(_, message)| message));
+    println!(
+        "  peak RSS {}; now {} of memory of its own and {} of mapped files",
+        process.memory("VmHWM")?,
+        process.memory("RssAnon")?,
+        process.memory("RssFile")?
+    );
+    Ok(())
+}

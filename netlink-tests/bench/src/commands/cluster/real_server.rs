@@ -1,0 +1,179 @@
+//! A real API server, and the measured objects in it.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http::{Method, Request};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use vmap_proxy_agent::metrics::Metrics;
+use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
+use vmap_proxy_lab::NetNs;
+use vmap_proxy_testbed::api_objects::{NAMESPACE, NODE, node};
+
+use super::objects::{service_of, slice_of};
+use crate::scale::Failure;
+
+/// The number of requests under way at once while objects are created or deleted.
+const CONCURRENCY: usize = 32;
+
+/// A real API server that has the objects. They are deleted when it is dropped.
+pub(super) struct RealServer {
+    /// The namespace in which the server can be reached.
+    machine: NetNs,
+    runtime: Runtime,
+    client: kube::Client,
+    kubeconfig: PathBuf,
+    address: SocketAddr,
+    services: usize,
+}
+
+impl RealServer {
+    /// Connects to it from the namespace `machine`, and creates the objects.
+    pub(super) fn fill(machine: NetNs, kubeconfig: &Path, services: usize, endpoints: u8) -> Result<Self, Failure> {
+        let address = address_of(kubeconfig)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = KubernetesOptions {
+            kubeconfig: Some(kubeconfig.to_owned()),
+            master: None,
+            node_name: NODE.to_owned(),
+            encoding: Encoding::Json,
+            timing: Timing::default(),
+            metrics: Metrics::new(),
+        };
+        let client = runtime.block_on(KubernetesSource::connect(options))?.client();
+        let server = Self { machine, runtime, client, kubeconfig: kubeconfig.to_owned(), address, services };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        server.one(Method::POST, "/api/v1/namespaces", &namespace)?;
+        let this_node = node(|_| {});
+        server.one(Method::POST, "/api/v1/nodes", &this_node)?;
+        server.one(Method::PUT, &format!("/api/v1/nodes/{NODE}/status"), &this_node)?;
+        server.all(Method::POST, |index| [(collection("Service"), service_of(index))])?;
+        server.all(Method::POST, |index| [(collection("EndpointSlice"), slice_of(index, endpoints, 0))])?;
+        Ok(server)
+    }
+
+    pub(super) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Replaces an object.
+    pub(super) fn replace(&self, object: &Value) -> Result<(), Failure> {
+        self.one(Method::PUT, &path(object), object)
+    }
+
+    /// Makes it appear in a node's namespace, at its own address, until the process ends. The copying costs the
+    /// machine a few hundredths of a second for the lists of 10,000 Services.
+    pub(super) fn appear_in(&self, node: &NetNs) -> Result<(), Failure> {
+        let address = self.address;
+        let listener = node.run(|| TcpListener::bind(address))??;
+        self.machine.spawn(move || {
+            for proxy in listener.incoming().map_while(Result::ok) {
+                if let Err(error) = TcpStream::connect(address).and_then(|server| pass(proxy, server)) {
+                    eprintln!("{address}: {error}");
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn one(&self, method: Method, path: &str, object: &Value) -> Result<(), Failure> {
+        self.machine.run(|| self.runtime.block_on(send(&self.client, method, path, object)))?
+    }
+
+    /// Sends a request for each object, with `object` from the index of a Service.
+    fn all<const N: usize>(
+        &self,
+        method: Method,
+        object: impl Fn(usize) -> [(String, Value); N] + Send,
+    ) -> Result<(), Failure> {
+        let requests = (0..self.services).flat_map(object).map(|(path, object)| {
+            let (client, method) = (self.client.clone(), method.clone());
+            async move { send(&client, method, &path, &object).await }
+        });
+        let sent = stream::iter(requests).buffer_unordered(CONCURRENCY).try_collect::<()>();
+        self.machine.run(|| self.runtime.block_on(sent))?
+    }
+
+    fn delete_all(&self) -> Result<(), Failure> {
+        self.all(Method::DELETE, |index| {
+            [service_of(index), slice_of(index, 1, 0)].map(|object| (path(&object), Value::Null))
+        })?;
+        self.one(Method::DELETE, &format!("/api/v1/nodes/{NODE}"), &Value::Null)?;
+        let namespace = format!("/api/v1/namespaces/{NAMESPACE}");
+        self.one(Method::DELETE, &namespace, &Value::Null)?;
+        // The controller manager ends the deletion; a bare API server has none. It is empty.
+        let ended = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}, "spec": {"finalizers": []},
+        });
+        self.one(Method::PUT, &format!("{namespace}/finalize"), &ended)
+    }
+}
+
+impl Drop for RealServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.delete_all() {
+            eprintln!("the objects in the namespace {NAMESPACE} were not all deleted: {error}");
+        }
+    }
+}
+
+async fn send(client: &kube::Client, method: Method, path: &str, object: &Value) -> Result<(), Failure> {
+    let body = if object.is_null() { Vec::new() } else { object.to_string().into_bytes() };
+    let request = Request::builder().method(&method).uri(path).header("content-type", "application/json").body(body)?;
+    let answer: Result<Value, kube::Error> = client.request(request).await;
+    answer.map(drop).map_err(|error| format!("{method} {path}: {error}").into())
+}
+
+fn collection(kind: &str) -> String {
+    match kind {
+        "Service" => format!("/api/v1/namespaces/{NAMESPACE}/services"),
+        _ => format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"),
+    }
+}
+
+fn path(object: &Value) -> String {
+    let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
+    format!("{}/{}", collection(&text(&object["kind"])), text(&object["metadata"]["name"]))
+}
+
+/// The address in a kubeconfig's only cluster.
+fn address_of(kubeconfig: &Path) -> Result<SocketAddr, Failure> {
+    let text = std::fs::read_to_string(kubeconfig).map_err(|error| format!("{}: {error}", kubeconfig.display()))?;
+    let server =
+        text.lines().find_map(|line| line.split_once("server:")).map(|(_, url)| url.trim()).unwrap_or_default();
+    let server = server.split([',', '}']).next().unwrap_or_default().trim_matches(['"', '\'', ' ']);
+    let address = server.strip_prefix("https://").and_then(|address| address.trim_end_matches('/').parse().ok());
+    address.filter(|address: &SocketAddr| address.ip().is_loopback()).ok_or_else(|| {
+        format!(
+            "the server in {} must be an address of the loopback interface with a port, such as https://127.0.0.1:6443, \
+             not {server:?}: a node of the measurement has no connection to the outside",
+            kubeconfig.display()
+        )
+        .into()
+    })
+}
+
+/// Copies both ways, each on a thread of its own, until both sides have ended.
+fn pass(proxy: TcpStream, server: TcpStream) -> io::Result<()> {
+    for side in [&proxy, &server] {
+        side.set_nodelay(true)?;
+    }
+    let (from_proxy, to_server) = (proxy.try_clone()?, server.try_clone()?);
+    for (from, to) in [(from_proxy, to_server), (server, proxy)] {
+        std::thread::Builder::new().spawn(move || copy(from, to))?;
+    }
+    Ok(())
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return to.shutdown(Shutdown::Write),
+            read => to.write_all(buffer.get(..read).unwrap_or_default())?,
+        }
+    }
+}
