@@ -16,6 +16,7 @@ mod failure;
 pub mod fuzzing;
 mod json;
 mod notices;
+mod pages;
 mod protobuf;
 mod reflector;
 mod resource;
@@ -25,6 +26,7 @@ mod turns;
 mod wire;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{join, join_all};
@@ -34,6 +36,7 @@ pub use self::connect::{
     ConnectError, CredentialError, ExecError, InClusterProblem, KubeconfigProblem, ProxyError, ServerUrlError, TlsError,
 };
 pub use self::encoding::{Encoding, PROTOBUF};
+use self::pages::PagesFromCache;
 use self::reflector::Reflector;
 use self::resource::Resource;
 use super::{Event, EventSender};
@@ -108,6 +111,7 @@ pub struct KubernetesSource {
     client: kube::Client,
     options: KubernetesOptions,
     with_names: bool,
+    pages_from_cache: Arc<PagesFromCache>,
 }
 
 impl KubernetesSource {
@@ -120,7 +124,7 @@ impl KubernetesSource {
     /// remedy.
     pub async fn connect(options: KubernetesOptions) -> Result<Self, ConnectError> {
         let client = connect::client(&options).await?;
-        Ok(Self { client, options, with_names: false })
+        Ok(Self { client, options, with_names: false, pages_from_cache: Arc::default() })
     }
 
     /// Reads the names for DNS as well. Headless Services and their slices are

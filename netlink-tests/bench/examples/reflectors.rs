@@ -28,7 +28,7 @@ use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_compiler::model::objects as slim;
 use vmap_proxy_compiler::model::{Change, Object, Store};
-use vmap_proxy_testbed::apiserver::ApiServer;
+use vmap_proxy_testbed::apiserver::{ApiServer, Lists};
 
 const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 5;
@@ -300,7 +300,7 @@ async fn serve(wanted: &str) {
     for round in 1..=ROUNDS {
         println!("round {round}");
         for how in CONTESTANTS.into_iter().filter(|how| how.contains(wanted)) {
-            server.set_streaming_lists(!how.ends_with("pages"));
+            server.set_lists(if how.ends_with("pages") { Lists::Pages } else { Lists::Streaming });
             let program = std::env::current_exe().unwrap();
             let before = server.bytes_sent();
             let status = Command::new(program).arg(how).arg(server.kubeconfig()).status().unwrap();

@@ -464,7 +464,7 @@ async fn proxies_of_the_kubeconfig() {
     let proxy = Front::start(here, Role::HttpProxy).unwrap();
     let cluster = format!("server: {}\nproxy-url: http://us:p%3Aw@{}", secure.double.url(), proxy.address());
     assert_eq!(connects(options(&secure.kubeconfig(&cluster, ""))).await, Ok(()));
-    let expected = format!("GET {}/api/v1/services?", secure.double.url());
+    let expected = format!("GET {}/", secure.double.url());
     let seen = proxy.seen();
     assert!(seen.iter().any(|line| line.starts_with(&expected) && line.ends_with("Basic dXM6cDp3")), "{seen:?}");
     // One that is not there is named.

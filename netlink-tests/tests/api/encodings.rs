@@ -13,7 +13,7 @@ use vmap_proxy_agent::source::{Event, ObjectChange};
 use vmap_proxy_compiler::model::objects::ObjectRef;
 use vmap_proxy_conformance::model::generate::{ModelChange, Scenario, scenario};
 use vmap_proxy_conformance::{own_dir, repository_dir, schema};
-use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource, protobuf};
+use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Lists, Resource, protobuf};
 
 use super::kubernetes_source::follower::{
     Follower, LIMIT, all_watched, lists, options, server_with_one_of_each, service, service_cidr, slice,
@@ -179,15 +179,16 @@ async fn both_encodings_hand_on_the_same_odd_objects() {
     });
     let server = ApiServer::start().await.unwrap();
     server.apply_all([odd_service, empty_affinity, external, odd_slice, node, service_cidr()]);
-    for streaming in [true, false] {
-        server.set_streaming_lists(streaming);
+    for lists in Lists::ALL {
+        server.set_lists(lists);
         assert_eq!(compare(&server, "n1").await, 6);
     }
 }
 
-/// The encodings that were asked for.
+/// The encodings that were asked for; the version has only one.
 fn accepted(server: &ApiServer) -> Vec<String> {
-    server.header("accept")
+    let requests = server.requests().into_iter().zip(server.header("accept"));
+    requests.filter(|(request, _)| !request.ends_with("/version")).map(|(_, accept)| accept).collect()
 }
 
 #[tokio::test]
@@ -252,15 +253,15 @@ async fn a_broken_object_inside_a_good_frame_is_skipped() {
 #[tokio::test]
 async fn a_server_that_cannot_speak_protobuf_is_asked_for_json() {
     for fault in [Fault::JsonAsProtobuf, Fault::WrongMagic] {
-        for streaming in [true, false] {
+        for lists in Lists::ALL {
             let server = server_with_one_of_each().await;
-            server.set_streaming_lists(streaming);
+            server.set_lists(lists);
             server.set_fault(Resource::Services, Some(fault));
             let mut follower = Follower::start(&server).await;
             follower.synced().await;
             assert_eq!(follower.objects.len(), 4);
             let lines: Vec<_> = follower.log.iter().filter(|line| line.contains("can't")).collect();
-            assert_eq!(lines.len(), 1, "{fault:?}, streaming {streaming}: {:?}", follower.log);
+            assert_eq!(lines.len(), 1, "{fault:?}, {lists:?}: {:?}", follower.log);
             let expected = "can't follow Services: the API server announces protobuf and sends something else";
             assert!(lines[0].starts_with(expected) && lines[0].ends_with("trying again with JSON"), "{lines:?}");
             assert!(accepted(&server).contains(&"application/json".to_owned()));
@@ -271,9 +272,9 @@ async fn a_server_that_cannot_speak_protobuf_is_asked_for_json() {
 /// With `contentType: application/json` there is nothing else to ask for; the source waits.
 #[tokio::test]
 async fn protobuf_under_the_name_of_json_is_waited_out() {
-    for streaming in [true, false] {
+    for lists in Lists::ALL {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.set_fault(Resource::Services, Some(Fault::ProtobufAsJson));
         let options = KubernetesOptions { encoding: Encoding::Json, ..options(&server) };
         let mut follower = Follower::with(options).await;
@@ -288,9 +289,9 @@ async fn protobuf_under_the_name_of_json_is_waited_out() {
 
 #[tokio::test]
 async fn a_truncated_list_is_not_taken_for_a_whole_one() {
-    for streaming in [true, false] {
+    for lists in Lists::ALL {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.set_fault(Resource::Services, Some(Fault::TruncatedFrame));
         let mut follower = Follower::start(&server).await;
         let is_told = |line: &String| line.contains("the list can't be used") || line.contains("the list ended early");

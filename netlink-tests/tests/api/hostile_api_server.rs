@@ -12,7 +12,7 @@ use vmap_proxy_agent::source::Event;
 use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
 use vmap_proxy_compiler::model::objects::Kind;
-use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
+use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Lists, Resource};
 
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -134,7 +134,7 @@ async fn watches_that_end_behind_each_event_are_paced() {
 async fn a_list_without_end_is_given_up_and_told_once() {
     for fault in [Fault::EndlessPages, Fault::EmptyPages] {
         let server = ApiServer::start().await.unwrap();
-        server.set_streaming_lists(false);
+        server.set_lists(Lists::Pages);
         server.apply(service("s", "10.0.0.1"));
         server.set_fault(Resource::Services, Some(fault));
         let mut running = Running::start(&server, timing()).await;
@@ -192,6 +192,7 @@ async fn a_server_that_asks_for_years_of_patience_is_asked_again() {
 #[tokio::test]
 async fn a_streaming_list_that_changes_keep_open_is_given_up() {
     let server = ApiServer::start().await.unwrap();
+    server.set_lists(Lists::Streaming);
     server.set_forgets_bookmark(true);
     server.apply(service("s", "10.0.0.1"));
     let mut running = Running::start(&server, Timing { list_idle: Duration::from_millis(500), ..timing() }).await;
@@ -213,7 +214,7 @@ async fn a_streaming_list_that_changes_keep_open_is_given_up() {
 #[tokio::test]
 async fn a_list_that_trickles_is_given_up_and_told_once() {
     let server = ApiServer::start().await.unwrap();
-    server.set_streaming_lists(false);
+    server.set_lists(Lists::Pages);
     server.apply_all((0..20).map(|number| service(&format!("s-{number}"), "10.0.0.1")));
     server.set_slow(Some((1, Duration::from_millis(100))));
     let mut running = Running::start(&server, Timing { list_idle: Duration::from_millis(500), ..timing() }).await;
@@ -229,9 +230,9 @@ async fn a_list_that_trickles_is_given_up_and_told_once() {
 /// API servers of 1.30 and older select Services by name alone.
 #[tokio::test]
 async fn an_old_server_is_asked_without_the_field_selector() {
-    for streaming in [false, true] {
+    for lists in Lists::ALL {
         let server = ApiServer::start().await.unwrap();
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.apply_all([service("s", "10.0.0.1"), service("headless", "None")]);
         server.set_fault(Resource::Services, Some(Fault::NoFieldSelector));
         let mut running = Running::start(&server, timing()).await;

@@ -19,12 +19,12 @@ use vmap_proxy_agent::source::kubernetes::{ConnectError, Encoding, KubernetesOpt
 use vmap_proxy_compiler::model::checked::Content;
 use vmap_proxy_compiler::model::objects::Kind;
 use vmap_proxy_dns_zone::{Answer, QuestionType, Records, Zone, ZoneConfig};
-use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
+use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Lists, Resource};
 
-async fn sync_and_follow(streaming: bool, protobuf: bool) {
+async fn sync_and_follow(lists_of_server: Lists, protobuf: bool) {
     let server = server_with_one_of_each().await;
     server.set_protobuf(protobuf);
-    server.set_streaming_lists(streaming);
+    server.set_lists(lists_of_server);
     // Objects that kube-proxy's selectors leave out.
     let mut headless = service("headless", "None");
     headless["spec"]["clusterIP"] = json!("None");
@@ -43,8 +43,14 @@ async fn sync_and_follow(streaming: bool, protobuf: bool) {
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr] {
         assert_eq!((follower.count(&format!("list {kind}")), follower.count(&format!("listed {kind}"))), (1, 1));
     }
-    let uses_streaming = server.requests().iter().all(|request| request.contains("sendInitialEvents=true"));
-    assert_eq!(uses_streaming, streaming, "{:?}", server.requests());
+    let has_asked =
+        |resource: Resource, word: &str| requests_for(&server, resource).iter().any(|request| request.contains(word));
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        let pages = [has_asked(resource, "limit=1000"), has_asked(resource, "limit=500")];
+        assert_eq!(pages, [lists_of_server == Lists::PagesFromCache, lists_of_server == Lists::Pages], "{resource}");
+    }
+    // Where there are few objects, a streaming list saves a request.
+    assert_eq!(has_asked(Resource::Nodes, "limit="), lists_of_server == Lists::Pages, "{:?}", server.requests());
 
     server.apply(service("cart", "10.0.0.3"));
     server.apply(service("new", "10.0.0.4"));
@@ -60,24 +66,23 @@ async fn sync_and_follow(streaming: bool, protobuf: bool) {
     server.apply(foreign);
     follower.until(|follower| !follower.has("foreign")).await;
     assert!(!follower.has("cart"));
-    assert_eq!(lists(&server, Resource::Services), if streaming { 1 } else { 2 }, "{:?}", server.requests());
+    assert_eq!(
+        lists(&server, Resource::Services),
+        if lists_of_server == Lists::Pages { 2 } else { 1 },
+        "{:?}",
+        server.requests()
+    );
 }
 
 #[tokio::test]
-async fn streaming_lists_sync_and_follow() {
-    for protobuf in [true, false] {
-        sync_and_follow(true, protobuf).await;
+async fn lists_of_every_server_sync_and_are_followed() {
+    for lists in Lists::ALL {
+        for protobuf in [true, false] {
+            sync_and_follow(lists, protobuf).await;
+        }
     }
 }
 
-#[tokio::test]
-async fn paged_lists_sync_and_follow() {
-    for protobuf in [true, false] {
-        sync_and_follow(false, protobuf).await;
-    }
-}
-
-/// A DNS server needs what a proxy leaves out: headless Services and their slices.
 #[tokio::test]
 async fn with_names_headless_services_are_followed() {
     let server = server_with_one_of_each().await;
@@ -173,11 +178,12 @@ async fn a_watch_that_ends_goes_on_behind_the_last_bookmark() {
     follower.synced().await;
     all_watched(&server).await;
     let listed = lists(&server, Resource::Services);
+    let requested = requests_for(&server, Resource::Services).len();
     // Only the bookmark tells the Services' watch how far the others moved on.
     let version = server.apply(node("n2"));
     server.bookmark();
     server.end_watches(Resource::Services);
-    let is_resumed = |server: &ApiServer| requests_for(server, Resource::Services).len() == 2;
+    let is_resumed = |server: &ApiServer| requests_for(server, Resource::Services).len() > requested;
     timeout(LIMIT, server.wait_until(is_resumed)).await.unwrap();
     server.apply(service("later", "10.0.0.5"));
     follower.until(|follower| follower.has("later")).await;
@@ -311,9 +317,9 @@ async fn what_a_later_list_cannot_read_stays_as_it_was() {
 /// From a cache or a proxy that mixes up answers.
 #[tokio::test]
 async fn what_is_of_another_kind_changes_nothing() {
-    for (is_streaming, is_protobuf) in [(true, true), (true, false), (false, true), (false, false)] {
+    for (lists, is_protobuf) in Lists::ALL.into_iter().flat_map(|lists| [(lists, true), (lists, false)]) {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(is_streaming);
+        server.set_lists(lists);
         server.set_protobuf(is_protobuf);
         let mut options = options(&server);
         options.timing.list_idle = Duration::from_millis(300);
@@ -359,9 +365,9 @@ async fn a_version_that_goes_back_is_followed_and_loses_nothing() {
 
 #[tokio::test]
 async fn long_lists_come_in_pages() {
-    for streaming in [false, true] {
+    for lists in Lists::ALL {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.apply_all((0..1203).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
         server.apply_all((0..12).map(|index| slice(&format!("big-{index}"), "s-1", 1000)));
         // Pieces that end anywhere, in the middle of a character too.
@@ -377,21 +383,22 @@ async fn long_lists_come_in_pages() {
                 assert_eq!(slice.endpoints.len(), 1000);
             }
         }
-        if !streaming {
-            let pages = requests_for(&server, Resource::Services)
-                .iter()
-                .filter(|request| request.contains("limit=500"))
-                .count();
-            assert_eq!(pages, 3);
-        }
+        let pages =
+            requests_for(&server, Resource::Services).iter().filter(|request| request.contains("limit=")).count();
+        let expected = match lists {
+            Lists::PagesFromCache => 2,
+            Lists::Streaming => 0,
+            Lists::Pages => 3,
+        };
+        assert_eq!(pages, expected, "{lists:?}");
     }
 }
 
 #[tokio::test]
 async fn a_list_that_breaks_off_starts_again_and_loses_nothing() {
-    for streaming in [false, true] {
+    for lists in Lists::ALL {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.apply_all((0..600).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
         server.break_next(Resource::Services, 5000);
         let mut follower = Follower::start(&server).await;
@@ -404,7 +411,7 @@ async fn a_list_that_breaks_off_starts_again_and_loses_nothing() {
 #[tokio::test]
 async fn a_page_token_that_expires_starts_the_list_again() {
     let server = server_with_one_of_each().await;
-    server.set_streaming_lists(false);
+    server.set_lists(Lists::Pages);
     server.apply_all((0..600).map(|index| service(&format!("s-{index}"), "10.0.1.1")));
     server.expire_next_page(Resource::Services);
     let mut follower = Follower::start(&server).await;
@@ -416,6 +423,7 @@ async fn a_page_token_that_expires_starts_the_list_again() {
 #[tokio::test]
 async fn a_server_that_never_ends_a_streaming_list_gets_paged_ones() {
     let server = server_with_one_of_each().await;
+    server.set_lists(Lists::Streaming);
     server.set_forgets_bookmark(true);
     let mut options = options(&server);
     options.timing.list_idle = Duration::from_millis(300);
@@ -504,9 +512,9 @@ async fn master_overrides_the_kubeconfig() {
 #[tokio::test]
 async fn many_services_and_slices() {
     const COUNT: usize = 3000;
-    for streaming in [false, true] {
+    for lists in Lists::ALL {
         let server = server_with_one_of_each().await;
-        server.set_streaming_lists(streaming);
+        server.set_lists(lists);
         server.apply_all((0..COUNT).flat_map(|index| {
             let name = format!("s-{index}");
             [service(&name, "10.0.1.1"), slice(&name, &name, 5)]
@@ -516,7 +524,7 @@ async fn many_services_and_slices() {
         follower.synced().await;
         assert_eq!(follower.objects.len(), 2 * COUNT + 4);
         let mut line = String::new();
-        write!(line, "{COUNT} Services and slices, streaming {streaming}: {:?}", started.elapsed()).unwrap();
+        write!(line, "{COUNT} Services and slices, {lists:?}: {:?}", started.elapsed()).unwrap();
         #[allow(clippy::print_stdout, reason = "printed for a reader of the test's output")]
         {
             println!("{line}");

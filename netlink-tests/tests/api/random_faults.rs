@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::timeout;
 use vmap_proxy_agent::source::kubernetes::{Encoding, Timing};
-use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Resource};
+use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Lists, Resource};
 use vmap_proxy_testbed::random::Random;
 
 use crate::kubernetes_source::follower::{
@@ -132,8 +132,8 @@ impl Chaos {
             None => kind.to_owned(),
             Some(fault) => {
                 // Lists in pages meet other faults than streaming ones.
-                let (is_streaming, expires) = (self.random.one_in(2), self.random.one_in(2));
-                self.server.set_streaming_lists(is_streaming);
+                self.change_lists();
+                let expires = self.random.one_in(2);
                 self.server.set_fault(resource, Some(fault));
                 if expires {
                     self.server.expire_watches(resource)
@@ -207,10 +207,16 @@ impl Chaos {
         }
     }
 
+    /// The server is another one, which may be of another age. A source that began with pages from the cache stays
+    /// with them.
+    fn change_lists(&mut self) {
+        let lists = if self.random.one_in(2) { Lists::Streaming } else { Lists::Pages };
+        self.server.set_lists(lists);
+    }
+
     /// A list or a watch ends before its time.
     fn ended(&mut self, resource: Resource) -> &'static str {
-        let is_streaming = self.random.one_in(2);
-        self.server.set_streaming_lists(is_streaming);
+        self.change_lists();
         match self.random.below(5) {
             0 => {
                 self.server.compact();
@@ -246,7 +252,6 @@ impl Chaos {
             self.server.allow(resource);
         }
         self.server.set_slow(None);
-        self.server.set_streaming_lists(true);
         self.server.set_forgets_bookmark(false);
     }
 
@@ -262,6 +267,7 @@ impl Chaos {
 
     /// An agent lives through this number of faults; returns the longest time that it needed to know everything.
     async fn agent(&mut self, encoding: Encoding, faults: usize, log: &Log) -> Duration {
+        self.server.set_lists(self.random.pick(&Lists::ALL));
         let mut options = options(&self.server);
         (options.timing, options.encoding) = (timing(), encoding);
         let mut follower = Follower::with(options).await;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt, TryStreamExt};
@@ -18,6 +19,7 @@ use super::bounds::{Budget, Pages};
 use super::encoding::Encoding;
 use super::failure::Failure;
 use super::notices::{Cause, Lines, Notices};
+use super::pages::{CACHED_PAGE, PAGE, PagesFromCache};
 use super::resource::Resource;
 use super::turns::Turns;
 use super::wire::{self, Frame, ListReader, Status, Unreadable, WatchReader};
@@ -66,6 +68,8 @@ pub(super) struct Reflector {
     may_change_encoding: bool,
     /// Whether the server may have streaming lists.
     is_streaming: bool,
+    /// Whether pages are better.
+    pages_from_cache: Arc<PagesFromCache>,
     /// The version to continue the watch from; `None` if a list is needed.
     version: Option<String>,
     /// The wait for the last bytes.
@@ -108,6 +112,7 @@ impl Reflector {
             encoding,
             may_change_encoding: encoding == Encoding::Protobuf,
             is_streaming: true,
+            pages_from_cache: source.pages_from_cache.clone(),
             version: None,
             waited: Duration::ZERO,
             turns: Turns::default(),
@@ -124,8 +129,7 @@ impl Reflector {
         loop {
             let result = match self.version.clone() {
                 Some(version) => self.watch(&version).await,
-                None if self.is_streaming => self.streaming_list().await,
-                None => self.paged_list().await,
+                None => self.list().await,
             };
             self.batch.clear();
             let watched = self.watching_since.take().map(|since| since.elapsed());
@@ -250,11 +254,20 @@ impl Reflector {
         }
     }
 
-    async fn paged_list(&mut self) -> Result<(), Failure> {
+    /// Lists in the way that suits the server.
+    async fn list(&mut self) -> Result<(), Failure> {
+        if self.resource.is_numerous() && self.pages_from_cache.are_served(&self.client).await {
+            return self.paged_list(CACHED_PAGE).await;
+        }
+        if self.is_streaming { self.streaming_list().await } else { self.paged_list(PAGE).await }
+    }
+
+    async fn paged_list(&mut self, size: u32) -> Result<(), Failure> {
         let mut token: Option<String> = None;
         let mut pages = Pages::default();
         loop {
-            let Response { encoding, mut body } = self.list_request(|resource| resource.page(token.as_deref())).await?;
+            let Response { encoding, mut body } =
+                self.list_request(|resource| resource.page(size, token.as_deref())).await?;
             if token.is_none() {
                 self.send(Event::ListStarted(self.resource.kind)).await?;
             }
@@ -324,6 +337,10 @@ impl Reflector {
             let chunk = if is_list {
                 self.next_of_list(&mut body, &mut budget).await
             } else {
+                // Changes that arrive together stay together, and none waits for more.
+                if body.fill_buf().now_or_never().is_none() {
+                    self.flush().await?;
+                }
                 let chunk = self.next_chunk(&mut body, self.timing.idle.saturating_sub(silence)).await;
                 silence += self.waited;
                 chunk
@@ -419,18 +436,12 @@ impl Reflector {
         }
     }
 
-    /// Returns the next bytes of a response, `None` at its end. While none are
-    /// available, received changes are handed on: changes that arrive together
-    /// stay together, and none waits for more.
+    /// Returns the next bytes of a response, `None` at its end.
     async fn next_chunk<'a>(
         &mut self,
         body: &'a mut (impl AsyncBufRead + Unpin),
         idle: Duration,
     ) -> Result<Option<&'a [u8]>, Failure> {
-        let is_ready = body.fill_buf().now_or_never().is_some();
-        if !is_ready {
-            self.flush().await?;
-        }
         // Time spent waiting for the sync loop is not the server's fault.
         let waiting = Instant::now();
         let chunk = tokio::select! {
@@ -455,7 +466,8 @@ impl Reflector {
         }
     }
 
-    /// Returns the next bytes of a list, within its remaining budget.
+    /// Returns the next bytes of a list, within its remaining budget. Received objects wait for a whole batch or the end
+    /// of the list: an API server sends each object of a streaming list by itself.
     async fn next_of_list<'a>(
         &mut self,
         body: &'a mut (impl AsyncBufRead + Unpin),

@@ -7,9 +7,6 @@ use vmap_proxy_compiler::model::objects::{Kind, LABEL_HEADLESS, LABEL_SERVICE_PR
 
 use super::Timing;
 
-/// Number of objects in a page of a list, as in client-go.
-const PAGE: u32 = 500;
-
 /// The field that identifies headless Services.
 const CLUSTER_IP: &str = "spec.clusterIP";
 
@@ -69,6 +66,11 @@ impl Resource {
         }
     }
 
+    /// Returns whether there may be very many of it.
+    pub(super) fn is_numerous(&self) -> bool {
+        matches!(self.kind, Kind::Service | Kind::EndpointSlice)
+    }
+
     /// Returns whether the cluster may lack it: ServiceCIDRs are served since
     /// 1.33.
     pub(super) fn is_optional(&self) -> bool {
@@ -87,10 +89,10 @@ impl Resource {
         !self.with_names && matches!(object, Object::Service(service) if service.spec.cluster_ip == "None")
     }
 
-    /// A page of the list; the next one with the token of the one before.
-    pub(super) fn page(&self, token: Option<&str>) -> String {
+    /// A page of at most `size` objects of the list; the next one with the token of the one before.
+    pub(super) fn page(&self, size: u32, token: Option<&str>) -> String {
         let mut query = self.query();
-        query.add("limit", &PAGE.to_string());
+        query.add("limit", &size.to_string());
         if let Some(token) = token {
             query.add("continue", token);
         }

@@ -7,7 +7,7 @@ use super::resource::Resource;
 
 #[test]
 fn requests_carry_kube_proxys_selectors() {
-    let paths: Vec<_> = Resource::all("n1", false).iter().map(|resource| resource.page(Some("a=b"))).collect();
+    let paths: Vec<_> = Resource::all("n1", false).iter().map(|resource| resource.page(500, Some("a=b"))).collect();
     assert_eq!(
         paths,
         [
@@ -23,8 +23,8 @@ fn requests_carry_kube_proxys_selectors() {
 /// Headless Services have names, and so have those of other proxies.
 #[test]
 fn with_names_everything_is_followed() {
-    let paths: Vec<_> = Resource::all("n1", true).iter().map(|resource| resource.page(None)).collect();
-    assert_eq!(paths[2..], ["/api/v1/services?limit=500", "/apis/discovery.k8s.io/v1/endpointslices?limit=500"]);
+    let paths: Vec<_> = Resource::all("n1", true).iter().map(|resource| resource.page(1000, None)).collect();
+    assert_eq!(paths[2..], ["/api/v1/services?limit=1000", "/apis/discovery.k8s.io/v1/endpointslices?limit=1000"]);
     let headless = serde_json::json!({
         "kind": "Service", "metadata": {"name": "s", "namespace": "n"}, "spec": {"clusterIP": "None"},
     });

@@ -12,6 +12,7 @@ mod encoding;
 mod faults;
 mod front;
 mod http;
+mod lists;
 mod objects;
 pub mod protobuf;
 mod respond;
@@ -19,5 +20,6 @@ mod server;
 
 pub use self::faults::Fault;
 pub use self::front::{Front, Role};
+pub use self::lists::Lists;
 pub use self::objects::Resource;
 pub use self::server::ApiServer;

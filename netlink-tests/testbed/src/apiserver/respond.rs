@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::encoding::Encoding;
 use super::faults::Fault;
 use super::http::{Query, Target};
+use super::lists::Lists;
 use super::objects::{self, Key, Resource, Selector, Stored, bookmark, error_event};
 use super::server::{Shared, Signal, State as Known};
 
@@ -81,7 +82,9 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
             answer(Encoding::Json, StatusCode::CREATED, body.into())
         }
         Target::Version => {
-            answer(Encoding::Json, StatusCode::OK, r#"{"major":"1","minor":"36","gitVersion":"v1.36.2"}"#.into())
+            let minor = shared.with(|state| state.lists).minor_version();
+            let version = format!(r#"{{"major":"1","minor":"{minor}","gitVersion":"v1.{minor}.2"}}"#);
+            answer(Encoding::Json, StatusCode::OK, version.into())
         }
         Target::Events | Target::Nothing => {
             failure(encoding, 404, "NotFound", "the server could not find the requested resource")
@@ -239,7 +242,7 @@ fn watch(shared: Arc<Shared>, resource: Resource, query: &Query, encoding: Encod
         Err(message) => return failure(encoding, 400, "BadRequest", &message),
     };
     let is_streaming = query.is_true("sendInitialEvents");
-    if is_streaming && !shared.with(|state| state.has_streaming_lists) {
+    if is_streaming && shared.with(|state| state.lists) == Lists::Pages {
         return failure(
             encoding,
             422,

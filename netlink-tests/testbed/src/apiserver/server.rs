@@ -17,6 +17,7 @@ use tempfile::TempPath;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::faults::Fault;
+use super::lists::Lists;
 use super::objects::{Objects, Resource, Stored};
 use super::respond::respond;
 
@@ -40,7 +41,7 @@ pub(super) struct State {
     pub(super) headers: Vec<HeaderMap>,
     pub(super) events: Vec<Value>,
     pub(super) event_refusal: Option<(u16, String)>,
-    pub(super) has_streaming_lists: bool,
+    pub(super) lists: Lists,
     pub(super) has_protobuf: bool,
     pub(super) bytes_sent: usize,
     pub(super) forgets_bookmark: bool,
@@ -138,7 +139,7 @@ impl ApiServer {
                 faults: BTreeMap::new(),
                 events: Vec::new(),
                 event_refusal: None,
-                has_streaming_lists: true,
+                lists: Lists::PagesFromCache,
                 has_protobuf: true,
                 bytes_sent: 0,
                 forgets_bookmark: false,
@@ -280,9 +281,9 @@ impl ApiServer {
         self.shared.with(|state| state.refusals.remove(&resource));
     }
 
-    /// Whether `sendInitialEvents` is served (it is at first) or refused.
-    pub fn set_streaming_lists(&self, served: bool) {
-        self.shared.with(|state| state.has_streaming_lists = served);
+    /// Which lists it has; those of [`Lists::PagesFromCache`] at first.
+    pub fn set_lists(&self, lists: Lists) {
+        self.shared.with(|state| state.lists = lists);
     }
 
     /// Whether the bookmark at the end of streaming lists is left out, as by

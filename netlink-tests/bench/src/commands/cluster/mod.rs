@@ -15,6 +15,7 @@ use clap::Args;
 use serde_json::Value;
 use tempfile::TempDir;
 use vmap_proxy_lab::{LabError, NetNs};
+use vmap_proxy_testbed::apiserver::Lists;
 use vmap_proxy_testbed::cluster::Cluster;
 use vmap_proxy_testbed::end_to_end::EndToEnd;
 
@@ -39,15 +40,15 @@ pub struct Options {
     /// The binary `vmap-proxy`; by default the one beside this program.
     #[arg(long)]
     pub agent: Option<PathBuf>,
-    /// Refuse streaming lists, as API servers before 1.32 do.
-    #[arg(long)]
-    pub paged: bool,
+    /// The age of the API server double, by its lists.
+    #[arg(long, value_enum, default_value_t)]
+    pub lists: ListsOfServer,
     /// Refuse protobuf, so that everything is sent in JSON.
     #[arg(long)]
     pub json: bool,
     /// A real API server instead of the double, by a kubeconfig that may do everything; its server must be an address of
     /// the loopback interface. The objects are created in a namespace of their own, and deleted at the end.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["paged", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lists", "json"])]
     pub kubeconfig: Option<PathBuf>,
     /// The binary `kube-proxy`: measured in the same way after vmap-proxy, in its nftables mode. Changes are then 10 at
     /// most.
@@ -56,6 +57,28 @@ pub struct Options {
     /// The number of starts of the agent on an empty kernel; the figures are printed for each.
     #[arg(long, default_value_t = 3)]
     pub starts: usize,
+}
+
+/// What lists an API server has.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub enum ListsOfServer {
+    /// Since 1.34: pages that all come from its cache.
+    #[default]
+    PagesFromCache,
+    /// 1.32: streaming lists.
+    Streaming,
+    /// Before: pages.
+    Pages,
+}
+
+impl From<ListsOfServer> for Lists {
+    fn from(lists: ListsOfServer) -> Self {
+        match lists {
+            ListsOfServer::PagesFromCache => Self::PagesFromCache,
+            ListsOfServer::Streaming => Self::Streaming,
+            ListsOfServer::Pages => Self::Pages,
+        }
+    }
 }
 
 /// Longer than the gap that the agent keeps between syncs: each change is
@@ -189,7 +212,7 @@ fn fill_double(options: &Options) -> Result<EndToEnd, Failure> {
     let Some(double) = cluster.api.double() else {
         return Err("unset the variable of the tests' real API server; the measurement has --kubeconfig".into());
     };
-    double.server.set_streaming_lists(!options.paged);
+    double.server.set_lists(options.lists.into());
     double.server.set_protobuf(!options.json);
     let slices = (0..options.services).map(|index| like_a_cluster(slice_of(index, options.endpoints, 0)));
     let services = (0..options.services).map(|index| like_a_cluster(service_of(index)));
