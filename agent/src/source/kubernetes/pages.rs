@@ -31,10 +31,14 @@ pub(super) struct PagesFromCache(OnceCell<bool>);
 
 /// The used parts of `version.Info`, the answer to `GET /version`.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Version {
     major: String,
     /// Some providers add a plus sign.
     minor: String,
+    /// The version whose features it has, if that is an older one (`--emulated-version`).
+    #[serde(default)]
+    emulation_minor: String,
 }
 
 impl PagesFromCache {
@@ -65,7 +69,8 @@ async fn ask(client: &kube::Client) -> Option<bool> {
 
 fn has_pages_from_cache(version: &Version) -> bool {
     let number = |text: &str| text.trim_end_matches(|end: char| !end.is_ascii_digit()).parse::<u32>().ok();
-    match (number(&version.major), number(&version.minor)) {
+    let minor = number(&version.emulation_minor).or_else(|| number(&version.minor));
+    match (number(&version.major), minor) {
         (Some(1), Some(minor)) => minor >= FIRST_MINOR,
         (Some(major), _) => major > 1,
         _ => false,
@@ -84,6 +89,9 @@ mod tests {
         };
         assert!(of("1", "34") && of("1", "36+") && of("2", "0"));
         assert!(!of("1", "33") && !of("1", "33+") && !of("1", "9"));
+        // As a server of 1.36 answers that has the features of 1.33.
+        assert!(!has(r#"{"major":"1","minor":"36","emulationMajor":"1","emulationMinor":"33"}"#));
+        assert!(has(r#"{"major":"1","minor":"36","emulationMajor":"1","emulationMinor":"36"}"#));
         // A build without version, an answer without one, and one of a gateway.
         assert!(!of("", "") && !of("0", "0") && !has("{\"kind\":\"Status\"}") && !has("<html>"));
     }

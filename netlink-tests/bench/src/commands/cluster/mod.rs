@@ -242,10 +242,13 @@ fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: 
     }
     if let Api::Real(server, _) = &stage.api {
         print_quantiles("a change, from its request to the API server's answer", answered);
+        // The next proxy finds what this one found.
+        process.forget_past_syncs();
         for change in 0..number {
-            // The next proxy finds what this one found.
             server.replace(&slice_of(spread(change) % options.services, options.endpoints, 0))?;
         }
+        process.next_sync()?;
+        process.settle()?;
     }
     let from = match &stage.api {
         Api::Double(_) => "from the API event",

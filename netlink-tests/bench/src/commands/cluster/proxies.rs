@@ -14,6 +14,9 @@ use crate::scale::Failure;
 /// Longer than any sync of kube-proxy that was seen (four minutes).
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// Longer than a sync of kube-proxy at 10,000 Services.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Whose program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -82,6 +85,17 @@ impl Running {
     /// Waits for the end of a sync.
     pub(super) fn next_sync(&mut self) -> Result<(), Failure> {
         self.wait_for(self.ends[1]).map(drop)
+    }
+
+    /// Waits until no sync has ended for a while, so that nothing is left to do.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
+        loop {
+            self.forget_past_syncs();
+            let is_end = |line: &str| self.ends[1].iter().all(|word| line.contains(word));
+            if self.process.wait_for_line(self.read, SETTLED, is_end).is_err() {
+                return Ok(());
+            }
+        }
     }
 
     fn wait_for(&mut self, words: &[&str]) -> Result<String, Failure> {

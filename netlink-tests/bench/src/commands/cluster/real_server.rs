@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{Method, Request};
@@ -18,6 +19,10 @@ use crate::scale::Failure;
 
 /// The number of requests under way at once while objects are created or deleted.
 const CONCURRENCY: usize = 32;
+
+/// The longest wait for the address of a Service that was deleted before, and the pause between attempts.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(60);
+const ADDRESS_PAUSE: Duration = Duration::from_millis(100);
 
 /// A real API server that has the objects. They are deleted when it is dropped.
 pub(super) struct RealServer {
@@ -122,9 +127,22 @@ impl Drop for RealServer {
 
 async fn send(client: &kube::Client, method: Method, path: &str, object: &Value) -> Result<(), Failure> {
     let body = if object.is_null() { Vec::new() } else { object.to_string().into_bytes() };
-    let request = Request::builder().method(&method).uri(path).header("content-type", "application/json").body(body)?;
-    let answer: Result<Value, kube::Error> = client.request(request).await;
-    answer.map(drop).map_err(|error| format!("{method} {path}: {error}").into())
+    let begun = Instant::now();
+    loop {
+        let request = Request::builder().method(&method).uri(path).header("content-type", "application/json");
+        let answer: Result<Value, kube::Error> = client.request(request.body(body.clone())?).await;
+        match answer {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if method == Method::DELETE && status.code == 404 => return Ok(()),
+            // The server frees the address of a deleted Service a little later.
+            Err(kube::Error::Api(status))
+                if status.message.contains("already allocated") && begun.elapsed() < ADDRESS_PATIENCE =>
+            {
+                tokio::time::sleep(ADDRESS_PAUSE).await;
+            }
+            Err(error) => return Err(format!("{method} {path}: {error}").into()),
+        }
+    }
 }
 
 fn collection(kind: &str) -> String {
