@@ -83,6 +83,27 @@ async fn lists_of_every_server_sync_and_are_followed() {
     }
 }
 
+/// A server that forbids the question is asked once. One that could not answer is asked again at the next list.
+#[tokio::test]
+async fn a_server_without_a_version_gets_streaming_lists() {
+    for (code, asked) in [(403, 1), (503, 4)] {
+        let server = server_with_one_of_each().await;
+        server.refuse_version(code);
+        let mut follower = Follower::start(&server).await;
+        follower.synced().await;
+        all_watched(&server).await;
+        for resource in [Resource::Services, Resource::EndpointSlices] {
+            server.expire_watches(resource);
+        }
+        follower.until(|follower| follower.count("listed Service") + follower.count("listed EndpointSlice") == 4).await;
+        let requests = server.requests();
+        assert!(requests.iter().all(|request| !request.contains("limit=")), "{requests:?}");
+        assert_eq!(requests.iter().filter(|request| request.ends_with(" /version")).count(), asked, "{code}");
+        assert!(follower.log.iter().all(|line| !line.contains("can't")), "{:?}", follower.log);
+    }
+}
+
+/// A DNS server needs what a proxy leaves out: headless Services and their slices.
 #[tokio::test]
 async fn with_names_headless_services_are_followed() {
     let server = server_with_one_of_each().await;

@@ -82,6 +82,9 @@ pub(super) async fn respond(State(shared): State<Arc<Shared>>, request: Request)
             answer(Encoding::Json, StatusCode::CREATED, body.into())
         }
         Target::Version => {
+            if let Some(code) = shared.with(|state| state.version_refusal) {
+                return failure(encoding, code, "Refused", "no version for you");
+            }
             let minor = shared.with(|state| state.lists).minor_version();
             let version = format!(r#"{{"major":"1","minor":"{minor}","gitVersion":"v1.{minor}.2"}}"#);
             answer(Encoding::Json, StatusCode::OK, version.into())

@@ -41,6 +41,8 @@ pub(super) struct State {
     pub(super) headers: Vec<HeaderMap>,
     pub(super) events: Vec<Value>,
     pub(super) event_refusal: Option<(u16, String)>,
+    /// The status with which the version is refused.
+    pub(super) version_refusal: Option<u16>,
     pub(super) lists: Lists,
     pub(super) has_protobuf: bool,
     pub(super) bytes_sent: usize,
@@ -139,6 +141,7 @@ impl ApiServer {
                 faults: BTreeMap::new(),
                 events: Vec::new(),
                 event_refusal: None,
+                version_refusal: None,
                 lists: Lists::PagesFromCache,
                 has_protobuf: true,
                 bytes_sent: 0,
@@ -274,6 +277,11 @@ impl ApiServer {
     /// Answers every Event with this status from now on.
     pub fn refuse_events(&self, code: u16, message: &str) {
         self.shared.with(|state| state.event_refusal = Some((code, message.to_owned())));
+    }
+
+    /// Answers every question for the version with this status from now on.
+    pub fn refuse_version(&self, code: u16) {
+        self.shared.with(|state| state.version_refusal = Some(code));
     }
 
     /// Ends [`refuse`](Self::refuse).
