@@ -19,6 +19,7 @@ mod notices;
 mod pages;
 mod protobuf;
 mod reflector;
+mod request;
 mod resource;
 #[cfg(test)]
 mod tests;
