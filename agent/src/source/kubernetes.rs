@@ -19,7 +19,6 @@ mod notices;
 mod pages;
 mod protobuf;
 mod reflector;
-mod request;
 mod resource;
 #[cfg(test)]
 mod tests;

@@ -79,12 +79,6 @@ impl ListReader {
         Ok(self.items.next(chunk)?.map(|bytes| object(self.kind, bytes)))
     }
 
-    /// The token of the next page, if the metadata was read and has one.
-    pub(super) fn next_token(&self) -> Option<String> {
-        let meta = messages::ListMeta::decode(self.items.list_meta_so_far()).ok()?;
-        Some(meta.continue_token).filter(|token| !token.is_empty())
-    }
-
     /// The metadata, at the end of the body.
     pub(super) fn finish(&self) -> Result<ListMeta, String> {
         let meta = messages::ListMeta::decode(self.items.list_meta()?).map_err(|error| error.to_string())?;

@@ -1,12 +1,17 @@
 //! List, then watch, for ever: one resource.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt};
+use futures::{AsyncBufRead, AsyncBufReadExt, FutureExt, TryStreamExt};
+use http::HeaderMap;
+use http::header::{ACCEPT, RETRY_AFTER};
+use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
-use vmap_proxy_compiler::model::objects::{Change, Object, ObjectRef};
+use vmap_proxy_compiler::model::objects::{Change, Object};
 use vmap_proxy_compiler::words::count;
 
 use super::backoff::{Backoff, random_up_to};
@@ -15,10 +20,9 @@ use super::encoding::Encoding;
 use super::failure::Failure;
 use super::notices::{Cause, Lines, Notices};
 use super::pages::{CACHED_PAGE, PAGE, PagesFromCache};
-use super::request::{Ahead, Requester, Response};
 use super::resource::Resource;
 use super::turns::Turns;
-use super::wire::{self, Frame, ListMeta, ListReader, Unreadable, WatchReader};
+use super::wire::{self, Frame, ListReader, Status, Unreadable, WatchReader};
 use super::{KubernetesOptions, KubernetesSource, Timing};
 use crate::metrics::Metrics;
 use crate::source::{Event, EventSender, ObjectChange, Origin};
@@ -36,13 +40,10 @@ const SHORT_WATCHES: u32 = 6;
 /// server (it was restored from a backup): list again.
 const REFUSALS: u32 = 4;
 
-/// A page that was read to its end.
-struct Page {
-    meta: ListMeta,
-    /// Its first readable object.
-    first: Option<ObjectRef>,
-    /// The next page, if it was asked for.
-    next: Option<Ahead>,
+/// A response that is no failure.
+struct Response {
+    encoding: Encoding,
+    body: Pin<Box<dyn AsyncBufRead + Send>>,
 }
 
 /// Follows one resource.
@@ -262,11 +263,37 @@ impl Reflector {
     }
 
     async fn paged_list(&mut self, size: u32) -> Result<(), Failure> {
-        let mut response = self.list_request(|resource| resource.page(size, None)).await?;
-        self.send(Event::ListStarted(self.resource.kind)).await?;
+        let mut token: Option<String> = None;
         let mut pages = Pages::default();
         loop {
-            let Page { meta, first, next } = self.page(response, size).await?;
+            let Response { encoding, mut body } =
+                self.list_request(|resource| resource.page(size, token.as_deref())).await?;
+            if token.is_none() {
+                self.send(Event::ListStarted(self.resource.kind)).await?;
+            }
+            let mut reader = ListReader::new(encoding, self.resource.kind);
+            let mut first = None;
+            let mut budget = Budget::new(self.timing.list_idle);
+            while let Some(chunk) = self.next_of_list(&mut body, &mut budget).await? {
+                let mut rest = chunk;
+                let mut left = rest.len();
+                while let Some(item) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
+                    match item {
+                        Ok(object) => {
+                            first.get_or_insert_with(|| object.reference());
+                            self.apply(object).await?;
+                        }
+                        Err(unreadable) => self.skip(unreadable).await?,
+                    }
+                    self.turns.decoded(left - rest.len()).await;
+                    left = rest.len();
+                }
+                let length = chunk.len();
+                body.consume_unpin(length);
+            }
+            let meta = reader
+                .finish()
+                .map_err(|error| Failure::Broken(format!("the list can't be used ({error}); trying again")))?;
             self.succeed();
             if meta.token.is_empty() {
                 self.complete_list().await?;
@@ -276,49 +303,8 @@ impl Reflector {
             if let Some(why) = pages.next(&meta.token, first) {
                 return Err(Failure::Endless(format!("the list does not end: {why}; trying again")));
             }
-            let asked = match next {
-                Some(ahead) => ahead.page(&meta.token).await,
-                None => None,
-            };
-            response = match asked {
-                Some(answer) => answer?,
-                None => self.request(self.resource.page(size, Some(&meta.token))).await?,
-            };
+            token = Some(meta.token);
         }
-    }
-
-    /// Reads a page to its end.
-    async fn page(&mut self, Response { encoding, mut body }: Response, size: u32) -> Result<Page, Failure> {
-        let mut reader = ListReader::new(encoding, self.resource.kind);
-        let (mut first, mut next) = (None, None);
-        let mut budget = Budget::new(self.timing.list_idle);
-        while let Some(chunk) = self.next_of_list(&mut body, &mut budget).await? {
-            let mut rest = chunk;
-            let mut left = rest.len();
-            while let Some(item) = reader.next(&mut rest).map_err(|error| Failure::of_malformed(&error))? {
-                if next.is_none() {
-                    // The server prepares the next page while this one is read.
-                    let ask =
-                        |token: String| Ahead::ask(self.requester(), self.resource.page(size, Some(&token)), token);
-                    next = Some(reader.next_token().map(ask));
-                }
-                match item {
-                    Ok(object) => {
-                        first.get_or_insert_with(|| object.reference());
-                        self.apply(object).await?;
-                    }
-                    Err(unreadable) => self.skip(unreadable).await?,
-                }
-                self.turns.decoded(left - rest.len()).await;
-                left = rest.len();
-            }
-            let length = chunk.len();
-            body.consume_unpin(length);
-        }
-        let meta = reader
-            .finish()
-            .map_err(|error| Failure::Broken(format!("the list can't be used ({error}); trying again")))?;
-        Ok(Page { meta, first, next: next.flatten() })
     }
 
     async fn streaming_list(&mut self) -> Result<(), Failure> {
@@ -511,16 +497,22 @@ impl Reflector {
     }
 
     async fn request(&self, path: String) -> Result<Response, Failure> {
-        self.requester().get(path).await
-    }
-
-    fn requester(&self) -> Requester {
-        Requester {
-            client: self.client.clone(),
-            resource: self.resource.clone(),
-            encoding: self.encoding,
-            patience: self.timing.list_idle,
+        let request = http::Request::get(path)
+            .header(ACCEPT, self.encoding.accept())
+            .body(kube::client::Body::from(Vec::new()))
+            .map_err(|error| Failure::Broken(error.to_string()))?;
+        let silent = |_| Failure::Silent(self.timing.list_idle);
+        let answer = timeout(self.timing.list_idle, self.client.send(request)).await.map_err(silent)?;
+        let (head, body) = answer.map_err(|error| Failure::of_request(&error))?.into_parts();
+        if head.status.is_client_error() || head.status.is_server_error() {
+            let body = timeout(self.timing.list_idle, body.collect()).await.map_err(silent)?;
+            let body = body.map_err(|error| Failure::of_request(&error))?.to_bytes();
+            let status = Status::of_failure(head.status.as_u16(), &body);
+            return Err(Failure::of_response(&status, retry_after(&head.headers), &self.resource));
         }
+        let encoding = Encoding::of_response(&head.headers);
+        let body = Box::pin(body.into_data_stream().map_err(io::Error::other).into_async_read());
+        Ok(Response { encoding, body })
     }
 
     async fn complete_list(&mut self) -> Result<(), Failure> {
@@ -568,6 +560,13 @@ impl Reflector {
 
 fn watch_time() -> Duration {
     WATCH + random_up_to(WATCH)
+}
+
+/// The seconds of the header `Retry-After`; 0 without one. The API server sends
+/// no dates.
+fn retry_after(headers: &HeaderMap) -> u32 {
+    let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    value.and_then(|seconds| seconds.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

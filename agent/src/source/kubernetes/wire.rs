@@ -195,15 +195,6 @@ impl ListReader {
         }
     }
 
-    /// The token of the next page, as soon as it is known: in protobuf the metadata comes first. `None` if it is not
-    /// known yet, or there is no further page.
-    pub(super) fn next_token(&self) -> Option<String> {
-        match self {
-            Self::Json(_) => None,
-            Self::Protobuf(reader) => reader.next_token(),
-        }
-    }
-
     /// The metadata, at the end of the body. The error is the defect of a list
     /// that is not complete.
     pub(super) fn finish(&self) -> Result<ListMeta, String> {

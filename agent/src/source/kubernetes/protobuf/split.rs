@@ -187,11 +187,6 @@ impl Items {
         Ok(None)
     }
 
-    /// The metadata, encoded; empty as long as it was not read.
-    pub(super) fn list_meta_so_far(&self) -> &[u8] {
-        &self.list_meta
-    }
-
     /// The metadata of the complete list, encoded. The error is why it is not
     /// complete.
     pub(super) fn list_meta(&self) -> Result<&[u8], String> {

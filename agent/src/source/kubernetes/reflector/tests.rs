@@ -1,8 +1,7 @@
 use std::future::poll_fn;
-use std::io;
 
 use futures::io::Cursor;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 use vmap_proxy_compiler::model::objects::Kind;
 
