@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use serde_json::{Value, json};
 
 use super::encoding::Encoding;
@@ -81,7 +82,7 @@ pub(super) struct Stored {
     resource: Resource,
     pub(super) text: String,
     /// Encoded, without wrapper.
-    pub(super) protobuf: Vec<u8>,
+    pub(super) protobuf: Bytes,
     labels: Vec<String>,
     name: String,
     cluster_ip: String,
@@ -94,7 +95,7 @@ impl Stored {
         Self {
             resource,
             text: object.to_string(),
-            protobuf: protobuf::object(resource, object),
+            protobuf: protobuf::object(resource, object).into(),
             labels: labels.map(|labels| labels.keys().cloned().collect()).unwrap_or_default(),
             name: field("/metadata/name"),
             cluster_ip: field("/spec/clusterIP"),
@@ -123,7 +124,7 @@ impl Stored {
     }
 
     fn wrapped(&self) -> Vec<u8> {
-        protobuf::wrapped(self.resource.api_version(), self.resource.kind(), self.protobuf.clone())
+        protobuf::wrapped(self.resource.api_version(), self.resource.kind(), self.protobuf.to_vec())
     }
 
     /// The last state of a deleted object carries the version of the deletion.

@@ -7,6 +7,7 @@ mod convert;
 use k8s_pb::apimachinery::pkg::apis::meta::v1 as meta;
 use k8s_pb::apimachinery::pkg::runtime::{RawExtension, TypeMeta, Unknown};
 use prost::Message;
+use prost::bytes::Bytes;
 use serde_json::Value;
 
 use super::objects::Resource;
@@ -41,8 +42,8 @@ struct OnlyMetadata {
 struct List {
     #[prost(message, optional, tag = "1")]
     metadata: Option<meta::ListMeta>,
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    items: Vec<Vec<u8>>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    items: Vec<Bytes>,
 }
 
 /// Wraps an encoded object.
@@ -53,8 +54,9 @@ pub fn wrapped(api_version: &str, kind: &str, raw: Vec<u8>) -> Vec<u8> {
         content_encoding: Some(String::new()),
         content_type: Some(String::new()),
     };
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(unknown.encode_to_vec());
+    let mut bytes = Vec::with_capacity(MAGIC.len() + unknown.encoded_len());
+    bytes.extend(MAGIC);
+    unknown.encode_raw(&mut bytes);
     bytes
 }
 
@@ -68,7 +70,7 @@ pub fn frame(event: &str, wrapped: Vec<u8>) -> Vec<u8> {
 }
 
 /// A list.
-pub(super) fn list(resource: Resource, version: u64, token: &str, items: Vec<Vec<u8>>) -> Vec<u8> {
+pub(super) fn list(resource: Resource, version: u64, token: &str, items: Vec<Bytes>) -> Vec<u8> {
     let metadata = meta::ListMeta {
         self_link: Some(String::new()),
         resource_version: Some(version.to_string()),
