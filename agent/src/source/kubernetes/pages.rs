@@ -2,8 +2,8 @@
 //!
 //! Since 1.34 the API server answers every page of a list from its cache (`ListFromCacheSnapshot`; the first page since
 //! 1.31). Such a list costs it less than half of the processor time of a streaming list and no more memory, and arrives
-//! sooner ([decision 95](../../../../docs/decisions/0095-pages-from-the-cache.md)). Older servers take the pages after
-//! the first from etcd: there a streaming list is better.
+//! sooner: `docs/decisions/0095-pages-from-the-cache.md`. Older servers take the pages after the first from etcd: there a
+//! streaming list is better.
 
 use std::time::Duration;
 

@@ -15,7 +15,8 @@ use clap::Args;
 use serde_json::Value;
 use tempfile::TempDir;
 use vmap_proxy_lab::{LabError, NetNs};
-use vmap_proxy_testbed::apiserver::Lists;
+use vmap_proxy_testbed::api_objects::NAMESPACE;
+use vmap_proxy_testbed::apiserver::{Lists, Resource};
 use vmap_proxy_testbed::cluster::Cluster;
 use vmap_proxy_testbed::end_to_end::EndToEnd;
 
@@ -148,7 +149,12 @@ fn measure_proxy(
         if start == starts {
             changes(&stage, &mut process, options, number_of_changes)?;
             println!("after the changes: peak RSS {}, RSS {}", process.memory("VmHWM")?, process.memory("VmRSS")?);
-            restart(&stage, proxy, process)?;
+            process.terminate()?;
+            let process = start_again(&stage, proxy, "restart")?;
+            process.terminate()?;
+            stage.delete(&service_of(0))?;
+            start_again(&stage, proxy, "restart after a Service was deleted while no proxy ran")?;
+            stage.create(service_of(0))?;
         }
     }
     Ok(())
@@ -195,6 +201,23 @@ impl<'a> Stage<'a> {
             Api::Real(server, _) => server.kubeconfig(),
         };
         proxy.start(self.node(), kubeconfig, self.directory.path())
+    }
+
+    fn delete(&self, service: &Value) -> Result<(), Failure> {
+        match &self.api {
+            Api::Double(cluster) => {
+                let name = service["metadata"]["name"].as_str().unwrap_or_default();
+                Ok(cluster.api.delete(Resource::Services, NAMESPACE, name)?)
+            }
+            Api::Real(server, _) => server.delete(service),
+        }
+    }
+
+    fn create(&self, object: Value) -> Result<(), Failure> {
+        match &self.api {
+            Api::Double(cluster) => Ok(cluster.api.apply(&like_a_cluster(object))?),
+            Api::Real(server, _) => server.create(&object),
+        }
     }
 
     /// Replaces an object.
@@ -269,13 +292,13 @@ fn print_quantiles(what: &str, mut times: Vec<Duration>) {
     println!("{what}: median {:.2} ms, p99 {:.2} ms, of {}", at(0.5), at(0.99), times.len());
 }
 
-/// Starts it again on the kernel that it left.
-fn restart(stage: &Stage<'_>, proxy: &Proxy, process: Running) -> Result<(), Failure> {
-    process.terminate()?;
+/// Starts it on the kernel that an earlier process left.
+fn start_again(stage: &Stage<'_>, proxy: &Proxy, what: &str) -> Result<Running, Failure> {
     let begun = Instant::now();
     let mut process = stage.start(proxy)?;
     let line = process.first_sync()?;
-    print_start("restart", begun.elapsed(), &line, &process)
+    print_start(what, begun.elapsed(), &line, &process)?;
+    Ok(process)
 }
 
 fn print_start(what: &str, took: Duration, line: &str, process: &Running) -> Result<(), Failure> {

@@ -55,8 +55,9 @@ impl RealServer {
         let this_node = node(|_| {});
         server.one(Method::POST, "/api/v1/nodes", &this_node)?;
         server.one(Method::PUT, &format!("/api/v1/nodes/{NODE}/status"), &this_node)?;
-        server.all(Method::POST, |index| [(collection("Service"), service_of(index))])?;
-        server.all(Method::POST, |index| [(collection("EndpointSlice"), slice_of(index, endpoints, 0))])?;
+        let to_create = |object: Value| [(collection(&object), object)];
+        server.all(Method::POST, |index| to_create(service_of(index)))?;
+        server.all(Method::POST, |index| to_create(slice_of(index, endpoints, 0)))?;
         Ok(server)
     }
 
@@ -67,6 +68,14 @@ impl RealServer {
     /// Replaces an object.
     pub(super) fn replace(&self, object: &Value) -> Result<(), Failure> {
         self.one(Method::PUT, &path(object), object)
+    }
+
+    pub(super) fn create(&self, object: &Value) -> Result<(), Failure> {
+        self.one(Method::POST, &collection(object), object)
+    }
+
+    pub(super) fn delete(&self, object: &Value) -> Result<(), Failure> {
+        self.one(Method::DELETE, &path(object), &Value::Null)
     }
 
     /// Makes it appear in a node's namespace, at its own address, until the process ends. The copying costs the
@@ -145,16 +154,15 @@ async fn send(client: &kube::Client, method: Method, path: &str, object: &Value)
     }
 }
 
-fn collection(kind: &str) -> String {
-    match kind {
-        "Service" => format!("/api/v1/namespaces/{NAMESPACE}/services"),
+fn collection(object: &Value) -> String {
+    match object["kind"].as_str() {
+        Some("Service") => format!("/api/v1/namespaces/{NAMESPACE}/services"),
         _ => format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"),
     }
 }
 
 fn path(object: &Value) -> String {
-    let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
-    format!("{}/{}", collection(&text(&object["kind"])), text(&object["metadata"]["name"]))
+    format!("{}/{}", collection(object), object["metadata"]["name"].as_str().unwrap_or_default())
 }
 
 /// The address in a kubeconfig's only cluster.
