@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -24,6 +24,9 @@ const FIRST_MINOR: u32 = 34;
 
 /// The time for an answer. Without one the list is a streaming list.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most bytes that are read of it; a real one has about 400.
+const LONGEST: usize = 64 * 1024;
 
 /// What is known about the server, for all its lists.
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ async fn ask(client: &kube::Client) -> Option<bool> {
         return None;
     }
     // A server that forbids it has an unknown version.
-    let body = body.collect().await.ok()?.to_bytes();
+    let body = Limited::new(body, LONGEST).collect().await.ok()?.to_bytes();
     let has_them = serde_json::from_slice(&body).is_ok_and(|version| has_pages_from_cache(&version));
     tracing::debug!(has_them, "whether the API server serves every page of a list from its cache");
     Some(has_them)
