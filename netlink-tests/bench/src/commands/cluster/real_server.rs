@@ -49,9 +49,14 @@ impl RealServer {
             metrics: Metrics::new(),
         };
         let client = runtime.block_on(KubernetesSource::connect(options))?.client();
-        let server = Self { machine, runtime, client, kubeconfig: kubeconfig.to_owned(), address, services };
+        // What another run or a user has there is not ours to delete.
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        server.one(Method::POST, "/api/v1/namespaces", &namespace)?;
+        let created =
+            machine.run(|| runtime.block_on(send(&client, Method::POST, "/api/v1/namespaces", &namespace)))?;
+        created.map_err(|error| {
+            format!("{error}; if an interrupted run left the namespace {NAMESPACE} behind, delete it first")
+        })?;
+        let server = Self { machine, runtime, client, kubeconfig: kubeconfig.to_owned(), address, services };
         let this_node = node(|_| {});
         server.one(Method::POST, "/api/v1/nodes", &this_node)?;
         server.one(Method::PUT, &format!("/api/v1/nodes/{NODE}/status"), &this_node)?;
