@@ -20,6 +20,8 @@ use vmap_proxy_agent::source::kubernetes::{ConnectError, Encoding, KubernetesOpt
 use vmap_proxy_testbed::apiserver::certificates::{Authority, Pair, self_signed, server_config};
 use vmap_proxy_testbed::apiserver::{ApiServer, Front, Role};
 
+use crate::kubernetes_source::follower::watched_by;
+
 /// Nothing takes this long; a test that waits for what never comes ends.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -249,8 +251,11 @@ async fn kubeconfigs_that_work_for_client_go() {
         ("impersonation", BY_FILE, "token: t\nas: somebody\nas-groups: [a, b]", "Bearer t", false),
     ] {
         let (seen, asked) = (secure.front.seen().len(), secure.double.requests().len());
-        let result = connects(options(&secure.kubeconfig(cluster, user))).await;
-        assert_eq!(result, Ok(()), "{what}");
+        let mut running = Running::start(options(&secure.kubeconfig(cluster, user))).await.unwrap();
+        assert_eq!(running.synced().await, Ok(()), "{what}");
+        watched_by(&secure.double, 1).await;
+        drop(running);
+        watched_by(&secure.double, 0).await;
         let sent = secure.double.header("authorization").split_off(asked);
         assert!(sent.iter().all(|sent| sent == authorization), "{what}: {sent:?}");
         let connected = secure.front.seen().split_off(seen);

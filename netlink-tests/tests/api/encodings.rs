@@ -16,7 +16,7 @@ use vmap_proxy_conformance::{own_dir, repository_dir, schema};
 use vmap_proxy_testbed::apiserver::{ApiServer, Fault, Lists, Resource, protobuf};
 
 use super::kubernetes_source::follower::{
-    Follower, LIMIT, all_watched, lists, options, server_with_one_of_each, service, service_cidr, slice,
+    Follower, LIMIT, all_watched, lists, options, server_with_one_of_each, service, service_cidr, slice, watched_by,
 };
 
 /// All that a source hands on up to the end of its first lists.
@@ -205,6 +205,9 @@ async fn the_encoding_is_negotiated() {
         let mut follower = Follower::with(KubernetesOptions { encoding, ..options(&server) }).await;
         follower.synced().await;
         assert_eq!((follower.objects.len(), follower.log.iter().any(|line| line.contains("can't"))), (4, false));
+        watched_by(&server, 1).await;
+        drop(follower);
+        watched_by(&server, 0).await;
         let asked = accepted(&server).split_off(before);
         assert!(asked.iter().all(|asked| asked == accept), "{asked:?}");
     }

@@ -199,6 +199,11 @@ pub(crate) fn requests_for(server: &ApiServer, resource: Resource) -> Vec<String
 }
 
 pub(crate) async fn all_watched(server: &ApiServer) {
-    let watched = server.wait_until(|server| Resource::ALL.iter().all(|resource| server.open_watches(*resource) == 1));
-    timeout(LIMIT, watched).await.unwrap();
+    watched_by(server, 1).await;
+}
+
+/// Waits until this number of sources follows every resource: no request of theirs is under way then.
+pub(crate) async fn watched_by(server: &ApiServer, sources: usize) {
+    let is_watched = |server: &ApiServer| Resource::ALL.iter().all(|kind| server.open_watches(*kind) == sources);
+    timeout(LIMIT, server.wait_until(is_watched)).await.unwrap();
 }
