@@ -493,6 +493,7 @@ async fn a_mute_connection_is_given_up() {
     let metrics = options.metrics.clone();
     let mut running = Running::start(options).await.unwrap();
     assert_eq!(running.synced().await, Ok(()));
+    watched_by(&secure.double, 1).await;
     let received = |metrics: &Metrics| {
         let text = metrics.encode(Format::Prometheus, &[]);
         let line = text

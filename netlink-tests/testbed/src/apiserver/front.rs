@@ -116,13 +116,15 @@ async fn accept(listener: &TcpListener, role: &Role, seen: &Arc<Seen>) {
             frozen.mark_unchanged();
             let mut relaying = std::pin::pin!(relay(Box::new(stream), role, seen.clone()));
             tokio::select! {
+                // First: what comes after the freeze must not pass.
+                biased;
+                // Neither polled any more nor dropped: the connection is mute.
+                _ = frozen.changed() => std::future::pending::<()>().await,
                 result = &mut relaying => {
                     if let Err(error) = result {
                         seen.note(format!("failed: {error}"));
                     }
                 }
-                // Neither polled any more nor dropped: the connection is mute.
-                _ = frozen.changed() => std::future::pending::<()>().await,
             }
         });
     }
