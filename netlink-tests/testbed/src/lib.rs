@@ -8,6 +8,7 @@
 //! * [`manifests`], [`shop`] and [`api_objects`]: objects in a few words;
 //! * [`calls`]: the agent's calls to the kernel, watched; [`crash`] kills it at one of them, [`faults`] makes them fail;
 //! * [`confined`]: a program under a seccomp profile;
+//! * [`relay`]: connections of a namespace to a server outside of it;
 //! * [`random`]: random numbers that are the same in every run;
 //! * [`manifest_directory`]: a directory of manifests that goes with the test;
 //! * [`holdings`]: what a node's kernel holds, ready for comparison; [`generation`]: how often it was changed;
@@ -35,6 +36,7 @@ pub mod other_layout;
 pub mod proxy;
 pub mod random;
 mod real_api;
+pub mod relay;
 pub mod shop;
 pub mod skip;
 pub mod syncer_thread;

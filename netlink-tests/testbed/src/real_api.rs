@@ -3,17 +3,20 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use serde_json::Value;
+use socket2::Socket;
 use vmap_proxy_lab::NetNs;
 
 use crate::api::ApiError;
 use crate::apiserver::Resource;
+use crate::relay::relay;
 
 /// The address of the API server in every node namespace.
 const ADDRESS: &str = "127.0.0.1:16443";
@@ -31,7 +34,7 @@ impl RealApi {
     /// namespace, where the kubeconfig in `KUBECONFIG` must look for it.
     pub(crate) fn connect(node: &NetNs, path: PathBuf) -> Result<Self, ApiError> {
         let kubeconfig = std::env::var_os("KUBECONFIG").ok_or(ApiError::NoKubeconfig)?.into();
-        relay(node, path)?;
+        appear_in(node, path)?;
         Ok(Self { node: node.try_clone()?, kubeconfig, applied: Mutex::default() })
     }
 
@@ -93,32 +96,11 @@ fn prefixed(prefix: &str, rest: &OsStr) -> std::ffi::OsString {
     whole
 }
 
-/// Listens in the namespace and passes every connection on, until the process
-/// ends.
-pub(crate) fn relay(node: &NetNs, path: PathBuf) -> Result<(), ApiError> {
+/// Makes the server behind a socket in the file system appear in the namespace.
+fn appear_in(node: &NetNs, path: PathBuf) -> Result<(), ApiError> {
     let listener = node.run(|| TcpListener::bind(ADDRESS))??;
     std::thread::Builder::new().name("api-relay".to_owned()).spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            match UnixStream::connect(&path) {
-                Ok(server) => drop(pass(stream, server)),
-                Err(error) => eprintln!("{}: {error}", path.display()),
-            }
-        }
-    })?;
-    Ok(())
-}
-
-/// Copies both ways, each on a thread of its own, until both sides have ended.
-fn pass(client: TcpStream, server: UnixStream) -> io::Result<()> {
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    let (mut from_server, mut to_client) = (server, client);
-    std::thread::Builder::new().spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
-        let _ = to_server.shutdown(Shutdown::Write);
-    })?;
-    std::thread::Builder::new().spawn(move || {
-        let _ = io::copy(&mut from_server, &mut to_client);
-        let _ = to_client.shutdown(Shutdown::Write);
+        relay(&listener, || UnixStream::connect(&path).map(|server| Socket::from(OwnedFd::from(server))));
     })?;
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! The lists that API servers of different ages have.
 
 /// What an API server has beside plain watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lists {
     /// Since 1.34: every page of a list comes from the server's cache; streaming lists, too.
+    #[default]
     PagesFromCache,
     /// 1.32: streaming lists.
     Streaming,

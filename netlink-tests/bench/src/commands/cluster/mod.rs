@@ -43,7 +43,7 @@ pub struct Options {
     pub agent: Option<PathBuf>,
     /// The age of the API server double, by its lists.
     #[arg(long, value_enum, default_value_t)]
-    pub lists: ListsOfServer,
+    pub lists: Lists,
     /// Refuse protobuf, so that everything is sent in JSON.
     #[arg(long)]
     pub json: bool,
@@ -58,28 +58,6 @@ pub struct Options {
     /// The number of starts of the agent on an empty kernel; the figures are printed for each.
     #[arg(long, default_value_t = 3)]
     pub starts: usize,
-}
-
-/// What lists an API server has.
-#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
-pub enum ListsOfServer {
-    /// Since 1.34: pages that all come from its cache.
-    #[default]
-    PagesFromCache,
-    /// 1.32: streaming lists.
-    Streaming,
-    /// Before: pages.
-    Pages,
-}
-
-impl From<ListsOfServer> for Lists {
-    fn from(lists: ListsOfServer) -> Self {
-        match lists {
-            ListsOfServer::PagesFromCache => Self::PagesFromCache,
-            ListsOfServer::Streaming => Self::Streaming,
-            ListsOfServer::Pages => Self::Pages,
-        }
-    }
 }
 
 /// Longer than the gap that the agent keeps between syncs: each change is
@@ -215,7 +193,7 @@ impl<'a> Stage<'a> {
 
     fn create(&self, object: Value) -> Result<(), Failure> {
         match &self.api {
-            Api::Double(cluster) => Ok(cluster.api.apply(&like_a_cluster(object))?),
+            Api::Double(_) => self.replace(object),
             Api::Real(server, _) => server.create(&object),
         }
     }
@@ -235,7 +213,7 @@ fn fill_double(options: &Options) -> Result<EndToEnd, Failure> {
     let Some(double) = cluster.api.double() else {
         return Err("unset the variable of the tests' real API server; the measurement has --kubeconfig".into());
     };
-    double.server.set_lists(options.lists.into());
+    double.server.set_lists(options.lists);
     double.server.set_protobuf(!options.json);
     let slices = (0..options.services).map(|index| like_a_cluster(slice_of(index, options.endpoints, 0)));
     let services = (0..options.services).map(|index| like_a_cluster(service_of(index)));
@@ -271,7 +249,7 @@ fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: 
             server.replace(&slice_of(spread(change) % options.services, options.endpoints, 0))?;
         }
         process.next_sync()?;
-        process.settle()?;
+        process.settle();
     }
     let from = match &stage.api {
         Api::Double(_) => "from the API event",

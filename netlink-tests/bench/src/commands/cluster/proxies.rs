@@ -88,14 +88,9 @@ impl Running {
     }
 
     /// Waits until no sync has ended for a while, so that nothing is left to do.
-    pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        loop {
-            self.forget_past_syncs();
-            let is_end = |line: &str| self.ends[1].iter().all(|word| line.contains(word));
-            if self.process.wait_for_line(self.read, SETTLED, is_end).is_err() {
-                return Ok(());
-            }
-        }
+    pub(super) fn settle(&mut self) {
+        let is_end = |line: &str| self.ends[1].iter().all(|word| line.contains(word));
+        while self.process.wait_for_line(self.process.lines().len(), SETTLED, is_end).is_ok() {}
     }
 
     fn wait_for(&mut self, words: &[&str]) -> Result<String, Failure> {

@@ -1,18 +1,19 @@
 //! A real API server, and the measured objects in it.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{Method, Request};
 use serde_json::{Value, json};
+use socket2::Socket;
 use tokio::runtime::Runtime;
 use vmap_proxy_agent::metrics::Metrics;
 use vmap_proxy_agent::source::kubernetes::{Encoding, KubernetesOptions, KubernetesSource, Timing};
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_testbed::api_objects::{NAMESPACE, NODE, node};
+use vmap_proxy_testbed::relay::relay;
 
 use super::objects::{service_of, slice_of};
 use crate::scale::Failure;
@@ -60,9 +61,10 @@ impl RealServer {
         let this_node = node(|_| {});
         server.one(Method::POST, "/api/v1/nodes", &this_node)?;
         server.one(Method::PUT, &format!("/api/v1/nodes/{NODE}/status"), &this_node)?;
-        let to_create = |object: Value| [(collection(&object), object)];
-        server.all(Method::POST, |index| to_create(service_of(index)))?;
-        server.all(Method::POST, |index| to_create(slice_of(index, endpoints, 0)))?;
+        let services = (0..services).map(service_of);
+        server.all(Method::POST, services.map(|object| (collection(&object), object)))?;
+        let slices = (0..server.services).map(|index| slice_of(index, endpoints, 0));
+        server.all(Method::POST, slices.map(|object| (collection(&object), object)))?;
         Ok(server)
     }
 
@@ -89,11 +91,11 @@ impl RealServer {
         let address = self.address;
         let listener = node.run(|| TcpListener::bind(address))??;
         self.machine.spawn(move || {
-            for proxy in listener.incoming().map_while(Result::ok) {
-                if let Err(error) = TcpStream::connect(address).and_then(|server| pass(proxy, server)) {
-                    eprintln!("{address}: {error}");
-                }
-            }
+            relay(&listener, || {
+                let server = Socket::from(TcpStream::connect(address)?);
+                server.set_tcp_nodelay(true)?;
+                Ok(server)
+            });
         })?;
         Ok(())
     }
@@ -102,13 +104,9 @@ impl RealServer {
         self.machine.run(|| self.runtime.block_on(send(&self.client, method, path, object)))?
     }
 
-    /// Sends a request for each object, with `object` from the index of a Service.
-    fn all<const N: usize>(
-        &self,
-        method: Method,
-        object: impl Fn(usize) -> [(String, Value); N] + Send,
-    ) -> Result<(), Failure> {
-        let requests = (0..self.services).flat_map(object).map(|(path, object)| {
+    /// Sends a request for each object, to its path.
+    fn all(&self, method: Method, objects: impl Iterator<Item = (String, Value)> + Send) -> Result<(), Failure> {
+        let requests = objects.map(|(path, object)| {
             let (client, method) = (self.client.clone(), method.clone());
             async move { send(&client, method, &path, &object).await }
         });
@@ -117,9 +115,8 @@ impl RealServer {
     }
 
     fn delete_all(&self) -> Result<(), Failure> {
-        self.all(Method::DELETE, |index| {
-            [service_of(index), slice_of(index, 1, 0)].map(|object| (path(&object), Value::Null))
-        })?;
+        let objects = (0..self.services).flat_map(|index| [service_of(index), slice_of(index, 1, 0)]);
+        self.all(Method::DELETE, objects.map(|object| (path(&object), Value::Null)))?;
         self.one(Method::DELETE, &format!("/api/v1/nodes/{NODE}"), &Value::Null)?;
         let namespace = format!("/api/v1/namespaces/{NAMESPACE}");
         self.one(Method::DELETE, &namespace, &Value::Null)?;
@@ -173,9 +170,8 @@ fn path(object: &Value) -> String {
 /// The address in a kubeconfig's only cluster.
 fn address_of(kubeconfig: &Path) -> Result<SocketAddr, Failure> {
     let text = std::fs::read_to_string(kubeconfig).map_err(|error| format!("{}: {error}", kubeconfig.display()))?;
-    let server =
-        text.lines().find_map(|line| line.split_once("server:")).map(|(_, url)| url.trim()).unwrap_or_default();
-    let server = server.split([',', '}']).next().unwrap_or_default().trim_matches(['"', '\'', ' ']);
+    let config: Value = serde_saphyr::from_str(&text)?;
+    let server = config["clusters"][0]["cluster"]["server"].as_str().unwrap_or_default();
     let address = server.strip_prefix("https://").and_then(|address| address.trim_end_matches('/').parse().ok());
     address.filter(|address: &SocketAddr| address.ip().is_loopback()).ok_or_else(|| {
         format!(
@@ -185,26 +181,4 @@ fn address_of(kubeconfig: &Path) -> Result<SocketAddr, Failure> {
         )
         .into()
     })
-}
-
-/// Copies both ways, each on a thread of its own, until both sides have ended.
-fn pass(proxy: TcpStream, server: TcpStream) -> io::Result<()> {
-    for side in [&proxy, &server] {
-        side.set_nodelay(true)?;
-    }
-    let (from_proxy, to_server) = (proxy.try_clone()?, server.try_clone()?);
-    for (from, to) in [(from_proxy, to_server), (server, proxy)] {
-        std::thread::Builder::new().spawn(move || copy(from, to))?;
-    }
-    Ok(())
-}
-
-fn copy(mut from: TcpStream, mut to: TcpStream) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return to.shutdown(Shutdown::Write),
-            read => to.write_all(buffer.get(..read).unwrap_or_default())?,
-        }
-    }
 }
