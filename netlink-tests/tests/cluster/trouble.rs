@@ -107,7 +107,7 @@ fn expired_credentials_are_named_and_traffic_goes_on() {
         double.server.refuse(resource, 401, "Unauthorized");
         double.server.end_watches(resource);
     }
-    let line = agent.wait_for_line("401");
+    let line = agent.wait_for_line(" answers 401 Unauthorized");
     assert!(line.contains("token has expired"), "{line}");
     double.server.apply(slice("shop", &[Endpoint::local(1), Endpoint::local(2)]));
     for resource in Resource::ALL {
