@@ -32,7 +32,7 @@ use crate::query::protocol::JournalCause;
 use crate::query::server::Asked;
 use crate::source::{Event, ObjectChange};
 use crate::sync::report::SyncReport;
-use crate::sync::{Attempt, SyncError, Syncer, Tidied};
+use crate::sync::{Attempt, Notice, SyncError, Syncer, Tidied};
 use background::Background;
 use culprits::Culprits;
 use ownership::Ownership;
@@ -139,7 +139,10 @@ pub async fn run_sync_loop<O: Observer>(
                 Some(addresses) => state.syncer.set_interface_addresses(addresses),
                 None => addresses_open = false,
             },
-            () = state.syncer.foreign_change() => state.note_foreign_changes(),
+            notice = state.syncer.notice() => match notice {
+                Notice::ForeignChange => state.note_foreign_changes(),
+                Notice::Leftovers => state.remove_leftovers(),
+            },
             () = sleep_until(wake.unwrap_or(idle)), if wake.is_some() => {
                 state.make_truce();
                 state.look_for_free_tables();
@@ -148,7 +151,7 @@ pub async fn run_sync_loop<O: Observer>(
             () = sleep_until(idle), if wake.is_none() && state.syncer.idle_chains() > 0 => {
                 state.tidy();
             }
-            () = sleep_until(state.background.next().unwrap_or(idle)), if wake.is_none() && state.background.next().is_some() => {
+            () = sleep_until(state.background.next().unwrap_or(idle)), if wake.is_none() && state.may_compare() => {
                 // It is no activity, unless something has to be repaired.
                 if !state.compare_piece() {
                     continue;
@@ -272,6 +275,20 @@ impl<O: Observer> Loop<'_, O> {
             if !self.ownership.is_lost() {
                 self.observer.on_recovery();
             }
+        }
+    }
+
+    fn may_compare(&self) -> bool {
+        self.background.next().is_some() && !self.syncer.seeks_leftovers()
+    }
+
+    /// Removes a part of the elements that a comparison could not see.
+    fn remove_leftovers(&mut self) {
+        let Attempt { report, failure } = self.syncer.remove_leftovers();
+        match failure {
+            Some(error) => self.failed(report, &error),
+            None if report.is_empty() && report.cleaned.is_empty() => {}
+            None => self.succeeded(report),
         }
     }
 

@@ -46,7 +46,7 @@ pub use name_take_over::{NameTakeOver, remove_name_routes};
 pub use packets::await_packets;
 pub use side_table::{SideTables, TraceEvents};
 pub use socket::StopFlag;
-pub use vmap_proxy_wire::nf_tables::elements::{Counter, ElementState, ForeignElement};
+pub use vmap_proxy_wire::nf_tables::elements::{Contents, Counter, ElementState, ForeignElement};
 pub use vmap_proxy_wire::nf_tables::foreign::{ForeignKind, ForeignObject};
 pub use vmap_proxy_wire::nf_tables::table_state::{ChainState, MapState, TableState};
 pub use vmap_proxy_wire::nf_tables::{OwnTable, encode};

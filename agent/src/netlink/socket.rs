@@ -157,18 +157,40 @@ impl Socket {
         request: &Request,
         each: &mut dyn FnMut(Entries<'_>),
     ) -> Result<DumpEnd, SocketError> {
+        let mut all = |entries: Entries<'_>| {
+            each(entries);
+            true
+        };
+        // It ends by itself if nobody gives it up.
+        Ok(self.dump_while(request, &mut all)?.unwrap_or(DumpEnd::Interrupted))
+    }
+
+    /// The same, until `each` answers `false`; the result is `None` then. The kernel has more to say on this socket,
+    /// which is of no further use.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::dump`].
+    pub(crate) fn dump_while(
+        &mut self,
+        request: &Request,
+        each: &mut dyn FnMut(Entries<'_>) -> bool,
+    ) -> Result<Option<DumpEnd>, SocketError> {
         self.stop.check()?;
         self.drain()?;
         let sequence = self.next_sequence();
         self.send(written(request, NLM_F_DUMP, sequence).bytes())?;
         let mut reader = DumpReader::new(sequence);
-        loop {
+        let mut goes_on = true;
+        while goes_on {
             self.stop.check()?;
             let length = self.receive(MsgFlags::empty())?.ok_or(SocketError::AnswerLost)?;
-            if let Some(end) = reader.read(&self.received[..length], each) {
+            let end = reader.read(&self.received[..length], &mut |entries| goes_on &= each(entries));
+            if end.is_some() {
                 return Ok(end);
             }
         }
+        Ok(None)
     }
 
     /// Returns the parts that `read` picks from the objects of an undisturbed

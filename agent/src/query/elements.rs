@@ -104,7 +104,7 @@ impl ElementGroup {
         let mut reader = Reader::new(self.family, map);
         reader.read_list(Attributes::new(&bytes));
         // The boundaries of intervals pair up at the end.
-        let elements = if map.is_interval() { reader.finish()?.elements } else { reader.take_elements() };
+        let elements = if map.is_interval() { reader.finish()?.elements } else { reader.take().elements };
         let owners = self.owners.iter().flat_map(|(owner, count)| std::iter::repeat_n(owner.as_str(), *count));
         Some((map, owners.zip(elements.into_iter().map(|state| state.element)).collect()))
     }

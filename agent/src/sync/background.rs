@@ -26,7 +26,7 @@ pub(crate) const PIECE_ELEMENTS: usize = 2_048;
 const PIECE_SERVICES: usize = 1_024;
 
 /// The number of elements of each map.
-type Counts = PerFamily<HashMap<Map, i64>>;
+pub(super) type Counts = PerFamily<HashMap<Map, i64>>;
 
 /// The state of the comparison.
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ impl Balance {
 
 impl Syncer {
     /// Compares the next piece of the kernel with what is programmed, and changes nothing. Nothing may
-    /// [wait](Self::is_pending) to be programmed.
+    /// [wait](Self::is_pending) to be programmed or be [left over](Self::seeks_leftovers).
     ///
     /// # Errors
     /// If the kernel can't be read. The next call compares the same piece.

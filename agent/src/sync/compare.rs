@@ -17,7 +17,7 @@ use super::replace::Carry;
 use super::report::{Cleaned, SyncReport};
 use super::{SyncError, Syncer};
 use crate::lists::some_of;
-use crate::netlink::{ForeignKind, ForeignObject, Kernel, NetlinkError, OwnTable, TableState};
+use crate::netlink::{Contents, ForeignKind, ForeignObject, Kernel, NetlinkError, OwnTable, TableState};
 
 /// A map with more elements than this is looked up element by element instead
 /// of being listed. The time of a listing grows with the square of their number
@@ -29,8 +29,9 @@ pub(crate) const MAX_LISTED: u32 = 8_192;
 /// counted.
 const NAMED: usize = 3;
 
-/// Maps that are looked up, and how many elements each has.
-pub(super) type LookedUp = PerFamily<BTreeMap<Map, u32>>;
+/// Maps that are looked up, and how many elements each has, where the kernel
+/// reports it.
+pub(super) type LookedUp = PerFamily<BTreeMap<Map, Option<u32>>>;
 
 /// The kernel's state.
 #[derive(Default)]
@@ -53,7 +54,7 @@ pub(super) struct Read {
 impl Syncer {
     /// Reads both tables. One that another process owns is left out, as long as
     /// there is another. Large maps are left out, to be looked up, unless all
-    /// are to be listed or the kernel does not report their size.
+    /// are to be listed.
     pub(super) fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
         let mut read = Read::default();
         for family in Family::ALL {
@@ -109,9 +110,19 @@ impl Syncer {
         }
         read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
-        let state = &mut read.states[family];
-        for map in note_table(&table, family, &skeleton, largest, (state, &mut read.looked_up[family])) {
-            read_map(&mut self.kernel, family, map, state, report)?;
+        let (state, looked_up) = (&mut read.states[family], &mut read.looked_up[family]);
+        let mut another = None;
+        for map in note_table(&table, family, &skeleton, largest, (state, looked_up)) {
+            let contents = if table.count(map).is_some() || is_always_listed(map) {
+                let (elements, foreign) = self.kernel.read_contents(family, map)?;
+                Some(Contents { elements, foreign })
+            } else {
+                small_contents(&self.kernel, &mut another, largest, (family, map))?
+            };
+            match contents {
+                Some(contents) => take_contents(&mut self.kernel, (family, map), contents, state, report)?,
+                None => _ = looked_up.insert(map, None),
+            }
         }
         Ok(())
     }
@@ -156,7 +167,7 @@ pub(super) fn note_table(
     family: Family,
     skeleton: &SkeletonConfig,
     largest: u32,
-    (state, looked_up): (&mut KernelState, &mut BTreeMap<Map, u32>),
+    (state, looked_up): (&mut KernelState, &mut BTreeMap<Map, Option<u32>>),
 ) -> Vec<Map> {
     state.exists = true;
     for chain in table.chain_names().filter_map(Chain::parse) {
@@ -167,7 +178,7 @@ pub(super) fn note_table(
         state.maps.push(map);
         match table.count(map) {
             Some(count) if count > largest && !is_always_listed(map) => {
-                looked_up.insert(map, count);
+                looked_up.insert(map, Some(count));
             }
             _ => to_list.push(map),
         }
@@ -175,27 +186,46 @@ pub(super) fn note_table(
     to_list
 }
 
-fn read_map(
+/// The contents of a map whose number of elements the kernel does not report,
+/// before 6.16; `None` if it is too large to be listed. They are read on `another`
+/// socket, because a listing that is given up costs the socket.
+fn small_contents(
+    kernel: &Kernel,
+    another: &mut Option<Kernel>,
+    largest: u32,
+    (family, map): (Family, Map),
+) -> Result<Option<Contents>, NetlinkError> {
+    let mut reader = match another.take() {
+        Some(reader) => reader,
+        None => kernel.open_another()?,
+    };
+    let contents = reader.read_contents_up_to(usize::try_from(largest).unwrap_or(usize::MAX), family, map)?;
+    if contents.is_some() {
+        *another = Some(reader);
+    }
+    Ok(contents)
+}
+
+fn take_contents(
     kernel: &mut Kernel,
-    family: Family,
-    map: Map,
+    (family, map): (Family, Map),
+    Contents { elements, foreign }: Contents,
     state: &mut KernelState,
     report: &mut SyncReport,
 ) -> Result<(), NetlinkError> {
-    let (states, foreign) = kernel.read_contents(family, map)?;
     if !foreign.is_empty() {
         kernel.delete_foreign(family, map, &foreign)?;
         report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
     }
     // Learned entries belong to the packets.
     if map.is_dynamic() {
-        let learned = states.iter().filter_map(|state| learned_of(&state.element));
+        let learned = elements.iter().filter_map(|state| learned_of(&state.element));
         state.learned.extend(learned.map(|(number, _)| number));
         return Ok(());
     }
     // One text for all elements that carry it.
     let mut previous: Option<Arc<str>> = None;
-    for listed in states {
+    for listed in elements {
         let mut element = listed.element;
         if element.comment.is_some() && element.comment == previous {
             element.comment.clone_from(&previous);

@@ -4,19 +4,34 @@ use crate::netlink::{Moment, Monitor, NetlinkError, Observed};
 
 use super::Syncer;
 
+/// What a syncer notices between syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Another program has changed one of our tables: the next sync compares them
+    /// with the desired state.
+    ForeignChange,
+    /// [`Syncer::remove_leftovers`] has something to do.
+    Leftovers,
+}
+
 impl Syncer {
-    /// Returns when another program has changed one of our tables; the next
-    /// sync then compares them with the desired state. It never returns before
-    /// the first sync is done, which checks by itself. May be dropped and
-    /// called again.
-    pub async fn foreign_change(&mut self) {
-        let Some(monitor) = &mut self.monitor else { return std::future::pending().await };
-        match monitor.next().await {
+    /// Returns the next notice. There is none before the first sync is done, which
+    /// checks by itself. May be dropped and called again.
+    pub async fn notice(&mut self) -> Notice {
+        // A repair comes before, and sees to the leftovers.
+        let is_damaged = self.damaged;
+        let observed = tokio::select! {
+            biased;
+            observed = next_change(&mut self.monitor) => observed,
+            () = self.leftovers.found(), if !is_damaged => return Notice::Leftovers,
+        };
+        match observed {
             Ok(observed) => self.seen.push(observed),
             Err(error) => self.lose_monitor(&error),
         }
         self.damaged = true;
         self.see_foreign_changes();
+        Notice::ForeignChange
     }
 
     /// Returns the foreign changes to our tables since the last call.
@@ -88,5 +103,12 @@ impl Syncer {
         self.monitor = None;
         self.seen.push(Observed::Unknown);
         self.damaged = true;
+    }
+}
+
+async fn next_change(monitor: &mut Option<Monitor>) -> Result<Observed, NetlinkError> {
+    match monitor {
+        Some(monitor) => monitor.next().await,
+        None => std::future::pending().await,
     }
 }

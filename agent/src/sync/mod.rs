@@ -4,6 +4,7 @@
 //! * [`Syncer`]: one change or many, committed as ordered transactions;
 //! * [`report`]: the report of a sync, with what it [touched];
 //! * `repair`: the start, and the repair after a refusal or a foreign change;
+//! * `leftovers`: removes what a comparison could not see;
 //! * `compare`: reads the kernel's tables, and removes foreign objects from them;
 //! * `replace`: replaces a table that can't be changed in place;
 //! * `foreign`: concurrent foreign changes;
@@ -20,6 +21,7 @@ mod compare;
 mod fill;
 mod foreign;
 pub mod gone;
+mod leftovers;
 mod look_up;
 mod pipeline;
 pub mod preview;
@@ -49,7 +51,9 @@ use crate::netlink::{CommitError, Kernel, Lacking, Monitor, NetlinkError, Observ
 use crate::source::Event;
 use background::Background;
 use fill::{Arrived, Fill, Lists};
+pub use foreign::Notice;
 use gone::Leaving;
+use leftovers::Leftovers;
 use report::SyncReport;
 
 /// The reason why a sync failed as a whole. A refused Service is not an error
@@ -155,6 +159,7 @@ pub struct Syncer {
     /// successful sync has to report them.
     untold: HashMap<ServiceName, Arc<Programmed>>,
     background: Background,
+    leftovers: Leftovers,
     /// The families whose NodePorts listeners follow.
     node_ports: PerFamily<bool>,
 }
@@ -215,6 +220,7 @@ impl Syncer {
             leaving: None,
             untold: HashMap::new(),
             background: Background::default(),
+            leftovers: Leftovers::default(),
             node_ports: PerFamily::default(),
         }
     }
@@ -410,7 +416,8 @@ impl Syncer {
             (true, false) => self.background.committed(&report.balance),
             (true, true) => {
                 // If it can't be read, the numbers are left out of the comparison until the next repair.
-                let counts = self.read_counts().ok();
+                let mut counts = self.read_counts().ok();
+                counts.iter_mut().for_each(|counts| self.leftovers.correct(counts));
                 self.background.restart(counts);
             }
             (false, _) => self.background.restart(None),
@@ -466,11 +473,12 @@ impl Syncer {
         for (family, unlearn) in plan.unlearn.iter() {
             self.to_sweep[family] |= *unlearn;
         }
-        plan.transactions.iter_mut().try_for_each(|transaction| self.commit(transaction, report))
+        plan.transactions.iter_mut().try_for_each(|transaction| self.commit_change(transaction, report))
     }
 
     fn commit(&mut self, transaction: &mut Transaction, report: &mut SyncReport) -> Result<(), CommitError> {
         let writable = self.writable();
+        self.leftovers.note(transaction);
         commit(&mut self.kernel, writable, transaction, report)
     }
 
@@ -485,9 +493,10 @@ impl Syncer {
         }
     }
 
-    /// Returns the number of chains that [`Self::tidy`] would delete.
+    /// Returns the number of chains that [`Self::tidy`] would delete. None while
+    /// elements may be left over that point to them.
     pub fn idle_chains(&self) -> usize {
-        if self.initialised { self.planner.idle_chains() } else { 0 }
+        if self.initialised && !self.seeks_leftovers() { self.planner.idle_chains() } else { 0 }
     }
 
     /// Deletes chains that nothing points to any more, but for balancing chains:

@@ -1,6 +1,6 @@
 //! What a first sync would commit, without a commit: for `vmap-proxy plan`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vmap_proxy_compiler::model::{PerFamily, Store};
 use vmap_proxy_compiler::plan::{KernelState, Planner, Transaction};
@@ -90,7 +90,7 @@ pub fn transactions(
         return Ok(0);
     };
     let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
-    let mut seen: LookedUp = PerFamily::default();
+    let mut seen: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
     while !resync.is_finished() {
         for ((family, map), keys) in by_map(resync.keys_ahead(&maps, SERVICES_AT_ONCE)) {
             for state in kernel.look_up(family, map, &keys)?.0 {
@@ -102,7 +102,10 @@ pub fn transactions(
     }
     let surplus = looked_up.iter().flat_map(|(family, maps)| {
         let seen = &seen;
-        maps.iter().map(move |(map, count)| count.saturating_sub(seen[family].get(map).copied().unwrap_or(0)))
+        let surplus = move |(map, count): (_, &Option<u32>)| {
+            count.unwrap_or(0).saturating_sub(seen[family].get(map).copied().unwrap_or(0))
+        };
+        maps.iter().map(surplus)
     });
     Ok(surplus.sum())
 }

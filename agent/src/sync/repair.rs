@@ -41,8 +41,9 @@ const SERVICES_AT_ONCE: usize = 512;
 pub(super) enum Pass {
     /// It has the desired state.
     Done,
-    /// A map that was looked up has more elements than were found: list it.
-    Leftovers,
+    /// What has to be removed may be in use by elements that were not seen: list
+    /// all maps.
+    Hidden,
     /// It refused a transaction.
     Refused(Transaction, CommitError),
     /// Stand-ins have taken the place of tables that could not be changed in
@@ -83,7 +84,7 @@ impl Syncer {
             self.remember_programmed(self.store.dirty().cloned().collect());
         }
         self.release_quarantined();
-        let mut met = Met::default();
+        let mut met = Met { list_all: self.leftovers.cut_off(), ..Met::default() };
         while met.refusals < MAX_REFUSALS {
             let moment = self.kernel.moment()?;
             self.see_foreign_changes();
@@ -98,7 +99,7 @@ impl Syncer {
                     }
                     tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
-                Ok(Pass::Leftovers) => met.list_all = true,
+                Ok(Pass::Hidden) => met.list_all = true,
                 Ok(Pass::Replaced) => met.replace()?,
                 Ok(Pass::Refused(transaction, error)) => {
                     self.judge(moment, transaction, error, &mut met, report)?;
@@ -130,6 +131,10 @@ impl Syncer {
         let Read { states, looked_up, foreign, stand_ins, mut carry, .. } = read;
         let pass = self.send_difference(states, &looked_up, &mut carry, report)?;
         if let Pass::Done = pass {
+            let is_hidden = |family| !self.leftovers.suspects[family].is_empty();
+            if foreign.iter().any(|(family, foreign)| !foreign.is_empty() && is_hidden(family)) {
+                return Ok(Pass::Hidden);
+            }
             for (family, foreign) in foreign {
                 self.kernel.remove_foreign(family, &foreign)?;
             }
@@ -141,6 +146,7 @@ impl Syncer {
     /// The steps after the kernel has the desired state.
     pub(super) fn finish(&mut self, report: &mut SyncReport) {
         self.initialised = true;
+        self.seek_leftovers();
         self.last_good.clear();
         report.changed = self.changes();
         report.contested = self.planner.all_denied();
@@ -275,6 +281,7 @@ impl Syncer {
         report: &mut SyncReport,
     ) -> Result<Pass, SyncError> {
         let writable = self.writable();
+        self.leftovers.suspects = PerFamily::default();
         let mut resync = self.planner.resync(&mut self.store, kernel);
         if looked_up.values().all(BTreeMap::is_empty) {
             let sent = pipeline::run(&mut resync, &mut self.kernel, writable, carry, report);
@@ -286,7 +293,7 @@ impl Syncer {
             });
         }
         let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
-        let mut found: LookedUp = Default::default();
+        let mut found: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
         let mut look_ups = LookUps::new(&mut self.kernel);
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
@@ -303,7 +310,13 @@ impl Syncer {
         }
         let left_out = resync.take_left_out();
         self.plan_again(left_out);
-        Ok(if found == *looked_up { Pass::Done } else { Pass::Leftovers })
+        self.leftovers.suspects = PerFamily::from_fn(|family| {
+            let found = &found[family];
+            let has_more =
+                |(map, count): &(&Map, &Option<u32>)| count.is_none_or(|count| found.get(*map) != Some(&count));
+            looked_up[family].iter().filter(has_more).map(|(map, _)| *map).collect()
+        });
+        Ok(Pass::Done)
     }
 
     /// Services that a comparison left out are planned with the next sync.

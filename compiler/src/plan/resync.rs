@@ -62,6 +62,17 @@ impl Planner {
         Resync::begin(self, store, services, kernel)
     }
 
+    /// Plans the removal of elements that the kernel has and nothing wants, for
+    /// those that a resync could not see. They leave in the order of every other
+    /// removal.
+    pub fn removal(&self, elements: impl IntoIterator<Item = (Family, Element)>) -> Vec<Transaction> {
+        let mut phases = Phases::new(PerFamily::default(), self.sizes);
+        for (family, Element { map, key, data, comment }) in elements {
+            phases.element(family, (map, key), Some((data, comment)), None, None);
+        }
+        phases.finish()
+    }
+
     /// A resync that makes tables which the kernel does not have, with the node's
     /// elements. No Service goes into them, and no rule leads into them yet.
     pub(super) fn empty_tables(&mut self, store: &mut Store) -> (Vec<Transaction>, Vec<Operation>) {

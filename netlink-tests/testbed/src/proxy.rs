@@ -9,7 +9,7 @@ use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_lab::NetNs;
 
 use crate::manifests::{ObjectName, changes};
-use crate::syncer_thread::SyncerThread;
+use crate::syncer_thread::{Settled, SyncerThread};
 
 /// More pieces than any test has.
 const MOST_PIECES: usize = 10_000;
@@ -28,8 +28,24 @@ impl Proxy {
     /// If it can't start, or a manifest is not of its form.
     #[track_caller]
     pub fn start(namespace: &NetNs, config: ProxyConfig, objects: &[Value]) -> (Self, SyncReport) {
+        Self::start_listing(u32::MAX, namespace, config, objects)
+    }
+
+    /// The same, with a proxy that lists maps of at most this many elements.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    #[track_caller]
+    pub fn start_listing(
+        at_most: u32,
+        namespace: &NetNs,
+        config: ProxyConfig,
+        objects: &[Value],
+    ) -> (Self, SyncReport) {
         let thread = SyncerThread::start(namespace, config).unwrap_or_else(|error| panic!("{error}"));
         let proxy = Self { thread };
+        proxy.with(move |syncer| syncer.list_at_most(at_most));
         let report = proxy.apply(objects);
         (proxy, report)
     }
@@ -119,6 +135,16 @@ impl Proxy {
         let (pieces, difference) = self.compare_in_pieces();
         assert_eq!(difference, None);
         pieces
+    }
+
+    /// Waits until nothing is left over of an earlier state. Returns what was removed.
+    ///
+    /// # Panics
+    ///
+    /// If they can't be removed.
+    #[track_caller]
+    pub fn settle(&self) -> Settled {
+        self.thread.settle().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Runs a job with the syncer.

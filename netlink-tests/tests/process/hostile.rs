@@ -242,11 +242,10 @@ fn what_is_not_ours_is_taken_out_at_the_start() {
             let namespace = namespace();
             drop(Proxy::start(&namespace, proxy_config(), &objects));
             load_nft(&namespace, text).unwrap();
-            let thread = vmap_proxy_testbed::syncer_thread::SyncerThread::start(&namespace, proxy_config()).unwrap();
-            thread.with(move |syncer| syncer.list_at_most(list_at_most)).unwrap();
-            let changes = vmap_proxy_conformance::under_test::changes(&[], &objects).unwrap();
-            let report = thread.apply(changes).unwrap();
-            let kinds: Vec<&str> = report.cleaned.iter().map(|cleaned| cleaned.kind).collect();
+            let (proxy, report) = Proxy::start_listing(list_at_most, &namespace, proxy_config(), &objects);
+            let mut cleaned = report.cleaned;
+            cleaned.extend(proxy.settle().cleaned);
+            let kinds: Vec<&str> = cleaned.iter().map(|cleaned| cleaned.kind).collect();
             assert!(kinds.contains(&kind), "{text}: {kinds:?}");
             for (now, expected) in Holdings::read(&namespace).iter().zip(&expected) {
                 assert_eq!(now.differences(expected), [] as [String; 0], "{text}, at most {list_at_most} listed");

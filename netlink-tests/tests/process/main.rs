@@ -15,6 +15,7 @@ mod hostile;
 mod idle;
 mod journal;
 mod lab_crash;
+mod leftovers;
 mod localhost_node_ports;
 mod log;
 mod migration;

@@ -7,7 +7,6 @@ use tracing::{debug, warn};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::element::{Element, Key};
 use vmap_proxy_compiler::ruleset::maps::Map;
-use vmap_proxy_wire::answer::DumpEnd;
 use vmap_proxy_wire::message::{Attributes, Message, Request, Writer};
 use vmap_proxy_wire::nf_tables::elements::{
     Contents, Counter, ElementState, ForeignElement, Reader, write_element_key,
@@ -169,6 +168,60 @@ impl Kernel {
         Ok((elements, foreign))
     }
 
+    /// The same, if the map has `most` elements at most. Otherwise `None`: the
+    /// listing is given up then, and this socket is of no further use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read_elements`].
+    pub(crate) fn read_contents_up_to(
+        &mut self,
+        most: usize,
+        family: Family,
+        map: Map,
+    ) -> Result<Option<Contents>, NetlinkError> {
+        let question = elements_of(OwnTable::Main, family, map, |_| {});
+        let outcome = until_undisturbed(|| {
+            let mut reader = Reader::new(family, map);
+            let mut fits = true;
+            let end = self.socket.dump_while(&question, &mut |entries| {
+                entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
+                fits = reader.count() <= most;
+                fits
+            })?;
+            if !fits {
+                return Ok::<_, SocketError>(Some(None));
+            }
+            if !end.map_or(Ok(false), is_complete)? {
+                return Ok(None);
+            }
+            Ok(reader.finish().map(Some))
+        });
+        outcome.map_err(|error| NetlinkError::of(format!("elements of {} {map}", family.keyword()), error))
+    }
+
+    /// Lists a map once, whatever happens meanwhile: calls `each` with the
+    /// elements of a message, and keeps none of them. Returns whether nobody
+    /// committed meanwhile. If somebody did, or if the kernel resized the map,
+    /// elements may be missing or come twice.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` as [`NetlinkError::Question`] if there is no such map.
+    pub(crate) fn list_contents(
+        &mut self,
+        family: Family,
+        map: Map,
+        each: &mut impl FnMut(Contents),
+    ) -> Result<bool, NetlinkError> {
+        let mut reader = Reader::new(family, map);
+        let end = self.socket.dump(&elements_of(OwnTable::Main, family, map, |_| {}), &mut |entries| {
+            entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
+            each(reader.take());
+        })?;
+        is_complete(end).map_err(|error| NetlinkError::of(format!("elements of {} {map}", family.keyword()), error))
+    }
+
     /// Reads the counters of a map in one listing, whatever happens meanwhile:
     /// calls `each` with an element and its counter, and keeps none of them. If
     /// another program commits meanwhile, elements may be missing; none comes
@@ -183,11 +236,9 @@ impl Kernel {
         map: Map,
         each: &mut impl FnMut(Element, Counter),
     ) -> Result<(), NetlinkError> {
-        let mut reader = Reader::new(family, map);
         let mut seen = HashSet::new();
-        let end = self.socket.dump(&elements_of(OwnTable::Main, family, map, |_| {}), &mut |entries| {
-            entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
-            for state in reader.take_elements() {
+        self.list_contents(family, map, &mut |contents| {
+            for state in contents.elements {
                 if let Some(counter) = state.counter
                     && seen.insert(state.element.key)
                 {
@@ -195,13 +246,7 @@ impl Kernel {
                 }
             }
         })?;
-        match end {
-            DumpEnd::Complete | DumpEnd::Interrupted => Ok(()),
-            DumpEnd::Refused(errno) => {
-                let question = format!("counters of {} {map}", family.keyword());
-                Err(NetlinkError::of(question, SocketError::Refused(errno)))
-            }
-        }
+        Ok(())
     }
 
     /// Reads the state of one element, its counter above all, without listing

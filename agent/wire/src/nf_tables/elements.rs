@@ -228,6 +228,13 @@ pub struct ForeignElement {
     pub flags: u32,
 }
 
+impl ForeignElement {
+    /// Its key, if an element of ours in the same map could have it.
+    pub fn known_key(&self, family: Family, map: Map) -> Option<Key> {
+        if self.key_end.is_none() { read_key(family, map, &self.key) } else { None }
+    }
+}
+
 /// The content of a map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -317,9 +324,14 @@ impl Reader {
         })
     }
 
+    /// The number of elements read so far.
+    pub fn count(&self) -> usize {
+        self.contents.elements.len() + self.contents.foreign.len() + self.boundaries.len()
+    }
+
     /// The elements read so far, without boundaries.
-    pub fn take_elements(&mut self) -> Vec<ElementState> {
-        std::mem::take(&mut self.contents.elements)
+    pub fn take(&mut self) -> Contents {
+        std::mem::take(&mut self.contents)
     }
 
     /// The elements, in the order in which the kernel lists them; prefixes in

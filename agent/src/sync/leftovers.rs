@@ -1,0 +1,403 @@
+//! Removes elements that nothing wants and that a comparison could not see.
+//!
+//! Large maps are looked up instead of listed (decision 10). That does not find
+//! elements of which no object is known any more, such as those of a Service
+//! that was deleted while no agent ran. The kernel's counts show that there are
+//! some (Linux 6.16 and newer), but not which. So these maps are listed after the
+//! comparison, by another thread on another socket, while changes go on
+//! (decision 96).
+//!
+//! Until they are removed, packets follow the leftovers as they did before the
+//! start. A change that needs the place of one removes that one first.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use vmap_proxy_compiler::model::PerFamily;
+use vmap_proxy_compiler::plan::{Action, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
+use vmap_proxy_compiler::ruleset::element::{Element, Key};
+use vmap_proxy_compiler::ruleset::maps::Map;
+use vmap_proxy_compiler::words::count;
+
+use super::background::Counts;
+use super::compare::is_always_listed;
+use super::look_up::by_map;
+use super::report::SyncReport;
+use super::{Attempt, Syncer};
+use crate::netlink::{CommitError, ForeignElement, Kernel, NetlinkError, SocketError, StopFlag};
+
+/// Maximum number of listings of one map in a search. Commits and resizes during
+/// a listing may hide elements from it.
+const MAX_LISTINGS: usize = 3;
+
+/// After this number of searches in a row that a repair cut off, a repair lists
+/// the maps itself, and changes wait for it: somebody who changes our tables
+/// again and again must not keep elements there.
+const MAX_CUT_OFF: u32 = 3;
+
+/// A hash of a family, a map and a key, seeded at random.
+type Place = u64;
+
+/// Elements that nothing wants.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// The maps in which the last comparison may have left some.
+    pub(super) suspects: PerFamily<BTreeSet<Map>>,
+    search: Option<Search>,
+    /// The number of searches in a row that a repair cut off.
+    cut_off: u32,
+}
+
+/// A search for them, and their removal.
+#[derive(Debug)]
+struct Search {
+    begun: Instant,
+    hasher: RandomState,
+    /// The number of wanted elements of each map, at its begin.
+    wanted: Vec<(Family, Map, usize)>,
+    /// Elements that were added since: they are wanted.
+    added: HashSet<Place>,
+    /// The number of elements that were deleted since.
+    deleted: Arc<AtomicUsize>,
+    /// Ends its thread.
+    stop: StopFlag,
+    step: Step,
+    removed: usize,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// The thread lists the maps.
+    Listing(oneshot::Receiver<Result<Found, NetlinkError>>),
+    Listed(Result<Found, NetlinkError>),
+    /// What remains to be removed, in this order.
+    Removing(VecDeque<Transaction>),
+}
+
+/// The result of the listings.
+#[derive(Debug, Default)]
+struct Found {
+    elements: Vec<(Family, Element)>,
+    foreign: Vec<(Family, Map, ForeignElement)>,
+}
+
+/// What the thread compares a map with.
+struct Wanted {
+    family: Family,
+    map: Map,
+    /// In ascending order.
+    places: Vec<Place>,
+}
+
+/// The work of the thread.
+struct Listing {
+    kernel: Kernel,
+    hasher: RandomState,
+    wanted: Vec<Wanted>,
+    deleted: Arc<AtomicUsize>,
+}
+
+impl Leftovers {
+    /// A repair begins, which sees to everything. Returns whether it has to list
+    /// all maps.
+    pub(super) fn cut_off(&mut self) -> bool {
+        self.cut_off += u32::from(self.search.take().is_some());
+        self.cut_off >= MAX_CUT_OFF
+    }
+
+    /// A transaction is committed meanwhile.
+    pub(super) fn note(&mut self, transaction: &Transaction) {
+        let Some(search) = &mut self.search else { return };
+        for operation in &transaction.operations {
+            match &operation.action {
+                Action::AddElement(element) => {
+                    search.added.insert(place(&search.hasher, operation.family, element.map, element.key));
+                }
+                Action::DeleteElement(_) => _ = search.deleted.fetch_add(1, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a search is on, or its removals.
+    pub(super) fn are_sought(&self) -> bool {
+        self.search.is_some()
+    }
+
+    /// The kernel has more elements in these maps until the end of the search.
+    pub(super) fn correct(&self, counts: &mut Counts) {
+        for (family, map, wanted) in self.search.iter().flat_map(|search| &search.wanted) {
+            if let Some(count) = counts[*family].get_mut(map) {
+                *count = i64::try_from(*wanted).unwrap_or(i64::MAX);
+            }
+        }
+    }
+
+    /// Returns when the next removal can begin; never if there is nothing to
+    /// remove. May be dropped and called again.
+    pub(super) async fn found(&mut self) {
+        let Some(search) = &mut self.search else { return std::future::pending().await };
+        if let Step::Listing(listed) = &mut search.step {
+            // The thread panicked, which it has reported.
+            search.step = Step::Listed(listed.await.unwrap_or_else(|_| Ok(Found::default())));
+        }
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+impl Syncer {
+    /// Whether elements are sought or removed that nothing wants. The slow
+    /// comparison waits meanwhile, and so does [`Self::tidy`].
+    pub fn seeks_leftovers(&self) -> bool {
+        self.leftovers.are_sought()
+    }
+
+    /// Returns when [`Self::remove_leftovers`] has something to do; never if
+    /// [nothing is sought](Self::seeks_leftovers). May be dropped and called
+    /// again.
+    pub async fn leftovers_found(&mut self) {
+        self.leftovers.found().await;
+    }
+
+    /// Begins to list the maps in which a comparison may have left elements.
+    pub(super) fn seek_leftovers(&mut self) {
+        let suspects = mem::take(&mut self.leftovers.suspects);
+        if suspects.values().all(BTreeSet::is_empty) {
+            self.leftovers.cut_off = 0;
+            return;
+        }
+        match self.begin_search(&suspects) {
+            Ok(search) => self.leftovers.search = Some(search),
+            Err(error) => tracing::warn!(
+                "elements that no Service has any more may be in large maps, and stay until the next comparison with the \
+                 kernel: {error}"
+            ),
+        }
+    }
+
+    fn begin_search(&self, suspects: &PerFamily<BTreeSet<Map>>) -> Result<Search, NetlinkError> {
+        let (hasher, deleted) = (RandomState::new(), Arc::default());
+        let wanted = self.wanted(&hasher, suspects);
+        let kernel = Kernel::open()?;
+        let stop = kernel.stop_flag();
+        let numbers = wanted.iter().map(|one| (one.family, one.map, one.places.len())).collect();
+        let (tell, listed) = oneshot::channel();
+        let listing = Listing { kernel, hasher: hasher.clone(), wanted, deleted: Arc::clone(&deleted) };
+        // Nobody may want the result any more.
+        let work = move || _ = tell.send(listing.run());
+        let started = thread::Builder::new().name("leftovers".to_owned()).spawn(work);
+        started.map_err(|source| SocketError::System { call: "clone", source })?;
+        let (step, added, removed) = (Step::Listing(listed), HashSet::new(), 0);
+        Ok(Search { begun: Instant::now(), hasher, wanted: numbers, added, deleted, stop, step, removed })
+    }
+
+    /// The wanted elements of these maps.
+    fn wanted(&self, hasher: &RandomState, suspects: &PerFamily<BTreeSet<Map>>) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        for (family, suspects) in suspects.iter() {
+            let mut places: BTreeMap<Map, Vec<Place>> = suspects.iter().map(|map| (*map, Vec::new())).collect();
+            for (name, _) in self.planner.all_compiled(family) {
+                for element in self.planner.elements_of(name, family) {
+                    if let Some(places) = places.get_mut(&element.map) {
+                        places.push(place(hasher, family, element.map, element.key));
+                    }
+                }
+            }
+            for (map, mut places) in places {
+                places.sort_unstable();
+                places.dedup();
+                wanted.push(Wanted { family, map, places });
+            }
+        }
+        wanted
+    }
+
+    /// Commits a transaction of a change. If the kernel refuses it, and what it adds
+    /// is left over there, that is removed, and the transaction is tried again.
+    pub(super) fn commit_change(
+        &mut self,
+        transaction: &mut Transaction,
+        report: &mut SyncReport,
+    ) -> Result<(), CommitError> {
+        match self.commit(transaction, report) {
+            Err(error @ CommitError::Refused { .. }) if self.seeks_leftovers() => {
+                if self.make_room(transaction)? {
+                    self.commit(transaction, report)
+                } else {
+                    Err(error)
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Removes elements that are where a transaction adds its own, and that it does
+    /// not replace. Returns whether there were any.
+    fn make_room(&mut self, transaction: &Transaction) -> Result<bool, CommitError> {
+        let (mut added, mut deleted) = (Vec::new(), HashSet::new());
+        for operation in &transaction.operations {
+            match &operation.action {
+                Action::AddElement(element) if !is_always_listed(element.map) => {
+                    added.push((operation.family, element.map, element.key));
+                }
+                Action::DeleteElement(element) => _ = deleted.insert((operation.family, element.map, element.key)),
+                _ => {}
+            }
+        }
+        let mut in_the_way = Vec::new();
+        for ((family, map), keys) in by_map(added.into_iter().filter(|key| !deleted.contains(key))) {
+            let (elements, foreign) = self.kernel.look_up(family, map, &keys)?;
+            if !foreign.is_empty() {
+                return Ok(false);
+            }
+            in_the_way.extend(elements.into_iter().map(|state| (family, state.element)));
+        }
+        let mut removals = self.planner.removal(in_the_way);
+        for removal in &mut removals {
+            // They were never counted as ours.
+            self.commit(removal, &mut SyncReport::default())?;
+        }
+        Ok(!removals.is_empty())
+    }
+
+    /// Removes a part of what was found, once it [is](Self::leftovers_found).
+    /// If the kernel refuses, the next sync compares and repairs.
+    pub fn remove_leftovers(&mut self) -> Attempt {
+        let begun = Instant::now();
+        let mut report = SyncReport::default();
+        let outcome = self.remove_some(&mut report);
+        self.damaged |= outcome.is_err();
+        report.duration = begun.elapsed();
+        let failure = match outcome {
+            // The repair finds out why.
+            Err(CommitError::Refused { .. }) | Ok(()) => None,
+            Err(CommitError::Netlink(error)) => Some(error.into()),
+        };
+        Attempt { report, failure }
+    }
+
+    fn remove_some(&mut self, report: &mut SyncReport) -> Result<(), CommitError> {
+        let Some(search) = &mut self.leftovers.search else { return Ok(()) };
+        if let Step::Listed(found) = &mut search.step {
+            match mem::replace(found, Ok(Found::default())) {
+                Ok(found) => self.plan_removal(found, report)?,
+                Err(error) => {
+                    tracing::warn!(
+                        "elements that no Service has any more may be in large maps, and stay until the next comparison \
+                         with the kernel: {error}"
+                    );
+                    self.leftovers.search = None;
+                    return Ok(());
+                }
+            }
+        }
+        let Some(search) = &mut self.leftovers.search else { return Ok(()) };
+        let Step::Removing(removals) = &mut search.step else { return Ok(()) };
+        if let Some(mut removal) = removals.pop_front() {
+            removal.operations.retain(|operation| match &operation.action {
+                Action::DeleteElement(element) => {
+                    !search.added.contains(&place(&search.hasher, operation.family, element.map, element.key))
+                }
+                _ => true,
+            });
+            search.removed += removal.operations.len();
+            self.commit(&mut removal, report)?;
+        }
+        self.end_search();
+        Ok(())
+    }
+
+    /// Removes foreign elements, and plans the removal of the others.
+    fn plan_removal(&mut self, found: Found, report: &mut SyncReport) -> Result<(), NetlinkError> {
+        let Some(search) = &mut self.leftovers.search else { return Ok(()) };
+        let mut foreign: BTreeMap<(Family, Map), Vec<ForeignElement>> = BTreeMap::new();
+        for (family, map, element) in found.foreign {
+            let key = element.known_key(family, map);
+            if key.is_none_or(|key| !search.added.contains(&place(&search.hasher, family, map, key))) {
+                foreign.entry((family, map)).or_default().push(element);
+            }
+        }
+        search.step = Step::Removing(self.planner.removal(found.elements).into());
+        for ((family, map), elements) in foreign {
+            self.kernel.delete_foreign(family, map, &elements)?;
+            report.cleaned(family, "element", elements.len(), &format!("elements of {map}, removed"));
+        }
+        Ok(())
+    }
+
+    /// Ends a search that has nothing to remove any more.
+    fn end_search(&mut self) {
+        let Leftovers { search, cut_off, .. } = &mut self.leftovers;
+        let is_done = |search: &mut Search| matches!(&search.step, Step::Removing(removals) if removals.is_empty());
+        let Some(done) = search.take_if(is_done) else { return };
+        *cut_off = 0;
+        let (removed, took) = (done.removed, done.begun.elapsed().as_secs_f64());
+        match removed {
+            0 => tracing::debug!("no element of an earlier state was left over (listed within {took:.1} s)"),
+            _ => tracing::info!(
+                "removed {} of an earlier state, {took:.1} s after the comparison with the kernel",
+                count(removed, "element")
+            ),
+        }
+    }
+}
+
+impl Listing {
+    fn run(mut self) -> Result<Found, NetlinkError> {
+        let mut found = Found::default();
+        for wanted in mem::take(&mut self.wanted) {
+            self.list(&wanted, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// Lists a map, once more if elements were hidden.
+    fn list(&mut self, wanted: &Wanted, found: &mut Found) -> Result<(), NetlinkError> {
+        let Wanted { family, map, places } = wanted;
+        let (mut seen, mut unseen) = (vec![false; places.len()], places.len());
+        let mut others = HashSet::new();
+        for _ in 0..MAX_LISTINGS {
+            let hasher = &self.hasher;
+            let mut is_surplus = |key: Key| {
+                let place = place(hasher, *family, *map, key);
+                match places.binary_search(&place) {
+                    Ok(position) => {
+                        unseen -= usize::from(!mem::replace(&mut seen[position], true));
+                        false
+                    }
+                    Err(_) => others.insert(place),
+                }
+            };
+            let undisturbed = self.kernel.list_contents(*family, *map, &mut |contents| {
+                let elements = contents.elements.into_iter().map(|state| state.element);
+                found.elements.extend(elements.filter(|one| is_surplus(one.key)).map(|one| (*family, one)));
+                let foreign = contents.foreign.into_iter();
+                let foreign = foreign.filter(|one| one.known_key(*family, *map).is_none_or(&mut is_surplus));
+                found.foreign.extend(foreign.map(|one| (*family, *map, one)));
+            })?;
+            let is_complete = unseen <= self.deleted.load(Ordering::Relaxed);
+            // If wanted elements came and others did not, that is not known; but each one is as likely to be hidden.
+            if is_complete && (undisturbed || !places.is_empty()) {
+                break;
+            }
+            tracing::debug!("{} {map} changed while it was listed: {unseen} were not seen", family.keyword());
+        }
+        Ok(())
+    }
+}
+
+fn place(hasher: &RandomState, family: Family, map: Map, key: Key) -> Place {
+    hasher.hash_one((family, map, key))
+}
