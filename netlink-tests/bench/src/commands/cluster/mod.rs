@@ -22,7 +22,7 @@ use vmap_proxy_testbed::end_to_end::EndToEnd;
 
 use self::livez::probe_until;
 use self::objects::{like_a_cluster, service_of, slice_of};
-use self::proxies::{Proxy, Running};
+use self::proxies::{PATIENCE, Proxy, Running};
 use self::real_server::RealServer;
 use crate::scale::Failure;
 
@@ -131,10 +131,41 @@ fn measure_proxy(
             let process = start_again(&stage, proxy, "restart")?;
             process.terminate()?;
             stage.delete(&service_of(0))?;
-            start_again(&stage, proxy, "restart after a Service was deleted while no proxy ran")?;
+            let mut process = start_again(&stage, proxy, "restart after a Service was deleted while no proxy ran")?;
+            if process.seeks_leftovers() {
+                changes_beside_a_search(&stage, &mut process, options)?;
+            }
             stage.create(service_of(0))?;
         }
     }
+    Ok(())
+}
+
+/// The elements of the deleted Service are found after the first sync of a restart; changes come meanwhile.
+fn changes_beside_a_search(stage: &Stage<'_>, process: &mut Running, options: &Options) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    while !process.has_removed_leftovers() {
+        if begun.elapsed() > PATIENCE {
+            return Err("the elements of the deleted Service are not removed".into());
+        }
+        // One endpoint more, and one less again.
+        let endpoints = if times.len() % 2 == 0 { options.endpoints + 1 } else { options.endpoints };
+        process.forget_past_syncs();
+        let changed = Instant::now();
+        stage.replace(slice_of(1, endpoints, 0))?;
+        process.next_sync()?;
+        times.push(changed.elapsed());
+        std::thread::sleep(PAUSE);
+    }
+    println!(
+        "  what was left over is removed after {:.2} s at most; peak RSS {}",
+        begun.elapsed().as_secs_f64(),
+        process.memory("VmHWM")?
+    );
+    print_quantiles("  a change meanwhile, to the committed transaction", times);
+    stage.replace(slice_of(1, options.endpoints, 0))?;
+    process.settle();
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use vmap_proxy_testbed::api_objects::{NODE, kubeadm_configuration};
 use crate::scale::Failure;
 
 /// Longer than any sync of kube-proxy that was seen (four minutes).
-const PATIENCE: Duration = Duration::from_secs(900);
+pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Longer than a sync of kube-proxy at 10,000 Services.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -59,13 +59,14 @@ impl Proxy {
             command.arg("--query-socket=");
         }
         let process = Process::spawn(node, command, |_| ())?;
-        Ok(Running { process, ends: self.end_of_sync(), read: 0 })
+        Ok(Running { process, kind: self.kind, ends: self.end_of_sync(), read: 0 })
     }
 }
 
 /// A running proxy; killed when dropped.
 pub(super) struct Running {
     process: Process,
+    kind: Kind,
     ends: [&'static [&'static str]; 2],
     /// The number of lines of its log that were read.
     read: usize,
@@ -75,6 +76,18 @@ impl Running {
     /// Waits for the end of the first sync, and returns its line of the log.
     pub(super) fn first_sync(&mut self) -> Result<String, Failure> {
         self.wait_for(self.ends[0])
+    }
+
+    /// Returns whether elements that nothing wants may be in the kernel after the first sync of a restart: an agent that
+    /// lists large maps later has removed none so far.
+    pub(super) fn seeks_leftovers(&self) -> bool {
+        let has_removed = |line: &String| line.contains(" programmed ") && !line.contains(" 0 removed");
+        self.kind == Kind::VmapProxy && !self.process.lines().iter().any(has_removed)
+    }
+
+    /// Returns whether it has removed them.
+    pub(super) fn has_removed_leftovers(&self) -> bool {
+        self.process.lines().iter().any(|line| line.contains(" of an earlier state"))
     }
 
     /// Passes over every line so far, so that [`Self::next_sync`] waits for a later one.
