@@ -1,8 +1,8 @@
 //! A restart adopts the kernel's state: endpoints stay in their slots, and
 //! lists keep their numbers.
 
+use super::family_state::FamilyState;
 use super::kernel_state::KernelElements;
-use super::planner::FamilyState;
 use super::slots;
 use crate::model::Endpoint;
 use crate::model::types::ServiceName;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::planner::{FamilyState, Planner};
+use super::family_state::FamilyState;
+use super::planner::Planner;
 use crate::model::types::ServiceName;
 use crate::model::{Endpoint, Protocol};
 use crate::ruleset::Family;

@@ -2,8 +2,9 @@
 //! the lists still arrive (decision 94). No rule leads into them until the lists
 //! are complete, so no packet meets a part of the Services.
 
+use super::family_state::FamilyState;
 use super::phases::{Phases, connections};
-use super::planner::{FamilyState, Planner};
+use super::planner::Planner;
 use super::{Action, Operation, Transaction};
 use crate::model::types::ServiceName;
 use crate::model::{PerFamily, Store};

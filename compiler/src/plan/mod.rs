@@ -6,6 +6,8 @@
 //!
 //! * [`planner`]: the programmed state, and the path of a change;
 //! * [`resync`]: the start, and the repair;
+//! * `family_state`: the programmed state of one family;
+//! * `node`: the change of the node;
 //! * `fill`: a start that begins while the lists arrive;
 //! * `phases`: the law of visibility: when each operation becomes visible;
 //! * [`claims`]: which Service has a frontend that several want;
@@ -26,10 +28,12 @@ mod compile;
 mod counted;
 mod display;
 pub mod excerpt;
+mod family_state;
 mod fill;
 mod kernel_state;
 mod lists;
 mod net;
+mod node;
 mod phases;
 mod pieces;
 pub mod planner;

@@ -1,13 +1,10 @@
 //! The programmed state, and its changes.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::Arc;
 
-use super::claims::{Claims, Reason};
+use super::claims::Reason;
 use super::compile::TooLarge;
-use super::counted::{CountedChains, SharedElements};
-use super::lists::ListNumbers;
+use super::family_state::FamilyState;
 use super::net::NetChanges;
 use super::phases::{Phases, Sizes};
 use super::pieces::PIECE;
@@ -16,10 +13,9 @@ use crate::model::types::{NameMap, NameSet, Service, ServiceName};
 use crate::model::{Endpoint, NodeInfo, PerFamily, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
-use crate::ruleset::element::{Data, Element, Key, ListNumber};
-use crate::ruleset::maps::Map;
+use crate::ruleset::element::{Element, ListNumber};
 use crate::ruleset::service::{Claim, CompiledService, all_frontends, claims, elements};
-use crate::ruleset::skeleton::{SkeletonConfig, rules};
+use crate::ruleset::skeleton::SkeletonConfig;
 use crate::ruleset::table::{Ruleset, Table};
 
 /// Knows the programmed state, and plans changes.
@@ -39,26 +35,6 @@ pub struct Planner {
     /// Chains of tables that are being [filled](Self::begin_fill), whose rules lead
     /// into the maps and are committed last.
     pub(super) unconnected: Vec<(Family, Chain)>,
-}
-
-/// The programmed state of one family.
-#[derive(Debug)]
-pub(super) struct FamilyState {
-    pub(super) skeleton: SkeletonConfig,
-    pub(super) services: NameMap<ServiceName, CompiledService>,
-    pub(super) claims: Claims,
-    /// Services that are not programmed because they ask for too much.
-    pub(super) too_large: NameMap<ServiceName, u64>,
-    pub(super) shared: SharedElements,
-    pub(super) chains: CountedChains,
-    pub(super) lists: ListNumbers,
-    /// Elements of the node: `nodeport-ips` and `service-cidrs`.
-    pub(super) node_elements: Vec<Element>,
-    /// True until slot assignments have been read back from the kernel, which
-    /// ends with the first resync.
-    pub(super) slots_unknown: bool,
-    /// The node's own address, which source ranges may admit.
-    pub(super) primary_address: Option<IpAddr>,
 }
 
 /// Transactions from the programmed state to the desired one, and details about
@@ -105,11 +81,6 @@ pub struct Denied {
     pub holder: ServiceName,
     /// Why that one has it.
     pub reason: Reason,
-}
-
-/// The owner of elements that belong to the node.
-pub(super) fn node_owner() -> Arc<str> {
-    "node".into()
 }
 
 impl Planner {
@@ -226,15 +197,6 @@ impl Planner {
         }
         for family in Family::ALL {
             self.plan_family(store, names, family, &mut plan);
-        }
-        plan
-    }
-
-    /// Plans for a node that changed: the rules and the node's own elements.
-    fn plan_node(&mut self, store: &Store) -> Plan {
-        let mut plan = Plan { node_changed: true, ..Plan::default() };
-        for family in Family::ALL {
-            self.plan_skeleton(store, family, &mut plan);
         }
         plan
     }
@@ -438,50 +400,6 @@ impl Planner {
         });
         Ruleset { tables: tables.collect() }
     }
-
-    /// Plans for changed rules of the skeleton, and for the node's elements.
-    fn plan_skeleton(&mut self, store: &Store, family: Family, plan: &mut Plan) {
-        let wanted = FamilyState::new(family, &self.config, store.node());
-        let mut phases = self.phases();
-        let state = &mut self.families[family];
-        let mut operations = Vec::new();
-        let present = Chain::LEARNING.into_iter().chain(Chain::FIREWALL).filter(|chain| state.chains.has(*chain));
-        for chain in Chain::FIXED.into_iter().chain(present) {
-            let new = rules(&wanted.skeleton, chain);
-            if !self.unconnected.contains(&(family, chain)) && rules(&state.skeleton, chain) != new {
-                operations.push(Operation { family, action: Action::FlushChain(chain), owner: None });
-                let add =
-                    new.into_iter().map(|rule| Operation { family, action: Action::AddRule(chain, rule), owner: None });
-                operations.extend(add);
-            }
-        }
-        phases.change_rules(operations);
-        let mut net = NetChanges::default();
-        let owner = node_owner();
-        let now = node_elements(&self.config, store, family);
-        for element in std::mem::replace(&mut state.node_elements, now.clone()) {
-            net.held(family, element, &owner);
-        }
-        for element in now {
-            net.wanted(family, element, &owner);
-        }
-        state.skeleton = wanted.skeleton;
-        state.primary_address = wanted.primary_address;
-        net.into_phases(&mut phases);
-        plan.transactions.extend(phases.finish());
-    }
-}
-
-/// The elements that belong to the node.
-pub(super) fn node_elements(config: &ProxyConfig, store: &Store, family: Family) -> Vec<Element> {
-    let element = |map, key| Element { map, key, data: Data::Nothing, comment: None };
-    let addresses = config.node_port_ips(store.node(), family).into_iter();
-    let ranges: Vec<_> = store.service_cidrs().filter(|range| Family::of(range.addr()) == family).collect();
-    let ranges = ipnet::IpNet::aggregate(&ranges).into_iter();
-    addresses
-        .map(|address| element(Map::NodePortIps, Key::Address(address)))
-        .chain(ranges.map(|range| element(Map::ServiceCidrs, Key::Prefix(range))))
-        .collect()
 }
 
 /// The elements of a Service before and after, without those that both begin
@@ -526,81 +444,4 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
         || before.service.ports != after.service.ports
         || all_frontends(&before.service) != all_frontends(&after.service)
         || before.numbered_lists().any(|(number, old)| lists.get(&number).is_none_or(|new| lost(old, new)))
-}
-
-impl FamilyState {
-    /// Counts an element that a Service contributes, and makes the chains that it
-    /// points to. Returns whether the Service is the first to contribute it.
-    pub(super) fn count(&mut self, element: &Element, phases: &mut Phases) -> bool {
-        for chain in self.chains.add(element) {
-            phases.make_chain(&self.skeleton, chain);
-        }
-        self.shared.add(element)
-    }
-
-    /// Gives a number to every list that clients stick to and that has none.
-    pub(super) fn number(&mut self, name: &ServiceName, compiled: &mut CompiledService) {
-        if compiled.service.affinity.is_none() {
-            return;
-        }
-        let mut numbered = HashSet::new();
-        for port in &mut compiled.ports {
-            for (endpoints, number) in
-                [(&port.cluster, &mut port.cluster_number), (&port.local, &mut port.local_number)]
-            {
-                // Two ports of one name keep the number of the one there was.
-                if !endpoints.is_empty() && (!number.is_some() || numbered.contains(number)) {
-                    *number = self.lists.take(name);
-                }
-                numbered.insert(*number);
-            }
-        }
-    }
-
-    /// Gives up the numbers of lists that no longer exist.
-    pub(super) fn release(&mut self, before: &CompiledService, after: Option<&CompiledService>) {
-        let kept: HashSet<ListNumber> =
-            after.into_iter().flat_map(CompiledService::numbered_lists).map(|(number, _)| number).collect();
-        for (number, _) in before.numbered_lists() {
-            if !kept.contains(&number) {
-                self.lists.release(number);
-            }
-        }
-    }
-
-    /// Returns whether the source ranges of a Service admit this node.
-    pub(super) fn admits_node(&self, service: &Service) -> bool {
-        let admits = |address| service.source_ranges.iter().any(|range| range.contains(&address));
-        self.primary_address.is_some_and(admits)
-    }
-
-    fn denied(&self, name: &ServiceName, compiled: &CompiledService) -> Vec<Denied> {
-        let denied = compiled.denied.iter().filter_map(|claim| {
-            let (holder, reason) = self.claims.holder_before(claim, compiled.service.created)?;
-            Some(Denied { name: name.clone(), claim: *claim, holder: holder.clone(), reason })
-        });
-        denied.collect()
-    }
-
-    pub(super) fn new(family: Family, config: &ProxyConfig, node: &NodeInfo) -> Self {
-        let skeleton = SkeletonConfig {
-            family,
-            detector: config.detector(node, family),
-            masquerade_all: config.masquerade_all,
-            nodeports_on_all_addresses: config.node_port_ranges(node, family).is_none(),
-        };
-        let primary_address = config.primary_address(node, family);
-        Self {
-            skeleton,
-            services: NameMap::default(),
-            claims: Claims::default(),
-            too_large: NameMap::default(),
-            shared: SharedElements::default(),
-            chains: CountedChains::default(),
-            lists: ListNumbers::default(),
-            node_elements: Vec::new(),
-            slots_unknown: true,
-            primary_address,
-        }
-    }
 }
