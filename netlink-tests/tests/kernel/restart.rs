@@ -1,12 +1,15 @@
 //! An agent that starts over what another one left: only differences are sent,
 //! whether the kernel's maps are listed or looked up.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
 use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_testbed::holdings::Holdings;
 use vmap_proxy_testbed::proxy::Proxy;
+use vmap_proxy_testbed::random::Random;
 
 fn service(id: u8, endpoints: &[u8]) -> Vec<Value> {
     service_at(id, id, endpoints)
@@ -47,6 +50,40 @@ fn assert_complete(namespace: &NetNs, manifests: &[Value]) {
         now.forget_unused_chains();
         wanted.forget_unused_chains();
         assert_eq!(now.differences(&wanted), [] as [String; 0]);
+    }
+}
+
+/// Random Services in few places, so that they take each other's.
+#[derive(Default)]
+struct World(BTreeMap<u8, Vec<Value>>);
+
+impl World {
+    /// Changes a Service or two; returns the changes as deletions and manifests.
+    fn change(&mut self, random: &mut Random) -> (Vec<String>, Vec<Value>) {
+        let mut changed = BTreeSet::new();
+        for _ in 0..=random.below(2) {
+            let id = 1 + random.below(12) as u8;
+            changed.insert(id);
+            if random.one_in(3) && self.0.remove(&id).is_some() {
+                continue;
+            }
+            let hosts: Vec<u8> = (5..10).filter(|_| random.one_in(2)).collect();
+            let mut objects = service_at(id, 1 + random.below(8) as u8, &hosts);
+            if random.one_in(3) {
+                objects[0]["spec"]["sessionAffinity"] = json!("ClientIP");
+            }
+            if random.one_in(4) {
+                objects[0]["spec"]["externalTrafficPolicy"] = json!("Local");
+            }
+            self.0.insert(id, objects);
+        }
+        let deleted = changed.iter().filter(|id| !self.0.contains_key(id));
+        let deleted = deleted.flat_map(|id| [format!("Service shop/s{id}"), format!("EndpointSlice shop/s{id}-a")]);
+        (deleted.collect(), changed.iter().filter_map(|id| self.0.get(id)).flatten().cloned().collect())
+    }
+
+    fn manifests(&self) -> Vec<Value> {
+        self.0.values().flatten().cloned().collect()
     }
 }
 
@@ -139,4 +176,45 @@ fn repairs_that_follow_one_another_remove_what_is_left_over() {
     // Without counts (before Linux 6.16) it looks again.
     assert_eq!(repair().0, 0);
     assert_eq!(proxy.settle().removed, 0);
+}
+
+/// Agents that end at any moment, with anything left over, changed or sought.
+#[test]
+fn after_any_restarts_the_kernel_has_what_is_wanted_and_nothing_else() {
+    let mut random = Random::seeded_by("VMAP_PROXY_RESTART_SEED", 1);
+    let (mut removed, mut sought) = (0, 0);
+    for history in 0..40 {
+        let namespace = NetNs::new("restart").unwrap();
+        let mut world = World::default();
+        for _ in 0..3 {
+            // While no agent runs.
+            (0..6).for_each(|_| _ = world.change(&mut random));
+            let (proxy, _) = start(&namespace, &world.manifests(), random.pick(&[0, 10, u32::MAX]));
+            for _ in 0..random.below(6) {
+                match random.below(8) {
+                    0 => _ = proxy.with(|syncer| syncer.resync().map(|_| ())).unwrap(),
+                    1 => removed += proxy.settle().removed,
+                    2 if proxy.with(|syncer| syncer.seeks_leftovers()) => {
+                        sought += 1;
+                        proxy.with(|syncer| tokio::runtime::Handle::current().block_on(syncer.leftovers_found()));
+                    }
+                    _ => {
+                        let (deleted, applied) = world.change(&mut random);
+                        let deleted: Vec<&str> = deleted.iter().map(String::as_str).collect();
+                        let report = proxy.change(&deleted, &applied);
+                        assert!(report.refused.is_empty(), "history {history}: {:?}", report.refused);
+                    }
+                }
+            }
+        }
+        let (proxy, _) = start(&namespace, &world.manifests(), 0);
+        removed += proxy.settle().removed;
+        let (_, difference) = proxy.compare_in_pieces();
+        assert_eq!(difference, None, "history {history}");
+        drop(proxy);
+        let (_, again) = start(&namespace, &world.manifests(), u32::MAX);
+        assert!(again.is_empty(), "history {history}: {again:?}");
+    }
+    eprintln!("{removed} elements were removed later, and {sought} searches waited for");
+    assert!(removed > 100 && sought > 5, "{removed} {sought}");
 }
