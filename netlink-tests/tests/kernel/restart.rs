@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
+use vmap_proxy_agent::sync::Tidied;
 use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_lab::NetNs;
@@ -159,6 +160,22 @@ fn what_is_wanted_again_is_not_removed() {
     assert_eq!(proxy.settle().removed, 0);
     assert_complete(&namespace, &manifests);
     proxy.assert_nothing_differs();
+}
+
+/// A verdict that is left over may lead to a chain that nothing else uses.
+#[test]
+fn unused_chains_stay_until_nothing_is_left_over() {
+    let namespace = NetNs::new("restart").unwrap();
+    let manifests: Vec<Value> = (1..=3).flat_map(|id| service(id, &[5, 6, 7])).collect();
+    let mut last = service(4, &[5, 6, 7]);
+    last[0]["spec"]["sessionAffinity"] = json!("ClientIP");
+    drop(start(&namespace, &[manifests.clone(), last].concat(), u32::MAX));
+    let (proxy, _) = start(&namespace, &manifests, 0);
+    assert_eq!(proxy.with(|syncer| (syncer.seeks_leftovers(), syncer.idle_chains())), (true, 0));
+    proxy.settle();
+    let tidied = proxy.with(|syncer| (syncer.idle_chains(), syncer.tidy().unwrap()));
+    assert!(tidied.0 > 0 && tidied.1 == Tidied::Done, "{tidied:?}");
+    assert_complete(&namespace, &manifests);
 }
 
 /// Somebody who makes us repair again and again does not keep elements in our maps.
