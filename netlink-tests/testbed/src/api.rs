@@ -47,7 +47,10 @@ pub enum Api {
 
 impl Api {
     /// The real one if the environment names it, else a double without objects.
-    pub(crate) fn start(node: &NetNs) -> Result<Self, ApiError> {
+    ///
+    /// # Errors
+    /// The real one does not answer, or the double can't be started.
+    pub fn start(node: &NetNs) -> Result<Self, ApiError> {
         match std::env::var_os(REAL_API) {
             Some(path) => Ok(Self::Real(RealApi::connect(node, path.into())?)),
             None => Ok(Self::Double(Double::start(node)?)),

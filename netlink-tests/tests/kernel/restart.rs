@@ -209,7 +209,7 @@ fn after_any_restarts_the_kernel_has_what_is_wanted_and_nothing_else() {
             let (proxy, _) = start(&namespace, &world.manifests(), random.pick(&[0, 10, u32::MAX]));
             for _ in 0..random.below(6) {
                 match random.below(8) {
-                    0 => _ = proxy.with(|syncer| syncer.resync().map(|_| ())).unwrap(),
+                    0 => proxy.with(|syncer| syncer.resync().map(drop)).unwrap(),
                     1 => removed += proxy.settle().removed,
                     2 if proxy.with(|syncer| syncer.seeks_leftovers()) => {
                         sought += 1;

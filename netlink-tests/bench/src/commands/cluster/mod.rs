@@ -15,10 +15,10 @@ use clap::Args;
 use serde_json::Value;
 use tempfile::TempDir;
 use vmap_proxy_lab::{LabError, NetNs};
-use vmap_proxy_testbed::api_objects::NAMESPACE;
+use vmap_proxy_testbed::api::Api;
+use vmap_proxy_testbed::api_objects::{self, NAMESPACE};
 use vmap_proxy_testbed::apiserver::{Lists, Resource};
 use vmap_proxy_testbed::cluster::Cluster;
-use vmap_proxy_testbed::end_to_end::EndToEnd;
 
 use self::livez::probe_until;
 use self::objects::{like_a_cluster, service_of, slice_of};
@@ -119,8 +119,8 @@ fn measure_proxy(
             answers.proxy.slowest_ms(),
             answers.idle_server.slowest_ms()
         );
-        if let Api::Double(cluster) = &mut stage.api
-            && let Some(double) = cluster.api.double()
+        if let Server::Double(api) = &mut stage.server
+            && let Some(double) = api.double()
         {
             println!("  received {} bytes", double.server.bytes_sent());
         }
@@ -171,77 +171,75 @@ fn changes_beside_a_search(stage: &Stage<'_>, process: &mut Running, options: &O
 
 /// An API server with all objects, and a node that can reach it.
 struct Stage<'a> {
-    api: Api<'a>,
+    server: Server<'a>,
+    cluster: Cluster,
     directory: TempDir,
 }
 
-enum Api<'a> {
-    Double(EndToEnd),
-    Real(&'a RealServer, Cluster),
+enum Server<'a> {
+    Double(Api),
+    Real(&'a RealServer),
 }
 
 impl<'a> Stage<'a> {
     fn new(real: Option<&'a RealServer>, options: &Options) -> Result<Self, Failure> {
-        let api = match real {
+        let cluster = Cluster::new();
+        let server = match real {
             Some(server) => {
-                let cluster = Cluster::new();
                 server.appear_in(cluster.node())?;
-                Api::Real(server, cluster)
+                Server::Real(server)
             }
-            None => Api::Double(fill_double(options)?),
+            None => Server::Double(filled_double(cluster.node(), options)?),
         };
-        Ok(Self { api, directory: tempfile::Builder::new().prefix("vmap-proxy-bench-").tempdir()? })
+        Ok(Self { server, cluster, directory: tempfile::Builder::new().prefix("vmap-proxy-bench-").tempdir()? })
     }
 
     fn node(&self) -> &NetNs {
-        match &self.api {
-            Api::Double(cluster) => cluster.node(),
-            Api::Real(_, cluster) => cluster.node(),
-        }
+        self.cluster.node()
     }
 
     fn start(&self, proxy: &Proxy) -> Result<Running, Failure> {
         let of_double;
-        let kubeconfig: &Path = match &self.api {
-            Api::Double(cluster) => {
-                of_double = cluster.api.kubeconfig();
+        let kubeconfig: &Path = match &self.server {
+            Server::Double(api) => {
+                of_double = api.kubeconfig();
                 &of_double
             }
-            Api::Real(server, _) => server.kubeconfig(),
+            Server::Real(server) => server.kubeconfig(),
         };
         proxy.start(self.node(), kubeconfig, self.directory.path())
     }
 
     fn delete(&self, service: &Value) -> Result<(), Failure> {
-        match &self.api {
-            Api::Double(cluster) => {
+        match &self.server {
+            Server::Double(api) => {
                 let name = service["metadata"]["name"].as_str().unwrap_or_default();
-                Ok(cluster.api.delete(Resource::Services, NAMESPACE, name)?)
+                Ok(api.delete(Resource::Services, NAMESPACE, name)?)
             }
-            Api::Real(server, _) => server.delete(service),
+            Server::Real(server) => server.delete(service),
         }
     }
 
     fn create(&self, object: Value) -> Result<(), Failure> {
-        match &self.api {
-            Api::Double(_) => self.replace(object),
-            Api::Real(server, _) => server.create(&object),
+        match &self.server {
+            Server::Double(_) => self.replace(object),
+            Server::Real(server) => server.create(&object),
         }
     }
 
     /// Replaces an object.
     fn replace(&self, object: Value) -> Result<(), Failure> {
-        match &self.api {
-            Api::Double(cluster) => Ok(cluster.api.apply(&like_a_cluster(object))?),
-            Api::Real(server, _) => server.replace(&object),
+        match &self.server {
+            Server::Double(api) => Ok(api.apply(&like_a_cluster(object))?),
+            Server::Real(server) => server.replace(&object),
         }
     }
 }
 
-fn fill_double(options: &Options) -> Result<EndToEnd, Failure> {
-    // The program is started by `Proxy`.
-    let mut cluster = EndToEnd::start(PathBuf::new())?;
-    let Some(double) = cluster.api.double() else {
+fn filled_double(node: &NetNs, options: &Options) -> Result<Api, Failure> {
+    let mut api = Api::start(node)?;
+    api.apply(&api_objects::node(|_| {}))?;
+    let Some(double) = api.double() else {
         return Err("unset the variable of the tests' real API server; the measurement has --kubeconfig".into());
     };
     double.server.set_lists(options.lists);
@@ -249,7 +247,7 @@ fn fill_double(options: &Options) -> Result<EndToEnd, Failure> {
     let slices = (0..options.services).map(|index| like_a_cluster(slice_of(index, options.endpoints, 0)));
     let services = (0..options.services).map(|index| like_a_cluster(service_of(index)));
     double.server.apply_all(services.chain(slices));
-    Ok(cluster)
+    Ok(api)
 }
 
 fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: usize) -> Result<(), Failure> {
@@ -272,7 +270,7 @@ fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: 
         let endpoints = if change % 2 == 0 { options.endpoints + 1 } else { options.endpoints - 1 };
         scaled.push(time(slice_of(index, endpoints, 1))?);
     }
-    if let Api::Real(server, _) = &stage.api {
+    if let Server::Real(server) = &stage.server {
         print_quantiles("a change, from its request to the API server's answer", answered);
         // The next proxy finds what this one found.
         process.forget_past_syncs();
@@ -282,9 +280,9 @@ fn changes(stage: &Stage<'_>, process: &mut Running, options: &Options, number: 
         process.next_sync()?;
         process.settle();
     }
-    let from = match &stage.api {
-        Api::Double(_) => "from the API event",
-        Api::Real(..) => "from the request to the API server",
+    let from = match &stage.server {
+        Server::Double(_) => "from the API event",
+        Server::Real(_) => "from the request to the API server",
     };
     print_quantiles(&format!("an endpoint replaced, {from} to the committed transaction"), replaced);
     print_quantiles(&format!("an endpoint more or less, {from} to the committed transaction"), scaled);
