@@ -285,11 +285,17 @@ impl<O: Observer> Loop<'_, O> {
     /// Removes a part of the elements that a comparison could not see.
     fn remove_leftovers(&mut self) {
         let Attempt { report, failure } = self.syncer.remove_leftovers();
-        match failure {
-            Some(error) => self.failed(report, &error),
-            None if report.is_empty() && report.cleaned.is_empty() => {}
-            None => self.succeeded(report),
+        if let Some(error) = failure.filter(|error| !error.is_stopped()) {
+            tracing::warn!("elements of an earlier state were not removed; comparing everything again: {error}");
         }
+        if self.syncer.is_pending() {
+            self.observer.on_queued();
+        }
+        log_cleaned(&report, None);
+        if !report.is_empty() || !report.cleaned.is_empty() {
+            self.journal.add_removal(&report);
+        }
+        self.observer.on_removal(&SyncDone::removal(self.syncer, report));
     }
 
     /// Compares a piece of the kernel. Returns whether it differs: then the next

@@ -101,6 +101,17 @@ impl SyncDone {
         Self { failure: Some(error.to_string()), left_out: left_out(syncer), quarantined, report, ..Self::default() }
     }
 
+    /// A removal of elements of an earlier state, between two syncs.
+    pub fn removal(syncer: &Syncer, report: SyncReport) -> Self {
+        Self {
+            left_out: left_out(syncer),
+            quarantined: syncer.planner().quarantined().count(),
+            stale_flows: StaleFlows::of_sync(syncer.planner(), syncer.store().node(), &report),
+            report,
+            ..Self::default()
+        }
+    }
+
     /// Returns whether the whole kernel state was compared.
     pub fn kind(&self) -> SyncKind {
         if self.report.repaired { SyncKind::Full } else { SyncKind::Partial }

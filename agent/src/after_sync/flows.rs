@@ -84,6 +84,10 @@ impl Observer for FlowCleaner {
     fn on_sync(&mut self, done: &SyncDone) {
         self.clean(&done.stale_flows);
     }
+
+    fn on_removal(&mut self, done: &SyncDone) {
+        self.clean(&done.stale_flows);
+    }
 }
 
 /// Deletes stale flows as they arrive on the channel; returns when the channel

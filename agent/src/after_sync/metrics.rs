@@ -147,6 +147,10 @@ impl Observer for SyncMetrics {
         }
     }
 
+    fn on_removal(&mut self, done: &SyncDone) {
+        self.count_commits(done);
+    }
+
     fn on_cleanup_failed(&mut self) {
         self.count_cleanup_failure();
     }
@@ -154,8 +158,11 @@ impl Observer for SyncMetrics {
 
 #[cfg(test)]
 mod tests {
+    use vmap_proxy_compiler::model::ObjectRef;
+
     use super::*;
     use crate::metrics::Format;
+    use crate::source::Origin;
     use crate::sync::report::SyncReport;
 
     const FAMILY: Family = Family::Ipv4;
@@ -181,6 +188,22 @@ mod tests {
         assert_has(&lines, &format!(r#"{partial}_bucket{{le="0.128",ip_family="IPv4"}} 1"#));
         assert_has(&lines, r#"kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"} 1"#);
         assert!(!lines.iter().any(|line| line.starts_with("kubeproxy_sync_full_proxy_rules_duration_seconds_count")));
+    }
+
+    /// No change was programmed with it.
+    #[test]
+    fn a_removal_between_two_syncs_is_no_sync() {
+        let slice = ObjectRef { kind: Kind::EndpointSlice, namespace: "shop".to_owned(), name: "a".to_owned() };
+        let report = SyncReport { removed: 7, removed_leftovers: true, ..SyncReport::default() };
+        let lines = lines_after(|listener| {
+            listener.on_event(&Event::Changes(vec![ObjectChange::gone(slice, Origin::ApiServer)]));
+            listener.on_removal(&SyncDone { report, ..SyncDone::default() });
+        });
+        assert_has(&lines, r#"vmap_proxy_elements_changed_total{operation="delete"} 7"#);
+        assert_has(&lines, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 1");
+        assert!(
+            !lines.iter().any(|line| line.starts_with("kubeproxy_sync_partial_proxy_rules_duration_seconds_count"))
+        );
     }
 
     #[test]

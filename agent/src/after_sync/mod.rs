@@ -44,6 +44,8 @@ pub trait Observer {
     fn on_queued(&mut self) {}
     /// A sync ended, well or badly. A failed one will be tried again.
     fn on_sync(&mut self, _done: &SyncDone) {}
+    /// Elements of an earlier state were removed. No change was programmed.
+    fn on_removal(&mut self, _done: &SyncDone) {}
     /// Chains that nothing uses any more could not be deleted. That will be
     /// tried again.
     fn on_cleanup_failed(&mut self) {}
@@ -75,6 +77,10 @@ impl Observer for Observers {
 
     fn on_sync(&mut self, done: &SyncDone) {
         self.iter_mut().for_each(|observer| observer.on_sync(done));
+    }
+
+    fn on_removal(&mut self, done: &SyncDone) {
+        self.iter_mut().for_each(|observer| observer.on_removal(done));
     }
 
     fn on_cleanup_failed(&mut self) {

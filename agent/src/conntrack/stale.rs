@@ -65,7 +65,7 @@ impl StaleFlows {
     /// Returns the flows that a sync makes stale. `planner` has planned it, for `node`.
     pub fn of_sync(planner: &Planner, node: &NodeInfo, report: &SyncReport) -> Self {
         let mut stale = Self::of_changes(planner, node, &report.changed);
-        if report.repaired || report.node_changed {
+        if report.repaired || report.node_changed || report.removed_leftovers {
             // Frontends that are gone are known from the changes alone.
             stale.merge(Self::of_start(planner, node));
         }
@@ -99,7 +99,7 @@ impl StaleFlows {
     }
 
     /// Returns everything that may be stale of the state that `planner` has programmed: for the start, when earlier
-    /// events are unknown; after a repair of the rules; and after a change of the node's addresses, on which
+    /// events are unknown; after a repair of the rules, or a removal of elements that were left over; and after a change of the node's addresses, on which
     /// NodePorts depend.
     pub fn of_start(planner: &Planner, node: &NodeInfo) -> Self {
         let mut stale = Self::default();

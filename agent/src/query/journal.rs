@@ -73,7 +73,17 @@ impl Journal {
             None => (std::mem::take(&mut self.causes), std::mem::take(&mut self.cause_count)),
             Some(_) => (self.causes.clone(), self.cause_count),
         };
-        let entry = JournalEntry { causes, cause_count, ..entry(self.last, report, culprit, failure) };
+        self.push(JournalEntry { causes, cause_count, ..entry(self.last, report, culprit, failure) });
+    }
+
+    /// Adds a removal of elements of an earlier state. What waits for the next sync
+    /// did not cause it.
+    pub fn add_removal(&mut self, report: &SyncReport) {
+        self.last += 1;
+        self.push(entry(self.last, report, None, None));
+    }
+
+    fn push(&mut self, entry: JournalEntry) {
         self.bytes += size(&entry);
         self.entries.push_front(entry);
         while self.bytes > BYTES
@@ -223,15 +233,17 @@ mod tests {
         journal.note(&applied);
         (0..20).for_each(|_| journal.note(&ObjectChange::gone(slice("b"), Origin::Agent)));
         journal.add(&report(1), None, Some("no".to_owned()));
+        // What waits did not cause a removal.
+        journal.add_removal(&report(1));
         journal.add(&report(1), Some("process 7 (nft)"), None);
         journal.add(&report(1), None, None);
         let entries = journal.page(None).entries;
-        assert_eq!(entries.iter().map(|entry| entry.cause_count).collect::<Vec<_>>(), [0, 21, 21]);
+        assert_eq!(entries.iter().map(|entry| entry.cause_count).collect::<Vec<_>>(), [0, 21, 0, 21]);
         assert_eq!(entries[1].causes.len(), NAMED);
         assert_eq!(entries[1].causes[0].origin, "resourceVersion 41");
         assert_eq!(entries[1].causes[0].object, "EndpointSlice shop/a");
         assert_eq!(entries[1].culprit.as_deref(), Some("process 7 (nft)"));
-        assert_eq!(entries[2].failure.as_deref(), Some("no"));
+        assert_eq!(entries[3].failure.as_deref(), Some("no"));
     }
 
     /// The kernel's reason is kept, but not again with each attempt.

@@ -112,7 +112,10 @@ impl Syncer {
         let skeleton = self.planner.skeleton(self.store.node(), family);
         let (state, looked_up) = (&mut read.states[family], &mut read.looked_up[family]);
         let mut another = None;
-        for map in note_table(&table, family, &skeleton, largest, (state, looked_up)) {
+        let mut counted = BTreeMap::new();
+        let to_list = note_table(&table, family, &skeleton, largest, (state, &mut counted));
+        looked_up.extend(counted.into_iter().map(|(map, count)| (map, Some(count))));
+        for map in to_list {
             let contents = if table.count(map).is_some() || is_always_listed(map) {
                 let (elements, foreign) = self.kernel.read_contents(family, map)?;
                 Some(Contents { elements, foreign })
@@ -160,14 +163,14 @@ impl Syncer {
     }
 }
 
-/// Notes the chains and maps of a table. Returns the maps to list; larger ones are
-/// to be looked up.
+/// Notes the chains and maps of a table. Returns the maps to list, with those whose
+/// size is not known; larger ones are to be looked up.
 pub(super) fn note_table(
     table: &TableState,
     family: Family,
     skeleton: &SkeletonConfig,
     largest: u32,
-    (state, looked_up): (&mut KernelState, &mut BTreeMap<Map, Option<u32>>),
+    (state, looked_up): (&mut KernelState, &mut BTreeMap<Map, u32>),
 ) -> Vec<Map> {
     state.exists = true;
     for chain in table.chain_names().filter_map(Chain::parse) {
@@ -178,7 +181,7 @@ pub(super) fn note_table(
         state.maps.push(map);
         match table.count(map) {
             Some(count) if count > largest && !is_always_listed(map) => {
-                looked_up.insert(map, Some(count));
+                looked_up.insert(map, count);
             }
             _ => to_list.push(map),
         }
@@ -247,14 +250,20 @@ fn group(kind: ForeignKind) -> &'static str {
 }
 
 /// Intervals can't be looked up. The firewall is compared as a whole, before
-/// anything else. And which number a list has, and under which clients are
-/// remembered, is known only from the kernel.
+/// anything else. Which number a list has, and under which clients are
+/// remembered, is known only from the kernel; and a frontend that is left over
+/// must not have clients remembered under a number that another list gets.
 pub(super) fn is_always_listed(map: Map) -> bool {
     map.is_interval()
         || map.is_dynamic()
         || matches!(
             map,
-            Map::FirewallIps | Map::SourceRanges | Map::SourceRangeMarkers | Map::NodePortIps | Map::AffinityTimeouts
+            Map::FirewallIps
+                | Map::SourceRanges
+                | Map::SourceRangeMarkers
+                | Map::NodePortIps
+                | Map::AffinityTimeouts
+                | Map::AffinityLists(..)
         )
 }
 

@@ -13,8 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::mem;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -35,7 +34,7 @@ use crate::netlink::{CommitError, ForeignElement, Kernel, NetlinkError, SocketEr
 
 /// Maximum number of listings of one map in a search. Commits and resizes during
 /// a listing may hide elements from it.
-const MAX_LISTINGS: usize = 3;
+const MAX_LISTINGS: usize = 5;
 
 /// After this number of searches in a row that a repair cut off, a repair lists
 /// the maps itself, and changes wait for it: somebody who changes our tables
@@ -44,6 +43,9 @@ const MAX_CUT_OFF: u32 = 3;
 
 /// A hash of a family, a map and a key, seeded at random.
 type Place = u64;
+
+/// Deleted elements, which the thread hears of.
+type Deleted = Arc<Mutex<HashSet<Place>>>;
 
 /// Elements that nothing wants.
 #[derive(Debug, Default)]
@@ -64,12 +66,14 @@ struct Search {
     wanted: Vec<(Family, Map, usize)>,
     /// Elements that were added since: they are wanted.
     added: HashSet<Place>,
-    /// The number of elements that were deleted since.
-    deleted: Arc<AtomicUsize>,
+    /// Elements that were deleted since: a listing need not see them.
+    deleted: Deleted,
     /// Ends its thread.
     stop: StopFlag,
     step: Step,
     removed: usize,
+    /// Whether a map changed so fast that elements may have been missed.
+    is_complete: bool,
 }
 
 #[derive(Debug)]
@@ -86,6 +90,8 @@ enum Step {
 struct Found {
     elements: Vec<(Family, Element)>,
     foreign: Vec<(Family, Map, ForeignElement)>,
+    /// Maps in which others may be hidden.
+    unsettled: usize,
 }
 
 /// What the thread compares a map with.
@@ -101,7 +107,7 @@ struct Listing {
     kernel: Kernel,
     hasher: RandomState,
     wanted: Vec<Wanted>,
-    deleted: Arc<AtomicUsize>,
+    deleted: Deleted,
 }
 
 impl Leftovers {
@@ -120,7 +126,10 @@ impl Leftovers {
                 Action::AddElement(element) => {
                     search.added.insert(place(&search.hasher, operation.family, element.map, element.key));
                 }
-                Action::DeleteElement(_) => _ = search.deleted.fetch_add(1, Ordering::Relaxed),
+                Action::DeleteElement(element) => {
+                    let place = place(&search.hasher, operation.family, element.map, element.key);
+                    search.deleted.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+                }
                 _ => {}
             }
         }
@@ -145,8 +154,8 @@ impl Leftovers {
     pub(super) async fn found(&mut self) {
         let Some(search) = &mut self.search else { return std::future::pending().await };
         if let Step::Listing(listed) = &mut search.step {
-            // The thread panicked, which it has reported.
-            search.step = Step::Listed(listed.await.unwrap_or_else(|_| Ok(Found::default())));
+            // Without an answer the thread has panicked, which it has reported.
+            search.step = Step::Listed(listed.await.unwrap_or_else(|_| Err(SocketError::AnswerLost.into())));
         }
     }
 }
@@ -159,7 +168,7 @@ impl Drop for Search {
 
 impl Syncer {
     /// Whether elements are sought or removed that nothing wants. The slow
-    /// comparison waits meanwhile, and so does [`Self::tidy`].
+    /// comparison waits meanwhile.
     pub fn seeks_leftovers(&self) -> bool {
         self.leftovers.are_sought()
     }
@@ -188,7 +197,7 @@ impl Syncer {
     }
 
     fn begin_search(&self, suspects: &PerFamily<BTreeSet<Map>>) -> Result<Search, NetlinkError> {
-        let (hasher, deleted) = (RandomState::new(), Arc::default());
+        let (hasher, deleted) = (RandomState::new(), Deleted::default());
         let wanted = self.wanted(&hasher, suspects);
         let kernel = Kernel::open()?;
         let stop = kernel.stop_flag();
@@ -199,8 +208,8 @@ impl Syncer {
         let work = move || _ = tell.send(listing.run());
         let started = thread::Builder::new().name("leftovers".to_owned()).spawn(work);
         started.map_err(|source| SocketError::System { call: "clone", source })?;
-        let (step, added, removed) = (Step::Listing(listed), HashSet::new(), 0);
-        Ok(Search { begun: Instant::now(), hasher, wanted: numbers, added, deleted, stop, step, removed })
+        let (begun, step, added) = (Instant::now(), Step::Listing(listed), HashSet::new());
+        Ok(Search { begun, hasher, wanted: numbers, added, deleted, stop, step, removed: 0, is_complete: true })
     }
 
     /// The wanted elements of these maps.
@@ -265,9 +274,13 @@ impl Syncer {
             in_the_way.extend(elements.into_iter().map(|state| (family, state.element)));
         }
         let mut removals = self.planner.removal(in_the_way);
+        // They were never counted as ours.
+        let mut apart = SyncReport::default();
         for removal in &mut removals {
-            // They were never counted as ours.
-            self.commit(removal, &mut SyncReport::default())?;
+            self.commit(removal, &mut apart)?;
+        }
+        if let Some(search) = &mut self.leftovers.search {
+            search.removed += apart.removed;
         }
         Ok(!removals.is_empty())
     }
@@ -312,10 +325,9 @@ impl Syncer {
                 }
                 _ => true,
             });
-            search.removed += removal.operations.len();
             self.commit(&mut removal, report)?;
         }
-        self.end_search();
+        self.end_search(report);
         Ok(())
     }
 
@@ -329,6 +341,7 @@ impl Syncer {
                 foreign.entry((family, map)).or_default().push(element);
             }
         }
+        search.is_complete = found.unsettled == 0;
         search.step = Step::Removing(self.planner.removal(found.elements).into());
         for ((family, map), elements) in foreign {
             self.kernel.delete_foreign(family, map, &elements)?;
@@ -337,19 +350,29 @@ impl Syncer {
         Ok(())
     }
 
-    /// Ends a search that has nothing to remove any more.
-    fn end_search(&mut self) {
+    /// Counts what was removed, and ends a search that has nothing to remove any more.
+    fn end_search(&mut self, report: &mut SyncReport) {
         let Leftovers { search, cut_off, .. } = &mut self.leftovers;
+        if let Some(search) = search {
+            search.removed += report.removed;
+        }
         let is_done = |search: &mut Search| matches!(&search.step, Step::Removing(removals) if removals.is_empty());
         let Some(done) = search.take_if(is_done) else { return };
         *cut_off = 0;
         let (removed, took) = (done.removed, done.begun.elapsed().as_secs_f64());
+        report.removed_leftovers = removed > 0;
         match removed {
             0 => tracing::debug!("no element of an earlier state was left over (listed within {took:.1} s)"),
             _ => tracing::info!(
                 "removed {} of an earlier state, {took:.1} s after the comparison with the kernel",
                 count(removed, "element")
             ),
+        }
+        if !done.is_complete {
+            tracing::info!(
+                "elements of an earlier state may still be there, since the maps changed while they were listed; they \
+                 are removed after the next comparison with the kernel"
+            );
         }
     }
 }
@@ -366,35 +389,46 @@ impl Listing {
     /// Lists a map, once more if elements were hidden.
     fn list(&mut self, wanted: &Wanted, found: &mut Found) -> Result<(), NetlinkError> {
         let Wanted { family, map, places } = wanted;
-        let (mut seen, mut unseen) = (vec![false; places.len()], places.len());
+        let mut seen = vec![false; places.len()];
         let mut others = HashSet::new();
         for _ in 0..MAX_LISTINGS {
             let hasher = &self.hasher;
-            let mut is_surplus = |key: Key| {
-                let place = place(hasher, *family, *map, key);
-                match places.binary_search(&place) {
-                    Ok(position) => {
-                        unseen -= usize::from(!mem::replace(&mut seen[position], true));
-                        false
-                    }
-                    Err(_) => others.insert(place),
+            let mut is_new = |place: Place| match places.binary_search(&place) {
+                Ok(position) => {
+                    seen[position] = true;
+                    false
                 }
+                Err(_) => others.insert(place),
             };
             let undisturbed = self.kernel.list_contents(*family, *map, &mut |contents| {
                 let elements = contents.elements.into_iter().map(|state| state.element);
-                found.elements.extend(elements.filter(|one| is_surplus(one.key)).map(|one| (*family, one)));
-                let foreign = contents.foreign.into_iter();
-                let foreign = foreign.filter(|one| one.known_key(*family, *map).is_none_or(&mut is_surplus));
-                found.foreign.extend(foreign.map(|one| (*family, *map, one)));
+                let elements = elements.filter(|one| is_new(place(hasher, *family, *map, one.key)));
+                found.elements.extend(elements.map(|one| (*family, one)));
+                for one in contents.foreign {
+                    let place = match one.known_key(*family, *map) {
+                        Some(key) => place(hasher, *family, *map, key),
+                        None => hasher.hash_one((family, map, &one.key, &one.key_end)),
+                    };
+                    if is_new(place) {
+                        found.foreign.push((*family, *map, one));
+                    }
+                }
             })?;
-            let is_complete = unseen <= self.deleted.load(Ordering::Relaxed);
-            // If wanted elements came and others did not, that is not known; but each one is as likely to be hidden.
-            if is_complete && (undisturbed || !places.is_empty()) {
-                break;
+            // Whatever hides left-over elements hides wanted ones just as well.
+            let hidden = self.hidden(places, &seen);
+            if hidden == 0 && (undisturbed || !places.is_empty()) {
+                return Ok(());
             }
-            tracing::debug!("{} {map} changed while it was listed: {unseen} were not seen", family.keyword());
+            tracing::debug!("{} {map} changed while it was listed: {hidden} wanted elements hidden", family.keyword());
         }
+        found.unsettled += 1;
         Ok(())
+    }
+
+    /// The number of wanted elements that no listing has shown, and that are still there.
+    fn hidden(&self, places: &[Place], seen: &[bool]) -> usize {
+        let deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        places.iter().zip(seen).filter(|(place, seen)| !**seen && !deleted.contains(place)).count()
     }
 }
 

@@ -493,10 +493,9 @@ impl Syncer {
         }
     }
 
-    /// Returns the number of chains that [`Self::tidy`] would delete. None while
-    /// elements may be left over that point to them.
+    /// Returns the number of chains that [`Self::tidy`] would delete.
     pub fn idle_chains(&self) -> usize {
-        if self.initialised && !self.seeks_leftovers() { self.planner.idle_chains() } else { 0 }
+        if self.initialised { self.planner.idle_chains() } else { 0 }
     }
 
     /// Deletes chains that nothing points to any more, but for balancing chains:

@@ -9,9 +9,12 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use vmap_proxy_compiler::ruleset::skeleton::rules;
 
 use super::MAX_LISTED;
-use super::compare::{LookedUp, incompatible, note_table};
+use super::compare::{incompatible, note_table};
 use super::look_up::by_map;
 use crate::netlink::{Kernel, NetlinkError, OwnTable, TableState};
+
+/// A number of elements of each map.
+type Counted = PerFamily<BTreeMap<Map, u32>>;
 
 /// Number of Services that are looked up together.
 const SERVICES_AT_ONCE: usize = 512;
@@ -25,7 +28,7 @@ pub struct Found {
     pub replaced: PerFamily<Option<String>>,
     /// Objects in our tables that are not ours, and would be removed.
     pub foreign: Vec<String>,
-    looked_up: LookedUp,
+    looked_up: Counted,
 }
 
 /// Reads our tables, and changes nothing. The rules are compared with those of
@@ -90,7 +93,7 @@ pub fn transactions(
         return Ok(0);
     };
     let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
-    let mut seen: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
+    let mut seen = Counted::default();
     while !resync.is_finished() {
         for ((family, map), keys) in by_map(resync.keys_ahead(&maps, SERVICES_AT_ONCE)) {
             for state in kernel.look_up(family, map, &keys)?.0 {
@@ -102,10 +105,7 @@ pub fn transactions(
     }
     let surplus = looked_up.iter().flat_map(|(family, maps)| {
         let seen = &seen;
-        let surplus = move |(map, count): (_, &Option<u32>)| {
-            count.unwrap_or(0).saturating_sub(seen[family].get(map).copied().unwrap_or(0))
-        };
-        maps.iter().map(surplus)
+        maps.iter().map(move |(map, count)| count.saturating_sub(seen[family].get(map).copied().unwrap_or(0)))
     });
     Ok(surplus.sum())
 }

@@ -48,6 +48,9 @@ pub struct SyncReport {
     pub node_changed: bool,
     /// Whether the kernel was read and compared.
     pub repaired: bool,
+    /// Whether elements of an earlier state, which a comparison could not see, are
+    /// removed with this: until now packets may have followed them.
+    pub removed_leftovers: bool,
     /// Whether chains that nothing uses any more could not be deleted.
     pub cleanup_failed: bool,
     /// The foreign objects and changes in our tables, which were removed or

@@ -3,16 +3,25 @@
 
 use serde_json::Value;
 use vmap_proxy_agent::conntrack::{Conntrack, StaleFlows};
-use vmap_proxy_agent::sync::Syncer;
-use vmap_proxy_agent::sync::report::SyncReport;
+use vmap_proxy_agent::sync::report::{Cleaned, SyncReport};
+use vmap_proxy_agent::sync::{Attempt, Syncer};
 use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_lab::NetNs;
 
 use crate::manifests::{ObjectName, changes};
-use crate::syncer_thread::{Settled, SyncerThread};
+use crate::syncer_thread::SyncerThread;
 
 /// More pieces than any test has.
 const MOST_PIECES: usize = 10_000;
+
+/// What was left over of an earlier state, and is removed.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// The number of elements that we could have written.
+    pub removed: usize,
+    /// Foreign ones.
+    pub cleaned: Vec<Cleaned>,
+}
 
 /// A proxy in a network namespace.
 #[derive(Debug)]
@@ -144,7 +153,24 @@ impl Proxy {
     /// If they can't be removed.
     #[track_caller]
     pub fn settle(&self) -> Settled {
-        self.thread.settle().unwrap_or_else(|error| panic!("{error}"))
+        let settled = self.with(|syncer| {
+            let mut settled = Settled::default();
+            while syncer.seeks_leftovers() {
+                tokio::runtime::Handle::current().block_on(syncer.leftovers_found());
+                let Attempt { report, failure } = syncer.remove_leftovers();
+                if let Some(error) = failure {
+                    return Err(error.to_string());
+                }
+                if syncer.is_pending() {
+                    return Err("the kernel refused it".to_owned());
+                }
+                clean(syncer, &report)?;
+                settled.removed += report.removed;
+                settled.cleaned.extend(report.cleaned);
+            }
+            Ok(settled)
+        });
+        settled.unwrap_or_else(|error: String| panic!("{error}"))
     }
 
     /// Runs a job with the syncer.
@@ -161,13 +187,17 @@ impl Proxy {
 /// One turn of the agent's loop (`vmap_proxy_agent::follow` and `vmap_proxy_agent::run::observer`).
 fn sync_and_clean(syncer: &mut Syncer) -> Result<SyncReport, String> {
     let report = syncer.sync().map_err(|error| error.to_string())?;
-    let (planner, node) = (syncer.planner(), syncer.store().node());
-    let stale = StaleFlows::of_sync(planner, node, &report);
+    clean(syncer, &report)?;
+    Ok(report)
+}
+
+fn clean(syncer: &Syncer, report: &SyncReport) -> Result<(), String> {
+    let stale = StaleFlows::of_sync(syncer.planner(), syncer.store().node(), report);
     if !stale.is_empty() {
         let mut conntrack = Conntrack::open().map_err(|error| error.to_string())?;
         conntrack.clean(&stale).map_err(|error| error.to_string())?;
     }
-    Ok(report)
+    Ok(())
 }
 
 #[track_caller]

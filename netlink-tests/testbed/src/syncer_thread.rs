@@ -4,8 +4,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use vmap_proxy_agent::netlink::{Kernel, local_addresses};
-use vmap_proxy_agent::sync::report::{Cleaned, SyncReport};
-use vmap_proxy_agent::sync::{Attempt, Syncer};
+use vmap_proxy_agent::sync::Syncer;
+use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::{Change, ProxyConfig};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_lab::{LabError, NetNs};
@@ -13,15 +13,6 @@ use vmap_proxy_lab::{LabError, NetNs};
 use crate::Failure;
 
 type Job = Box<dyn FnOnce(&mut Syncer) + Send>;
-
-/// What was left over of an earlier state, and is removed.
-#[derive(Debug, Default)]
-pub struct Settled {
-    /// The number of elements that we could have written.
-    pub removed: usize,
-    /// Foreign ones.
-    pub cleaned: Vec<Cleaned>,
-}
 
 /// A [`Syncer`] on a thread of its own, in a network namespace.
 #[derive(Debug)]
@@ -70,31 +61,6 @@ impl SyncerThread {
             Some(refused) => Err(refused.description.clone().into()),
             None => Ok(report),
         }
-    }
-
-    /// Waits until nothing is left over of an earlier state. Returns what was
-    /// removed.
-    ///
-    /// # Errors
-    /// If it can't be removed.
-    pub fn settle(&self) -> Result<Settled, Failure> {
-        let settled = self.with(|syncer| {
-            let mut settled = Settled::default();
-            while syncer.seeks_leftovers() {
-                tokio::runtime::Handle::current().block_on(syncer.leftovers_found());
-                let Attempt { report, failure } = syncer.remove_leftovers();
-                settled.removed += report.removed;
-                settled.cleaned.extend(report.cleaned);
-                if let Some(error) = failure {
-                    return Err(error.to_string());
-                }
-                if syncer.is_pending() {
-                    return Err("the kernel refused it".to_owned());
-                }
-            }
-            Ok(settled)
-        })??;
-        Ok(settled)
     }
 }
 

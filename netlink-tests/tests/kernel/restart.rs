@@ -2,9 +2,11 @@
 //! whether the kernel's maps are listed or looked up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::task::{Context, Waker};
 
 use serde_json::{Value, json};
-use vmap_proxy_agent::sync::Tidied;
+use vmap_proxy_agent::sync::Syncer;
 use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_lab::NetNs;
@@ -134,7 +136,7 @@ fn changes_go_on_while_leftovers_are_sought() {
     manifests.drain(8..10);
     manifests.splice(4..6, service(3, &[5, 6]));
     let (proxy, _) = start(&namespace, &manifests, 0);
-    proxy.with(|syncer| assert!(syncer.seeks_leftovers() && syncer.idle_chains() == 0));
+    assert!(proxy.with(|syncer| syncer.seeks_leftovers()));
 
     let changes = [service(3, &[5, 6, 7]), service(7, &[5, 6, 7, 8]), service_at(50, 5, &[5, 9])].concat();
     let report = proxy.apply(&changes);
@@ -162,22 +164,6 @@ fn what_is_wanted_again_is_not_removed() {
     proxy.assert_nothing_differs();
 }
 
-/// A verdict that is left over may lead to a chain that nothing else uses.
-#[test]
-fn unused_chains_stay_until_nothing_is_left_over() {
-    let namespace = NetNs::new("restart").unwrap();
-    let manifests: Vec<Value> = (1..=3).flat_map(|id| service(id, &[5, 6, 7])).collect();
-    let mut last = service(4, &[5, 6, 7]);
-    last[0]["spec"]["sessionAffinity"] = json!("ClientIP");
-    drop(start(&namespace, &[manifests.clone(), last].concat(), u32::MAX));
-    let (proxy, _) = start(&namespace, &manifests, 0);
-    assert_eq!(proxy.with(|syncer| (syncer.seeks_leftovers(), syncer.idle_chains())), (true, 0));
-    proxy.settle();
-    let tidied = proxy.with(|syncer| (syncer.idle_chains(), syncer.tidy().unwrap()));
-    assert!(tidied.0 > 0 && tidied.1 == Tidied::Done, "{tidied:?}");
-    assert_complete(&namespace, &manifests);
-}
-
 /// Somebody who makes us repair again and again does not keep elements in our maps.
 #[test]
 fn repairs_that_follow_one_another_remove_what_is_left_over() {
@@ -193,6 +179,44 @@ fn repairs_that_follow_one_another_remove_what_is_left_over() {
     // Without counts (before Linux 6.16) it looks again.
     assert_eq!(repair().0, 0);
     assert_eq!(proxy.settle().removed, 0);
+}
+
+/// Services go so fast that listings miss elements: still none stays, and none that is wanted goes.
+#[test]
+fn changes_during_a_listing_hide_nothing() {
+    let manifests: Vec<Value> = (0..6_000).flat_map(plain_service).collect();
+    let namespace = NetNs::new("restart").unwrap();
+    drop(start(&namespace, &manifests, u32::MAX));
+    // While no agent ran, a third went. Another third goes while the rest is listed.
+    let kept: Vec<Value> = (0..6_000).filter(|id| id % 3 > 0).flat_map(plain_service).collect();
+    let (proxy, _) = start(&namespace, &kept, 0);
+    let mut next = (0..6_000).filter(|id| id % 3 == 1);
+    let is_found = |syncer: &mut Syncer| {
+        let found = std::pin::pin!(syncer.leftovers_found());
+        found.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    };
+    while !proxy.with(is_found) {
+        let gone =
+            next.by_ref().take(20).flat_map(|id| [format!("Service shop/p{id}"), format!("EndpointSlice shop/p{id}")]);
+        let gone: Vec<String> = gone.collect();
+        let report = proxy.change(&gone.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+        assert!(!report.repaired, "{report:?}");
+    }
+    let meanwhile = 2_000 - next.count();
+    assert!(meanwhile > 0);
+    let removed = proxy.settle().removed;
+    eprintln!("{meanwhile} Services went meanwhile, {removed} elements were left over");
+    proxy.assert_nothing_differs();
+}
+
+fn plain_service(id: usize) -> Vec<Value> {
+    let mut objects = service_at(0, 0, &[5, 6]);
+    let [service, slice] = &mut objects[..] else { panic!("two objects") };
+    service["metadata"]["name"] = json!(format!("p{id}"));
+    service["spec"] = json!({"clusterIP": format!("10.97.{}.{}", id / 250, 1 + id % 250), "ports": [{"port": 80}]});
+    slice["metadata"]["name"] = json!(format!("p{id}"));
+    slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": format!("p{id}")});
+    objects
 }
 
 /// Agents that end at any moment, with anything left over, changed or sought.

@@ -10,6 +10,7 @@ mod invalid_packets;
 mod ipvs;
 mod lacking;
 mod locked;
+mod packets_after_restart;
 mod sctp;
 mod stress;
 mod takeover;

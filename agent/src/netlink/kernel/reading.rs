@@ -146,26 +146,8 @@ impl Kernel {
         family: Family,
         map: Map,
     ) -> Result<(Vec<ElementState>, Vec<ForeignElement>), NetlinkError> {
-        let question = elements_of(table, family, map, |_| {});
-        let outcome = until_undisturbed(|| {
-            let mut reader = Reader::new(family, map);
-            let end = self.socket.dump(&question, &mut |entries| {
-                entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
-            })?;
-            if !is_complete(end)? {
-                debug!(%family, %map, "the map changed while it was listed");
-                return Ok::<_, SocketError>(None);
-            }
-            let contents = reader.finish();
-            if contents.is_none() {
-                debug!(%family, %map, "the map was resized while it was listed");
-                std::thread::sleep(RESIZE_PAUSE);
-            }
-            Ok(contents)
-        });
-        let question = || format!("elements of {} {map}", family.keyword());
-        let Contents { elements, foreign } = outcome.map_err(|error| NetlinkError::of(question(), error))?;
-        Ok((elements, foreign))
+        let contents = self.read_listed(usize::MAX, table, family, map)?.unwrap_or_default();
+        Ok((contents.elements, contents.foreign))
     }
 
     /// The same, if the map has `most` elements at most. Otherwise `None`: the
@@ -180,7 +162,17 @@ impl Kernel {
         family: Family,
         map: Map,
     ) -> Result<Option<Contents>, NetlinkError> {
-        let question = elements_of(OwnTable::Main, family, map, |_| {});
+        self.read_listed(most, OwnTable::Main, family, map)
+    }
+
+    fn read_listed(
+        &mut self,
+        most: usize,
+        table: OwnTable,
+        family: Family,
+        map: Map,
+    ) -> Result<Option<Contents>, NetlinkError> {
+        let question = elements_of(table, family, map, |_| {});
         let outcome = until_undisturbed(|| {
             let mut reader = Reader::new(family, map);
             let mut fits = true;
@@ -193,9 +185,15 @@ impl Kernel {
                 return Ok::<_, SocketError>(Some(None));
             }
             if !end.map_or(Ok(false), is_complete)? {
+                debug!(%family, %map, "the map changed while it was listed");
                 return Ok(None);
             }
-            Ok(reader.finish().map(Some))
+            let contents = reader.finish();
+            if contents.is_none() {
+                debug!(%family, %map, "the map was resized while it was listed");
+                std::thread::sleep(RESIZE_PAUSE);
+            }
+            Ok(contents.map(Some))
         });
         outcome.map_err(|error| NetlinkError::of(format!("elements of {} {map}", family.keyword()), error))
     }
