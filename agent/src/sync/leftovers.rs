@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -44,8 +44,18 @@ const MAX_CUT_OFF: u32 = 3;
 /// A hash of a family, a map and a key, seeded at random.
 type Place = u64;
 
-/// Deleted elements, which the thread hears of.
-type Deleted = Arc<Mutex<HashSet<Place>>>;
+/// What was committed since a search began.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Added elements: they are wanted.
+    added: HashSet<Place>,
+    /// Deleted elements: a listing need not see them.
+    deleted: HashSet<Place>,
+}
+
+/// The same, for both threads.
+#[derive(Debug, Clone, Default)]
+struct Meanwhile(Arc<Mutex<Changes>>);
 
 /// Elements that nothing wants.
 #[derive(Debug, Default)]
@@ -64,10 +74,7 @@ struct Search {
     hasher: RandomState,
     /// The number of wanted elements of each map, at its begin.
     wanted: Vec<(Family, Map, usize)>,
-    /// Elements that were added since: they are wanted.
-    added: HashSet<Place>,
-    /// Elements that were deleted since: a listing need not see them.
-    deleted: Deleted,
+    meanwhile: Meanwhile,
     /// Ends its thread.
     stop: StopFlag,
     step: Step,
@@ -100,6 +107,8 @@ struct Wanted {
     map: Map,
     /// In ascending order.
     places: Vec<Place>,
+    /// The number of other elements, where the kernel reports it.
+    others: Option<usize>,
 }
 
 /// The work of the thread.
@@ -107,7 +116,13 @@ struct Listing {
     kernel: Kernel,
     hasher: RandomState,
     wanted: Vec<Wanted>,
-    deleted: Deleted,
+    meanwhile: Meanwhile,
+}
+
+impl Meanwhile {
+    fn lock(&self) -> MutexGuard<'_, Changes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Leftovers {
@@ -121,15 +136,12 @@ impl Leftovers {
     /// A transaction is committed meanwhile.
     pub(super) fn note(&mut self, transaction: &Transaction) {
         let Some(search) = &mut self.search else { return };
+        let mut meanwhile = search.meanwhile.lock();
         for operation in &transaction.operations {
+            let place_of = |element: &Element| place(&search.hasher, operation.family, element.map, element.key);
             match &operation.action {
-                Action::AddElement(element) => {
-                    search.added.insert(place(&search.hasher, operation.family, element.map, element.key));
-                }
-                Action::DeleteElement(element) => {
-                    let place = place(&search.hasher, operation.family, element.map, element.key);
-                    search.deleted.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
-                }
+                Action::AddElement(element) => _ = meanwhile.added.insert(place_of(element)),
+                Action::DeleteElement(element) => _ = meanwhile.deleted.insert(place_of(element)),
                 _ => {}
             }
         }
@@ -196,20 +208,25 @@ impl Syncer {
         }
     }
 
-    fn begin_search(&self, suspects: &PerFamily<BTreeSet<Map>>) -> Result<Search, NetlinkError> {
-        let (hasher, deleted) = (RandomState::new(), Deleted::default());
-        let wanted = self.wanted(&hasher, suspects);
+    fn begin_search(&mut self, suspects: &PerFamily<BTreeSet<Map>>) -> Result<Search, NetlinkError> {
+        let (hasher, meanwhile) = (RandomState::new(), Meanwhile::default());
+        let mut wanted = self.wanted(&hasher, suspects);
+        let counts = self.read_counts()?;
+        for Wanted { family, map, places, others } in &mut wanted {
+            *others =
+                counts[*family].get(map).and_then(|count| usize::try_from(*count).ok()?.checked_sub(places.len()));
+        }
         let kernel = Kernel::open()?;
         let stop = kernel.stop_flag();
         let numbers = wanted.iter().map(|one| (one.family, one.map, one.places.len())).collect();
         let (tell, listed) = oneshot::channel();
-        let listing = Listing { kernel, hasher: hasher.clone(), wanted, deleted: Arc::clone(&deleted) };
+        let listing = Listing { kernel, hasher: hasher.clone(), wanted, meanwhile: meanwhile.clone() };
         // Nobody may want the result any more.
         let work = move || _ = tell.send(listing.run());
         let started = thread::Builder::new().name("leftovers".to_owned()).spawn(work);
         started.map_err(|source| SocketError::System { call: "clone", source })?;
-        let (begun, step, added) = (Instant::now(), Step::Listing(listed), HashSet::new());
-        Ok(Search { begun, hasher, wanted: numbers, added, deleted, stop, step, removed: 0, is_complete: true })
+        let (begun, step) = (Instant::now(), Step::Listing(listed));
+        Ok(Search { begun, hasher, wanted: numbers, meanwhile, stop, step, removed: 0, is_complete: true })
     }
 
     /// The wanted elements of these maps.
@@ -227,7 +244,7 @@ impl Syncer {
             for (map, mut places) in places {
                 places.sort_unstable();
                 places.dedup();
-                wanted.push(Wanted { family, map, places });
+                wanted.push(Wanted { family, map, places, others: None });
             }
         }
         wanted
@@ -319,12 +336,14 @@ impl Syncer {
         let Some(search) = &mut self.leftovers.search else { return Ok(()) };
         let Step::Removing(removals) = &mut search.step else { return Ok(()) };
         if let Some(mut removal) = removals.pop_front() {
+            let meanwhile = search.meanwhile.lock();
             removal.operations.retain(|operation| match &operation.action {
                 Action::DeleteElement(element) => {
-                    !search.added.contains(&place(&search.hasher, operation.family, element.map, element.key))
+                    !meanwhile.added.contains(&place(&search.hasher, operation.family, element.map, element.key))
                 }
                 _ => true,
             });
+            drop(meanwhile);
             self.commit(&mut removal, report)?;
         }
         self.end_search(report);
@@ -337,7 +356,8 @@ impl Syncer {
         let mut foreign: BTreeMap<(Family, Map), Vec<ForeignElement>> = BTreeMap::new();
         for (family, map, element) in found.foreign {
             let key = element.known_key(family, map);
-            if key.is_none_or(|key| !search.added.contains(&place(&search.hasher, family, map, key))) {
+            let added = &search.meanwhile.lock().added;
+            if key.is_none_or(|key| !added.contains(&place(&search.hasher, family, map, key))) {
                 foreign.entry((family, map)).or_default().push(element);
             }
         }
@@ -381,14 +401,16 @@ impl Listing {
     fn run(mut self) -> Result<Found, NetlinkError> {
         let mut found = Found::default();
         for wanted in mem::take(&mut self.wanted) {
-            self.list(&wanted, &mut found)?;
+            if wanted.others != Some(0) {
+                self.list(&wanted, &mut found)?;
+            }
         }
         Ok(found)
     }
 
     /// Lists a map, once more if elements were hidden.
     fn list(&mut self, wanted: &Wanted, found: &mut Found) -> Result<(), NetlinkError> {
-        let Wanted { family, map, places } = wanted;
+        let Wanted { family, map, places, others: number } = wanted;
         let mut seen = vec![false; places.len()];
         let mut others = HashSet::new();
         for _ in 0..MAX_LISTINGS {
@@ -414,8 +436,13 @@ impl Listing {
                     }
                 }
             })?;
+            let meanwhile = self.meanwhile.lock();
+            if number.is_some_and(|number| others.difference(&meanwhile.added).count() >= number) {
+                return Ok(());
+            }
             // Whatever hides left-over elements hides wanted ones just as well.
-            let hidden = self.hidden(places, &seen);
+            let is_hidden = |(place, seen): &(&Place, &bool)| !**seen && !meanwhile.deleted.contains(place);
+            let hidden = places.iter().zip(&seen).filter(is_hidden).count();
             if hidden == 0 && (undisturbed || !places.is_empty()) {
                 return Ok(());
             }
@@ -423,12 +450,6 @@ impl Listing {
         }
         found.unsettled += 1;
         Ok(())
-    }
-
-    /// The number of wanted elements that no listing has shown, and that are still there.
-    fn hidden(&self, places: &[Place], seen: &[bool]) -> usize {
-        let deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
-        places.iter().zip(seen).filter(|(place, seen)| !**seen && !deleted.contains(place)).count()
     }
 }
 
