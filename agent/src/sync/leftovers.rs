@@ -78,6 +78,7 @@ struct Search {
     /// Ends its thread.
     stop: StopFlag,
     step: Step,
+    /// The number of removed elements, foreign ones too.
     removed: usize,
     /// Whether a map changed so fast that elements may have been missed.
     is_complete: bool,
@@ -362,6 +363,7 @@ impl Syncer {
             }
         }
         search.is_complete = found.unsettled == 0;
+        search.removed += foreign.values().map(Vec::len).sum::<usize>();
         search.step = Step::Removing(self.planner.removal(found.elements).into());
         for ((family, map), elements) in foreign {
             self.kernel.delete_foreign(family, map, &elements)?;

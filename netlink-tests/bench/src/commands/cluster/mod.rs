@@ -156,7 +156,8 @@ fn changes_beside_a_search(stage: &Stage<'_>, process: &mut Running, options: &O
         stage.replace(slice_of(1, endpoints, 0))?;
         process.next_sync()?;
         times.push(changed.elapsed());
-        std::thread::sleep(PAUSE);
+        // The agent has a line for the first three hundred syncs of some minutes.
+        std::thread::sleep(4 * PAUSE);
     }
     println!(
         "  what was left over is removed after {:.2} s at most; peak RSS {}",
