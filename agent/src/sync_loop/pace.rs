@@ -50,7 +50,7 @@ pub(super) struct Pace {
     failures: u32,
     blame: Blame,
     /// The number of repairs in a row that were followed by further foreign
-    /// changes.
+    /// changes, or that such changes made fail.
     fights: u32,
     /// Whether a foreign change has to be repaired.
     disputed: bool,
@@ -98,6 +98,10 @@ impl Pace {
         self.end(now);
         self.failures = self.failures.saturating_add(1);
         self.blame = blame;
+        // Otherwise a fight in which most repairs fail would be over with each one that succeeds.
+        if self.disputed && blame == Blame::Others {
+            self.fights = self.fights.saturating_add(1);
+        }
     }
 
     fn end(&mut self, now: Instant) {
@@ -269,6 +273,22 @@ mod tests {
         assert!(!pace.is_fight() && pace.truce().is_none());
         pace.foreign_change(now + ms(5_000));
         assert_eq!(pace.next(now + ms(5_000), false), now + ms(5_000));
+    }
+
+    #[test]
+    fn repairs_that_others_make_fail_are_a_fight() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(ms(30_000), MIN_GAP);
+        pace.foreign_change(now);
+        for _ in 0..FIGHT {
+            now = sync(&mut pace, now, Err(Blame::Others));
+            pace.foreign_change(now);
+        }
+        now = sync(&mut pace, now, Ok(()));
+        assert!(pace.is_fight() && pace.truce() == Some(now + TRUCE));
+        pace.make_truce();
+        sync(&mut pace, now, Err(Blame::Others));
+        assert!(!pace.is_fight());
     }
 
     #[test]
