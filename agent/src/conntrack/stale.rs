@@ -99,8 +99,8 @@ impl StaleFlows {
     }
 
     /// Returns everything that may be stale of the state that `planner` has programmed: for the start, when earlier
-    /// events are unknown; after a repair of the rules, or a removal of elements that were left over; and after a change of the node's addresses, on which
-    /// NodePorts depend.
+    /// events are unknown; after a repair of the rules, or a removal of elements that were left over; and after a
+    /// change of the node's addresses, on which NodePorts depend.
     pub fn of_start(planner: &Planner, node: &NodeInfo) -> Self {
         let mut stale = Self::default();
         let node_ports = NodePorts { planner, node };

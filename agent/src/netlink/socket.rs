@@ -181,16 +181,18 @@ impl Socket {
         let sequence = self.next_sequence();
         self.send(written(request, NLM_F_DUMP, sequence).bytes())?;
         let mut reader = DumpReader::new(sequence);
-        let mut goes_on = true;
-        while goes_on {
+        loop {
             self.stop.check()?;
             let length = self.receive(MsgFlags::empty())?.ok_or(SocketError::AnswerLost)?;
-            let end = reader.read(&self.received[..length], &mut |entries| goes_on &= each(entries));
+            let mut goes_on = true;
+            let end = reader.read(&self.received[..length], &mut |entries| goes_on = each(entries));
+            if !goes_on {
+                return Ok(None);
+            }
             if end.is_some() {
                 return Ok(end);
             }
         }
-        Ok(None)
     }
 
     /// Returns the parts that `read` picks from the objects of an undisturbed

@@ -72,8 +72,6 @@ pub(super) struct Leftovers {
 struct Search {
     begun: Instant,
     hasher: RandomState,
-    /// The number of wanted elements of each map, at its begin.
-    wanted: Vec<(Family, Map, usize)>,
     meanwhile: Meanwhile,
     /// Ends its thread.
     stop: StopFlag,
@@ -148,20 +146,6 @@ impl Leftovers {
         }
     }
 
-    /// Whether a search is on, or its removals.
-    pub(super) fn are_sought(&self) -> bool {
-        self.search.is_some()
-    }
-
-    /// The kernel has more elements in these maps until the end of the search.
-    pub(super) fn correct(&self, counts: &mut Counts) {
-        for (family, map, wanted) in self.search.iter().flat_map(|search| &search.wanted) {
-            if let Some(count) = counts[*family].get_mut(map) {
-                *count = i64::try_from(*wanted).unwrap_or(i64::MAX);
-            }
-        }
-    }
-
     /// Returns when the next removal can begin; never if there is nothing to
     /// remove. May be dropped and called again.
     pub(super) async fn found(&mut self) {
@@ -183,7 +167,7 @@ impl Syncer {
     /// Whether elements are sought or removed that nothing wants. The slow
     /// comparison waits meanwhile.
     pub fn seeks_leftovers(&self) -> bool {
-        self.leftovers.are_sought()
+        self.leftovers.search.is_some()
     }
 
     /// Returns when [`Self::remove_leftovers`] has something to do; never if
@@ -193,41 +177,24 @@ impl Syncer {
         self.leftovers.found().await;
     }
 
-    /// Begins to list the maps in which a comparison may have left elements.
-    pub(super) fn seek_leftovers(&mut self) {
+    /// Begins to list the maps in which a comparison may have left elements. `counts`
+    /// are the kernel's, as far as they are known, and become those of the wanted
+    /// elements: the kernel has more in these maps until the end of the search.
+    pub(super) fn seek_leftovers(&mut self, counts: Option<&mut Counts>) {
         let suspects = mem::take(&mut self.leftovers.suspects);
         if suspects.values().all(BTreeSet::is_empty) {
             self.leftovers.cut_off = 0;
             return;
         }
-        match self.begin_search(&suspects) {
+        let hasher = RandomState::new();
+        let mut wanted = self.wanted(&hasher, &suspects);
+        if let Some(counts) = counts {
+            wanted.iter_mut().for_each(|wanted| wanted.count_others(counts));
+        }
+        match begin_search(hasher, wanted) {
             Ok(search) => self.leftovers.search = Some(search),
-            Err(error) => tracing::warn!(
-                "elements that no Service has any more may be in large maps, and stay until the next comparison with the \
-                 kernel: {error}"
-            ),
+            Err(error) => warn_of_leftovers(&error),
         }
-    }
-
-    fn begin_search(&mut self, suspects: &PerFamily<BTreeSet<Map>>) -> Result<Search, NetlinkError> {
-        let (hasher, meanwhile) = (RandomState::new(), Meanwhile::default());
-        let mut wanted = self.wanted(&hasher, suspects);
-        let counts = self.read_counts()?;
-        for Wanted { family, map, places, others } in &mut wanted {
-            *others =
-                counts[*family].get(map).and_then(|count| usize::try_from(*count).ok()?.checked_sub(places.len()));
-        }
-        let kernel = Kernel::open()?;
-        let stop = kernel.stop_flag();
-        let numbers = wanted.iter().map(|one| (one.family, one.map, one.places.len())).collect();
-        let (tell, listed) = oneshot::channel();
-        let listing = Listing { kernel, hasher: hasher.clone(), wanted, meanwhile: meanwhile.clone() };
-        // Nobody may want the result any more.
-        let work = move || _ = tell.send(listing.run());
-        let started = thread::Builder::new().name("leftovers".to_owned()).spawn(work);
-        started.map_err(|source| SocketError::System { call: "clone", source })?;
-        let (begun, step) = (Instant::now(), Step::Listing(listed));
-        Ok(Search { begun, hasher, wanted: numbers, meanwhile, stop, step, removed: 0, is_complete: true })
     }
 
     /// The wanted elements of these maps.
@@ -325,10 +292,7 @@ impl Syncer {
             match mem::replace(found, Ok(Found::default())) {
                 Ok(found) => self.plan_removal(found, report)?,
                 Err(error) => {
-                    tracing::warn!(
-                        "elements that no Service has any more may be in large maps, and stay until the next comparison \
-                         with the kernel: {error}"
-                    );
+                    warn_of_leftovers(&error);
                     self.leftovers.search = None;
                     return Ok(());
                 }
@@ -396,6 +360,38 @@ impl Syncer {
                  are removed after the next comparison with the kernel"
             );
         }
+    }
+}
+
+/// Starts the thread that lists these maps.
+fn begin_search(hasher: RandomState, wanted: Vec<Wanted>) -> Result<Search, NetlinkError> {
+    let meanwhile = Meanwhile::default();
+    let kernel = Kernel::open()?;
+    let stop = kernel.stop_flag();
+    let (tell, listed) = oneshot::channel();
+    let listing = Listing { kernel, hasher: hasher.clone(), wanted, meanwhile: meanwhile.clone() };
+    // Nobody may want the result any more.
+    let work = move || _ = tell.send(listing.run());
+    let started = thread::Builder::new().name("leftovers".to_owned()).spawn(work);
+    started.map_err(|source| SocketError::System { call: "clone", source })?;
+    let (begun, step) = (Instant::now(), Step::Listing(listed));
+    Ok(Search { begun, hasher, meanwhile, stop, step, removed: 0, is_complete: true })
+}
+
+fn warn_of_leftovers(error: &NetlinkError) {
+    tracing::warn!(
+        "elements that no Service has any more may be in large maps, and stay until the next comparison with the kernel: \
+         {error}"
+    );
+}
+
+impl Wanted {
+    /// Takes the number of other elements from the kernel's, which becomes that of the wanted ones.
+    fn count_others(&mut self, counts: &mut Counts) {
+        let Some(count) = counts[self.family].get_mut(&self.map) else { return };
+        let found = usize::try_from(*count).ok();
+        self.others = found.and_then(|found| found.checked_sub(self.places.len()));
+        *count = i64::try_from(self.places.len()).unwrap_or(i64::MAX);
     }
 }
 

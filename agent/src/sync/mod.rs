@@ -417,7 +417,7 @@ impl Syncer {
             (true, true) => {
                 // If it can't be read, the numbers are left out of the comparison until the next repair.
                 let mut counts = self.read_counts().ok();
-                counts.iter_mut().for_each(|counts| self.leftovers.correct(counts));
+                self.seek_leftovers(counts.as_mut());
                 self.background.restart(counts);
             }
             (false, _) => self.background.restart(None),

@@ -146,7 +146,6 @@ impl Syncer {
     /// The steps after the kernel has the desired state.
     pub(super) fn finish(&mut self, report: &mut SyncReport) {
         self.initialised = true;
-        self.seek_leftovers();
         self.last_good.clear();
         report.changed = self.changes();
         report.contested = self.planner.all_denied();

@@ -32,10 +32,11 @@ fn a_restart_is_ready_before_it_has_removed_what_is_left_over() {
     manifests.write_objects("services.json", &wanted);
     let agent = AgentProcess::start(PROGRAM, &namespace, &manifests, &[]);
     agent.wait_for_line("of an earlier state");
-    await_holdings(&namespace, &expected(&wanted), &"after a restart");
+    let expected = expected(&wanted);
+    await_holdings(&namespace, &expected, &"after a restart");
     let log = agent.log();
     let at = |text: &str| log.iter().position(|line| line.contains(text)).unwrap();
     assert!(at("programmed 94 services") < at("of an earlier state"), "{log:#?}");
-    assert_eq!(Holdings::read(&namespace), expected(&wanted));
+    assert_eq!(Holdings::read(&namespace), expected);
     agent.stop();
 }

@@ -175,16 +175,12 @@ impl Kernel {
         let question = elements_of(table, family, map, |_| {});
         let outcome = until_undisturbed(|| {
             let mut reader = Reader::new(family, map);
-            let mut fits = true;
             let end = self.socket.dump_while(&question, &mut |entries| {
                 entries.filter_map(|entry| entry.body()).for_each(|(_, list)| reader.read(list));
-                fits = reader.count() <= most;
-                fits
+                reader.count() <= most
             })?;
-            if !fits {
-                return Ok::<_, SocketError>(Some(None));
-            }
-            if !end.map_or(Ok(false), is_complete)? {
+            let Some(end) = end else { return Ok::<_, SocketError>(Some(None)) };
+            if !is_complete(end)? {
                 debug!(%family, %map, "the map changed while it was listed");
                 return Ok(None);
             }
