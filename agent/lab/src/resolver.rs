@@ -63,12 +63,9 @@ impl PodResolver {
     ///
     /// [`ResolveError::NotFound`] if the name has none.
     pub fn lookup(&self, namespace: &NetNs, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
-        let found = namespace.run(|| {
-            self.mount()?;
-            Ok::<_, LabError>(
-                (name, 0).to_socket_addrs().map(|addresses| addresses.map(|address| address.ip()).collect()),
-            )
-        })??;
+        let found = self.inside(namespace, || {
+            (name, 0).to_socket_addrs().map(|addresses| addresses.map(|address| address.ip()).collect())
+        })?;
         let mut addresses: Vec<IpAddr> =
             found.map_err(|source| ResolveError::NotFound { name: name.to_owned(), source })?;
         addresses.sort_unstable();
@@ -82,10 +79,7 @@ impl PodResolver {
     ///
     /// [`LabError`] if the files cannot be put over `/etc`. The result of the program is the inner one.
     pub fn output(&self, namespace: &NetNs, command: &mut Command) -> Result<io::Result<Output>, LabError> {
-        namespace.run(|| {
-            self.mount()?;
-            Ok(command.output())
-        })?
+        self.inside(namespace, || command.output())
     }
 
     /// Starts a program inside of a namespace, with these files.
@@ -94,9 +88,19 @@ impl PodResolver {
     ///
     /// [`LabError`] if the files cannot be put over `/etc`. The result of the program is the inner one.
     pub fn spawn(&self, namespace: &NetNs, command: &mut Command) -> Result<io::Result<Child>, LabError> {
+        self.inside(namespace, || command.spawn())
+    }
+
+    /// Runs `job` on a thread inside of a namespace, with these files. Threads and programs that it starts have them,
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] if the files cannot be put over `/etc`.
+    pub fn inside<T: Send>(&self, namespace: &NetNs, job: impl FnOnce() -> T + Send) -> Result<T, LabError> {
         namespace.run(|| {
             self.mount()?;
-            Ok(command.spawn())
+            Ok(job())
         })?
     }
 

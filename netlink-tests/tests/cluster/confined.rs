@@ -15,9 +15,7 @@ use vmap_proxy_testbed::nft::load_nft;
 
 use crate::connection::flags;
 use crate::servers::{HEALTHZ, METRICS};
-use crate::{apply, apply_service, cluster, frontend};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
+use crate::{PROGRAM, apply, apply_service, cluster, frontend};
 
 fn profile() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/seccomp/vmap-proxy.json")

@@ -11,6 +11,7 @@ mod confined;
 mod connection;
 mod events;
 mod node;
+mod server_names;
 mod servers;
 mod start;
 mod trouble;
@@ -25,9 +26,11 @@ use vmap_proxy_testbed::end_to_end::EndToEnd;
 
 vmap_proxy_testbed::in_own_namespaces!();
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_agent-under-test");
+
 /// A cluster without Services; the agent does not run yet.
 fn cluster() -> EndToEnd {
-    EndToEnd::start(env!("CARGO_BIN_EXE_agent-under-test")).unwrap()
+    EndToEnd::start(PROGRAM).unwrap()
 }
 
 /// Applies all, in this order.

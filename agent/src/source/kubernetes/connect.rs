@@ -10,6 +10,7 @@ mod in_cluster;
 mod kubeconfig;
 mod no_proxy;
 mod proxy;
+mod resolve;
 mod server_url;
 mod settings;
 mod tls;

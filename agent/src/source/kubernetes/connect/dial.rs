@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tower::{Service, ServiceExt};
 
 use super::proxy::{Protocol, Proxy};
+use super::resolve::Resolver;
 use super::settings::Identity;
 use super::tls::{Tls, server_name};
 
@@ -85,7 +86,7 @@ pub(super) struct Liveness {
 pub(super) struct Dialer(Arc<Inner>);
 
 struct Inner {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Resolver>,
     proxy: Option<Proxy>,
     tls: Tls,
     /// Silence that only a dead peer leaves.
@@ -97,7 +98,7 @@ struct Inner {
 impl Dialer {
     /// Connects nothing yet.
     pub(super) fn new(proxy: Option<Proxy>, tls: Tls, liveness: Liveness) -> Self {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(PATIENCE));
