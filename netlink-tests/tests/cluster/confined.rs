@@ -17,7 +17,7 @@ use crate::connection::flags;
 use crate::servers::{HEALTHZ, METRICS};
 use crate::{PROGRAM, apply, apply_service, cluster, frontend};
 
-fn profile() -> PathBuf {
+pub(crate) fn profile() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/seccomp/vmap-proxy.json")
 }
 

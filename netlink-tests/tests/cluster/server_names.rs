@@ -1,4 +1,4 @@
-//! An API server that the kubeconfig names by a host name.
+//! An API server that the kubeconfig names by a host name, under the seccomp profile of `deploy/seccomp`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -11,8 +11,10 @@ use vmap_proxy_testbed::agent_process::AgentProcess;
 use vmap_proxy_testbed::apiserver::certificates::{Authority, server_config};
 use vmap_proxy_testbed::apiserver::{Front, Role};
 use vmap_proxy_testbed::cluster::{NODE, SECOND_NODE_IP};
+use vmap_proxy_testbed::confined::confine;
 use vmap_proxy_testbed::end_to_end::EndToEnd;
 
+use crate::confined::profile;
 use crate::connection::flags;
 use crate::{PROGRAM, cluster};
 
@@ -110,6 +112,7 @@ fn agent(cluster: &EndToEnd, etc: &PodResolver, host: &str) -> AgentProcess {
     let mut command = Command::new(PROGRAM);
     let kubeconfig = format!("--kubeconfig={}", kubeconfig(cluster, host).display());
     command.arg("--query-socket=").args(flags(kubeconfig));
+    confine(&mut command, &profile());
     etc.inside(cluster.node(), || AgentProcess::spawn(cluster.node(), command)).unwrap()
 }
 
