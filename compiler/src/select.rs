@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Family;
-use crate::model::convert::{Slice, SlicePort};
-use crate::model::types::{Service, ServicePort, SliceEndpoint};
+use crate::model::slice::{Slice, SliceEndpoint, SlicePort};
+use crate::model::types::{Service, ServicePort};
 use crate::model::{Endpoint, Protocol};
 
 /// The node that selection is done for.
@@ -188,7 +188,7 @@ pub struct Judged<'a> {
     /// The slice that lists it.
     pub slice: &'a Slice,
     /// The entry.
-    pub entry: &'a SliceEndpoint,
+    pub entry: SliceEndpoint<'a>,
     /// Whether it serves the list of the cluster, [`Selection::cluster`].
     pub cluster: Result<Used, Unused>,
     /// Whether it serves the list of this node, [`Selection::local`].
@@ -202,10 +202,10 @@ pub fn judge<'a>(port: &ServicePort, joins: &Joins<'a>, viewpoint: Viewpoint<'_>
     let candidates = candidates(port, joins);
     let policy = Policy::new(&candidates, viewpoint);
     let mut previous = None;
-    let judge = |(address, slice, entry): (Endpoint, &'a Slice, &'a SliceEndpoint)| {
+    let judge = |(address, slice, entry): (Endpoint, &'a Slice, SliceEndpoint<'a>)| {
         let is_first = previous.replace(address) != Some(address);
         let counts = |verdict| if is_first { verdict } else { Err(Unused::Duplicate) };
-        let (cluster, local) = (counts(policy.cluster(entry)), counts(policy.local(entry)));
+        let (cluster, local) = (counts(policy.cluster(&entry)), counts(policy.local(&entry)));
         Judged { address, slice, entry, cluster, local }
     };
     ranked(port, joins).into_iter().map(judge).collect()
@@ -231,7 +231,7 @@ pub fn ready_local_addresses(service: &Service, joins: &Joins<'_>) -> usize {
 /// because new flows go there. For SCTP all that exist: an association is cut
 /// only when its endpoint is gone.
 pub fn endpoints_keeping_flows(port: &ServicePort, joins: &Joins<'_>) -> Vec<Endpoint> {
-    let keeps: fn(&SliceEndpoint) -> bool = match port.protocol {
+    let keeps: fn(&SliceEndpoint<'_>) -> bool = match port.protocol {
         Protocol::Tcp => return Vec::new(),
         Protocol::Udp => |endpoint| endpoint.serving || endpoint.ready,
         Protocol::Sctp => |_| true,
@@ -244,11 +244,11 @@ pub fn endpoints_keeping_flows(port: &ServicePort, joins: &Joins<'_>) -> Vec<End
 /// that terminates (a pod's address can be reused while the old slice still lists
 /// it), a ready one beats one that isn't, then the one in the newest slice counts.
 /// (Beyond the first of these, kube-proxy leaves it to chance.)
-fn ranked<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a Slice, &'a SliceEndpoint)> {
+fn ranked<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a Slice, SliceEndpoint<'a>)> {
     let mut found = Vec::with_capacity(joins.endpoints(port));
     for join in joins.of(port) {
-        let address = |entry: &SliceEndpoint| Endpoint { address: entry.address, port: join.port };
-        found.extend(join.slice.endpoints.iter().map(|entry| (address(entry), join.slice, entry)));
+        let address = |entry: &SliceEndpoint<'_>| Endpoint { address: entry.address, port: join.port };
+        found.extend(join.slice.endpoints.iter().map(|entry| (address(&entry), join.slice, entry)));
     }
     found.sort_by_key(|(address, slice, entry)| (*address, entry.terminating, !entry.ready, Reverse(slice.created)));
     found
@@ -256,14 +256,14 @@ fn ranked<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a Slice
 
 /// All endpoints that join the service port, each address and port once, in
 /// order.
-fn candidates<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+fn candidates<'a>(port: &ServicePort, joins: &Joins<'a>) -> Vec<(Endpoint, SliceEndpoint<'a>)> {
     let mut found = ranked(port, joins);
     found.dedup_by_key(|(address, ..)| *address);
     found.into_iter().map(|(address, _, entry)| (address, entry)).collect()
 }
 
 /// Serves although it is going away; used where nothing is ready.
-fn is_fallback(endpoint: &SliceEndpoint) -> bool {
+fn is_fallback(endpoint: &SliceEndpoint<'_>) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
@@ -278,10 +278,10 @@ struct Policy<'v> {
 }
 
 impl<'v> Policy<'v> {
-    fn new(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'v>) -> Self {
+    fn new(candidates: &[(Endpoint, SliceEndpoint<'_>)], viewpoint: Viewpoint<'v>) -> Self {
         let topology = topology(candidates, viewpoint);
         let mut policy = Self { viewpoint, topology, any_ready: false, any_local_ready: false };
-        let ready = || candidates.iter().map(|(_, endpoint)| *endpoint).filter(|endpoint| endpoint.ready);
+        let ready = || candidates.iter().map(|(_, endpoint)| endpoint).filter(|endpoint| endpoint.ready);
         policy.any_ready = ready().any(|endpoint| policy.fits(endpoint).is_ok());
         policy.any_local_ready = ready().any(|endpoint| endpoint.local);
         policy
@@ -289,13 +289,13 @@ impl<'v> Policy<'v> {
 
     /// Ready endpoints that fit the topology; if nothing is ready, those that
     /// still serve while they terminate, wherever they are.
-    fn cluster(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+    fn cluster(&self, endpoint: &SliceEndpoint<'_>) -> Result<Used, Unused> {
         if endpoint.ready { self.fits(endpoint) } else { fallback(endpoint, self.any_ready) }
     }
 
     /// Ready endpoints of this node; if none is ready, those that still serve.
     /// Topology does not matter here.
-    fn local(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+    fn local(&self, endpoint: &SliceEndpoint<'_>) -> Result<Used, Unused> {
         match (endpoint.local, endpoint.ready) {
             (false, _) => Err(Unused::OtherNode),
             (true, true) => Ok(Used::Ready),
@@ -304,7 +304,7 @@ impl<'v> Policy<'v> {
     }
 
     /// Whether the hints of a ready endpoint let it serve this node.
-    fn fits(&self, endpoint: &SliceEndpoint) -> Result<Used, Unused> {
+    fn fits(&self, endpoint: &SliceEndpoint<'_>) -> Result<Used, Unused> {
         match self.topology {
             Topology::None => Ok(Used::Ready),
             Topology::SameNode if hinted_to_node(endpoint, self.viewpoint) => Ok(Used::HintOfNode),
@@ -316,7 +316,7 @@ impl<'v> Policy<'v> {
 }
 
 /// An endpoint that isn't ready.
-fn fallback(endpoint: &SliceEndpoint, any_ready: bool) -> Result<Used, Unused> {
+fn fallback(endpoint: &SliceEndpoint<'_>, any_ready: bool) -> Result<Used, Unused> {
     match (is_fallback(endpoint), any_ready) {
         (true, false) => Ok(Used::Terminating),
         (true, true) => Err(Unused::Terminating),
@@ -324,19 +324,19 @@ fn fallback(endpoint: &SliceEndpoint, any_ready: bool) -> Result<Used, Unused> {
     }
 }
 
-fn addresses(candidates: &[(Endpoint, &SliceEndpoint)], wanted: impl Fn(&SliceEndpoint) -> bool) -> Vec<Endpoint> {
+fn addresses(candidates: &[(Endpoint, SliceEndpoint<'_>)], wanted: impl Fn(&SliceEndpoint<'_>) -> bool) -> Vec<Endpoint> {
     candidates.iter().filter(|(_, endpoint)| wanted(endpoint)).map(|(address, _)| *address).collect()
 }
 
 /// Hints count only if *every* ready endpoint has them and at least one names
 /// this node (or zone). Node hints come before zone hints. Conditions other
 /// than ready, and `spec.trafficDistribution`, play no part.
-fn topology(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'_>) -> Topology {
-    let ready = || candidates.iter().map(|(_, endpoint)| *endpoint).filter(|endpoint| endpoint.ready);
+fn topology(candidates: &[(Endpoint, SliceEndpoint<'_>)], viewpoint: Viewpoint<'_>) -> Topology {
+    let ready = || candidates.iter().map(|(_, endpoint)| endpoint).filter(|endpoint| endpoint.ready);
     let has_node_hints =
-        |endpoint: &SliceEndpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.nodes.is_empty());
+        |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.nodes.is_empty());
     let has_zone_hints =
-        |endpoint: &SliceEndpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty());
+        |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.zones.is_empty());
     if ready().all(has_node_hints) && ready().any(|endpoint| hinted_to_node(endpoint, viewpoint)) {
         return Topology::SameNode;
     }
@@ -346,14 +346,14 @@ fn topology(candidates: &[(Endpoint, &SliceEndpoint)], viewpoint: Viewpoint<'_>)
     Topology::None
 }
 
-fn hinted_to_node(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
-    let hints = endpoint.hints.as_ref();
+fn hinted_to_node(endpoint: &SliceEndpoint<'_>, viewpoint: Viewpoint<'_>) -> bool {
+    let hints = endpoint.hints;
     !viewpoint.node_name.is_empty()
         && hints.is_some_and(|hints| hints.nodes.iter().any(|node| node == viewpoint.node_name))
 }
 
-fn hinted_to_zone(endpoint: &SliceEndpoint, viewpoint: Viewpoint<'_>) -> bool {
-    let hints = endpoint.hints.as_ref();
+fn hinted_to_zone(endpoint: &SliceEndpoint<'_>, viewpoint: Viewpoint<'_>) -> bool {
+    let hints = endpoint.hints;
     viewpoint.zone.is_some_and(|own| hints.is_some_and(|hints| hints.zones.iter().any(|zone| zone == own)))
 }
 

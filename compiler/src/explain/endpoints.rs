@@ -6,9 +6,9 @@ use super::Known;
 use super::answer::{Cause, Code, Decision, EndpointLeftOut, EndpointUse, MAX_LISTED};
 use super::fields::{decision, no_slice, of_slice, port_text};
 use crate::model::Endpoint;
-use crate::model::convert::Slice;
+use crate::model::slice::{Hints, Slice};
 use crate::model::store::ServiceEntry;
-use crate::model::types::{Hints, ServiceName, ServicePort};
+use crate::model::types::{ServiceName, ServicePort};
 use crate::ruleset::Family;
 use crate::select::{Joins, Judged, Unused, Used, Viewpoint, judge};
 use crate::words::count;
@@ -116,7 +116,7 @@ impl<'a> PortEndpoints<'a> {
         let node = &self.known.planner.config().node_name;
         let zone = self.known.store.node().zone.as_deref().unwrap_or_default();
         let hints = |list: fn(&Hints) -> &Vec<String>| {
-            judged.entry.hints.as_ref().map(|hints| list(hints).join(",")).unwrap_or_default()
+            judged.entry.hints.map(|hints| list(hints).join(",")).unwrap_or_default()
         };
         match unused {
             Unused::NotReady => {

@@ -30,7 +30,8 @@ use std::net::IpAddr;
 
 use crate::evaluate::{Host, Packet};
 use crate::model::Store;
-use crate::model::types::{NameDigest, ServiceName};
+use crate::model::slice::NameDigest;
+use crate::model::types::ServiceName;
 use crate::plan::Planner;
 use crate::ruleset::Family;
 use crate::ruleset::service::all_frontends;

@@ -183,7 +183,7 @@ fn frontend(
         local_endpoints: endpoints.filter(|_| served.is_local).map(|endpoints| endpoints.local.len()),
         source_ranges: address
             .filter(|one| service.load_balancer_ips.contains(one))
-            .map_or_else(Vec::new, |_| service.source_ranges.clone()),
+            .map_or_else(Vec::new, |_| service.source_ranges.to_vec()),
         cause: known.of_frontend(name, service, port, served.target).into_iter().next()?,
     })
 }

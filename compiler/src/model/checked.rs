@@ -4,14 +4,16 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use thin_vec::ThinVec;
 
 use super::config::NodeInfo;
-use super::convert::{self, Problem, Slice, parse_address};
+use super::convert::{self, Problem, parse_address};
 use super::family::PerFamily;
 use super::objects::{
     Change, EndpointSliceObject, Kind, LABEL_HEADLESS, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, Object, ObjectRef,
     ServiceObject,
 };
+use super::slice::Slice;
 use super::types::{NotProxied, Service, ServiceName, Unserved};
 
 /// A checked change of one object, which makes the object itself unnecessary.
@@ -32,7 +34,7 @@ pub struct LeftOut {
     /// The reason why a Service has no rules at all.
     pub unserved: Option<Box<Unserved>>,
     /// Its first unusable fields, at most [`MAX_PROBLEMS`].
-    pub problems: Box<[Problem]>,
+    pub problems: ThinVec<Problem>,
 }
 
 /// Maximum number of addresses of a Service without rules that are kept.

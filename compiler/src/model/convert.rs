@@ -8,9 +8,9 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
+use thin_vec::ThinVec;
 
 use super::config::NodeInfo;
 use super::family::{Family, PerFamily};
@@ -18,7 +18,8 @@ use super::objects::{
     EndpointObject, EndpointSliceObject, Kind, LABEL_SERVICE_NAME, LABEL_ZONE, NodeObject, ObjectMeta, ObjectRef,
     ServiceCidrObject, ServiceObject, ServicePortObject,
 };
-use super::types::{Hints, NameDigest, Protocol, Service, ServicePort, SliceEndpoint, index};
+use super::slice::{Hints, Slice, SliceEndpoint, SliceEndpoints, SlicePort};
+use super::types::{Protocol, Service, ServicePort, index};
 
 /// The affinity timeout that the API server would have filled in, in seconds.
 pub const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
@@ -142,8 +143,8 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
     let health_check_node_port = health_check_node_port(object, external_policy_local, &mut problems);
 
     let services = PerFamily::from_fn(|family| {
-        let of_family = |list: &[IpAddr]| -> Vec<IpAddr> {
-            let mut list: Vec<IpAddr> = list.iter().copied().filter(|address| Family::of(*address) == family).collect();
+        let of_family = |list: &[IpAddr]| -> ThinVec<IpAddr> {
+            let mut list: ThinVec<IpAddr> = list.iter().copied().filter(|address| Family::of(*address) == family).collect();
             let mut seen = HashSet::new();
             list.retain(|address| seen.insert(*address));
             list
@@ -206,7 +207,7 @@ fn protocol(text: Option<&str>) -> Option<Protocol> {
     }
 }
 
-fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Vec<ServicePort> {
+fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Box<[ServicePort]> {
     let mut ports: Vec<ServicePort> = Vec::with_capacity(objects.len());
     let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for (position, object) in objects.iter().enumerate() {
@@ -244,7 +245,7 @@ fn service_ports(objects: &[ServicePortObject], problems: &mut Problems) -> Vec<
             index: index(position),
         });
     }
-    ports
+    ports.into()
 }
 
 fn addresses(texts: &[String], field: &str, problems: &mut Problems) -> Vec<IpAddr> {
@@ -294,12 +295,12 @@ fn source_ranges(texts: &[String], problems: &mut Problems) -> Vec<IpNet> {
 }
 
 /// The ranges of one family, merged; none at all if one of them is everything.
-fn ranges_of(ranges: &[IpNet], family: Family) -> Vec<IpNet> {
+fn ranges_of(ranges: &[IpNet], family: Family) -> ThinVec<IpNet> {
     let ranges: Vec<IpNet> = ranges.iter().copied().filter(|range| Family::of(range.addr()) == family).collect();
     if ranges.iter().any(|range| range.prefix_len() == 0) {
-        return Vec::new();
+        return ThinVec::new();
     }
-    IpNet::aggregate(&ranges)
+    IpNet::aggregate(&ranges).into()
 }
 
 fn affinity(object: &ServiceObject, problems: &mut Problems) -> Option<u32> {
@@ -332,33 +333,6 @@ fn health_check_node_port(object: &ServiceObject, local: bool, problems: &mut Pr
         problems.add("spec.healthCheckNodePort", format!("{number} is not a port; no health check is served"));
     }
     port
-}
-
-/// One port that all endpoints of a slice have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlicePort {
-    /// The name that joins it to a Service's port; may be empty.
-    pub name: Arc<str>,
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The number that connections are translated to.
-    pub port: u16,
-    /// Its position in `ports`, to name the field; 65,535 stands for any greater one.
-    pub index: u16,
-}
-
-/// An EndpointSlice of a family we serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// The family of its addresses.
-    pub family: Family,
-    /// `creationTimestamp`, in an order that sorts by time: the newer of two
-    /// slices knows better about an endpoint in both. 0: unknown.
-    pub created: i64,
-    /// The ports.
-    pub ports: Vec<SlicePort>,
-    /// The endpoints.
-    pub endpoints: Vec<SliceEndpoint>,
 }
 
 /// The name of the Service a slice belongs to, from its label.
@@ -396,14 +370,20 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
         ports.push(SlicePort { name: name.as_str().into(), protocol, port: number, index: index(position) });
     }
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
-    for (position, endpoint) in object.endpoints.iter().enumerate() {
+    let hints: Vec<Option<Hints>> = object.endpoints.iter().map(hints).collect();
+    for ((position, endpoint), hints) in object.endpoints.iter().enumerate().zip(&hints) {
         let Some(text) = endpoint.addresses.first() else { continue };
         match parse_address(text).filter(|address| Family::of(*address) == family) {
-            Some(address) => {
-                let mut found = slice_endpoint(endpoint, index(position), address, node_name);
-                found.pod = endpoint.target_ref.pod_in(&object.metadata.namespace);
-                endpoints.push(found);
-            }
+            Some(address) => endpoints.push(SliceEndpoint {
+                address,
+                ready: endpoint.conditions.ready.unwrap_or(true),
+                serving: endpoint.conditions.serving.unwrap_or(true),
+                terminating: endpoint.conditions.terminating.unwrap_or(false),
+                local: !node_name.is_empty() && endpoint.node_name.as_deref() == Some(node_name),
+                index: index(position),
+                hints: hints.as_ref(),
+                pod: endpoint.target_ref.pod_in(&object.metadata.namespace),
+            }),
             None => problems.add(
                 format!("endpoints[{position}].addresses[0]"),
                 format!("{text:?} is not an {family} address; the endpoint is skipped"),
@@ -411,24 +391,17 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
         }
     }
     let created = timestamp_order(object.metadata.creation_timestamp.as_deref());
-    (Some(Slice { family, created, ports, endpoints }), problems.found)
+    let endpoints = SliceEndpoints::new(family, endpoints);
+    (Some(Slice { family, created, ports: ports.into(), endpoints }), problems.found)
 }
 
-fn slice_endpoint(object: &EndpointObject, index: u16, address: IpAddr, node_name: &str) -> SliceEndpoint {
-    let hints = object.hints.as_ref().map(|hints| Hints {
+fn hints(object: &EndpointObject) -> Option<Hints> {
+    let hints = object.hints.as_ref()?;
+    let hints = Hints {
         zones: hints.for_zones.iter().map(|zone| zone.name.clone()).collect(),
         nodes: hints.for_nodes.iter().map(|node| node.name.clone()).collect(),
-    });
-    SliceEndpoint {
-        address,
-        ready: object.conditions.ready.unwrap_or(true),
-        serving: object.conditions.serving.unwrap_or(true),
-        terminating: object.conditions.terminating.unwrap_or(false),
-        local: !node_name.is_empty() && object.node_name.as_deref() == Some(node_name),
-        index,
-        hints: hints.filter(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()).map(Arc::new),
-        pod: NameDigest::NONE,
-    }
+    };
+    (!hints.zones.is_empty() || !hints.nodes.is_empty()).then_some(hints)
 }
 
 /// The state from a Node object; the interface addresses come from the kernel.

@@ -14,9 +14,9 @@
 use std::net::IpAddr;
 
 use super::Family;
-use super::convert::Slice;
+use super::slice::{Slice, SliceEndpoint};
 use super::store::ServiceEntry;
-use super::types::{Service, ServiceName, SliceEndpoint};
+use super::types::{Service, ServiceName};
 
 /// FNV-1a of 64 bits, with a last step that spreads each bit.
 #[derive(Debug, Clone, Copy)]
@@ -101,21 +101,21 @@ fn of_object(name: &ServiceName, family: Family, service: &Service) -> u64 {
 /// endpoints are spread over slices.
 fn of_slice(name: &ServiceName, slice: &Slice) -> u64 {
     let mut sum = 0_u64;
-    for port in &slice.ports {
+    for port in slice.ports.iter() {
         let mut of_port = Digest::default();
         of_port.text("endpoint").text(name.text()).text(&port.name);
         of_port.bytes(&[port.protocol.number()]).number(port.port.into());
-        for endpoint in &slice.endpoints {
-            sum = sum.wrapping_add(of_endpoint(of_port, endpoint));
+        for endpoint in slice.endpoints.iter() {
+            sum = sum.wrapping_add(of_endpoint(of_port, &endpoint));
         }
     }
     sum
 }
 
-fn of_endpoint(mut digest: Digest, endpoint: &SliceEndpoint) -> u64 {
+fn of_endpoint(mut digest: Digest, endpoint: &SliceEndpoint<'_>) -> u64 {
     let conditions = [endpoint.ready, endpoint.serving, endpoint.terminating];
     digest.address(endpoint.address).bytes(&conditions.map(u8::from));
-    if let Some(hints) = &endpoint.hints {
+    if let Some(hints) = endpoint.hints {
         for names in [&hints.zones, &hints.nodes] {
             digest.number(names.len() as u64);
             names.iter().for_each(|name| _ = digest.text(name));

@@ -2,19 +2,23 @@
 //!
 //! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
 //! * [`types`]: validated types, which need no further checks;
+//! * [`slice`](mod@slice): EndpointSlices of these types, packed;
 //! * [`family`]: the two address families, and one value for each;
 //! * [`config`]: the configuration of the proxy on this node;
 //! * [`convert`]: converts objects to types; unusable parts are reported by
 //!   name and left out, and are never fatal;
 //! * [`checked`]: a change of one object, converted;
-//! * [`store`]: all Services and slices, and which of them changed.
+//! * [`store`]: all Services and slices, and which of them changed; equal values are
+//!   `interned` there.
 
 pub mod checked;
 pub mod config;
 pub mod convert;
 pub mod digest;
 pub mod family;
+mod interned;
 pub mod objects;
+pub mod slice;
 pub mod store;
 pub mod types;
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::types::NameDigest;
+use super::slice::NameDigest;
 
 /// Label on a Service that hands it to another proxy; any value counts.
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

@@ -4,22 +4,22 @@
 //! Work is by Service: a change marks one Service, and nothing here walks over
 //! all of them except at the end of a complete list.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use thin_vec::ThinVec;
 
 use super::checked::{CheckedChange, Content, LeftOut};
 use super::config::NodeInfo;
-use super::convert::{Problem, Slice};
+use super::convert::Problem;
 use super::family::PerFamily;
 use super::objects::{Change, Kind, ObjectRef};
-use super::types::{Hints, NameMap, NameSet, Service, ServiceName, Unserved};
-
-/// Maximum number of interned port names.
-const MAX_SHARED_NAMES: usize = 1024;
+use super::interned::Interned;
+use super::slice::{Hints, Slice, SlicePort};
+use super::types::{NameMap, NameSet, Service, ServiceName, Unserved};
 
 /// A slice with the name it is known by.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct NamedSlice {
     /// Its content.
     slice: Slice,
     /// Its first unusable fields.
-    problems: Box<[Problem]>,
+    problems: ThinVec<Problem>,
     list: u32,
 }
 
@@ -91,15 +91,16 @@ impl ServiceEntry {
 #[derive(Debug, Default)]
 pub struct Store {
     node_name: String,
-    /// In the order of names, so that a list can be read in pages.
-    services: BTreeMap<ServiceName, ServiceEntry>,
+    /// In the order of names, so that a list can be read in pages. Boxed, because nearly
+    /// half of the places are free in a tree that was filled in order.
+    services: BTreeMap<ServiceName, Box<ServiceEntry>>,
     /// The Service of each slice, by `namespace/name` of the slice.
     slice_owners: NameMap<Arc<str>, ServiceName>,
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
-    hints: HashSet<Arc<Hints>>,
-    /// Names of ports: a cluster has few different ones.
-    port_names: NameSet<Arc<str>>,
+    hints: Interned<Hints>,
+    port_names: Interned<str>,
+    slice_ports: Interned<[SlicePort]>,
     service_count: usize,
     endpoint_count: usize,
     /// The sum of the digests of all Services.
@@ -129,19 +130,19 @@ impl Store {
 
     /// A Service and its slices.
     pub fn get(&self, name: &ServiceName) -> Option<&ServiceEntry> {
-        self.services.get(name)
+        self.services.get(name).map(|entry| &**entry)
     }
 
     /// All Services, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
-        self.services.iter()
+        self.services.iter().map(|(name, entry)| (name, &**entry))
     }
 
     /// The Services behind a name, in the order of their names; from the first
     /// one on if there is none. To read a long list in pages.
     pub fn after(&self, name: Option<&ServiceName>) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
         let begin = name.map_or(Bound::Unbounded, Bound::Excluded);
-        self.services.range::<ServiceName, _>((begin, Bound::Unbounded))
+        self.services.range::<ServiceName, _>((begin, Bound::Unbounded)).map(|(name, entry)| (name, &**entry))
     }
 
     /// The names of the ServiceCIDRs with their ranges, in the order of the names.
@@ -329,8 +330,8 @@ impl Store {
     fn apply_service(&mut self, object: &ObjectRef, mut service: PerFamily<Option<Service>>, left_out: LeftOut) {
         let name = self.known_name(ServiceName::new(&object.namespace, &object.name));
         let list = self.list(Kind::Service);
-        let ports = service.values_mut().flatten().flat_map(|service| &mut service.ports);
-        ports.for_each(|port| self.share_port_name(&mut port.name));
+        let ports = service.values_mut().flatten().flat_map(|service| service.ports.iter_mut());
+        ports.for_each(|port| self.port_names.share(&mut port.name));
         let entry = self.services.entry(name.clone()).or_default();
         entry.known = true;
         entry.list = list;
@@ -364,15 +365,15 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, object: &ObjectRef, slice: Option<(ServiceName, Slice)>, problems: Box<[Problem]>) {
+    fn apply_slice(&mut self, object: &ObjectRef, slice: Option<(ServiceName, Slice)>, problems: ThinVec<Problem>) {
         let slice_name = format!("{}/{}", object.namespace, object.name);
         let Some((owner, mut slice)) = slice else {
             self.remove_slice(&slice_name);
             return;
         };
         let owner = self.known_name(owner);
-        self.share_hints(&mut slice);
-        slice.ports.iter_mut().for_each(|port| self.share_port_name(&mut port.name));
+        slice.endpoints.hints_mut().iter_mut().for_each(|hints| self.hints.share(hints));
+        self.slice_ports.share(&mut slice.ports);
 
         if self.slice_owners.get(slice_name.as_str()).is_some_and(|previous| *previous != owner) {
             self.remove_slice(&slice_name);
@@ -406,34 +407,6 @@ impl Store {
                 slices.insert(position, NamedSlice { name: slice_name, slice, problems, list });
                 self.dirty.insert(owner);
             }
-        }
-    }
-
-    /// Endpoints of one zone have the same hints: keep them once.
-    fn share_hints(&mut self, slice: &mut Slice) {
-        for endpoint in &mut slice.endpoints {
-            let Some(hints) = &mut endpoint.hints else { continue };
-            match self.hints.get(hints.as_ref()) {
-                Some(known) => *hints = known.clone(),
-                None => {
-                    self.hints.insert(hints.clone());
-                }
-            }
-        }
-    }
-
-    /// Interns a port's name. Unused names are dropped when there are many,
-    /// because a cluster may invent new ones for ever.
-    fn share_port_name(&mut self, name: &mut Arc<str>) {
-        if let Some(known) = self.port_names.get(name) {
-            *name = known.clone();
-            return;
-        }
-        if self.port_names.len() >= MAX_SHARED_NAMES {
-            self.port_names.retain(|name| Arc::strong_count(name) > 1);
-        }
-        if self.port_names.len() < MAX_SHARED_NAMES {
-            self.port_names.insert(name.clone());
         }
     }
 

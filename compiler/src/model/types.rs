@@ -8,8 +8,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-use super::digest::Digest;
+use thin_vec::ThinVec;
 
 /// A transport protocol that Services can use. TCP, UDP and SCTP are all first
 /// class: one map serves the three of them.
@@ -140,12 +139,13 @@ pub struct Service {
     pub created: i64,
     /// Its cluster IP of this family.
     pub cluster_ip: IpAddr,
-    /// `externalIPs` of this family.
-    pub external_ips: Vec<IpAddr>,
+    /// `externalIPs` of this family. This and the next two lists are nearly always empty;
+    /// such a list takes 8 bytes.
+    pub external_ips: ThinVec<IpAddr>,
     /// Load balancer ingress addresses of this family with `ipMode: VIP`.
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: ThinVec<IpAddr>,
     /// `loadBalancerSourceRanges` of this family, merged; empty: no firewall.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: ThinVec<IpNet>,
     /// `externalTrafficPolicy: Local`, where the type lets it count.
     pub external_policy_local: bool,
     /// `internalTrafficPolicy: Local`.
@@ -155,7 +155,7 @@ pub struct Service {
     /// `healthCheckNodePort`, where one has to be served.
     pub health_check_node_port: Option<u16>,
     /// The ports.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
 }
 
 /// One port of a Service.
@@ -221,50 +221,4 @@ impl Service {
     pub fn uses_local_endpoints(&self, port: &ServicePort) -> bool {
         self.internal_policy_local || (self.external_policy_local && self.externally_accessible(port))
     }
-}
-
-/// One endpoint of a slice, with the conditions that selection reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SliceEndpoint {
-    /// The first address of the endpoint.
-    pub address: IpAddr,
-    /// Condition `ready`; absent counts as true.
-    pub ready: bool,
-    /// Condition `serving`; absent counts as true.
-    pub serving: bool,
-    /// Condition `terminating`; absent counts as false.
-    pub terminating: bool,
-    /// Whether it is on this node.
-    pub local: bool,
-    /// Its position in `endpoints`, to name the field. It takes no memory of its
-    /// own: the type has a gap there.
-    pub index: u16,
-    /// Topology hints, shared among endpoints; `None`: no hint at all.
-    pub hints: Option<Arc<Hints>>,
-    /// The Pod that it belongs to, to be found by its name.
-    pub pod: NameDigest,
-}
-
-/// A digest of a name: to find an object by its name needs no more, and names would take
-/// many times the memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NameDigest(u64);
-
-impl NameDigest {
-    /// That of an empty name.
-    pub const NONE: Self = Self(0);
-
-    /// The digest of a name.
-    pub fn of(name: &str) -> Self {
-        if name.is_empty() { Self::NONE } else { Self(Digest::default().bytes(name.as_bytes()).finish().max(1)) }
-    }
-}
-
-/// `hints` of an endpoint: the clients it is meant for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Hints {
-    /// `forZones`
-    pub zones: Vec<String>,
-    /// `forNodes`
-    pub nodes: Vec<String>,
 }

@@ -351,7 +351,7 @@ pub fn firewall(compiled: &CompiledService, emit: &mut impl FnMut(Element)) {
         return;
     }
     let family = Family::of(service.cluster_ip);
-    let mut ranges = service.source_ranges.clone();
+    let mut ranges = service.source_ranges.to_vec();
     if compiled.admits_node {
         ranges.extend(service.load_balancer_ips.iter().copied().map(IpNet::from));
         ranges = IpNet::aggregate(&ranges);

@@ -1,0 +1,268 @@
+//! EndpointSlices as selection reads them.
+//!
+//! A cluster has several endpoints for each Service, and most of the store's memory is theirs. So
+//! they are kept packed ([`SliceEndpoints`]), and read one by one as [`SliceEndpoint`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use thin_vec::ThinVec;
+
+use super::digest::Digest;
+use super::family::Family;
+use super::types::Protocol;
+
+/// An EndpointSlice of a family we serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// The family of its addresses.
+    pub family: Family,
+    /// `creationTimestamp`, in an order that sorts by time: the newer of two
+    /// slices knows better about an endpoint in both. 0: unknown.
+    pub created: i64,
+    /// The ports; shared among slices, because a cluster has few different lists.
+    pub ports: Arc<[SlicePort]>,
+    /// The endpoints.
+    pub endpoints: SliceEndpoints,
+}
+
+/// One port that all endpoints of a slice have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SlicePort {
+    /// The name that joins it to a Service's port; may be empty.
+    pub name: Arc<str>,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The number that connections are translated to.
+    pub port: u16,
+    /// Its position in `ports`, to name the field; 65,535 stands for any greater one.
+    pub index: u16,
+}
+
+/// One endpoint of a slice, with the conditions that selection reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SliceEndpoint<'a> {
+    /// The first address of the endpoint.
+    pub address: IpAddr,
+    /// Condition `ready`; absent counts as true.
+    pub ready: bool,
+    /// Condition `serving`; absent counts as true.
+    pub serving: bool,
+    /// Condition `terminating`; absent counts as false.
+    pub terminating: bool,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// Its position in `endpoints`, to name the field; 65,535 stands for any greater one.
+    pub index: u16,
+    /// Topology hints; `None`: no hint at all.
+    pub hints: Option<&'a Hints>,
+    /// The Pod that it belongs to, to be found by its name.
+    pub pod: NameDigest,
+}
+
+/// `hints` of an endpoint: the clients it is meant for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Hints {
+    /// `forZones`
+    pub zones: Vec<String>,
+    /// `forNodes`
+    pub nodes: Vec<String>,
+}
+
+/// A digest of a name: to find an object by its name needs no more, and names would take
+/// many times the memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameDigest(u64);
+
+impl NameDigest {
+    /// That of an empty name.
+    pub const NONE: Self = Self(0);
+
+    /// The digest of a name.
+    pub fn of(name: &str) -> Self {
+        if name.is_empty() { Self::NONE } else { Self(Digest::default().bytes(name.as_bytes()).finish().max(1)) }
+    }
+}
+
+/// The endpoints of one slice, all of one family, in the order of the object.
+///
+/// An IPv4 endpoint takes 18 bytes, an IPv6 endpoint 30.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoints {
+    endpoints: OfFamily,
+    /// The different hints of the endpoints, in the order in which they first occur.
+    hints: ThinVec<Arc<Hints>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OfFamily {
+    Ipv4(Box<[Packed<Ipv4Addr>]>),
+    Ipv6(Box<[Packed<Ipv6Addr>]>),
+}
+
+/// One endpoint. Nothing in it is aligned to more than two bytes, so that it has no gaps to speak of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packed<A> {
+    address: A,
+    /// The bytes of a [`NameDigest`].
+    pod: [u8; 8],
+    index: u16,
+    /// 0: none; else a position in [`SliceEndpoints::hints`], plus one.
+    hints: u16,
+    /// Bits of [`READY`] to [`LOCAL`].
+    conditions: u8,
+}
+
+const READY: u8 = 1;
+const SERVING: u8 = 2;
+const TERMINATING: u8 = 4;
+const LOCAL: u8 = 8;
+
+impl<A> Packed<A> {
+    fn map<B>(self, address: B) -> Packed<B> {
+        let Self { address: _, pod, index, hints, conditions } = self;
+        Packed { address, pod, index, hints, conditions }
+    }
+}
+
+impl SliceEndpoints {
+    /// Packs endpoints. Those of another family are left out.
+    pub fn new<'a>(family: Family, endpoints: impl IntoIterator<Item = SliceEndpoint<'a>>) -> Self {
+        let mut hints = ThinVec::new();
+        let packed = endpoints.into_iter().map(|endpoint| pack(&endpoint, &mut hints));
+        let endpoints = match family {
+            Family::Ipv4 => OfFamily::Ipv4(
+                packed
+                    .filter_map(|packed| match packed.address {
+                        IpAddr::V4(address) => Some(packed.map(address)),
+                        IpAddr::V6(_) => None,
+                    })
+                    .collect(),
+            ),
+            Family::Ipv6 => OfFamily::Ipv6(
+                packed
+                    .filter_map(|packed| match packed.address {
+                        IpAddr::V6(address) => Some(packed.map(address)),
+                        IpAddr::V4(_) => None,
+                    })
+                    .collect(),
+            ),
+        };
+        Self { endpoints, hints }
+    }
+
+    /// Returns the number of endpoints.
+    pub fn len(&self) -> usize {
+        match &self.endpoints {
+            OfFamily::Ipv4(endpoints) => endpoints.len(),
+            OfFamily::Ipv6(endpoints) => endpoints.len(),
+        }
+    }
+
+    /// Returns whether there is no endpoint.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Each endpoint, in the order of the object.
+    pub fn iter(&self) -> impl Iterator<Item = SliceEndpoint<'_>> {
+        (0..self.len()).filter_map(|position| self.get(position))
+    }
+
+    fn get(&self, position: usize) -> Option<SliceEndpoint<'_>> {
+        let packed = match &self.endpoints {
+            OfFamily::Ipv4(endpoints) => endpoints.get(position).map(|one| one.map(IpAddr::V4(one.address)))?,
+            OfFamily::Ipv6(endpoints) => endpoints.get(position).map(|one| one.map(IpAddr::V6(one.address)))?,
+        };
+        let has = |condition| packed.conditions & condition != 0;
+        Some(SliceEndpoint {
+            address: packed.address,
+            ready: has(READY),
+            serving: has(SERVING),
+            terminating: has(TERMINATING),
+            local: has(LOCAL),
+            index: packed.index,
+            hints: usize::from(packed.hints).checked_sub(1).and_then(|position| self.hints.get(position)).map(|hints| &**hints),
+            pod: NameDigest(u64::from_ne_bytes(packed.pod)),
+        })
+    }
+
+    /// The different hints, to share them with other slices.
+    pub(super) fn hints_mut(&mut self) -> &mut [Arc<Hints>] {
+        &mut self.hints
+    }
+}
+
+/// Packs an endpoint, and adds its hints to those that were seen.
+fn pack(endpoint: &SliceEndpoint<'_>, seen: &mut ThinVec<Arc<Hints>>) -> Packed<IpAddr> {
+    let bit = |condition: bool, bit: u8| if condition { bit } else { 0 };
+    let hints = endpoint.hints.map_or(0, |hints| {
+        // Neighbours often have the same.
+        let position = seen.iter().rposition(|one| **one == *hints).unwrap_or_else(|| {
+            seen.push(Arc::new(hints.clone()));
+            seen.len() - 1
+        });
+        // A slice has at most 1,000 endpoints; the API server takes no more.
+        u16::try_from(position + 1).unwrap_or(0)
+    });
+    Packed {
+        address: endpoint.address,
+        pod: endpoint.pod.0.to_ne_bytes(),
+        index: endpoint.index,
+        hints,
+        conditions: bit(endpoint.ready, READY)
+            | bit(endpoint.serving, SERVING)
+            | bit(endpoint.terminating, TERMINATING)
+            | bit(endpoint.local, LOCAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(address: &str, index: u16) -> SliceEndpoint<'static> {
+        SliceEndpoint {
+            address: address.parse().unwrap(),
+            ready: index % 2 == 0,
+            serving: index % 3 == 0,
+            terminating: index % 5 == 0,
+            local: index % 7 == 0,
+            index,
+            hints: None,
+            pod: NameDigest::of(address),
+        }
+    }
+
+    #[test]
+    fn endpoints_come_out_as_they_were() {
+        let hints = |zone: &str| Hints { zones: vec![zone.to_owned()], nodes: vec![] };
+        let (a, b) = (hints("a"), hints("b"));
+        for (family, prefix) in [(Family::Ipv4, "10.244.0."), (Family::Ipv6, "fd00::")] {
+            let mut endpoints: Vec<_> = (0..40).map(|index| endpoint(&format!("{prefix}{index}"), index)).collect();
+            for (position, hints) in [(3, &a), (4, &b), (5, &a), (39, &b)] {
+                endpoints[position].hints = Some(hints);
+            }
+            let packed = SliceEndpoints::new(family, endpoints.iter().copied());
+            assert_eq!((packed.len(), packed.is_empty(), packed.hints.len()), (40, false, 2));
+            assert!(packed.iter().eq(endpoints.iter().copied()));
+            assert_eq!(packed, SliceEndpoints::new(family, packed.iter()));
+            endpoints[39].hints = None;
+            assert_ne!(packed, SliceEndpoints::new(family, endpoints));
+        }
+    }
+
+    #[test]
+    fn the_other_family_is_left_out() {
+        let both = [endpoint("10.244.0.1", 0), endpoint("fd00::1", 1)];
+        for (family, kept) in Family::ALL.into_iter().zip(both) {
+            assert!(SliceEndpoints::new(family, both).iter().eq([kept]));
+        }
+        assert!(SliceEndpoints::new(Family::Ipv4, []).is_empty());
+    }
+
+    #[test]
+    fn endpoints_are_small() {
+        assert_eq!((size_of::<Packed<Ipv4Addr>>(), size_of::<Packed<Ipv6Addr>>()), (18, 30));
+    }
+}
