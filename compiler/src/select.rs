@@ -324,7 +324,10 @@ fn fallback(endpoint: &SliceEndpoint<'_>, any_ready: bool) -> Result<Used, Unuse
     }
 }
 
-fn addresses(candidates: &[(Endpoint, SliceEndpoint<'_>)], wanted: impl Fn(&SliceEndpoint<'_>) -> bool) -> Vec<Endpoint> {
+fn addresses(
+    candidates: &[(Endpoint, SliceEndpoint<'_>)],
+    wanted: impl Fn(&SliceEndpoint<'_>) -> bool,
+) -> Vec<Endpoint> {
     candidates.iter().filter(|(_, endpoint)| wanted(endpoint)).map(|(address, _)| *address).collect()
 }
 
@@ -333,10 +336,8 @@ fn addresses(candidates: &[(Endpoint, SliceEndpoint<'_>)], wanted: impl Fn(&Slic
 /// than ready, and `spec.trafficDistribution`, play no part.
 fn topology(candidates: &[(Endpoint, SliceEndpoint<'_>)], viewpoint: Viewpoint<'_>) -> Topology {
     let ready = || candidates.iter().map(|(_, endpoint)| endpoint).filter(|endpoint| endpoint.ready);
-    let has_node_hints =
-        |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.nodes.is_empty());
-    let has_zone_hints =
-        |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.zones.is_empty());
+    let has_node_hints = |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.nodes.is_empty());
+    let has_zone_hints = |endpoint: &SliceEndpoint<'_>| endpoint.hints.is_some_and(|hints| !hints.zones.is_empty());
     if ready().all(has_node_hints) && ready().any(|endpoint| hinted_to_node(endpoint, viewpoint)) {
         return Topology::SameNode;
     }

@@ -201,7 +201,7 @@ impl StaleFlows {
         compiled: &CompiledService,
         look: bool,
     ) {
-        let fate = |port: &CompiledPort| Fate::StayWith(port.keeping_flows.as_ref().into());
+        let fate = |port: &CompiledPort| Fate::StayWith(port.keeping_flows.as_slice().into());
         let ports: Vec<Frontend> = compiled.ports.iter().map(|port| Frontend { fate: fate(port), look }).collect();
         for (position, target) in frontends(compiled) {
             let holder = node_ports.planner.holder(family, &Claim::Serve(target));

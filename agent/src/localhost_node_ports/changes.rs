@@ -63,8 +63,9 @@ pub fn node_ports(compiled: &CompiledService) -> Vec<NodePort> {
         }
         let port = compiled.ports.get(frontend.position)?;
         let endpoints = if frontend.is_local { &port.local } else { &port.cluster };
+        let keeping_flows = port.keeping_flows.as_slice();
         let node_port =
-            || NodePort { key, endpoints: endpoints.clone(), keeping_flows: port.keeping_flows.clone(), affinity };
+            || NodePort { key, endpoints: endpoints.iter().collect(), keeping_flows: keeping_flows.into(), affinity };
         (!endpoints.is_empty()).then(node_port)
     };
     all_frontends(&compiled.service).into_iter().filter_map(served).collect()

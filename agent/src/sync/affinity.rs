@@ -58,9 +58,9 @@ impl Syncer {
         let mut operations = Vec::new();
         for element in learned.into_iter().map(|state| state.element) {
             let Some((number, endpoint)) = learned_of(&element) else { continue };
-            let list = lists
-                .entry(number)
-                .or_insert_with(|| self.planner.list(family, number).unwrap_or_default().iter().copied().collect());
+            let list = lists.entry(number).or_insert_with(|| {
+                self.planner.list(family, number).into_iter().flat_map(|list| list.iter()).collect()
+            });
             if !list.contains(&endpoint) {
                 operations.push(Operation { family, action: Action::DeleteElement(element), owner: None });
             }

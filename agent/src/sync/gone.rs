@@ -12,7 +12,7 @@ use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::model::{Endpoint, NodeInfo, Protocol, Store};
 use vmap_proxy_compiler::plan::Planner;
 use vmap_proxy_compiler::plan::planner::ServiceChange;
-use vmap_proxy_compiler::ruleset::service::{CompiledPort, CompiledService, all_frontends};
+use vmap_proxy_compiler::ruleset::service::{CompiledService, all_frontends};
 use vmap_proxy_compiler::ruleset::target::{FrontendKey, Target};
 
 /// What became of endpoints in one sync.
@@ -82,8 +82,11 @@ impl Leaving {
 fn chosen(compiled: &CompiledService) -> BTreeMap<Endpoint, usize> {
     let ports = compiled.service.ports.iter().zip(&compiled.ports).enumerate();
     let of_tcp = ports.filter(|(_, (port, _))| port.protocol == Protocol::Tcp);
-    let endpoints = |port: &CompiledPort| [port.cluster.to_vec(), port.local.to_vec()].concat();
-    of_tcp.flat_map(|(position, (_, port))| endpoints(port).into_iter().map(move |one| (one, position))).collect()
+    of_tcp
+        .flat_map(|(position, (_, port))| {
+            port.cluster.iter().chain(port.local.iter()).map(move |endpoint| (endpoint, position))
+        })
+        .collect()
 }
 
 /// The frontends of a port; NodePorts at each address that serves them.

@@ -144,7 +144,8 @@ pub fn service(object: &ServiceObject) -> (PerFamily<Option<Service>>, Vec<Probl
 
     let services = PerFamily::from_fn(|family| {
         let of_family = |list: &[IpAddr]| -> ThinVec<IpAddr> {
-            let mut list: ThinVec<IpAddr> = list.iter().copied().filter(|address| Family::of(*address) == family).collect();
+            let mut list: ThinVec<IpAddr> =
+                list.iter().copied().filter(|address| Family::of(*address) == family).collect();
             let mut seen = HashSet::new();
             list.retain(|address| seen.insert(*address));
             list

@@ -3,6 +3,7 @@
 //! * [`objects`]: the parts of Kubernetes objects that a proxy reads;
 //! * [`types`]: validated types, which need no further checks;
 //! * [`slice`](mod@slice): EndpointSlices of these types, packed;
+//! * `endpoint_list`: the endpoints of a compiled Service, packed;
 //! * [`family`]: the two address families, and one value for each;
 //! * [`config`]: the configuration of the proxy on this node;
 //! * [`convert`]: converts objects to types; unusable parts are reported by
@@ -15,6 +16,7 @@ pub mod checked;
 pub mod config;
 pub mod convert;
 pub mod digest;
+mod endpoint_list;
 pub mod family;
 mod interned;
 pub mod objects;
@@ -23,6 +25,7 @@ pub mod store;
 pub mod types;
 
 pub use config::{NodeInfo, ProxyConfig};
+pub use endpoint_list::EndpointList;
 pub use family::{Family, PerFamily};
 pub use objects::{Change, Object, ObjectRef};
 

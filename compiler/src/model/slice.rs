@@ -182,7 +182,10 @@ impl SliceEndpoints {
             terminating: has(TERMINATING),
             local: has(LOCAL),
             index: packed.index,
-            hints: usize::from(packed.hints).checked_sub(1).and_then(|position| self.hints.get(position)).map(|hints| &**hints),
+            hints: usize::from(packed.hints)
+                .checked_sub(1)
+                .and_then(|position| self.hints.get(position))
+                .map(|hints| &**hints),
             pod: NameDigest(u64::from_ne_bytes(packed.pod)),
         })
     }

@@ -16,8 +16,8 @@ use super::checked::{CheckedChange, Content, LeftOut};
 use super::config::NodeInfo;
 use super::convert::Problem;
 use super::family::PerFamily;
-use super::objects::{Change, Kind, ObjectRef};
 use super::interned::Interned;
+use super::objects::{Change, Kind, ObjectRef};
 use super::slice::{Hints, Slice, SlicePort};
 use super::types::{NameMap, NameSet, Service, ServiceName, Unserved};
 

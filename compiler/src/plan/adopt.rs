@@ -53,8 +53,10 @@ pub(super) fn adopt(
         }
     }
     for (endpoints, [cluster, local]) in compiled.ports.iter_mut().zip(held) {
-        endpoints.cluster = slots::assign(&cluster.slots, &endpoints.cluster);
-        endpoints.local = slots::assign(&local.slots, &endpoints.local);
+        for (list, held) in [(&mut endpoints.cluster, &cluster.slots), (&mut endpoints.local, &local.slots)] {
+            let wanted: Vec<Endpoint> = list.iter().collect();
+            *list = slots::assign(held.iter().copied(), &wanted);
+        }
         if service.affinity.is_none() {
             continue;
         }

@@ -4,12 +4,14 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
+use thin_vec::ThinVec;
+
 use super::planner::Planner;
 use super::slots;
 use crate::limits::{MAX_ELEMENTS, elements_at_most};
 use crate::model::store::ServiceEntry;
 use crate::model::types::{ServiceName, ServicePort};
-use crate::model::{Endpoint, Protocol, Store};
+use crate::model::{Endpoint, EndpointList, Protocol, Store};
 use crate::ruleset::Family;
 use crate::ruleset::element::ListNumber;
 use crate::ruleset::service::{CompiledPort, CompiledService};
@@ -65,15 +67,15 @@ impl Planner {
         let ports = service.ports.iter().enumerate().map(|(position, port)| {
             let selected = select(service, port, &joins, viewpoint);
             let known = known_ports.as_ref().and_then(|known| known.find(position, port));
-            let cluster = known.map(|port| &*port.cluster).unwrap_or_default();
-            let local = known.map(|port| &*port.local).unwrap_or_default();
+            let none = EndpointList::default();
+            let (cluster, local) = known.map_or((&none, &none), |port| (&port.cluster, &port.local));
             let keeps = |endpoints: &[Endpoint]| service.affinity.is_some() && !endpoints.is_empty();
             let numbers = known.map(|port| (port.cluster_number, port.local_number)).unwrap_or_default();
             CompiledPort {
                 cluster_number: if keeps(&selected.cluster) { numbers.0 } else { ListNumber::NONE },
                 local_number: if keeps(&selected.local) { numbers.1 } else { ListNumber::NONE },
-                cluster: slots::assign(cluster, &selected.cluster),
-                local: slots::assign(local, &selected.local),
+                cluster: slots::assign(cluster.iter(), &selected.cluster),
+                local: slots::assign(local.iter(), &selected.local),
                 on_this_node: selected.on_this_node.into(),
                 any: selected.any,
                 keeping_flows: endpoints_keeping_flows(port, &joins).into(),
@@ -86,7 +88,7 @@ impl Planner {
         };
         Ok(Some(CompiledService {
             ports: ports.collect(),
-            denied: Box::default(),
+            denied: ThinVec::new(),
             ready_local,
             admits_node: state.admits_node(service),
             service: service.clone(),

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use thin_vec::ThinVec;
+
 use super::claims::Reason;
 use super::compile::TooLarge;
 use super::family_state::FamilyState;
@@ -10,7 +12,7 @@ use super::phases::{Phases, Sizes};
 use super::pieces::PIECE;
 use super::{Action, Operation, Transaction};
 use crate::model::types::{NameMap, NameSet, Service, ServiceName};
-use crate::model::{Endpoint, NodeInfo, PerFamily, ProxyConfig, Store};
+use crate::model::{Endpoint, EndpointList, NodeInfo, PerFamily, ProxyConfig, Store};
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Element, ListNumber};
@@ -259,7 +261,7 @@ impl Planner {
         let holders = &self.families[family].claims;
         // The usual case: uncontended claims are not looked up.
         if !holders.any_contested() {
-            compiled.denied = Box::default();
+            compiled.denied = ThinVec::new();
             return;
         }
         let mut denied: Vec<Claim> = claims(compiled);
@@ -346,7 +348,7 @@ impl Planner {
 
     /// The endpoints of the list that has this number; `None` if no list has it.
     /// The affinity of clients to any other endpoint must be removed.
-    pub fn list(&self, family: Family, number: ListNumber) -> Option<&[Endpoint]> {
+    pub fn list(&self, family: Family, number: ListNumber) -> Option<&EndpointList> {
         let state = &self.families[family];
         let mut lists = state.services.get(state.lists.owner(number)?)?.numbered_lists();
         lists.find(|(other, _)| *other == number).map(|(_, endpoints)| endpoints)
@@ -432,10 +434,10 @@ fn unlearns(before: &CompiledService, after: Option<&CompiledService>) -> bool {
         return false;
     }
     let Some(after) = after else { return true };
-    let lists: HashMap<ListNumber, &[Endpoint]> = after.numbered_lists().collect();
-    let lost = |old: &[Endpoint], new: &[Endpoint]| {
-        let staying: HashSet<&Endpoint> = new.iter().collect();
-        old.iter().any(|endpoint| !staying.contains(endpoint))
+    let lists: HashMap<ListNumber, &EndpointList> = after.numbered_lists().collect();
+    let lost = |old: &EndpointList, new: &EndpointList| {
+        let staying: HashSet<Endpoint> = new.iter().collect();
+        old.iter().any(|endpoint| !staying.contains(&endpoint))
     };
     // A packet that is on its way while frontends go over to another list may
     // learn an endpoint of the one under the number of the other.

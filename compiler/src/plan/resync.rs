@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
+use thin_vec::ThinVec;
 
 use super::adopt::adopt;
 use super::claims::{Claims, precedence};
@@ -404,7 +405,7 @@ impl Planner {
         }
         let admits_node = self.families[family].admits_node(service);
         let ports = Box::default();
-        Some(CompiledService { service: service.clone(), ports, denied: Box::default(), ready_local: 0, admits_node })
+        Some(CompiledService { service: service.clone(), ports, denied: ThinVec::new(), ready_local: 0, admits_node })
     }
 
     /// Compiles one Service and replaces its programmed state. Services that

@@ -2,34 +2,35 @@
 
 use rustc_hash::FxHashSet;
 
-use crate::model::Endpoint;
+use crate::model::{Endpoint, EndpointList};
 
 /// Puts `wanted` into slots 0..n-1, moving as few endpoints as possible: an
 /// endpoint that stays keeps its slot, a new one takes a vacated slot, and if
 /// the list got shorter the last ones move into the holes.
 ///
 /// `wanted` holds no endpoint twice.
-pub fn assign(current: &[Endpoint], wanted: &[Endpoint]) -> Box<[Endpoint]> {
-    if current.is_empty() || current == wanted {
+pub fn assign(current: impl Iterator<Item = Endpoint> + Clone, wanted: &[Endpoint]) -> EndpointList {
+    if current.clone().next().is_none() || current.clone().eq(wanted.iter().copied()) {
         return wanted.into();
     }
     let wanted_set: FxHashSet<Endpoint> = wanted.iter().copied().collect();
     let mut placed = FxHashSet::default();
     let mut slots: Vec<Option<Endpoint>> = vec![None; wanted.len()];
     let mut homeless = Vec::new();
-    for (slot, endpoint) in current.iter().enumerate() {
+    for (slot, endpoint) in current.enumerate() {
         // The slots adopted from the kernel may contain one endpoint twice.
-        if !wanted_set.contains(endpoint) || !placed.insert(*endpoint) {
+        if !wanted_set.contains(&endpoint) || !placed.insert(endpoint) {
             continue;
         }
         match slots.get_mut(slot) {
-            Some(place) => *place = Some(*endpoint),
-            None => homeless.push(*endpoint),
+            Some(place) => *place = Some(endpoint),
+            None => homeless.push(endpoint),
         }
     }
     homeless.extend(wanted.iter().filter(|endpoint| !placed.contains(endpoint)));
     let mut homeless = homeless.into_iter();
-    slots.into_iter().filter_map(|slot| slot.or_else(|| homeless.next())).collect()
+    let assigned: Vec<Endpoint> = slots.into_iter().filter_map(|slot| slot.or_else(|| homeless.next())).collect();
+    assigned.as_slice().into()
 }
 
 #[cfg(test)]
@@ -52,7 +53,8 @@ mod tests {
             (vec![1, 1, 2], vec![1, 2, 3], vec![1, 3, 2]),
             (vec![1, 2], vec![], vec![]),
         ] {
-            assert_eq!(*assign(&list(&current), &list(&wanted)), *list(&expected), "{current:?} -> {wanted:?}");
+            let assigned = assign(list(&current).into_iter(), &list(&wanted));
+            assert!(assigned.iter().eq(list(&expected)), "{current:?} -> {wanted:?}: {assigned:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::FxHashSet;
+use thin_vec::ThinVec;
 
 use super::Family;
 use super::chains::Chain;
@@ -17,8 +18,8 @@ use super::maps::Map;
 use super::source_ranges::markers;
 use super::spread::Spread;
 use super::target::{FrontendKey, NodePortKey, Pool, Target};
-use crate::model::Endpoint;
 use crate::model::types::{Service, ServiceName, ServicePort};
+use crate::model::{Endpoint, EndpointList};
 
 /// One Service of one family, ready to be emitted as elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct CompiledService {
     pub ports: Box<[CompiledPort]>,
     /// Frontends that another Service claims as well, and has; sorted, so that
     /// each can be found without looking at all.
-    pub denied: Box<[Claim]>,
+    pub denied: ThinVec<Claim>,
     /// Ready local endpoints, for the health check port.
     pub ready_local: u32,
     /// Whether the source ranges admit this node's own address. Then they also
@@ -49,22 +50,22 @@ impl CompiledService {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CompiledPort {
     /// For traffic that may go anywhere in the cluster.
-    pub cluster: Box<[Endpoint]>,
+    pub cluster: EndpointList,
     /// For traffic that must stay on this node.
-    pub local: Box<[Endpoint]>,
+    pub local: EndpointList,
     /// The number under which clients of `cluster` are remembered; none without
     /// session affinity.
     pub cluster_number: ListNumber,
     /// The same for `local`.
     pub local_number: ListNumber,
     /// Those of either list that are on this node.
-    pub on_this_node: Box<[Endpoint]>,
+    pub on_this_node: ThinVec<Endpoint>,
     /// Whether any endpoint anywhere could serve.
     pub any: bool,
     /// The endpoints at which established flows may stay, sorted; empty for
     /// TCP: see [`crate::select::endpoints_keeping_flows`]. No element depends
     /// on it.
-    pub keeping_flows: Box<[Endpoint]>,
+    pub keeping_flows: ThinVec<Endpoint>,
 }
 
 /// A frontend that two Services cannot both have. As in kube-proxy each map has
@@ -90,7 +91,7 @@ enum List {
 }
 
 impl CompiledPort {
-    fn list(&self, list: List) -> (&[Endpoint], ListNumber) {
+    fn list(&self, list: List) -> (&EndpointList, ListNumber) {
         match list {
             List::Cluster => (&self.cluster, self.cluster_number),
             List::Local => (&self.local, self.local_number),
@@ -100,7 +101,7 @@ impl CompiledPort {
 
 impl CompiledService {
     /// The lists that clients are remembered for, each with its number.
-    pub fn numbered_lists(&self) -> impl Iterator<Item = (ListNumber, &[Endpoint])> {
+    pub fn numbered_lists(&self) -> impl Iterator<Item = (ListNumber, &EndpointList)> {
         let lists = self.ports.iter().flat_map(|port| [List::Cluster, List::Local].map(|list| port.list(list)));
         lists.map(|(endpoints, number)| (number, endpoints)).filter(|(number, _)| number.is_some())
     }
@@ -428,8 +429,8 @@ impl Frontend<'_> {
             return;
         }
         let (domain, sticky) = (self.target.domain(), self.sticky);
-        for (slot, endpoint) in (0..count).zip(endpoints) {
-            let (key, data) = (Key::Slot(self.target, slot), Data::Endpoint(*endpoint));
+        for (slot, endpoint) in (0..count).zip(endpoints.iter()) {
+            let (key, data) = (Key::Slot(self.target, slot), Data::Endpoint(endpoint));
             emit(Element { map: Map::Endpoints(domain, pool), key, data, comment: None });
         }
         if sticky {

@@ -52,7 +52,7 @@ impl Compiled {
         let planner = &self.planner;
         self.learned.retain(|key, endpoint| match (key, endpoint) {
             (Key::Affinity(client, number), Data::Endpoint(endpoint)) => {
-                planner.list(Family::of(*client), *number).is_some_and(|list| list.contains(endpoint))
+                planner.list(Family::of(*client), *number).is_some_and(|list| list.contains(*endpoint))
             }
             _ => false,
         });
