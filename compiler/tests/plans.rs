@@ -154,7 +154,7 @@ impl Clients {
     /// Forgets what no list holds any more, as the agent does when it is idle.
     fn sweep(&mut self, planner: &mut Planner, unlearn: PerFamily<bool>) {
         self.0.retain(|(family, number, endpoint), _| {
-            let stays = planner.list(*family, *number).is_some_and(|list| list.contains(endpoint));
+            let stays = planner.list(*family, *number).is_some_and(|list| list.contains(*endpoint));
             assert!(stays || unlearn[*family], "a stale entry of {family} stays");
             stays
         });
