@@ -10,7 +10,7 @@ use thin_vec::ThinVec;
 
 use super::digest::Digest;
 use super::family::Family;
-use super::types::Protocol;
+use super::types::{NameMap, Protocol};
 
 /// An EndpointSlice of a family we serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,48 +107,51 @@ struct Packed<A> {
     /// The bytes of a [`NameDigest`].
     pod: [u8; 8],
     index: u16,
-    /// 0: none; else a position in [`SliceEndpoints::hints`], plus one.
-    hints: u16,
-    /// Bits of [`READY`] to [`LOCAL`].
-    conditions: u8,
+    /// The bytes of a number: the bits [`READY`] to [`LOCAL`], and from [`HINTS`] on 0 for no
+    /// hints, else their position in [`SliceEndpoints::hints`] plus one.
+    flags: [u8; 4],
 }
 
-const READY: u8 = 1;
-const SERVING: u8 = 2;
-const TERMINATING: u8 = 4;
-const LOCAL: u8 = 8;
+const READY: u32 = 1;
+const SERVING: u32 = 2;
+const TERMINATING: u32 = 4;
+const LOCAL: u32 = 8;
+const HINTS: u32 = 16;
 
 impl<A> Packed<A> {
-    fn map<B>(self, address: B) -> Packed<B> {
-        let Self { address: _, pod, index, hints, conditions } = self;
-        Packed { address, pod, index, hints, conditions }
+    /// Unpacks it, with the hints of its slice.
+    fn unpack<'a>(&self, address: IpAddr, hints: &'a [Arc<Hints>]) -> SliceEndpoint<'a> {
+        let flags = u32::from_ne_bytes(self.flags);
+        let has = |condition| flags & condition != 0;
+        let position = usize::try_from(flags / HINTS).ok().and_then(|number| number.checked_sub(1));
+        SliceEndpoint {
+            address,
+            ready: has(READY),
+            serving: has(SERVING),
+            terminating: has(TERMINATING),
+            local: has(LOCAL),
+            index: self.index,
+            hints: position.and_then(|position| hints.get(position)).map(|hints| &**hints),
+            pod: NameDigest(u64::from_ne_bytes(self.pod)),
+        }
     }
 }
 
 impl SliceEndpoints {
     /// Packs endpoints. Those of another family are left out.
-    pub fn new<'a>(family: Family, endpoints: impl IntoIterator<Item = SliceEndpoint<'a>>) -> Self {
-        let mut hints = ThinVec::new();
-        let packed = endpoints.into_iter().map(|endpoint| pack(&endpoint, &mut hints));
+    pub fn new(family: Family, endpoints: &[SliceEndpoint<'_>]) -> Self {
+        let mut hints = DifferentHints::default();
         let endpoints = match family {
-            Family::Ipv4 => OfFamily::Ipv4(
-                packed
-                    .filter_map(|packed| match packed.address {
-                        IpAddr::V4(address) => Some(packed.map(address)),
-                        IpAddr::V6(_) => None,
-                    })
-                    .collect(),
-            ),
-            Family::Ipv6 => OfFamily::Ipv6(
-                packed
-                    .filter_map(|packed| match packed.address {
-                        IpAddr::V6(address) => Some(packed.map(address)),
-                        IpAddr::V4(_) => None,
-                    })
-                    .collect(),
-            ),
+            Family::Ipv4 => OfFamily::Ipv4(packed(endpoints, &mut hints, |address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })),
+            Family::Ipv6 => OfFamily::Ipv6(packed(endpoints, &mut hints, |address| match address {
+                IpAddr::V6(address) => Some(address),
+                IpAddr::V4(_) => None,
+            })),
         };
-        Self { endpoints, hints }
+        Self { endpoints, hints: hints.list }
     }
 
     /// Returns the number of endpoints.
@@ -166,28 +169,13 @@ impl SliceEndpoints {
 
     /// Each endpoint, in the order of the object.
     pub fn iter(&self) -> impl Iterator<Item = SliceEndpoint<'_>> {
-        (0..self.len()).filter_map(|position| self.get(position))
-    }
-
-    fn get(&self, position: usize) -> Option<SliceEndpoint<'_>> {
-        let packed = match &self.endpoints {
-            OfFamily::Ipv4(endpoints) => endpoints.get(position).map(|one| one.map(IpAddr::V4(one.address)))?,
-            OfFamily::Ipv6(endpoints) => endpoints.get(position).map(|one| one.map(IpAddr::V6(one.address)))?,
+        // One of the two is empty.
+        let (ipv4, ipv6): (&[Packed<Ipv4Addr>], &[Packed<Ipv6Addr>]) = match &self.endpoints {
+            OfFamily::Ipv4(endpoints) => (endpoints, &[]),
+            OfFamily::Ipv6(endpoints) => (&[], endpoints),
         };
-        let has = |condition| packed.conditions & condition != 0;
-        Some(SliceEndpoint {
-            address: packed.address,
-            ready: has(READY),
-            serving: has(SERVING),
-            terminating: has(TERMINATING),
-            local: has(LOCAL),
-            index: packed.index,
-            hints: usize::from(packed.hints)
-                .checked_sub(1)
-                .and_then(|position| self.hints.get(position))
-                .map(|hints| &**hints),
-            pod: NameDigest(u64::from_ne_bytes(packed.pod)),
-        })
+        let ipv4 = ipv4.iter().map(|one| one.unpack(one.address.into(), &self.hints));
+        ipv4.chain(ipv6.iter().map(|one| one.unpack(one.address.into(), &self.hints)))
     }
 
     /// The different hints, to share them with other slices.
@@ -196,28 +184,42 @@ impl SliceEndpoints {
     }
 }
 
+/// The different hints of a slice, in the order in which they first occur.
+#[derive(Default)]
+struct DifferentHints<'a> {
+    list: ThinVec<Arc<Hints>>,
+    /// The length of the list when these had been added to it.
+    numbers: NameMap<&'a Hints, u32>,
+}
+
+/// Packs the endpoints of a family.
+fn packed<'a, A>(
+    endpoints: &[SliceEndpoint<'a>],
+    hints: &mut DifferentHints<'a>,
+    of_family: fn(IpAddr) -> Option<A>,
+) -> Box<[Packed<A>]> {
+    let mut list = Vec::with_capacity(endpoints.len());
+    list.extend(endpoints.iter().filter_map(|endpoint| Some(pack(endpoint, of_family(endpoint.address)?, hints))));
+    list.into()
+}
+
 /// Packs an endpoint, and adds its hints to those that were seen.
-fn pack(endpoint: &SliceEndpoint<'_>, seen: &mut ThinVec<Arc<Hints>>) -> Packed<IpAddr> {
-    let bit = |condition: bool, bit: u8| if condition { bit } else { 0 };
+fn pack<'a, A>(endpoint: &SliceEndpoint<'a>, address: A, seen: &mut DifferentHints<'a>) -> Packed<A> {
+    let DifferentHints { list, numbers } = seen;
     let hints = endpoint.hints.map_or(0, |hints| {
-        // Neighbours often have the same.
-        let position = seen.iter().rposition(|one| **one == *hints).unwrap_or_else(|| {
-            seen.push(Arc::new(hints.clone()));
-            seen.len() - 1
-        });
-        // A slice has at most 1,000 endpoints; the API server takes no more.
-        u16::try_from(position + 1).unwrap_or(0)
+        *numbers.entry(hints).or_insert_with(|| {
+            list.push(Arc::new(hints.clone()));
+            // An object with 2^28 different hints would not fit into memory.
+            u32::try_from(list.len()).unwrap_or(0)
+        })
     });
-    Packed {
-        address: endpoint.address,
-        pod: endpoint.pod.0.to_ne_bytes(),
-        index: endpoint.index,
-        hints,
-        conditions: bit(endpoint.ready, READY)
-            | bit(endpoint.serving, SERVING)
-            | bit(endpoint.terminating, TERMINATING)
-            | bit(endpoint.local, LOCAL),
-    }
+    let bit = |condition: bool, bit: u32| if condition { bit } else { 0 };
+    let flags = bit(endpoint.ready, READY)
+        | bit(endpoint.serving, SERVING)
+        | bit(endpoint.terminating, TERMINATING)
+        | bit(endpoint.local, LOCAL)
+        | hints.wrapping_mul(HINTS);
+    Packed { address, pod: endpoint.pod.0.to_ne_bytes(), index: endpoint.index, flags: flags.to_ne_bytes() }
 }
 
 #[cfg(test)]
@@ -227,10 +229,10 @@ mod tests {
     fn endpoint(address: &str, index: u16) -> SliceEndpoint<'static> {
         SliceEndpoint {
             address: address.parse().unwrap(),
-            ready: index % 2 == 0,
-            serving: index % 3 == 0,
-            terminating: index % 5 == 0,
-            local: index % 7 == 0,
+            ready: index.is_multiple_of(2),
+            serving: index.is_multiple_of(3),
+            terminating: index.is_multiple_of(5),
+            local: index.is_multiple_of(7),
             index,
             hints: None,
             pod: NameDigest::of(address),
@@ -246,12 +248,12 @@ mod tests {
             for (position, hints) in [(3, &a), (4, &b), (5, &a), (39, &b)] {
                 endpoints[position].hints = Some(hints);
             }
-            let packed = SliceEndpoints::new(family, endpoints.iter().copied());
+            let packed = SliceEndpoints::new(family, &endpoints);
             assert_eq!((packed.len(), packed.is_empty(), packed.hints.len()), (40, false, 2));
             assert!(packed.iter().eq(endpoints.iter().copied()));
-            assert_eq!(packed, SliceEndpoints::new(family, packed.iter()));
+            assert_eq!(packed, SliceEndpoints::new(family, &packed.iter().collect::<Vec<_>>()));
             endpoints[39].hints = None;
-            assert_ne!(packed, SliceEndpoints::new(family, endpoints));
+            assert_ne!(packed, SliceEndpoints::new(family, &endpoints));
         }
     }
 
@@ -259,9 +261,9 @@ mod tests {
     fn the_other_family_is_left_out() {
         let both = [endpoint("10.244.0.1", 0), endpoint("fd00::1", 1)];
         for (family, kept) in Family::ALL.into_iter().zip(both) {
-            assert!(SliceEndpoints::new(family, both).iter().eq([kept]));
+            assert!(SliceEndpoints::new(family, &both).iter().eq([kept]));
         }
-        assert!(SliceEndpoints::new(Family::Ipv4, []).is_empty());
+        assert!(SliceEndpoints::new(Family::Ipv4, &[]).is_empty());
     }
 
     #[test]
