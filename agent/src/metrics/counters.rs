@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use arcstr::ArcStr;
+
 use futures::FutureExt;
 use tokio::task::spawn_blocking;
 use vmap_proxy_compiler::ruleset::element::Element;
@@ -71,7 +73,7 @@ pub(crate) const COUNTING: [Map; 2] = [Map::Frontends(Domain::Frontend), Map::Fr
 
 /// The connections of service ports, by the comments of their elements.
 #[derive(Debug, Default)]
-pub(crate) struct Connections(BTreeMap<Arc<str>, u64>);
+pub(crate) struct Connections(BTreeMap<ArcStr, u64>);
 
 impl Connections {
     /// Adds the counter of one element. Most Services of a large cluster see no

@@ -3,8 +3,8 @@
 //! nothing refers to them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::plan::KernelState;
 use vmap_proxy_compiler::ruleset::chains::Chain;
@@ -227,7 +227,7 @@ fn take_contents(
         return Ok(());
     }
     // One text for all elements that carry it.
-    let mut previous: Option<Arc<str>> = None;
+    let mut previous: Option<ArcStr> = None;
     for listed in elements {
         let mut element = listed.element;
         if element.comment.is_some() && element.comment == previous {

@@ -1,8 +1,8 @@
 //! The report of a sync.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use arcstr::ArcStr;
 use vmap_proxy_compiler::plan::planner::{Denied, ServiceChange};
 use vmap_proxy_compiler::plan::{Action, TooLarge, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
@@ -81,7 +81,7 @@ pub struct Cleaned {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// `namespace/name` of the Service, `None` for the skeleton.
-    pub owner: Option<Arc<str>>,
+    pub owner: Option<ArcStr>,
     /// The family of addresses whose table it is in.
     pub family: Family,
     /// What the kernel lacks, if that is the cause.

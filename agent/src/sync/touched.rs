@@ -2,8 +2,8 @@
 //! sample, gathered while the operations go by.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use vmap_proxy_compiler::plan::{Action, Operation};
 use vmap_proxy_compiler::ruleset::element::{Data, Element, Key};
 use vmap_proxy_compiler::ruleset::target::Target;
@@ -18,7 +18,7 @@ const MAX_ADDRESSES: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TouchedService {
     /// `namespace/name`, or `node`.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// Added elements.
     pub added: usize,
     /// Removed elements.
@@ -55,8 +55,8 @@ impl Touched {
         self.note_addresses(element);
     }
 
-    fn note_owner(&mut self, owner: &Arc<str>, is_added: bool) {
-        let is_last = self.services.get(self.last).is_some_and(|last| Arc::ptr_eq(&last.name, owner));
+    fn note_owner(&mut self, owner: &ArcStr, is_added: bool) {
+        let is_last = self.services.get(self.last).is_some_and(|last| ArcStr::ptr_eq(&last.name, owner));
         if !is_last {
             match self.services.iter().position(|service| service.name == *owner) {
                 Some(position) => self.last = position,

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use arcstr::ArcStr;
 use thin_vec::ThinVec;
 
 use super::digest::Digest;
@@ -30,7 +31,7 @@ pub struct Slice {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// The name that joins it to a Service's port; may be empty.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The number that connections are translated to.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use thin_vec::ThinVec;
 
@@ -25,7 +26,7 @@ use super::types::{NameMap, NameSet, Service, ServiceName, Unserved};
 #[derive(Debug)]
 struct NamedSlice {
     /// `namespace/name`, the text that it is also found by.
-    name: Arc<str>,
+    name: ArcStr,
     /// Its content.
     slice: Slice,
     /// Its first unusable fields.
@@ -72,7 +73,7 @@ impl ServiceEntry {
 
     /// Its slices with their names (`namespace/name`), in the order of the
     /// names.
-    pub fn named_slices(&self) -> impl Iterator<Item = (&Arc<str>, &Slice)> {
+    pub fn named_slices(&self) -> impl Iterator<Item = (&ArcStr, &Slice)> {
         self.slices.iter().map(|named| (&named.name, &named.slice))
     }
 
@@ -95,12 +96,12 @@ pub struct Store {
     /// half of the places are free in a tree that was filled in order.
     services: BTreeMap<ServiceName, Box<ServiceEntry>>,
     /// The Service of each slice, by `namespace/name` of the slice.
-    slice_owners: NameMap<Arc<str>, ServiceName>,
+    slice_owners: NameMap<ArcStr, ServiceName>,
     node: NodeInfo,
     service_cidrs: BTreeMap<String, (u32, Vec<IpNet>)>,
-    hints: Interned<Hints>,
-    port_names: Interned<str>,
-    slice_ports: Interned<[SlicePort]>,
+    hints: Interned<Arc<Hints>>,
+    port_names: Interned<ArcStr>,
+    slice_ports: Interned<Arc<[SlicePort]>>,
     service_count: usize,
     endpoint_count: usize,
     /// The sum of the digests of all Services.
@@ -302,7 +303,7 @@ impl Store {
             }
             Kind::EndpointSlice => {
                 let all = self.services.values().flat_map(|entry| &entry.slices);
-                let gone: Vec<Arc<str>> =
+                let gone: Vec<ArcStr> =
                     all.filter(|slice| slice.list != current).map(|slice| slice.name.clone()).collect();
                 for name in gone {
                     self.remove_slice(&name);
@@ -381,7 +382,7 @@ impl Store {
         let slice_name = match self.slice_owners.get_key_value(slice_name.as_str()) {
             Some((known, _)) => known.clone(),
             None => {
-                let slice_name: Arc<str> = slice_name.into();
+                let slice_name: ArcStr = slice_name.into();
                 self.slice_owners.insert(slice_name.clone(), owner.clone());
                 slice_name
             }

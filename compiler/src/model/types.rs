@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ pub(crate) type NameSet<K> = HashSet<K, RandomState>;
 
 /// Namespace and name of a Service, as one interned text `namespace/name`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceName(Arc<str>);
+pub struct ServiceName(ArcStr);
 
 impl ServiceName {
     /// Joins the two parts.
@@ -114,7 +114,7 @@ impl ServiceName {
     }
 
     /// The shared text `namespace/name`.
-    pub fn text(&self) -> &Arc<str> {
+    pub fn text(&self) -> &ArcStr {
         &self.0
     }
 }
@@ -162,7 +162,7 @@ pub struct Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// The name that endpoints join by; may be empty.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The port of the cluster IP, external IPs and load balancer addresses.

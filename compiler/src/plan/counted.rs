@@ -1,5 +1,6 @@
 //! Reference counts for shared elements and generated chains.
 
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -15,46 +16,77 @@ use crate::ruleset::maps::Map;
 /// Nearly every Service has a cluster IP, so they are keyed as small as can be.
 #[derive(Debug, Default)]
 pub(super) struct SharedElements {
-    cluster_ips: FxHashMap<IpAddr, u32>,
-    hairpins: FxHashMap<(Endpoint, Protocol), u32>,
+    cluster_ips: Counts<IpAddr>,
+    hairpins: Counts<(Endpoint, Protocol)>,
 }
 
 impl SharedElements {
     /// Returns whether any Service contributes it.
     pub(super) fn has(&self, element: &Element) -> bool {
         match (element.map, element.key) {
-            (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.contains_key(&address),
-            (_, Key::Hairpin(endpoint, protocol)) => self.hairpins.contains_key(&(endpoint, protocol)),
+            (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.has(&address),
+            (_, Key::Hairpin(endpoint, protocol)) => self.hairpins.has(&(endpoint, protocol)),
             _ => false,
         }
     }
 
     /// Counts one more; whether it is the first. Elements of one owner: always.
     pub(super) fn add(&mut self, element: &Element) -> bool {
-        let count = match (element.map, element.key) {
-            (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.entry(address).or_default(),
-            (_, Key::Hairpin(endpoint, protocol)) => self.hairpins.entry((endpoint, protocol)).or_default(),
-            _ => return true,
-        };
-        *count += 1;
-        *count == 1
+        match (element.map, element.key) {
+            (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.add(address),
+            (_, Key::Hairpin(endpoint, protocol)) => self.hairpins.add((endpoint, protocol)),
+            _ => true,
+        }
     }
 
     /// Drops one reference. Returns true if it was the last; always true for
     /// elements that are never shared.
     pub(super) fn remove(&mut self, element: &Element) -> bool {
         match (element.map, element.key) {
-            (Map::ClusterIps, Key::Address(address)) => one_less(&mut self.cluster_ips, address),
-            (_, Key::Hairpin(endpoint, protocol)) => one_less(&mut self.hairpins, (endpoint, protocol)),
+            (Map::ClusterIps, Key::Address(address)) => self.cluster_ips.remove(&address),
+            (_, Key::Hairpin(endpoint, protocol)) => self.hairpins.remove(&(endpoint, protocol)),
             _ => true,
         }
     }
 }
 
-fn one_less<K: std::hash::Hash + Eq>(counts: &mut FxHashMap<K, u32>, key: K) -> bool {
-    let Some(count) = counts.get_mut(&key) else { return false };
-    *count -= 1;
-    *count == 0 && counts.remove(&key).is_some()
+/// How often each key is wanted. Nearly all are wanted once, and have no number.
+#[derive(Debug)]
+struct Counts<K> {
+    wanted: FxHashSet<K>,
+    /// How often beyond the first time, never 0.
+    more: FxHashMap<K, u32>,
+}
+
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self { wanted: FxHashSet::default(), more: FxHashMap::default() }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Counts<K> {
+    fn has(&self, key: &K) -> bool {
+        self.wanted.contains(key)
+    }
+
+    /// Returns whether it is the first time.
+    fn add(&mut self, key: K) -> bool {
+        let is_first = self.wanted.insert(key);
+        if !is_first {
+            *self.more.entry(key).or_default() += 1;
+        }
+        is_first
+    }
+
+    /// Returns whether it was the last time.
+    fn remove(&mut self, key: &K) -> bool {
+        let Some(more) = self.more.get_mut(key) else { return self.wanted.remove(key) };
+        *more -= 1;
+        if *more == 0 {
+            self.more.remove(key);
+        }
+        false
+    }
 }
 
 /// Chains that are made when the first element points to them.
@@ -136,5 +168,20 @@ impl CountedChains {
         let idle = std::mem::take(&mut self.idle);
         self.present.retain(|chain| !idle.contains(chain));
         idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_and_the_last_time_are_told_apart() {
+        let mut counts = Counts::default();
+        assert!(!counts.remove(&7) && !counts.has(&7));
+        assert_eq!([counts.add(7), counts.add(7), counts.add(8), counts.add(7)], [true, false, true, false]);
+        assert_eq!([counts.remove(&7), counts.remove(&8), counts.remove(&7)], [false, true, false]);
+        assert_eq!((counts.has(&7), counts.has(&8), counts.more.len()), (true, false, 0));
+        assert_eq!([counts.remove(&7), counts.remove(&7), counts.add(7)], [true, false, true]);
     }
 }

@@ -47,13 +47,12 @@ pub use pieces::PIECE;
 pub use planner::{Plan, Planner};
 pub use resync::Resync;
 
-use std::sync::Arc;
-
 use crate::ruleset::Family;
 use crate::ruleset::chains::Chain;
 use crate::ruleset::element::Element;
 use crate::ruleset::maps::Map;
 use crate::ruleset::rule::Rule;
+use arcstr::ArcStr;
 
 /// One change to the kernel's rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +86,7 @@ pub struct Operation {
     pub action: Action,
     /// `namespace/name` of the Service, or `None` for the skeleton: names the
     /// culprit when the kernel refuses the operation.
-    pub owner: Option<Arc<str>>,
+    pub owner: Option<ArcStr>,
 }
 
 /// Operations that become visible together. After each transaction of a plan

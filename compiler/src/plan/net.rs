@@ -1,7 +1,6 @@
 //! The net effect of several Services on the elements they share.
 
-use std::sync::Arc;
-
+use arcstr::ArcStr;
 use rustc_hash::FxHashMap;
 
 use super::phases::{Phases, Value};
@@ -13,7 +12,7 @@ use crate::ruleset::maps::Map;
 struct NetChange {
     held: Option<Value>,
     wanted: Option<Value>,
-    owner: Option<Arc<str>>,
+    owner: Option<ArcStr>,
 }
 
 /// Elements that the kernel holds and that it should hold. Several Services may
@@ -25,14 +24,14 @@ pub(super) struct NetChanges {
 
 impl NetChanges {
     /// The kernel holds this element.
-    pub(super) fn held(&mut self, family: Family, element: Element, owner: &Arc<str>) {
+    pub(super) fn held(&mut self, family: Family, element: Element, owner: &ArcStr) {
         let net = self.elements.entry((family, element.map, element.key)).or_default();
         net.held = Some((element.data, element.comment));
         net.owner.get_or_insert_with(|| owner.clone());
     }
 
     /// The kernel should hold this element.
-    pub(super) fn wanted(&mut self, family: Family, element: Element, owner: &Arc<str>) {
+    pub(super) fn wanted(&mut self, family: Family, element: Element, owner: &ArcStr) {
         let net = self.elements.entry((family, element.map, element.key)).or_default();
         net.wanted = Some((element.data, element.comment));
         net.owner = Some(owner.clone());

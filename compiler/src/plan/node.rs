@@ -1,7 +1,5 @@
 //! The plan for a node that changed: the rules, and the node's own elements.
 
-use std::sync::Arc;
-
 use super::family_state::FamilyState;
 use super::net::NetChanges;
 use super::{Action, Operation, Plan, Planner};
@@ -11,6 +9,7 @@ use crate::ruleset::chains::Chain;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::Map;
 use crate::ruleset::skeleton::rules;
+use arcstr::ArcStr;
 
 impl Planner {
     /// Plans for a node that changed: the rules and the node's own elements.
@@ -68,6 +67,6 @@ pub(super) fn node_elements(config: &ProxyConfig, store: &Store, family: Family)
 }
 
 /// The owner of elements that belong to the node.
-pub(super) fn node_owner() -> Arc<str> {
+pub(super) fn node_owner() -> ArcStr {
     "node".into()
 }

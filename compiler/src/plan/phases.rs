@@ -11,8 +11,6 @@
 //! ([`Phases::finish`]); a resync takes full ones on its way
 //! ([`Phases::take_full`]).
 
-use std::sync::Arc;
-
 use super::{Action, Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::ruleset::chains::Chain;
@@ -20,6 +18,7 @@ use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::maps::{DataKind, Map};
 use crate::ruleset::rule::Statement;
 use crate::ruleset::skeleton::{SkeletonConfig, rules};
+use arcstr::ArcStr;
 
 /// The most operations of one transaction. One commit blocks every other
 /// nftables writer of the namespace: this many take well below 50 ms. A
@@ -57,7 +56,7 @@ impl Default for Sizes {
 }
 
 /// The data of an element besides its key.
-pub(super) type Value = (Data, Option<Arc<str>>);
+pub(super) type Value = (Data, Option<ArcStr>);
 
 /// The phase in which an operation becomes visible: the order of the variants
 /// is the order of the commits.
@@ -172,7 +171,7 @@ impl Phases {
         (map, key): (Map, Key),
         before: Option<Value>,
         after: Option<Value>,
-        owner: Option<&Arc<str>>,
+        owner: Option<&ArcStr>,
     ) {
         if before == after {
             return;

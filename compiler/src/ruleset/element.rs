@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,7 @@ pub struct Element {
     pub data: Data,
     /// `namespace/name:port`, at most [`MAX_COMMENT`] bytes: the comment of the
     /// element for operators.
-    pub comment: Option<Arc<str>>,
+    pub comment: Option<ArcStr>,
 }
 
 /// The longest comment that the kernel takes on an element, in bytes: nft and

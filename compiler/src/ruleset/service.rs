@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 use thin_vec::ThinVec;
@@ -263,7 +264,7 @@ pub fn elements(name: &ServiceName, compiled: &CompiledService, emit: &mut impl 
             emit(plain(Map::HairpinConnections, Key::Hairpin(*endpoint, port.protocol)));
         }
     }
-    let comments: Vec<Arc<str>> = service.ports.iter().map(|port| comment(name, port)).collect();
+    let comments: Vec<ArcStr> = service.ports.iter().map(|port| comment(name, port)).collect();
     affinity_timeouts(name, compiled, emit);
     frontends(service, |position, target, policy| {
         let (Some(endpoints), Some(comment)) = (compiled.ports.get(position), comments.get(position)) else {
@@ -310,7 +311,7 @@ fn affinity_timeouts(name: &ServiceName, compiled: &CompiledService, emit: &mut 
 
 /// Names the list of a number. An agent that restarts decides by this whether
 /// it may keep the number.
-fn list_comment(name: &ServiceName, port: &ServicePort, list: List) -> Arc<str> {
+fn list_comment(name: &ServiceName, port: &ServicePort, list: List) -> ArcStr {
     match list {
         List::Cluster => comment(name, port),
         List::Local => fit_comment(&format!("local endpoints of {}", comment(name, port))).into(),
@@ -319,7 +320,7 @@ fn list_comment(name: &ServiceName, port: &ServicePort, list: List) -> Arc<str> 
 
 /// The comments of the numbers of a service port's two lists, cluster-wide and
 /// local.
-pub(crate) fn list_comments(name: &ServiceName, port: &ServicePort) -> [Arc<str>; 2] {
+pub(crate) fn list_comments(name: &ServiceName, port: &ServicePort) -> [ArcStr; 2] {
     [List::Cluster, List::Local].map(|list| list_comment(name, port, list))
 }
 
@@ -334,7 +335,7 @@ pub fn port_of_comment(comment: &str) -> Option<[&str; 3]> {
 
 /// `namespace/name:port`, or without the port if it has no name; shortened to the
 /// kernel's limit.
-fn comment(name: &ServiceName, port: &ServicePort) -> Arc<str> {
+fn comment(name: &ServiceName, port: &ServicePort) -> ArcStr {
     port_comment(name.text(), &port.name).into()
 }
 
@@ -395,7 +396,7 @@ struct Frontend<'a> {
     target: Target,
     endpoints: &'a CompiledPort,
     sticky: bool,
-    comment: &'a Arc<str>,
+    comment: &'a ArcStr,
 }
 
 impl Frontend<'_> {

@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use serde::Serialize;
 use thiserror::Error;
 use vmap_proxy_compiler::model::checked::{CheckedChange, Content};
@@ -196,9 +196,9 @@ fn note_tables(found: &Found, report: &mut Report) {
 
 /// The changes by Service. An element that nobody wants any more has no owner:
 /// its comment names the Service, or another element of its frontend does.
-fn changes_of(transactions: &[Transaction]) -> BTreeMap<Arc<str>, ServiceChanges> {
+fn changes_of(transactions: &[Transaction]) -> BTreeMap<ArcStr, ServiceChanges> {
     let operations = || transactions.iter().flat_map(|transaction| &transaction.operations);
-    let mut owners: HashMap<(Family, Target), Arc<str>> = HashMap::new();
+    let mut owners: HashMap<(Family, Target), ArcStr> = HashMap::new();
     for operation in operations() {
         let Some((element, target)) = element(&operation.action) else { continue };
         let of_comment = || {
@@ -209,7 +209,7 @@ fn changes_of(transactions: &[Transaction]) -> BTreeMap<Arc<str>, ServiceChanges
             owners.insert((operation.family, target), owner);
         }
     }
-    let mut changes: BTreeMap<Arc<str>, ServiceChanges> = BTreeMap::new();
+    let mut changes: BTreeMap<ArcStr, ServiceChanges> = BTreeMap::new();
     for operation in operations() {
         let target = element(&operation.action).and_then(|(_, target)| target);
         let of_target = || owners.get(&(operation.family, target?)).cloned();

@@ -1,7 +1,6 @@
 //! Tables with something of everything, for tests on a kernel.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use vmap_proxy_compiler::model::{Endpoint, Protocol};
 use vmap_proxy_compiler::plan::{Action, Operation, Transaction};
@@ -119,7 +118,7 @@ pub(crate) fn sample(family: Family, map: Map, number: u16) -> Element {
         DataKind::Endpoint => Data::Endpoint(endpoint),
         DataKind::List => Data::List(list),
     };
-    let comment = (number % 2 == 1).then(|| Arc::from(format!("shop/cart{number}:http")));
+    let comment = (number % 2 == 1).then(|| format!("shop/cart{number}:http").into());
     Element { map, key, data, comment }
 }
 
