@@ -101,7 +101,7 @@ enum OfFamily {
     Ipv6(Box<[Packed<Ipv6Addr>]>),
 }
 
-/// One endpoint. Nothing in it is aligned to more than two bytes, so that it has no gaps to speak of.
+/// One endpoint. Nothing in it is aligned to more than two bytes, so that it has no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packed<A> {
     address: A,
