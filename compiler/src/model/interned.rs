@@ -46,7 +46,8 @@ impl<T> Default for Interned<T> {
 impl<T: Counted> Interned<T> {
     /// Replaces a value by the same one from here. Unused values are dropped from time to
     /// time, because a cluster may invent new ones for ever: there are never more than
-    /// twice as many as are used, and each call takes constant time on average.
+    /// twice as many as were used when they were dropped last ([`FIRST_LIMIT`] if that is
+    /// more), and each call takes constant time on average.
     pub(super) fn share(&mut self, value: &mut T) {
         if let Some(known) = self.values.get(value) {
             *value = known.clone();

@@ -1,7 +1,7 @@
 //! EndpointSlices as selection reads them.
 //!
-//! A cluster has several endpoints for each Service, and most of the store's memory is theirs. So
-//! they are kept packed ([`SliceEndpoints`]), and read one by one as [`SliceEndpoint`].
+//! A cluster has several endpoints for each Service, and they would take much of the store's memory.
+//! So they are kept packed ([`SliceEndpoints`]), and read one by one as [`SliceEndpoint`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
