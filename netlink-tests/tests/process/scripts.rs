@@ -111,30 +111,58 @@ fn no_script_names_the_target_directory_itself() {
     assert!(looked_at > 8, "{looked_at}");
 }
 
-/// The static build, up to where it would build: the directory is the variable's, and the C compiler is asked for first.
-#[test]
-fn the_static_build_looks_where_cargo_builds() {
+/// The static build without its compiler: programs of that name that leave `binary` where Cargo builds.
+fn static_build(rust: &str, binary: &str) -> (Programs, Output) {
     let programs = Programs::new();
     programs.write("musl-gcc", "");
     programs.write("rustup", "");
-    programs.write("rustc", r#"mkdir -p $state/lib/rustlib/$(uname -m)-unknown-linux-musl; echo $state"#);
+    programs.write(
+        "rustc",
+        &format!(
+            r#"if [ "$1" = --version ]; then echo "rustc {rust} (59807616e 2026-04-14)"; exit; fi
+            mkdir -p $state/lib/rustlib/$(uname -m)-unknown-linux-musl; echo $state"#
+        ),
+    );
     programs.write(
         "cargo",
-        r#"mkdir -p $CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release
-        echo binary >$CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/vmap-proxy"#,
+        &format!(
+            r#"echo "$RUSTFLAGS" >$state/flags
+            mkdir -p $CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release
+            printf '#!/bin/sh\n%s\n' '{binary}' >$CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/vmap-proxy
+            chmod +x $CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/vmap-proxy"#
+        ),
     );
     programs.write("readelf", "");
-    let target = programs.path().join("elsewhere");
-    let destination = programs.path().join("vmap-proxy");
     let output = Command::new("timeout")
         .args(["300", &format!("{SCRIPTS}/build-static")])
-        .arg(&destination)
+        .arg(programs.path().join("vmap-proxy"))
         .env("PATH", format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap()))
-        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_TARGET_DIR", programs.path().join("elsewhere"))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    assert_eq!(fs::read_to_string(destination).unwrap(), "binary\n");
+    (programs, output)
+}
+
+/// The directory is the variable's, and only a Rust whose musl applies packed relocations gets them.
+#[test]
+fn the_static_build_looks_where_cargo_builds() {
+    for (rust, is_new) in [("1.95.0", true), ("1.93.0-beta.2", true), ("1.92.1", false), ("2.0.0", true)] {
+        let (programs, output) = static_build(rust, "exit 0");
+        assert!(output.status.success(), "{}", text(&output));
+        assert_eq!(programs.read("vmap-proxy"), "#!/bin/sh\nexit 0\n");
+        let flags = programs.read("flags");
+        assert!(flags.contains("target-feature=+crt-static"), "{flags}");
+        assert_eq!(flags.contains("pack-relative-relocs"), is_new, "{rust}: {flags}");
+        assert_eq!(text(&output).contains("musl 1.2.3"), !is_new, "{rust}: {}", text(&output));
+    }
+}
+
+#[test]
+fn a_static_build_that_does_not_start_is_no_build() {
+    let (programs, output) = static_build("1.95.0", "exit 139");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("does not start"), "{}", text(&output));
+    assert!(!programs.path().join("vmap-proxy").exists());
 }
 
 #[test]
