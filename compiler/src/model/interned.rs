@@ -56,6 +56,7 @@ impl<T: Counted> Interned<T> {
         if self.values.len() >= self.limit {
             self.values.retain(T::is_shared);
             self.limit = FIRST_LIMIT.max(2 * self.values.len());
+            self.values.shrink_to(self.limit);
         }
         self.values.insert(value.clone());
     }
@@ -89,5 +90,16 @@ mod tests {
         for (number, name) in used.iter().enumerate() {
             assert!(ArcStr::ptr_eq(name, &share(&mut names, &format!("used-{number}"))));
         }
+    }
+
+    #[test]
+    fn the_table_shrinks_when_values_are_dropped() {
+        let mut names = Interned::default();
+        let used: Vec<ArcStr> = (0..100_000).map(|number| share(&mut names, &format!("used-{number}"))).collect();
+        drop(used);
+        for number in 0..200_000 {
+            share(&mut names, &format!("unused-{number}"));
+        }
+        assert!(names.values.capacity() < 4 * FIRST_LIMIT, "{}", names.values.capacity());
     }
 }

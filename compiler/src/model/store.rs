@@ -374,6 +374,10 @@ impl Store {
         };
         let owner = self.known_name(owner);
         slice.endpoints.hints_mut().iter_mut().for_each(|hints| self.hints.share(hints));
+        // Lists that differ share their names.
+        for port in Arc::get_mut(&mut slice.ports).into_iter().flatten() {
+            self.port_names.share(&mut port.name);
+        }
         self.slice_ports.share(&mut slice.ports);
 
         if self.slice_owners.get(slice_name.as_str()).is_some_and(|previous| *previous != owner) {
@@ -508,5 +512,21 @@ mod tests {
         store.mark_clean();
         store.apply(Change::Apply(service(json!({LABEL_SERVICE_PROXY_NAME: "other"}))));
         assert_eq!((store.service_count(), store.dirty().count()), (0, 1));
+    }
+
+    #[test]
+    fn lists_of_ports_are_shared_and_so_are_the_names_of_different_ones() {
+        let mut store = Store::default();
+        for (name, port) in [("cart", 8080), ("web", 8080), ("api", 9090)] {
+            let slice = json!({
+                "metadata": {"name": format!("{name}-1"), "namespace": "shop",
+                             "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4", "ports": [{"name": "http", "port": port}],
+            });
+            store.apply(Change::Apply(Object::EndpointSlice(serde_json::from_value(slice).unwrap())));
+        }
+        let ports = |name| store.get(&ServiceName::new("shop", name)).unwrap().slices().next().unwrap().ports.clone();
+        assert!(Arc::ptr_eq(&ports("cart"), &ports("web")) && !Arc::ptr_eq(&ports("cart"), &ports("api")));
+        assert!(ArcStr::ptr_eq(&ports("cart")[0].name, &ports("api")[0].name));
     }
 }
