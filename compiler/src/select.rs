@@ -61,7 +61,7 @@ impl<'a> Joins<'a> {
     /// The ports of the slices that are of this family. Slices of another family
     /// are left out.
     pub fn new(family: Family, slices: impl IntoIterator<Item = &'a Slice>) -> Self {
-        let slices = slices.into_iter().filter(|slice| slice.family == family);
+        let slices = slices.into_iter().filter(|slice| slice.family() == family);
         let ports = slices.flat_map(|slice| slice.ports.iter().map(move |port| (slice, port)));
         let join = |(slice, port): (&'a Slice, &'a SlicePort)| Join {
             name: &port.name,

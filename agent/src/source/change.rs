@@ -140,7 +140,7 @@ impl ObjectChange {
     /// The family of a slice that has a trigger time, and that time.
     pub fn trigger(&self) -> Option<(Family, SystemTime)> {
         match &self.checked.content {
-            Content::EndpointSlice(Some((_, slice))) => Some((slice.family, self.triggered?)),
+            Content::EndpointSlice(Some((_, slice))) => Some((slice.family(), self.triggered?)),
             _ => None,
         }
     }

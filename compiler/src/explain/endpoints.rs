@@ -193,9 +193,9 @@ impl<'a> PortEndpoints<'a> {
         let mut notes = Vec::new();
         let port = self.port;
         for (name, slice) in self.entry.named_slices() {
-            if slice.family != self.family {
-                let text = format!("EndpointSlice {name} holds {} addresses", slice.family);
-                notes.push(decision(Code::OtherFamily, text, [of_slice(name, "addressType", slice.family)]));
+            if slice.family() != self.family {
+                let text = format!("EndpointSlice {name} holds {} addresses", slice.family());
+                notes.push(decision(Code::OtherFamily, text, [of_slice(name, "addressType", slice.family())]));
             } else if slice.endpoints.is_empty() {
                 let text = format!("EndpointSlice {name} lists no usable endpoint: the selector matches no pod");
                 notes.push(decision(Code::EmptySlice, text, [of_slice(name, "endpoints", "[]")]));

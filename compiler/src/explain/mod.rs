@@ -136,7 +136,7 @@ impl Known<'_> {
             if seen == count || endpoints > MOST_ENDPOINTS {
                 return page;
             }
-            for slice in entry.slices().filter(|slice| slice.family == family) {
+            for slice in entry.slices().filter(|slice| slice.family() == family) {
                 endpoints += slice.endpoints.len();
                 if let Some(found) = slice.endpoints.iter().find(|endpoint| endpoint.pod == pod) {
                     return PodPage { address: Some(found.address), last: None };

@@ -393,7 +393,7 @@ pub fn slice(object: &EndpointSliceObject, node_name: &str) -> (Option<Slice>, V
     }
     let created = timestamp_order(object.metadata.creation_timestamp.as_deref());
     let endpoints = SliceEndpoints::new(family, &endpoints);
-    (Some(Slice { family, created, ports: ports.into(), endpoints }), problems.found)
+    (Some(Slice { created, ports: ports.into(), endpoints }), problems.found)
 }
 
 fn hints(object: &EndpointObject) -> Option<Hints> {

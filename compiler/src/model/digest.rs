@@ -73,7 +73,7 @@ pub fn service(name: &ServiceName, entry: &ServiceEntry) -> u64 {
     for (family, service) in entry.service.iter() {
         let Some(service) = service else { continue };
         sum = sum.wrapping_add(of_object(name, family, service));
-        let slices = entry.slices().filter(|slice| slice.family == family);
+        let slices = entry.slices().filter(|slice| slice.family() == family);
         sum = slices.fold(sum, |sum, slice| sum.wrapping_add(of_slice(name, slice)));
     }
     sum

@@ -17,7 +17,7 @@ use super::types::Endpoint;
 ///
 /// let endpoints = [1, 2].map(|host| Endpoint { address: [10, 244, 0, host].into(), port: 80 });
 /// let list = EndpointList::from(&endpoints[..]);
-/// assert_eq!((list.len(), list.get(1)), (2, Some(endpoints[1])));
+/// assert_eq!((list.len(), list.iter().nth(1)), (2, Some(endpoints[1])));
 /// assert!(list.iter().eq(endpoints));
 /// ```
 #[derive(Clone, PartialEq, Eq)]
@@ -42,14 +42,6 @@ impl EndpointList {
     /// Returns whether there is no endpoint.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The endpoint at this position.
-    pub fn get(&self, position: usize) -> Option<Endpoint> {
-        match &self.0 {
-            List::Ipv4(list) => list.get(position).map(from_ipv4),
-            List::Any(list) => list.get(position).copied(),
-        }
     }
 
     /// The endpoints in their order.
@@ -111,9 +103,9 @@ mod tests {
             assert_eq!((list.len(), list.is_empty()), (endpoints.len(), endpoints.is_empty()));
             assert!(list.iter().eq(endpoints.iter().copied()));
             for (position, endpoint) in endpoints.iter().enumerate() {
-                assert_eq!((list.get(position), list.contains(*endpoint)), (Some(*endpoint), true));
+                assert_eq!((list.iter().nth(position), list.contains(*endpoint)), (Some(*endpoint), true));
             }
-            assert_eq!(list.get(endpoints.len()), None);
+            assert_eq!(list.iter().nth(endpoints.len()), None);
             assert!(!list.contains(endpoint("10.244.0.1", 81)));
             assert_eq!(list == EndpointList::default(), endpoints.is_empty());
         }

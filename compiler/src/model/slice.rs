@@ -16,8 +16,6 @@ use super::types::{NameMap, Protocol};
 /// An EndpointSlice of a family we serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
-    /// The family of its addresses.
-    pub family: Family,
     /// `creationTimestamp`, in an order that sorts by time: the newer of two
     /// slices knows better about an endpoint in both. 0: unknown.
     pub created: i64,
@@ -25,6 +23,16 @@ pub struct Slice {
     pub ports: Arc<[SlicePort]>,
     /// The endpoints.
     pub endpoints: SliceEndpoints,
+}
+
+impl Slice {
+    /// The family of its addresses.
+    pub fn family(&self) -> Family {
+        match self.endpoints.endpoints {
+            OfFamily::Ipv4(_) => Family::Ipv4,
+            OfFamily::Ipv6(_) => Family::Ipv6,
+        }
+    }
 }
 
 /// One port that all endpoints of a slice have.
