@@ -2,11 +2,12 @@
 //!
 //! The kernel works on the thread that asks, about 3 us for each element, and
 //! look-ups of two sockets do not wait for each other (`NFNL_CB_RCU` in
-//! `net/netfilter/nf_tables_api.c`). So half of the keys are asked for on a
-//! second thread.
+//! `net/netfilter/nf_tables_api.c`). So a second thread asks too, and begins
+//! while the first one plans what was looked up before.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use vmap_proxy_compiler::ruleset::Family;
@@ -16,9 +17,13 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use super::report::SyncReport;
 use crate::netlink::{ElementState, ForeignElement, Kernel, NetlinkError};
 
-/// A map with fewer keys than this is looked up by one thread: to start another
-/// takes as long as ten look-ups.
+/// Fewer keys than this are looked up by one thread: to start another takes as
+/// long as ten look-ups.
 const WORTH_A_THREAD: usize = 128;
+
+/// Maximum number of keys that a thread takes at once, so that both end at
+/// nearly the same time.
+const KEYS_AT_ONCE: usize = 128;
 
 /// A map and keys that are looked up in it together.
 type Keys<'a> = (Family, Map, &'a [Key]);
@@ -43,23 +48,35 @@ impl<'a> LookUps<'a> {
         Self { first, second }
     }
 
-    /// The socket for everything else.
-    pub(super) fn kernel(&mut self) -> &mut Kernel {
-        self.first
-    }
-
-    /// Looks up these elements. Foreign elements in their place are removed.
+    /// Looks up these elements, and does some work meanwhile, which may use the
+    /// socket for everything else. Foreign elements in their place are removed
+    /// afterwards.
     ///
     /// # Errors
-    /// Any [`NetlinkError`].
-    pub(super) fn look_up(
+    /// Any [`NetlinkError`], and that of the work, at once.
+    pub(super) fn look_up_while<E: From<NetlinkError>>(
         &mut self,
         keys: Vec<(Family, Map, Key)>,
         report: &mut SyncReport,
-    ) -> Result<Vec<(Family, Element)>, NetlinkError> {
+        work: impl FnOnce(&mut Kernel, &mut SyncReport) -> Result<(), E>,
+    ) -> Result<Vec<(Family, Element)>, E> {
+        let is_worth_a_thread = keys.len() >= WORTH_A_THREAD;
         let keys = by_map(keys);
+        let questions = Questions::new(&keys);
+        let second = self.second.as_mut().filter(|_| is_worth_a_thread);
+        let first = &mut *self.first;
+        let (found, others) = thread::scope(|scope| {
+            let other = second.and_then(|second| {
+                let ask = || questions.ask(second);
+                thread::Builder::new().name("look-up".to_owned()).spawn_scoped(scope, ask).ok()
+            });
+            let worked = work(first, report).inspect_err(|_| questions.skip());
+            let found = worked.and_then(|()| questions.ask(first).map_err(E::from));
+            let others = other.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (found, others)
+        });
         let mut elements = Vec::new();
-        for (family, map, states, foreign) in self.ask(&keys)? {
+        for (family, map, states, foreign) in found?.into_iter().chain(others.transpose()?.unwrap_or_default()) {
             if !foreign.is_empty() {
                 self.first.delete_foreign(family, map, &foreign)?;
                 report.cleaned(family, "element", foreign.len(), &format!("elements of {map}, removed"));
@@ -68,44 +85,36 @@ impl<'a> LookUps<'a> {
         }
         Ok(elements)
     }
-
-    fn ask(&mut self, keys: &BTreeMap<(Family, Map), Vec<Key>>) -> Result<Vec<Found>, NetlinkError> {
-        let (mut one, mut other): (Vec<Keys<'_>>, Vec<Keys<'_>>) = Default::default();
-        for (&(family, map), keys) in keys {
-            let middle = if keys.len() < WORTH_A_THREAD { keys.len() } else { keys.len() / 2 };
-            let (front, back) = keys.split_at_checked(middle).unwrap_or((keys, &[]));
-            one.push((family, map, front));
-            if !back.is_empty() {
-                other.push((family, map, back));
-            }
-        }
-        let Some(second) = self.second.as_mut().filter(|_| !other.is_empty()) else {
-            one.append(&mut other);
-            return ask_one(self.first, &one);
-        };
-        let (found, others) = thread::scope(|scope| {
-            let work = || ask_one(second, &other);
-            let spawned = thread::Builder::new().name("look-up".to_owned()).spawn_scoped(scope, work);
-            let found = ask_one(self.first, &one);
-            let others =
-                spawned.ok().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            (found, others)
-        });
-        let mut found = found?;
-        // No thread could be started.
-        let others = others.unwrap_or_else(|| ask_one(self.first, &other));
-        found.append(&mut others?);
-        Ok(found)
-    }
 }
 
-fn ask_one(kernel: &mut Kernel, keys: &[Keys<'_>]) -> Result<Vec<Found>, NetlinkError> {
-    let mut found = Vec::with_capacity(keys.len());
-    for &(family, map, keys) in keys {
-        let (states, foreign) = kernel.look_up(family, map, keys)?;
-        found.push((family, map, states, foreign));
+/// Keys to look up, from which each thread takes some, until none is left.
+struct Questions<'a> {
+    questions: Vec<Keys<'a>>,
+    /// The index of the next one.
+    next: AtomicUsize,
+}
+
+impl<'a> Questions<'a> {
+    fn new(keys: &'a BTreeMap<(Family, Map), Vec<Key>>) -> Self {
+        let questions = keys
+            .iter()
+            .flat_map(|(&(family, map), keys)| keys.chunks(KEYS_AT_ONCE).map(move |some| (family, map, some)));
+        Self { questions: questions.collect(), next: AtomicUsize::new(0) }
     }
-    Ok(found)
+
+    fn ask(&self, kernel: &mut Kernel) -> Result<Vec<Found>, NetlinkError> {
+        let mut found = Vec::new();
+        while let Some(&(family, map, keys)) = self.questions.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let (states, foreign) = kernel.look_up(family, map, keys).inspect_err(|_| self.skip())?;
+            found.push((family, map, states, foreign));
+        }
+        Ok(found)
+    }
+
+    /// No thread takes more.
+    fn skip(&self) {
+        self.next.store(self.questions.len(), Ordering::Relaxed);
+    }
 }
 
 /// The keys of each map, which are looked up together.

@@ -59,7 +59,8 @@ pub(super) fn run(
     commit_all(resync, kernel, writable, carry, report)
 }
 
-fn commit_all(
+/// Commits these on the calling thread, up to one that is refused.
+pub(super) fn commit_all(
     transactions: impl IntoIterator<Item = Transaction>,
     kernel: &mut Kernel,
     writable: PerFamily<bool>,

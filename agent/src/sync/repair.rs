@@ -15,8 +15,8 @@ use super::compare::{LookedUp, Read};
 use super::look_up::LookUps;
 use super::replace::Carry;
 use super::report::{Refused, SyncReport};
-use super::{SyncError, Syncer, commit, pipeline, programmed};
-use crate::netlink::{CommitError, Moment, OwnTable, Refusal};
+use super::{SyncError, Syncer, pipeline, programmed};
+use crate::netlink::{CommitError, Moment, NetlinkError, OwnTable, Refusal};
 
 /// Maximum number of passes with a refusal before a repair is given up.
 const MAX_REFUSALS: usize = 64;
@@ -49,6 +49,25 @@ pub(super) enum Pass {
     /// Stand-ins have taken the place of tables that could not be changed in
     /// place: recreate these.
     Replaced,
+}
+
+/// Why a difference was not sent.
+enum Unsent {
+    Refused(Transaction, CommitError),
+    /// The kernel's elements could not be looked up.
+    Unread(NetlinkError),
+}
+
+impl From<pipeline::Failed> for Unsent {
+    fn from((transaction, error): pipeline::Failed) -> Self {
+        Self::Refused(transaction, error)
+    }
+}
+
+impl From<NetlinkError> for Unsent {
+    fn from(error: NetlinkError) -> Self {
+        Self::Unread(error)
+    }
 }
 
 /// The results of the passes of one repair so far.
@@ -294,18 +313,23 @@ impl Syncer {
         let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
         let mut found: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
         let mut look_ups = LookUps::new(&mut self.kernel);
+        // While these Services are planned and committed, the elements of the next are looked up.
+        let mut services = 0;
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
-            for element in look_ups.look_up(keys, report)? {
-                *found[element.0].entry(element.1.map).or_default() += 1;
-                resync.supply(element.0, element.1);
+            let elements = look_ups.look_up_while(keys, report, |kernel, report| {
+                pipeline::commit_all(resync.next_chunk(services), kernel, writable, carry, report).map_err(Unsent::from)
+            });
+            let elements = match elements {
+                Ok(elements) => elements,
+                Err(Unsent::Refused(transaction, error)) => return Ok(Pass::Refused(transaction, error)),
+                Err(Unsent::Unread(error)) => return Err(error.into()),
+            };
+            for (family, element) in elements {
+                *found[family].entry(element.map).or_default() += 1;
+                resync.supply(family, element);
             }
-            for mut transaction in resync.next_chunk(SERVICES_AT_ONCE) {
-                carry.before(&transaction, look_ups.kernel())?;
-                if let Err(error) = commit(look_ups.kernel(), writable, &mut transaction, report) {
-                    return Ok(Pass::Refused(transaction, error));
-                }
-            }
+            services = SERVICES_AT_ONCE;
         }
         let left_out = resync.take_left_out();
         self.plan_again(left_out);

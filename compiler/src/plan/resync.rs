@@ -44,6 +44,10 @@ pub struct Resync<'a> {
     compiled: usize,
     /// The number of emitted ones.
     emitted: usize,
+    /// The number of those whose keys were [given](Self::keys_ahead).
+    asked: usize,
+    /// Shared keys that were given last. Their elements are perhaps not emitted yet.
+    shared_asked: FxHashSet<(Family, Map, Key)>,
     kernel: PerFamily<KernelState>,
     phases: Phases,
     ready: VecDeque<Transaction>,
@@ -116,9 +120,21 @@ impl<'a> Resync<'a> {
             }
             ready.extend(transaction(skeleton));
         }
-        let (finished, left_out) = (false, Vec::new());
-        let mut resync =
-            Self { planner, store, services, compiled: 0, emitted: 0, kernel, phases, ready, finished, left_out };
+        let (finished, left_out, shared_asked) = (false, Vec::new(), FxHashSet::default());
+        let mut resync = Self {
+            planner,
+            store,
+            services,
+            compiled: 0,
+            emitted: 0,
+            asked: 0,
+            shared_asked,
+            kernel,
+            phases,
+            ready,
+            finished,
+            left_out,
+        };
         for family in Family::ALL {
             resync.node(family);
             resync.firewall(family);
@@ -151,27 +167,34 @@ impl<'a> Resync<'a> {
 
     /// Returns the keys at which the next Services expect elements in these
     /// maps, for maps that are too large to be listed: look them up in the
-    /// kernel and [supply](Self::supply) them. Keys that another Service has
-    /// brought in already are left out.
+    /// kernel and [supply](Self::supply) them before these Services are
+    /// [planned](Self::next_chunk). Each call goes on where the last one ended, and
+    /// may be one ahead of the planning: the kernel can look up keys while the
+    /// Services before them are planned.
+    ///
+    /// A key that several Services share is given once.
     pub fn keys_ahead(&mut self, maps: &PerFamily<BTreeSet<Map>>, services: usize) -> Vec<(Family, Map, Key)> {
         if maps.values().all(BTreeSet::is_empty) {
             return Vec::new();
         }
-        let ahead = self.emitted..self.services.len().min(self.emitted + services);
+        let ahead = self.asked..self.services.len().min(self.asked + services);
+        self.asked = ahead.end;
         self.compile_up_to(ahead.end);
         let mut keys = Vec::new();
-        let mut seen = FxHashSet::default();
+        let before = std::mem::take(&mut self.shared_asked);
         for (family, wanted) in maps.iter().filter(|(_, maps)| !maps.is_empty()) {
             let state = &self.planner.families[family];
             for (name, _) in &self.services[ahead.clone()] {
                 let Some(compiled) = state.services.get(*name) else { continue };
                 elements(name, compiled, &mut |element| {
-                    let place = (element.map, element.key);
-                    let shared = element.map.is_shared();
-                    if wanted.contains(&element.map)
-                        && !(shared && (state.shared.has(&element) || !seen.insert((family, place))))
-                    {
-                        keys.push((family, element.map, element.key));
+                    if !wanted.contains(&element.map) {
+                        return;
+                    }
+                    let key = (family, element.map, element.key);
+                    let is_known = element.map.is_shared()
+                        && (state.shared.has(&element) || before.contains(&key) || !self.shared_asked.insert(key));
+                    if !is_known {
+                        keys.push(key);
                     }
                 });
             }
