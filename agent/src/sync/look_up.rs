@@ -17,6 +17,9 @@ use vmap_proxy_compiler::ruleset::maps::Map;
 use super::report::SyncReport;
 use crate::netlink::{ElementState, ForeignElement, Kernel, NetlinkError};
 
+/// Number of Services whose elements are looked up together.
+pub(super) const SERVICES_AT_ONCE: usize = 512;
+
 /// Fewer keys than this are looked up by one thread: to start another takes as
 /// long as ten look-ups.
 const WORTH_A_THREAD: usize = 128;

@@ -54,6 +54,7 @@ use fill::{Arrived, Fill, Lists};
 pub use foreign::Notice;
 use gone::Leaving;
 use leftovers::Leftovers;
+use look_up::SERVICES_AT_ONCE;
 use report::SyncReport;
 
 /// The reason why a sync failed as a whole. A refused Service is not an error
@@ -147,6 +148,7 @@ pub struct Syncer {
     to_sweep: PerFamily<bool>,
     damaged: bool,
     max_listed: u32,
+    services_at_once: usize,
     /// Open from the end of the first sync on.
     monitor: Option<Monitor>,
     /// Foreign changes that have not been reported yet.
@@ -214,6 +216,7 @@ impl Syncer {
             to_sweep: PerFamily::default(),
             damaged: false,
             max_listed: MAX_LISTED,
+            services_at_once: SERVICES_AT_ONCE,
             monitor: None,
             seen: Vec::new(),
             touched: Vec::new(),
@@ -230,6 +233,12 @@ impl Syncer {
     /// up becomes faster.
     pub fn list_at_most(&mut self, elements: u32) {
         self.max_listed = elements;
+    }
+
+    /// The elements of this number of Services are looked up together. While
+    /// they are planned, those of the next are looked up.
+    pub fn look_up_at_once(&mut self, services: usize) {
+        self.services_at_once = services.max(1);
     }
 
     /// Returns the state from the sources.

@@ -10,14 +10,11 @@ use vmap_proxy_compiler::ruleset::skeleton::rules;
 
 use super::MAX_LISTED;
 use super::compare::{incompatible, note_table};
-use super::look_up::by_map;
+use super::look_up::{SERVICES_AT_ONCE, by_map};
 use crate::netlink::{Kernel, NetlinkError, OwnTable, TableState};
 
 /// A number of elements of each map.
 type Counted = PerFamily<BTreeMap<Map, u32>>;
-
-/// Number of Services that are looked up together.
-const SERVICES_AT_ONCE: usize = 512;
 
 /// The kernel's tables, as far as a plan starts from them.
 #[derive(Debug, Default)]

@@ -34,9 +34,6 @@ const MAX_MISREAD: u32 = 2;
 /// one. A program that flushes a rule set often changes more after that.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// Number of Services that are looked up together.
-const SERVICES_AT_ONCE: usize = 512;
-
 /// The result of a pass through the kernel.
 pub(super) enum Pass {
     /// It has the desired state.
@@ -314,11 +311,11 @@ impl Syncer {
         let mut found: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
         let mut look_ups = LookUps::new(&mut self.kernel);
         // While these Services are planned and committed, the elements of the next are looked up.
-        let mut services = 0;
+        let (mut planned, services) = (0, self.services_at_once);
         while !resync.is_finished() {
-            let keys = resync.keys_ahead(&maps, SERVICES_AT_ONCE);
+            let keys = resync.keys_ahead(&maps, services);
             let elements = look_ups.look_up_while(keys, report, |kernel, report| {
-                pipeline::commit_all(resync.next_chunk(services), kernel, writable, carry, report).map_err(Unsent::from)
+                pipeline::commit_all(resync.next_chunk(planned), kernel, writable, carry, report).map_err(Unsent::from)
             });
             let elements = match elements {
                 Ok(elements) => elements,
@@ -329,7 +326,7 @@ impl Syncer {
                 *found[family].entry(element.map).or_default() += 1;
                 resync.supply(family, element);
             }
-            services = SERVICES_AT_ONCE;
+            planned = services;
         }
         let left_out = resync.take_left_out();
         self.plan_again(left_out);

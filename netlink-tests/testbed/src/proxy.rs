@@ -54,7 +54,11 @@ impl Proxy {
     ) -> (Self, SyncReport) {
         let thread = SyncerThread::start(namespace, config).unwrap_or_else(|error| panic!("{error}"));
         let proxy = Self { thread };
-        proxy.with(move |syncer| syncer.list_at_most(at_most));
+        proxy.with(move |syncer| {
+            syncer.list_at_most(at_most);
+            // Tests have few Services, and these are to take several rounds.
+            syncer.look_up_at_once(3);
+        });
         let report = proxy.apply(objects);
         (proxy, report)
     }
