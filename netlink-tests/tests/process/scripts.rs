@@ -184,10 +184,30 @@ fn the_static_build_installs_or_names_the_compiler_that_is_missing() {
     programs.write("sudo", "exec \"$@\"");
     let output =
         Command::new("/bin/bash").arg(format!("{SCRIPTS}/build-static")).env("PATH", programs.path()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     assert!(programs.read("installed").contains("apt-get update"), "{}", programs.read("installed"));
     let message = text(&output);
     assert!(message.contains("musl-tools") && message.contains("--gnu"), "{message}");
+}
+
+/// CI goes on where the binary of the image can't be built, and where it fails there is no such way out.
+#[test]
+fn the_static_binary_is_tested_or_named_as_not_tested() {
+    for (rust_has_musl, build, status) in [(false, "exit 0", 3), (true, "exit 139", 1)] {
+        let programs = Programs::new();
+        write_compiler(&programs, "1.95.0", build);
+        if !rust_has_musl {
+            programs.write("rustc", "echo $state");
+            programs.write("rustup", "exit 1");
+        }
+        let output = programs
+            .command("test-static")
+            .env("CARGO_TARGET_DIR", programs.path().join("elsewhere"))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output));
+        assert_eq!(text(&output).contains("NOT TESTED"), !rust_has_musl, "{}", text(&output));
+    }
 }
 
 /// `scripts/release check`, and what it complains about.
