@@ -20,13 +20,10 @@ use crate::netlink::{ElementState, ForeignElement, Kernel, NetlinkError};
 /// Number of Services whose elements are looked up together.
 pub(super) const SERVICES_AT_ONCE: usize = 512;
 
-/// Fewer keys than this are looked up by one thread: to start another takes as
+/// Maximum number of keys that a thread takes at once, so that both end at nearly
+/// the same time. Fewer are looked up by one thread: to start another takes as
 /// long as ten look-ups.
-const WORTH_A_THREAD: usize = 128;
-
-/// Maximum number of keys that a thread takes at once, so that both end at
-/// nearly the same time.
-const KEYS_AT_ONCE: usize = 128;
+pub(super) const KEYS_AT_ONCE: usize = 128;
 
 /// A map and keys that are looked up in it together.
 type Keys<'a> = (Family, Map, &'a [Key]);
@@ -39,16 +36,17 @@ pub(super) struct LookUps<'a> {
     first: &'a mut Kernel,
     /// `None` on a node with one processor, and where none can be opened.
     second: Option<Kernel>,
+    keys_at_once: usize,
 }
 
 impl<'a> LookUps<'a> {
-    pub(super) fn new(first: &'a mut Kernel) -> Self {
+    pub(super) fn new(first: &'a mut Kernel, keys_at_once: usize) -> Self {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let second = (processors > 1).then(|| first.open_another());
         let second = second.and_then(|opened| {
             opened.inspect_err(|error| tracing::debug!("one socket for all look-ups: {error}")).ok()
         });
-        Self { first, second }
+        Self { first, second, keys_at_once }
     }
 
     /// Looks up these elements, and does some work meanwhile, which may use the
@@ -56,16 +54,16 @@ impl<'a> LookUps<'a> {
     /// afterwards.
     ///
     /// # Errors
-    /// Any [`NetlinkError`], and that of the work, at once.
+    /// That of the work, which ends the look-ups, or any [`NetlinkError`].
     pub(super) fn look_up_while<E: From<NetlinkError>>(
         &mut self,
         keys: Vec<(Family, Map, Key)>,
         report: &mut SyncReport,
         work: impl FnOnce(&mut Kernel, &mut SyncReport) -> Result<(), E>,
     ) -> Result<Vec<(Family, Element)>, E> {
-        let is_worth_a_thread = keys.len() >= WORTH_A_THREAD;
+        let is_worth_a_thread = keys.len() > self.keys_at_once;
         let keys = by_map(keys);
-        let questions = Questions::new(&keys);
+        let questions = Questions::new(&keys, self.keys_at_once);
         let second = self.second.as_mut().filter(|_| is_worth_a_thread);
         let first = &mut *self.first;
         let (found, others) = thread::scope(|scope| {
@@ -98,10 +96,9 @@ struct Questions<'a> {
 }
 
 impl<'a> Questions<'a> {
-    fn new(keys: &'a BTreeMap<(Family, Map), Vec<Key>>) -> Self {
-        let questions = keys
-            .iter()
-            .flat_map(|(&(family, map), keys)| keys.chunks(KEYS_AT_ONCE).map(move |some| (family, map, some)));
+    fn new(keys: &'a BTreeMap<(Family, Map), Vec<Key>>, at_once: usize) -> Self {
+        let questions =
+            keys.iter().flat_map(|(&(family, map), keys)| keys.chunks(at_once).map(move |some| (family, map, some)));
         Self { questions: questions.collect(), next: AtomicUsize::new(0) }
     }
 

@@ -54,7 +54,7 @@ use fill::{Arrived, Fill, Lists};
 pub use foreign::Notice;
 use gone::Leaving;
 use leftovers::Leftovers;
-use look_up::SERVICES_AT_ONCE;
+use look_up::{KEYS_AT_ONCE, SERVICES_AT_ONCE};
 use report::SyncReport;
 
 /// The reason why a sync failed as a whole. A refused Service is not an error
@@ -148,7 +148,8 @@ pub struct Syncer {
     to_sweep: PerFamily<bool>,
     damaged: bool,
     max_listed: u32,
-    services_at_once: usize,
+    /// Services, and keys.
+    looked_up_at_once: (usize, usize),
     /// Open from the end of the first sync on.
     monitor: Option<Monitor>,
     /// Foreign changes that have not been reported yet.
@@ -216,7 +217,7 @@ impl Syncer {
             to_sweep: PerFamily::default(),
             damaged: false,
             max_listed: MAX_LISTED,
-            services_at_once: SERVICES_AT_ONCE,
+            looked_up_at_once: (SERVICES_AT_ONCE, KEYS_AT_ONCE),
             monitor: None,
             seen: Vec::new(),
             touched: Vec::new(),
@@ -235,10 +236,11 @@ impl Syncer {
         self.max_listed = elements;
     }
 
-    /// The elements of this number of Services are looked up together. While
-    /// they are planned, those of the next are looked up.
-    pub fn look_up_at_once(&mut self, services: usize) {
-        self.services_at_once = services.max(1);
+    /// The elements of this number of Services are looked up together, and while
+    /// these are planned, those of the next. Two threads take this number of keys
+    /// at a time. For tests, whose few Services would take one round and one thread.
+    pub fn look_up_at_once(&mut self, services: usize, keys: usize) {
+        self.looked_up_at_once = (services.max(1), keys.max(1));
     }
 
     /// Returns the state from the sources.

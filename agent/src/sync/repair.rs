@@ -309,12 +309,17 @@ impl Syncer {
         }
         let maps = looked_up.as_ref().map(|maps| maps.keys().copied().collect::<BTreeSet<Map>>());
         let mut found: PerFamily<BTreeMap<Map, u32>> = PerFamily::default();
-        let mut look_ups = LookUps::new(&mut self.kernel);
+        let (services, keys_at_once) = self.looked_up_at_once;
+        let mut look_ups = LookUps::new(&mut self.kernel, keys_at_once);
         // While these Services are planned and committed, the elements of the next are looked up.
-        let (mut planned, services) = (0, self.services_at_once);
+        let mut planned = 0;
         while !resync.is_finished() {
             let keys = resync.keys_ahead(&maps, services);
             let elements = look_ups.look_up_while(keys, report, |kernel, report| {
+                if planned == 0 {
+                    // Foreign elements that are found first may stand in the way of what all Services need.
+                    return Ok(());
+                }
                 pipeline::commit_all(resync.next_chunk(planned), kernel, writable, carry, report).map_err(Unsent::from)
             });
             let elements = match elements {

@@ -56,8 +56,8 @@ impl Proxy {
         let proxy = Self { thread };
         proxy.with(move |syncer| {
             syncer.list_at_most(at_most);
-            // Tests have few Services, and these are to take several rounds.
-            syncer.look_up_at_once(3);
+            // Tests have few Services, and these are to take several rounds and both threads.
+            syncer.look_up_at_once(3, 2);
         });
         let report = proxy.apply(objects);
         (proxy, report)

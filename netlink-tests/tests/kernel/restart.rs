@@ -11,6 +11,7 @@ use vmap_proxy_agent::sync::report::SyncReport;
 use vmap_proxy_compiler::model::ProxyConfig;
 use vmap_proxy_lab::NetNs;
 use vmap_proxy_testbed::holdings::Holdings;
+use vmap_proxy_testbed::nft::load_nft;
 use vmap_proxy_testbed::proxy::Proxy;
 use vmap_proxy_testbed::random::Random;
 
@@ -124,6 +125,25 @@ fn a_restart_sends_only_differences() {
         drop(proxy);
         let again = start(&namespace, &manifests, list_at_most).1;
         assert!(again.is_empty(), "with at most {list_at_most} listed: {again:?}");
+    }
+}
+
+/// A chain that leads to itself: it can get its rules back only when the element is gone.
+#[test]
+fn a_foreign_loop_is_taken_out() {
+    for list_at_most in [u32::MAX, 0] {
+        let (namespace, manifests) = programmed();
+        load_nft(
+            &namespace,
+            "flush chain ip vmap-proxy services; delete element ip vmap-proxy services { 10.96.0.1 . tcp . 80 }; \
+             add element ip vmap-proxy services { 10.96.0.1 . tcp . 80 : jump services }",
+        )
+        .unwrap();
+        let (proxy, report) = start(&namespace, &manifests, list_at_most);
+        assert!(report.added > 0, "{report:?}");
+        assert!(report.cleaned.iter().any(|cleaned| cleaned.kind == "element"), "{report:?}");
+        assert_complete(&namespace, &manifests);
+        proxy.assert_nothing_differs();
     }
 }
 
