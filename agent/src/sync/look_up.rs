@@ -21,8 +21,8 @@ use crate::netlink::{ElementState, ForeignElement, Kernel, NetlinkError};
 pub(super) const SERVICES_AT_ONCE: usize = 512;
 
 /// Maximum number of keys that a thread takes at once, so that both end at nearly
-/// the same time. Fewer are looked up by one thread: to start another takes as
-/// long as ten look-ups.
+/// the same time. No more than that are looked up by one thread: to start another
+/// takes as long as ten look-ups.
 pub(super) const KEYS_AT_ONCE: usize = 128;
 
 /// A map and keys that are looked up in it together.
