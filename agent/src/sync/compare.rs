@@ -41,6 +41,8 @@ pub(super) struct Read {
     pub(super) looked_up: LookedUp,
     /// Objects to remove when our own rules are correct again.
     pub(super) foreign: PerFamily<Vec<ForeignObject>>,
+    /// Whether an element closes a loop in a table.
+    pub(super) looped: PerFamily<bool>,
     /// Whether a table is there that can't be changed in place.
     pub(super) outdated: PerFamily<bool>,
     /// The processes that own tables of ours, which nobody else can change.
@@ -54,9 +56,14 @@ pub(super) struct Read {
 impl Syncer {
     /// Reads both tables. One that another process owns is left out, as long as
     /// there is another. Large maps are left out, to be looked up, unless all
-    /// are to be listed.
-    pub(super) fn read_kernel(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Read, SyncError> {
-        let mut read = Read::default();
+    /// are to be listed. Tables with a loop are to be replaced.
+    pub(super) fn read_kernel(
+        &mut self,
+        list_all: bool,
+        looped: PerFamily<bool>,
+        report: &mut SyncReport,
+    ) -> Result<Read, SyncError> {
+        let mut read = Read { looped, ..Read::default() };
         for family in Family::ALL {
             if self.enabled[family] {
                 let largest = if list_all { u32::MAX } else { self.max_listed };
@@ -93,8 +100,9 @@ impl Syncer {
             // An agent has been killed between switching the old table off and deleting it.
             self.kernel.delete_table(OwnTable::Main, family)?;
         }
+        let loops = read.looped[family].then(|| "an element that leads back to its chain".to_owned());
         if let Some(table) = &table
-            && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof())
+            && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof()).or(loops)
         {
             note_outdated(family, table, &what, self.kernel.is_flush_proof(), report);
             read.outdated[family] = true;

@@ -9,6 +9,7 @@ use vmap_proxy_compiler::model::PerFamily;
 use vmap_proxy_compiler::model::types::ServiceName;
 use vmap_proxy_compiler::plan::planner::ServiceChange;
 use vmap_proxy_compiler::plan::{KernelState, Operation, Transaction};
+use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::maps::Map;
 
 use super::compare::{LookedUp, Read};
@@ -77,6 +78,8 @@ struct Met {
     /// The number of passes that ended with stand-ins.
     replaced: u32,
     list_all: bool,
+    /// Tables in which an element of another program closes a loop.
+    looped: PerFamily<bool>,
     last: String,
 }
 
@@ -106,7 +109,7 @@ impl Syncer {
             self.see_foreign_changes();
             // This reading serves them.
             self.damaged = false;
-            match self.pass(met.list_all, report) {
+            match self.pass(&met, report) {
                 Ok(Pass::Done) => {
                     if self.is_settled(moment)? {
                         self.leave_out()?;
@@ -137,10 +140,10 @@ impl Syncer {
     }
 
     /// One reading of the kernel's state, and the commits of the difference.
-    fn pass(&mut self, list_all: bool, report: &mut SyncReport) -> Result<Pass, SyncError> {
+    fn pass(&mut self, met: &Met, report: &mut SyncReport) -> Result<Pass, SyncError> {
         // After a refusal in a stand-in the culprits are sought there.
         self.kernel.direct_to(PerFamily::default());
-        let read = self.read_kernel(list_all, report)?;
+        let read = self.read_kernel(met.list_all, met.looped, report)?;
         if read.outdated.values().any(|outdated| *outdated) {
             return self.replace(read, report);
         }
@@ -194,6 +197,11 @@ impl Syncer {
                 "the refusal contradicts what was read of the kernel's tables; reading them again: {error}"
             );
             met.misread += 1;
+            return Ok(());
+        }
+        if let Some(family) = looped(&transaction, failures).filter(|family| !met.looped[*family]) {
+            tracing::debug!("an element leads back to its chain, which therefore can't get its rules: {error}");
+            met.looped[family] = true;
             return Ok(());
         }
         let culprits = match failures.iter().all(|failure| failure.span == 1) {
@@ -396,6 +404,7 @@ impl Met {
     /// program changes the new table again.
     fn replace(&mut self) -> Result<(), SyncError> {
         self.replaced += 1;
+        self.looped = PerFamily::default();
         if self.replaced < MAX_DISTURBED {
             return Ok(());
         }
@@ -432,6 +441,15 @@ fn passing(error: &CommitError) -> Option<SyncError> {
 /// based on may be wrong.
 fn contradicts_reading(failure: &Refusal) -> bool {
     matches!(failure.errno, libc::EEXIST | libc::ENOENT | libc::EBUSY)
+}
+
+/// The family whose rules were refused because a chain would lead back to itself (`ELOOP`), or through more chains than
+/// the kernel allows (`EMLINK`, what newer kernels find first), see `nft_chain_validate` in
+/// `net/netfilter/nf_tables_api.c`. Ours never do: an element of another program closes the loop.
+fn looped(transaction: &Transaction, failures: &[Refusal]) -> Option<Family> {
+    let is_loop = |failure: &&Refusal| matches!(failure.errno, libc::ELOOP | libc::EMLINK);
+    let refused = failures.iter().find(is_loop)?;
+    Some(transaction.operations.get(refused.operation)?.family)
 }
 
 /// Names the Services that a refusal is about.

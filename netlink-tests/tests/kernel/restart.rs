@@ -128,20 +128,28 @@ fn a_restart_sends_only_differences() {
     }
 }
 
-/// A chain that leads to itself: it can get its rules back only when the element is gone.
+/// A chain that leads to itself gets its rules back, wherever the element is that closes the loop.
 #[test]
 fn a_foreign_loop_is_taken_out() {
-    for list_at_most in [u32::MAX, 0] {
+    let elements = [
+        // Foreign, where an element of ours was.
+        ("delete element ip vmap-proxy services { 10.96.0.1 . tcp . 80 };", "10.96.0.1 . tcp . 80 : jump services"),
+        // One that could be ours, but for its chain.
+        ("delete element ip vmap-proxy services { 10.96.0.1 . tcp . 80 };", "10.96.0.1 . tcp . 80 : goto services"),
+        // Where nothing is expected.
+        ("", "10.96.7.1 . tcp . 80 : jump services"),
+    ];
+    for ((before, element), list_at_most) in
+        elements.into_iter().flat_map(|element| [(element, u32::MAX), (element, 0)])
+    {
         let (namespace, manifests) = programmed();
-        load_nft(
-            &namespace,
-            "flush chain ip vmap-proxy services; delete element ip vmap-proxy services { 10.96.0.1 . tcp . 80 }; \
-             add element ip vmap-proxy services { 10.96.0.1 . tcp . 80 : jump services }",
-        )
-        .unwrap();
+        let text =
+            format!("flush chain ip vmap-proxy services; {before} add element ip vmap-proxy services {{ {element} }}");
+        load_nft(&namespace, &text).unwrap();
         let (proxy, report) = start(&namespace, &manifests, list_at_most);
-        assert!(report.added > 0, "{report:?}");
-        assert!(report.cleaned.iter().any(|cleaned| cleaned.kind == "element"), "{report:?}");
+        assert!(report.objects > 0, "{element}: {report:?}");
+        assert!(!report.cleaned.is_empty(), "{element}: {report:?}");
+        proxy.settle();
         assert_complete(&namespace, &manifests);
         proxy.assert_nothing_differs();
     }
