@@ -40,12 +40,10 @@ pub struct Resync<'a> {
     /// All Services, those that win a contended frontend before those that lose
     /// it. Each can therefore be compiled and emitted before the next.
     services: Vec<(&'a ServiceName, &'a ServiceEntry)>,
-    /// The number of compiled ones.
+    /// The number of compiled ones, whose keys were [given](Self::keys_ahead) if maps are looked up.
     compiled: usize,
     /// The number of emitted ones.
     emitted: usize,
-    /// The number of those whose keys were [given](Self::keys_ahead).
-    asked: usize,
     /// Shared keys that were given last. Their elements are perhaps not emitted yet.
     shared_asked: FxHashSet<(Family, Map, Key)>,
     kernel: PerFamily<KernelState>,
@@ -127,7 +125,6 @@ impl<'a> Resync<'a> {
             services,
             compiled: 0,
             emitted: 0,
-            asked: 0,
             shared_asked,
             kernel,
             phases,
@@ -177,8 +174,7 @@ impl<'a> Resync<'a> {
         if maps.values().all(BTreeSet::is_empty) {
             return Vec::new();
         }
-        let ahead = self.asked..self.services.len().min(self.asked + services);
-        self.asked = ahead.end;
+        let ahead = self.compiled..self.services.len().min(self.compiled + services);
         self.compile_up_to(ahead.end);
         let mut keys = Vec::new();
         let before = std::mem::take(&mut self.shared_asked);
