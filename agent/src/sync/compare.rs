@@ -33,6 +33,15 @@ const NAMED: usize = 3;
 /// reports it.
 pub(super) type LookedUp = PerFamily<BTreeMap<Map, Option<u32>>>;
 
+/// What is special about a reading, after others have failed.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// Large maps are listed too.
+    pub(super) list_all: bool,
+    /// Tables in which an element of another program closes a loop: they are to be replaced.
+    pub(super) looped: PerFamily<bool>,
+}
+
 /// The kernel's state.
 #[derive(Default)]
 pub(super) struct Read {
@@ -41,8 +50,6 @@ pub(super) struct Read {
     pub(super) looked_up: LookedUp,
     /// Objects to remove when our own rules are correct again.
     pub(super) foreign: PerFamily<Vec<ForeignObject>>,
-    /// Whether an element closes a loop in a table.
-    pub(super) looped: PerFamily<bool>,
     /// Whether a table is there that can't be changed in place.
     pub(super) outdated: PerFamily<bool>,
     /// The processes that own tables of ours, which nobody else can change.
@@ -56,18 +63,12 @@ pub(super) struct Read {
 impl Syncer {
     /// Reads both tables. One that another process owns is left out, as long as
     /// there is another. Large maps are left out, to be looked up, unless all
-    /// are to be listed. Tables with a loop are to be replaced.
-    pub(super) fn read_kernel(
-        &mut self,
-        list_all: bool,
-        looped: PerFamily<bool>,
-        report: &mut SyncReport,
-    ) -> Result<Read, SyncError> {
-        let mut read = Read { looped, ..Read::default() };
+    /// are to be listed.
+    pub(super) fn read_kernel(&mut self, reading: &Reading, report: &mut SyncReport) -> Result<Read, SyncError> {
+        let mut read = Read::default();
         for family in Family::ALL {
             if self.enabled[family] {
-                let largest = if list_all { u32::MAX } else { self.max_listed };
-                self.read_table(family, largest, &mut read, report)?;
+                self.read_table(family, reading, &mut read, report)?;
             }
         }
         self.owned = read.owned.clone();
@@ -83,7 +84,7 @@ impl Syncer {
     fn read_table(
         &mut self,
         family: Family,
-        largest: u32,
+        reading: &Reading,
         read: &mut Read,
         report: &mut SyncReport,
     ) -> Result<(), SyncError> {
@@ -100,7 +101,7 @@ impl Syncer {
             // An agent has been killed between switching the old table off and deleting it.
             self.kernel.delete_table(OwnTable::Main, family)?;
         }
-        let loops = read.looped[family].then(|| "an element that leads back to its chain".to_owned());
+        let loops = reading.looped[family].then(|| "an element that leads back to its chain".to_owned());
         if let Some(table) = &table
             && let Some(what) = incompatible(table, family, self.kernel.is_flush_proof()).or(loops)
         {
@@ -118,6 +119,7 @@ impl Syncer {
         }
         read.foreign[family] = table.foreign().to_vec();
         let skeleton = self.planner.skeleton(self.store.node(), family);
+        let largest = if reading.list_all { u32::MAX } else { self.max_listed };
         let (state, looked_up) = (&mut read.states[family], &mut read.looked_up[family]);
         let mut another = None;
         let mut counted = BTreeMap::new();

@@ -12,7 +12,7 @@ use vmap_proxy_compiler::plan::{KernelState, Operation, Transaction};
 use vmap_proxy_compiler::ruleset::Family;
 use vmap_proxy_compiler::ruleset::maps::Map;
 
-use super::compare::{LookedUp, Read};
+use super::compare::{LookedUp, Read, Reading};
 use super::look_up::LookUps;
 use super::replace::Carry;
 use super::report::{Refused, SyncReport};
@@ -77,9 +77,8 @@ struct Met {
     misread: u32,
     /// The number of passes that ended with stand-ins.
     replaced: u32,
-    list_all: bool,
-    /// Tables in which an element of another program closes a loop.
-    looped: PerFamily<bool>,
+    /// How the next one reads.
+    reading: Reading,
     last: String,
 }
 
@@ -103,13 +102,14 @@ impl Syncer {
             self.remember_programmed(self.store.dirty().cloned().collect());
         }
         self.release_quarantined();
-        let mut met = Met { list_all: self.leftovers.cut_off(), ..Met::default() };
+        let reading = Reading { list_all: self.leftovers.cut_off(), ..Reading::default() };
+        let mut met = Met { reading, ..Met::default() };
         while met.refusals < MAX_REFUSALS {
             let moment = self.kernel.moment()?;
             self.see_foreign_changes();
             // This reading serves them.
             self.damaged = false;
-            match self.pass(&met, report) {
+            match self.pass(&met.reading, report) {
                 Ok(Pass::Done) => {
                     if self.is_settled(moment)? {
                         self.leave_out()?;
@@ -118,7 +118,7 @@ impl Syncer {
                     }
                     tracing::info!("others changed the rule set during the first sync; comparing once more");
                 }
-                Ok(Pass::Hidden) => met.list_all = true,
+                Ok(Pass::Hidden) => met.reading.list_all = true,
                 Ok(Pass::Replaced) => met.replace()?,
                 Ok(Pass::Refused(transaction, error)) => {
                     self.judge(moment, transaction, error, &mut met, report)?;
@@ -140,10 +140,10 @@ impl Syncer {
     }
 
     /// One reading of the kernel's state, and the commits of the difference.
-    fn pass(&mut self, met: &Met, report: &mut SyncReport) -> Result<Pass, SyncError> {
+    fn pass(&mut self, reading: &Reading, report: &mut SyncReport) -> Result<Pass, SyncError> {
         // After a refusal in a stand-in the culprits are sought there.
         self.kernel.direct_to(PerFamily::default());
-        let read = self.read_kernel(met.list_all, met.looped, report)?;
+        let read = self.read_kernel(reading, report)?;
         if read.outdated.values().any(|outdated| *outdated) {
             return self.replace(read, report);
         }
@@ -199,9 +199,9 @@ impl Syncer {
             met.misread += 1;
             return Ok(());
         }
-        if let Some(family) = looped(&transaction, failures).filter(|family| !met.looped[*family]) {
+        if let Some(family) = looped(&transaction, failures).filter(|family| !met.reading.looped[*family]) {
             tracing::debug!("an element leads back to its chain, which therefore can't get its rules: {error}");
-            met.looped[family] = true;
+            met.reading.looped[family] = true;
             return Ok(());
         }
         let culprits = match failures.iter().all(|failure| failure.span == 1) {
@@ -404,7 +404,7 @@ impl Met {
     /// program changes the new table again.
     fn replace(&mut self) -> Result<(), SyncError> {
         self.replaced += 1;
-        self.looped = PerFamily::default();
+        self.reading.looped = PerFamily::default();
         if self.replaced < MAX_DISTURBED {
             return Ok(());
         }
